@@ -1,0 +1,151 @@
+"""Mining of interests, their reward labels, and the item vectors made of them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from digr.config.base import Section
+
+
+class VllmMiner(Section):
+    """A local language or vision-language model run by vLLM through Ray Data."""
+
+    kind: Literal["vllm"] = "vllm"
+    name: str
+    """Name of the miner in every table."""
+    model: str
+    """Local folder or hub name."""
+    modality: Literal["text", "image", "both"] = "text"
+    """What the prompt shows."""
+    max_model_len: int = Field(4096, ge=64)
+    """Context of the engine, tokens."""
+    max_tokens: int = Field(512, ge=8)
+    """Longest response, tokens."""
+    temperature: float = Field(0.0, ge=0.0, le=2.0)
+    """Sampling temperature."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs of one engine."""
+    concurrency: int = Field(1, ge=1)
+    """Engines."""
+    batch_size: int = Field(64, ge=1)
+    """Prompts handed to an engine at once."""
+    on_cpu: bool = False
+    """Run the CPU build of vLLM: one logical CPU per engine, eager mode."""
+
+
+class OpenAIMiner(Section):
+    """Any endpoint that speaks the OpenAI chat protocol."""
+
+    kind: Literal["openai"] = "openai"
+    name: str
+    """Name of the miner in every table."""
+    base_url: str
+    """Address of the endpoint, up to and with /v1."""
+    model: str
+    """Model name at the endpoint."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself is never in a config."""
+    modality: Literal["text", "image", "both"] = "text"
+    """What the prompt shows."""
+    json_schema: bool = True
+    """Ask the endpoint to hold the response to the JSON schema."""
+    max_tokens: int = Field(512, ge=8)
+    """Longest response, tokens."""
+    temperature: float = Field(0.0, ge=0.0, le=2.0)
+    """Sampling temperature."""
+    concurrency: int = Field(8, ge=1, le=1024)
+    """Requests in flight of one worker."""
+    max_retries: int = Field(5, ge=0)
+    """Retries of a request that failed with 408, 409, 429, 5xx or no connection."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """Longest wait for one response."""
+    usd_per_million_input_tokens: float = Field(0.0, ge=0)
+    """Price, for the cost columns."""
+    usd_per_million_output_tokens: float = Field(0.0, ge=0)
+    """Price, for the cost columns."""
+
+
+class ReplayMiner(Section):
+    """Responses recorded earlier, in the columns of `interest_responses`."""
+
+    kind: Literal["replay"] = "replay"
+    name: str
+    """Name of the miner in every table."""
+    path: str
+    """Parquet file or folder of recorded responses."""
+
+
+class ExtractiveMiner(Section):
+    """No language model: key phrases of the owner's own text, ranked by a sentence encoder."""
+
+    kind: Literal["extractive"] = "extractive"
+    name: str = "extractive"
+    """Name of the miner in every table."""
+    max_words: int = Field(5, ge=1, le=9)
+    """Longest phrase, words."""
+    min_owners: int = Field(2, ge=1)
+    """A phrase counts only if at least this many owners' texts contain it."""
+
+
+Miner = Annotated[VllmMiner | OpenAIMiner | ReplayMiner | ExtractiveMiner, Field(discriminator="kind")]
+
+
+class InterestsConfig(Section):
+    """MLIM: who mines interests, of whom, and how their answers merge."""
+
+    miners: tuple[Miner, ...] = (ExtractiveMiner(),)
+    """Any number of miners, each with its own name."""
+    owners: tuple[Literal["item", "user"], ...] = ("item",)
+    """Whose interests are mined."""
+    max_interests: int = Field(5, ge=1, le=20)
+    """Interests kept of an owner, the strongest."""
+    merge_similarity: float = Field(0.9, ge=0, le=1)
+    """Cosine from which phrases of two miners count as one interest."""
+    max_text_chars: int = Field(1200, ge=50)
+    """Characters of an owner's text shown to a miner."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "InterestsConfig":
+        names = [miner.name for miner in self.miners]
+        if len(set(names)) != len(names):
+            raise ValueError(f"interests.miners: names must differ, found {names}")
+        return self
+
+
+class ClassifierConfig(Section):
+    """RLDI: the cross-encoder that tells a trustworthy interest from a bad one."""
+
+    base: str = "minilm"
+    """Encoder it starts from: "minilm", a local folder or a hub name."""
+    max_tokens: int = Field(96, ge=16, le=512)
+    """Longest pair of interest and item text, tokens."""
+    max_pairs: int = Field(8000, ge=16)
+    """Training pairs drawn, positives and negatives together."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the pairs."""
+    batch_size: int = Field(32, ge=1)
+    """Pairs per step, over all workers."""
+    lr: float = Field(5e-5, gt=0)
+    """Peak learning rate."""
+    valid_share: float = Field(0.15, gt=0, lt=0.5)
+    """Share of items held out for calibration and evaluation."""
+
+
+class LabelsConfig(Section):
+    """RLDI: which interests are trusted."""
+
+    threshold: float = Field(0.5, gt=0, lt=1)
+    """Calibrated probability from which an interest is labelled 1."""
+
+
+class EmbeddingsConfig(Section):
+    """IEID: one vector per item from its text and interests."""
+
+    encoder: str = "minilm"
+    """Sentence encoder: "minilm" (from its Python package), a local folder or a hub name."""
+    max_tokens: int = Field(128, ge=8, le=8192)
+    """Longest text, tokens."""
+    interests: Literal["none", "all", "trusted"] = "trusted"
+    """Which interests enter the vector."""
+    interest_weight: float = Field(0.5, ge=0, le=1)
+    """Share of the interests' mean vector in the item's vector; the text has the rest."""

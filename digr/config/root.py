@@ -1,0 +1,126 @@
+"""The root of the configuration, and how it is read from TOML and `section.key=value` overrides."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from digr.config.base import Section
+from digr.config.interests import ClassifierConfig, EmbeddingsConfig, InterestsConfig, LabelsConfig
+from digr.config.policy import DecodingConfig, GrpoConfig, PolicyConfig, SftConfig, TrainConfig
+from digr.config.run import AblationConfig, ClusterConfig, DataConfig, EvaluationConfig, RunConfig
+from digr.config.sids import SidsConfig, TuneConfig
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig
+    data: DataConfig = DataConfig()
+    interests: InterestsConfig = InterestsConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    labels: LabelsConfig = LabelsConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    sids: SidsConfig = SidsConfig()
+    tune: TuneConfig = TuneConfig()
+    policy: PolicyConfig = PolicyConfig()
+    train: TrainConfig = TrainConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    ablations: tuple[AblationConfig, ...] = ()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `section.key=value` overrides.
+
+    A value is read as TOML, so lists and booleans work; what is not valid TOML is taken as a string.
+
+    Raises:
+        ValueError: the file is missing or not TOML, an override has no `=`, a key is unknown (the nearest known key
+            is named) or a value is out of its range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"config {path}: no such file; give --config an existing TOML file such as configs/quickstart.toml")
+    try:
+        tree = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path}: not valid TOML: {error}") from error
+    values = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ValueError(f"override {override!r}: expected section.key=value, for example sft.epochs=3")
+        values[key.strip()] = _parse_value(text)
+    return build_config(_with_overrides(tree, values), where=str(path))
+
+
+def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """Return a new config with dotted keys replaced, checked as when read from a file."""
+    return build_config(_with_overrides(config.model_dump(mode="json"), overrides), where="overrides")
+
+
+def build_config(tree: Mapping[str, Any], where: str) -> Config:
+    """Check a nested mapping; all problems are in one ValueError, each with its dotted key."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"config {where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _with_overrides(tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    for dotted, value in values.items():
+        *parents, leaf = dotted.split(".")
+        node = copy
+        for parent in parents:
+            child = node.get(parent, {})
+            if not isinstance(child, Mapping):
+                raise ValueError(f"override {dotted}: {parent} is a value, not a section")
+            node[parent] = dict(child)
+            node = node[parent]
+        node[leaf] = value
+    return copy
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    location = tuple(error["loc"])
+    dotted = ".".join(str(part) for part in location)
+    if error["type"] != "extra_forbidden":
+        return f"{dotted or 'top level'}: {error['msg']} (found {error.get('input')!r})" if dotted else str(error["msg"])
+    known = _known_keys(Config, location[:-1])
+    nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
+    hint = f"; the nearest known key is {'.'.join([*map(str, location[:-1]), nearest[0]])}" if nearest else ""
+    return f"{dotted}: unknown key{hint}"
+
+
+def _known_keys(model: Any, location: Sequence[Any]) -> list[str]:
+    """Field names at a location of an error, through lists and tagged unions."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = model.model_fields[part].annotation
+        candidates = [model] if isinstance(model, type) and issubclass(model, BaseModel) else _models_inside(model)
+        tagged = [item for item in candidates if "kind" in item.model_fields and item.model_fields["kind"].default == part]
+        model = tagged[0] if tagged else candidates[0] if len(candidates) == 1 else model
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _models_inside(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_inside(inner)]

@@ -1,0 +1,84 @@
+"""Where a run lives, where its data comes from, and what it runs on."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from digr.config.base import Section
+
+
+class RunConfig(Section):
+    """Where a run lives and what makes it repeatable."""
+
+    dir: str
+    """Folder of all artifacts of the run: a local path or s3://bucket/prefix."""
+    seed: int = Field(0, ge=0)
+    """Seed of every random choice of the run."""
+    variant: str = Field("", pattern=r"^[a-z0-9_]*$")
+    """Name of the ablation this run builds; empty for the main one. Set by jobs.pipeline."""
+
+
+class SyntheticConfig(Section):
+    """The embedded shop: a generated catalogue whose interests are known."""
+
+    num_items: int = Field(600, ge=20)
+    """Items of the shop."""
+    num_users: int = Field(2000, ge=20)
+    """Users of the shop."""
+    num_interests: int = Field(24, ge=2)
+    """Planted interests."""
+    image_size: int = Field(64, ge=16, le=1024)
+    """Side of the drawn product images, pixels."""
+
+
+class DataConfig(Section):
+    """Where items and interactions come from and how they are split."""
+
+    source: Literal["synthetic", "parquet"] = "synthetic"
+    """The embedded shop, or a folder of Parquet tables in the common form."""
+    path: str = ""
+    """Folder with items.parquet, interactions.parquet and optionally splits/ (source = "parquet")."""
+    split: Literal["official", "leave_one_out", "temporal"] = "leave_one_out"
+    """The splits/ folder of the data; or last two items of a user held out; or 80/10/10 % of targets by time."""
+    core: int = Field(0, ge=0)
+    """Keep users and items with at least this many interactions, repeatedly; 0 keeps all."""
+    max_history: int = Field(10, ge=1, le=1000)
+    """Items kept of a history, the newest."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+
+class EvaluationConfig(Section):
+    """What is measured."""
+
+    ks: tuple[int, ...] = (5, 10)
+    """Cutoffs."""
+    bootstrap: int = Field(1000, ge=100)
+    """Bootstrap resamples of the 95 % intervals."""
+
+
+class ClusterConfig(Section):
+    """What changes speed, not results."""
+
+    address: str = ""
+    """Ray cluster to join; empty joins RAY_ADDRESS or starts a local Ray."""
+    num_cpus: int = Field(0, ge=0)
+    """Logical CPUs of a local Ray; 0 gives the machine's, at least 8 (each stage of a pipeline holds one)."""
+    encode_batch_size: int = Field(256, ge=1)
+    """Texts per encoder call."""
+    encode_workers: int = Field(1, ge=1)
+    """Encoder processes."""
+    encode_threads: int = Field(2, ge=1)
+    """PyTorch threads of an encoder process on CPU."""
+    use_gpu: bool = False
+    """Encoders, classifier and quantiser on GPU."""
+
+
+class AblationConfig(Section):
+    """A second pass from the embeddings on, with other choices, for the metrics table."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Name of the variant; its artifacts are in <run.dir>/variants/<name>."""
+    overrides: dict[str, str | int | float | bool | list[Any]]
+    """Dotted keys and their values."""
+    grpo: bool = False
+    """Also run GRPO for it."""

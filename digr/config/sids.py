@@ -1,0 +1,53 @@
+"""Semantic IDs and the sweep over their codebooks."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from digr.config.base import Section
+
+
+class SidsConfig(Section):
+    """IEID: how vectors become semantic IDs."""
+
+    quantiser: Literal["rqvae", "rkmeans"] = "rqvae"
+    """RQ-VAE, or residual k-means."""
+    level_sizes: tuple[int, ...] = (256, 256, 256)
+    """Codes per level, without the suffix level."""
+    disambiguation: Literal["colliding", "all", "none"] = "colliding"
+    """Which items get a suffix code."""
+    latent_dim: int = Field(32, ge=2)
+    """Width of the quantised latent (rqvae)."""
+    hidden_dims: tuple[int, ...] = (512, 256, 128)
+    """Widths of the encoder's hidden layers, mirrored in the decoder (rqvae)."""
+    commitment: float = Field(0.25, ge=0)
+    """Weight of the commitment loss, beta (rqvae)."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate of AdamW (rqvae)."""
+    epochs: int = Field(300, ge=1)
+    """Passes over the catalogue (rqvae), or k-means iterations are 25 (rkmeans)."""
+    batch_size: int = Field(2048, ge=1)
+    """Items per step; the whole catalogue if it is smaller (rqvae)."""
+    min_usage_rate: float = Field(0.0, ge=0, le=1)
+    """Fail when a level uses less than this share of its codes."""
+    max_fit_items: int = Field(1_000_000, ge=1)
+    """Items sampled to fit the quantiser; all are assigned."""
+
+    @model_validator(mode="after")
+    def _levels_are_sane(self) -> "SidsConfig":
+        if not self.level_sizes or min(self.level_sizes) < 2 or max(self.level_sizes) > 65_536:
+            raise ValueError(f"sids.level_sizes: each level needs 2 to 65536 codes, found {list(self.level_sizes)}")
+        return self
+
+
+class TuneConfig(Section):
+    """Ray Tune over codebooks."""
+
+    level_sizes: tuple[tuple[int, ...], ...] = ((64, 64, 64), (128, 128, 128), (256, 256, 256))
+    """Candidates of sids.level_sizes."""
+    quantisers: tuple[Literal["rqvae", "rkmeans"], ...] = ("rqvae", "rkmeans")
+    """Candidates of sids.quantiser."""
+    max_concurrent: int = Field(2, ge=1)
+    """Trials at once."""
+    cpus_per_trial: float = Field(1.0, gt=0)
+    """Logical CPUs of one trial."""

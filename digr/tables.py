@@ -1,0 +1,217 @@
+"""The Arrow schema of every table that passes between stages, and the checks they all go through.
+
+Ids are strings, times are milliseconds in UTC, rates are fractions in [0, 1], lists are ordered. A column is nullable
+only where the schema says so.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SCHEMA_VERSION = 1
+
+_TIME = pa.timestamp("ms", tz="UTC")
+_STRINGS = pa.list_(pa.string())
+
+
+class TableSpec(NamedTuple):
+    """Schema and key columns of a table."""
+
+    schema: pa.Schema
+    key: tuple[str, ...]
+
+
+def _spec(key: Sequence[str], **columns: pa.DataType | tuple[pa.DataType, str]) -> TableSpec:
+    """Build a spec; `(type, "?")` marks a nullable column."""
+    fields = [
+        pa.field(name, kind[0], nullable=True) if isinstance(kind, tuple) else pa.field(name, kind, nullable=False)
+        for name, kind in columns.items()
+    ]
+    return TableSpec(pa.schema(fields), tuple(key))
+
+
+TABLES: dict[str, TableSpec] = {
+    "items": _spec(
+        ["item_id"],
+        item_id=pa.string(),
+        title=pa.string(),
+        description=(pa.string(), "?"),
+        brand=(pa.string(), "?"),
+        categories=(_STRINGS, "?"),
+        price_usd=(pa.float64(), "?"),
+        image_uri=(pa.string(), "?"),
+    ),
+    "interactions": _spec(
+        ["user_id", "position"],
+        user_id=pa.string(),
+        position=pa.int32(),
+        item_id=pa.string(),
+        timestamp=(_TIME, "?"),
+        rating=(pa.float64(), "?"),
+    ),
+    "histories": _spec(
+        ["example_id"],
+        example_id=pa.string(),
+        user_id=pa.string(),
+        split=pa.string(),
+        history=_STRINGS,
+        target=pa.string(),
+        target_timestamp=(_TIME, "?"),
+    ),
+    "interest_responses": _spec(
+        ["request_digest"],
+        owner=pa.string(),
+        owner_id=pa.string(),
+        miner=pa.string(),
+        request_digest=pa.string(),
+        prompt_version=pa.string(),
+        modality=pa.string(),
+        response=(pa.string(), "?"),
+        status=pa.string(),
+        reason=(pa.string(), "?"),
+        input_tokens=pa.int64(),
+        output_tokens=pa.int64(),
+        cost_usd=pa.float64(),
+    ),
+    "interests": _spec(
+        ["owner", "owner_id", "rank"],
+        owner=pa.string(),
+        owner_id=pa.string(),
+        rank=pa.int32(),
+        interest=pa.string(),
+        confidence=(pa.float64(), "?"),
+        miners=_STRINGS,
+        consensus=pa.float64(),
+    ),
+    "interest_labels": _spec(
+        ["owner", "owner_id", "rank"],
+        owner=pa.string(),
+        owner_id=pa.string(),
+        rank=pa.int32(),
+        interest=pa.string(),
+        probability=pa.float64(),
+        label=pa.int8(),
+        labeler=pa.string(),
+    ),
+    "item_quality": _spec(["item_id"], item_id=pa.string(), quality=pa.float64(), num_interests=pa.int32()),
+    "item_embeddings": _spec(
+        ["item_id"],
+        item_id=pa.string(),
+        embedding=pa.list_(pa.float32()),
+        interest_embedding=(pa.list_(pa.float32()), "?"),
+    ),
+    "item_sids": _spec(["item_id"], item_id=pa.string(), codes=pa.list_(pa.int32())),
+    "policy_examples": _spec(
+        ["example_id"],
+        example_id=pa.string(),
+        user_id=(pa.string(), "?"),
+        task=pa.string(),
+        split=pa.string(),
+        prompt=pa.string(),
+        completion=pa.string(),
+        target=(pa.string(), "?"),
+    ),
+    "recommendations": _spec(
+        ["example_id"],
+        example_id=pa.string(),
+        item_ids=_STRINGS,
+        scores=pa.list_(pa.float64()),
+        reasons=(pa.list_(_STRINGS), "?"),
+    ),
+    "metrics": _spec(
+        ["system", "split", "slice", "name", "k"],
+        system=pa.string(),
+        split=pa.string(),
+        slice=pa.string(),
+        name=pa.string(),
+        k=pa.int32(),
+        value=pa.float64(),
+        low=pa.float64(),
+        high=pa.float64(),
+        num_examples=pa.int64(),
+    ),
+}
+
+SPLITS = ("train", "valid", "test")
+STATUSES = ("ok", "unparsable", "truncated", "refused", "empty", "error")
+
+
+def table_spec(name: str) -> TableSpec:
+    """Return the spec of a table; artifact names such as `recommendations/sft_test` use the first part."""
+    return TABLES[name.split("/")[0]]
+
+
+def conform(name: str, table: pa.Table, where: str) -> pa.Table:
+    """Return `table` with exactly the columns and types of `name`, in order.
+
+    Types that hold the same values (large_string, fixed-size lists, integers of another width that fit, null columns)
+    are cast; anything else is an error, so a wrong column never passes in silence.
+
+    Raises:
+        ValueError: a column is missing, has another type, or has nulls although the schema forbids them.
+    """
+    schema = table_spec(name).schema
+    missing = [field.name for field in schema if field.name not in table.column_names and not field.nullable]
+    if missing:
+        raise ValueError(f"{where}: table {name} lacks column {', '.join(missing)}; found {', '.join(table.column_names)}")
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(len(table), field.type))
+            continue
+        column = table[field.name]
+        if not _same_kind(column.type, field.type):
+            raise ValueError(f"{where}: table {name}, column {field.name}: expected {field.type}, found {column.type}")
+        try:
+            column = column if column.type.equals(field.type) else column.cast(field.type)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{where}: table {name}, column {field.name}: {error}") from error
+        if not field.nullable and column.null_count:
+            raise ValueError(f"{where}: table {name}, column {field.name}: {column.null_count} empty values, none allowed")
+        columns.append(column)
+    return pa.table(columns, schema=schema)
+
+
+def check_table(name: str, table: pa.Table, where: str) -> pa.Table:
+    """Conform a whole table and check that its key is unique.
+
+    Raises:
+        ValueError: as `conform`, or a key occurs twice (the first such key is named).
+    """
+    table = conform(name, table, where)
+    key = list(table_spec(name).key)
+    counts = table.select(key).group_by(key).aggregate([([], "count_all")])
+    doubled = counts.filter(pc.greater(counts["count_all"], 1))
+    if len(doubled):
+        first = ", ".join(f"{column}={doubled[column][0].as_py()!r}" for column in key)
+        raise ValueError(f"{where}: table {name}: duplicate key {first} ({len(doubled)} keys occur more than once)")
+    return table
+
+
+def _same_kind(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether a cast keeps the meaning."""
+    if found.equals(expected) or pa.types.is_null(found):
+        return True
+    kinds = (
+        (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, _is_string_dictionary),
+        (pa.types.is_integer,),
+        (pa.types.is_floating,),
+        (pa.types.is_timestamp,),
+    )
+    for kind in kinds:
+        if any(test(expected) for test in kind):
+            widened = pa.types.is_floating(expected) and pa.types.is_integer(found)
+            return widened or any(test(found) for test in kind)
+    if _is_list(expected):
+        return _is_list(found) and _same_kind(found.value_type, expected.value_type)
+    return False
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_string_dictionary(kind: pa.DataType) -> bool:
+    return pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)

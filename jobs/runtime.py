@@ -1,0 +1,72 @@
+"""What every job shares: its command line, its progress lines and the Ray it joins."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from digr.config import Config, load_config
+
+
+class Options(NamedTuple):
+    """How a job treats what exists: `force` "no" keeps it, "stale" rebuilds what no longer matches, "all" rebuilds."""
+
+    force: Literal["no", "stale", "all"] = "no"
+    dry_run: bool = False
+
+
+def say(stage: str, text: str) -> None:
+    """Print one progress line at once."""
+    print(f"[{time.strftime('%H:%M:%S')}] {stage}: {text}", flush=True)
+
+
+def start_ray(config: Config) -> None:
+    """Join the configured Ray, or start one on this machine; a second call does nothing.
+
+    A local Ray declares at least 8 logical CPUs, because each stage of a Ray Data pipeline holds one.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    # ray joins RAY_ADDRESS by itself: `ray job submit` sets it for its entry point
+    remote = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = (
+        {} if remote else {"num_cpus": config.cluster.num_cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
+    )
+    ray.init(address=config.cluster.address or None, log_to_driver=False, configure_logging=False, **local)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def main(
+    run: Callable[[Config, Options], dict[str, Any]], argv: Sequence[str] | None = None, force: Literal["stale", "all"] = "all"
+) -> None:
+    """Run a job from the command line; the last line it prints is its summary as JSON, and a failure exits non-zero."""
+    name = run.__module__ if run.__module__ != "__main__" else getattr(sys.modules["__main__"].__spec__, "name", "jobs")
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=(sys.modules[run.__module__].__doc__ or "").strip())
+    parser.add_argument("--config", required=True, help="TOML file of the run, for example configs/quickstart.toml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace a value of the config")
+    parser.add_argument("--print-config", action="store_true", help="print the whole checked config as JSON and stop")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be built and stop")
+    parser.add_argument("--force", action="store_true", help="rebuild what exists (jobs.pipeline: only what no longer matches)")
+    arguments = parser.parse_intermixed_args(argv)
+    summary: dict[str, Any] = {"job": name, "status": "failed"}
+    code = 1
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(config.model_dump_json(indent=2))
+            return
+        summary |= run(config, Options(force if arguments.force else "no", arguments.dry_run))
+        code = 0
+    except ValueError as error:
+        summary |= {"error": str(error)}
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = 2
+    finally:
+        if not arguments.print_config or code:
+            print(json.dumps(summary, default=str), flush=True)
+    sys.exit(code)

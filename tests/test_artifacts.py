@@ -1,0 +1,71 @@
+"""Artifacts exist only when complete, and tell why they are stale."""
+
+import pyarrow as pa
+import pytest
+
+from digr import artifacts
+from digr.artifacts import Manifest, StaleArtifact, Store
+
+
+def _items(*ids: str) -> pa.Table:
+    return pa.table({"item_id": list(ids), "title": [f"item {item}" for item in ids]})
+
+
+def test_an_artifact_without_a_manifest_does_not_exist(tmp_path):
+    store = Store(str(tmp_path))
+    artifacts.write_table(store, "items", _items("a", "b"))
+    assert artifacts.read_manifest(store, "items") is None
+    with pytest.raises(ValueError, match=r"artifact items does not exist; run `python -m jobs\.prepare_data`"):
+        artifacts.read_table(store, "items")
+
+
+def test_a_table_reads_back_with_the_columns_the_schema_adds(tmp_path):
+    store = Store(str(tmp_path))
+    artifacts.write_table(store, "items", _items("a", "b"))
+    artifacts.commit(store, Manifest(name="items", rows=2))
+    table = artifacts.read_table(store, "items", item_id=["b", "c"])
+    assert table.to_pylist() == [
+        {"item_id": "b", "title": "item b", "description": None, "brand": None, "categories": None, "price_usd": None, "image_uri": None}
+    ]
+
+
+def test_duplicate_keys_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"duplicate key item_id='a' \(1 keys occur more than once\)"):
+        artifacts.write_table(Store(str(tmp_path)), "items", _items("a", "b", "a"))
+
+
+def test_a_wrong_type_is_an_error_and_not_a_cast(tmp_path):
+    wrong = pa.table({"item_id": [1, 2], "title": ["x", "y"]})
+    with pytest.raises(ValueError, match="column item_id: expected string, found int64"):
+        artifacts.write_table(Store(str(tmp_path)), "items", wrong)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    with pytest.raises(ValueError, match="table items lacks column title; found item_id"):
+        artifacts.write_table(Store(str(tmp_path)), "items", pa.table({"item_id": ["a"]}))
+
+
+def test_begin_removes_what_was_there(tmp_path):
+    store = Store(str(tmp_path))
+    artifacts.write_table(store, "items", _items("a"))
+    artifacts.commit(store, Manifest(name="items"))
+    artifacts.begin(store, "items")
+    assert list((tmp_path / "items").iterdir()) == []
+
+
+def test_a_stale_artifact_names_what_differs_and_the_command(tmp_path):
+    store = Store(str(tmp_path))
+    artifacts.begin(store, "item_sids")
+    artifacts.commit(store, Manifest(name="item_sids", config={"sids": {"lr": 0.1, "epochs": 3}}, inputs={"item_embeddings": "aa"}))
+    same = Manifest(name="item_sids", config={"sids": {"lr": 0.1, "epochs": 3}}, inputs={"item_embeddings": "aa"})
+    assert artifacts.is_current(store, same)
+    other = same.model_copy(update={"config": {"sids": {"lr": 0.2, "epochs": 3}}, "inputs": {"item_embeddings": "bb"}})
+    with pytest.raises(StaleArtifact, match=r"different: input item_embeddings, config sids\.lr\); run `python -m jobs\.build_sids"):
+        artifacts.is_current(store, other)
+
+
+def test_variants_share_what_comes_before_the_embeddings():
+    store = Store("runs/x", "without_interests")
+    assert store.uri("interests") == "runs/x/interests"
+    assert store.uri("item_sids") == "runs/x/variants/without_interests/item_sids"
+    assert store.uri("recommendations/sft_test") == "runs/x/variants/without_interests/recommendations/sft_test"
