@@ -59,6 +59,7 @@ def main(
         config = load_config(arguments.config, arguments.overrides)
         if arguments.print_config:
             print(config.model_dump_json(indent=2))
+            code = 0
             return
         summary |= run(config, Options(force if arguments.force else "no", arguments.dry_run))
         code = 0

