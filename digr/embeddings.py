@@ -5,11 +5,11 @@ encoder is named by folder or hub name.
 """
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -59,3 +59,64 @@ def load_encoder(base: str, max_tokens: int, device: str = "cpu", batch_size: in
     path = encoder_path(base)
     model = AutoModel.from_pretrained(path, trust_remote_code=False).eval().to(device)
     return SentenceEncoder(model, AutoTokenizer.from_pretrained(path), max_tokens, batch_size)
+
+
+class ItemVectors(NamedTuple):
+    """Vectors of N items; rows without trusted interests have a zero `interest_embedding`."""
+
+    embedding: Float[np.ndarray, "N D"]
+    interest_embedding: Float[np.ndarray, "N D"]
+    has_trusted: Bool[np.ndarray, " N"]
+
+
+def item_vectors(
+    texts: list[str],
+    phrases: list[str],
+    item_index: Int[np.ndarray, " P"],
+    confidence: Float[np.ndarray, " P"],
+    trusted: Bool[np.ndarray, " P"],
+    *,
+    encode: Encode,
+    interests: Literal["none", "all", "trusted"],
+    interest_weight: float,
+) -> ItemVectors:
+    """Blend each item's text vector with the mean of its interests' vectors, all of unit length.
+
+    The embedding is unit((1 - w) * text + w * unit(mean)); an item without chosen interests keeps its text vector.
+    `interest_embedding` is the unit mean of the trusted interests whatever `interests` says, because the reward reads it
+    and an ablation must change only what is quantised. Each distinct phrase is encoded once.
+
+    Args:
+        texts: one text per item, N of them.
+        phrases: interests of all items, P of them, in any order.
+        item_index: row of `texts` a phrase belongs to.
+        confidence: weight of a phrase in the mean, at least 0; phrases of weight 0 do not count.
+        trusted: whether a phrase is labelled 1.
+        encode: texts to unit vectors.
+        interests: which phrases enter the embedding.
+        interest_weight: w, in [0, 1].
+    """
+    text = encode(texts)
+    distinct, inverse = np.unique(np.array(phrases, dtype=object), return_inverse=True)
+    vectors = encode(distinct.tolist())[inverse] if len(phrases) else np.zeros((0, text.shape[1]), np.float32)
+    trusted_mean = _unit_means(vectors, item_index, confidence * trusted, len(texts))
+    chosen = {"none": np.zeros_like(text), "trusted": trusted_mean}.get(interests)
+    if chosen is None:
+        chosen = _unit_means(vectors, item_index, confidence, len(texts))
+    has_chosen = np.any(chosen != 0, axis=1, keepdims=True)
+    blend = np.where(has_chosen, (1 - interest_weight) * text + interest_weight * chosen, text)
+    return ItemVectors(_unit(blend), trusted_mean, np.any(trusted_mean != 0, axis=1))
+
+
+def _unit_means(
+    vectors: Float[np.ndarray, "P D"], item_index: Int[np.ndarray, " P"], weight: Float[np.ndarray, " P"], num_items: int
+) -> Float[np.ndarray, "N D"]:
+    sums = np.zeros((num_items, vectors.shape[1]), np.float32)
+    np.add.at(sums, item_index, weight[:, None].astype(np.float32) * vectors)
+    return _unit(sums)
+
+
+def _unit(vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    """Scale rows to length 1; zero rows stay zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)

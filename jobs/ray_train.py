@@ -58,6 +58,7 @@ def fit(
     """
     train, queue = config.train, Queue(actor_options={"num_cpus": 0})
     threads, variables = train.threads_per_worker, dict(env or {})
+    callbacks: list[Any] = [_Tell(queue)]
 
     def loop(values: dict[str, Any]) -> None:
         os.environ.update(variables)
@@ -79,7 +80,7 @@ def fit(
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=score),
-            callbacks=[_Tell(queue)],
+            callbacks=callbacks,
         ),
         datasets=dict(datasets) if datasets else None,
     )

@@ -1,0 +1,91 @@
+"""Embed every item's text and trusted interests: artifact `item_embeddings`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config
+from digr.data.texts import item_texts
+from digr.embeddings import item_vectors, load_encoder
+from digr.tables import conform
+from jobs.ray_data import map_items
+from jobs.runtime import Options, main, say, start_ray
+from jobs.stage import Made, run_stage
+
+STAGE = "item_embeddings"
+
+
+class Embed:
+    """Turn rows of `items` into rows of `item_embeddings`; reads the interests of its own batch only."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        import torch
+
+        torch.set_num_threads(config.cluster.encode_threads)
+        device = "cuda" if config.cluster.use_gpu else "cpu"
+        self.config, self.store = config.embeddings, store
+        self.encode = load_encoder(self.config.encoder, self.config.max_tokens, device, config.cluster.encode_batch_size)
+
+    def __call__(self, items: pa.Table) -> pa.Table:
+        ids = items["item_id"].combine_chunks()
+        order = [("owner_id", "ascending"), ("rank", "ascending")]
+        interests = artifacts.read_table(self.store, "interests", owner=["item"], owner_id=ids.to_pylist()).sort_by(order)
+        labels = artifacts.read_table(self.store, "interest_labels", owner=["item"], owner_id=ids.to_pylist()).sort_by(order)
+        if not interests.select(["owner_id", "rank", "interest"]).equals(labels.select(["owner_id", "rank", "interest"])):
+            raise ValueError(f"{self.store.uri('interest_labels')}: not the labels of interests; run jobs.label_interests again")
+        vectors = item_vectors(
+            item_texts(items),
+            interests["interest"].to_pylist(),
+            np.asarray(pc.index_in(interests["owner_id"], ids)),
+            np.asarray(interests["confidence"].fill_null(1.0)),
+            np.asarray(labels["label"]) == 1,
+            encode=self.encode,
+            interests=self.config.interests,
+            interest_weight=self.config.interest_weight,
+        )
+        columns = {
+            "item_id": ids,
+            "embedding": _lists(vectors.embedding, np.ones(len(ids), bool)),
+            "interest_embedding": _lists(vectors.interest_embedding, vectors.has_trusted),
+        }
+        return conform(STAGE, pa.table(columns), STAGE)
+
+
+def _lists(vectors: np.ndarray, present: np.ndarray) -> pa.Array:
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    return pc.if_else(pa.array(present), lists.cast(pa.list_(pa.float32())), pa.scalar(None, pa.list_(pa.float32())))
+
+
+def run(config: Config, options: Options) -> dict[str, Any]:
+    """Build `item_embeddings` with Ray Data; an item without chosen interests falls back to its text, counted."""
+
+    def build(store: Store, work: str) -> Mapping[str, Made]:
+        start_ray(config)
+        num_items = artifacts.require(store, "items").rows or 0
+        say(STAGE, f"{num_items} items, encoder {config.embeddings.encoder}, interests {config.embeddings.interests}")
+        rows = map_items(config, store, Embed, STAGE)
+        parts = artifacts.open_parts(store.uri(STAGE))
+        without_trusted = parts.count_rows(filter=pc.field("interest_embedding").is_null())
+        without_any = artifacts.dataset_of(store, "item_quality").count_rows(filter=pc.field("num_interests") == 0)
+        fallbacks = {"none": rows, "all": without_any, "trusted": without_trusted}[config.embeddings.interests]
+        dim = len(parts.head(1, columns=["embedding"])["embedding"][0])
+        facts = {"dim": dim, "num_text_only": fallbacks, "num_without_trusted_interests": without_trusted}
+        return {STAGE: Made(rows, facts=facts)}
+
+    return run_stage(
+        config,
+        options,
+        outputs=[STAGE],
+        sections=["embeddings"],
+        inputs=["items", "interests", "interest_labels", "item_quality"],
+        build=build,
+    )
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,54 @@
+"""Ray Data shared by the jobs that turn every item into a row: a pool of actors over `items`, in the order of the ids."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config
+
+BLOCK_ROWS = 1024
+"""Items handed to an actor at once."""
+
+
+def map_items(config: Config, store: Store, worker: Callable[..., Any], output: str) -> int:
+    """Run `worker(config, store)` over batches of `items` and write what it returns as parts of `output`.
+
+    The worker is made once per actor (`cluster.encode_workers` of them). Blocks keep the order of `items`, so every
+    part covers a narrow range of ids.
+
+    Args:
+        worker: a class with `__init__(config, store)` and `__call__(pa.Table) -> pa.Table`.
+
+    Returns:
+        Rows written.
+
+    Raises:
+        ValueError: other rows came out than items went in.
+    """
+    import ray
+
+    filesystem, _ = artifacts.filesystem_of(store.uri("items"))
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    cluster = config.cluster
+    items = ray.data.read_parquet(artifacts.list_parts(store.uri("items")), filesystem=filesystem)
+    items = items.repartition(target_num_rows_per_block=BLOCK_ROWS)
+    made = items.map_batches(
+        worker,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        fn_constructor_args=(config, store),
+        compute=ray.data.ActorPoolStrategy(size=cluster.encode_workers),
+        num_gpus=1 if cluster.use_gpu else None,
+    )
+    filesystem, path = artifacts.filesystem_of(store.uri(output))
+    made.write_parquet(path, filesystem=filesystem)
+    rows, expected = artifacts.open_parts(store.uri(output)).count_rows(), artifacts.require(store, "items").rows
+    if rows != expected:
+        raise ValueError(
+            f"{store.uri(output)}: {rows} rows written, {store.uri('items')} has {expected}; rebuild items with --force"
+        )
+    return rows
