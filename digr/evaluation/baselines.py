@@ -1,0 +1,174 @@
+"""Popularity and transition counts: what a recommender must beat before its method can be credited.
+
+One rule makes all three baselines. Walk back through the history from its newest item, list what followed each item in
+training (most often first), and fill up with the most popular items: over no item it is popularity, over one the
+last-item transition counts, over all of them the whole-history back-off.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+
+from digr.evaluation.metrics import Examples, target_ranks, target_slices
+
+BASELINES = {"popularity": 0, "transition_counts": 1, "transition_counts_history": 1000}
+"""System name -> history items walked back through."""
+
+
+class TrainingCounts(NamedTuple):
+    """What occurs and what follows what in the training sequences, in rows of successors sorted best first."""
+
+    item_ids: pa.Array
+    frequency: Int[np.ndarray, " N"]
+    popular: Int[np.ndarray, " N"]
+    """Item indices, most frequent first."""
+    offsets: Int[np.ndarray, " N+1"]
+    """Successors of item i are `successors[offsets[i]:offsets[i + 1]]`."""
+    successors: Int[np.ndarray, " P"]
+
+
+def index_items(ids: pa.Array | pa.ChunkedArray, item_ids: pa.Array, where: str) -> Int[np.ndarray, " B"]:
+    """Return the place of each id in `item_ids`.
+
+    Raises:
+        ValueError: an id is not there.
+    """
+    places = pc.index_in(ids, value_set=item_ids)
+    if places.null_count:
+        stranger = pc.filter(ids, pc.is_null(places))[0].as_py()
+        raise ValueError(
+            f"{where}: item {stranger!r} is not among the {len(item_ids)} items of the catalogue; run jobs.prepare_data"
+        )
+    return places.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def count_training(
+    batches: Iterable[pa.RecordBatch], item_ids: pa.Array, rng: np.random.Generator, where: str = "histories"
+) -> TrainingCounts:
+    """Count items and transitions of the training rows of `histories`, each interaction once.
+
+    A user's rows must follow each other in time order: the first one brings its whole history, the others only their
+    target, because their histories hold the same interactions again. Ties are broken by popularity, then at random and
+    never by id, which would leak the order of logs that are sorted by id within a day.
+
+    Args:
+        batches: columns user_id, history (oldest first) and target.
+    """
+    num = len(item_ids)
+    frequency = np.zeros(num, np.int64)
+    keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    previous_user = None
+    for batch in batches:
+        if not len(batch):
+            continue
+        users = batch["user_id"].to_numpy(zero_copy_only=False)
+        first = np.concatenate([[users[0] != previous_user], users[1:] != users[:-1]])
+        previous_user = users[-1]
+        targets = index_items(batch["target"], item_ids, where)
+        items, rows = _flat_histories(batch["history"], item_ids, where)
+        frequency += np.bincount(targets, minlength=num) + np.bincount(items[first[rows]], minlength=num)
+        inner = (rows[1:] == rows[:-1]) & first[rows[1:]]
+        last = np.append(rows[1:] != rows[:-1], True)[: len(rows)]
+        sources = np.concatenate([items[:-1][inner], items[last]])
+        followers = np.concatenate([items[1:][inner], targets[rows[last]]])
+        keys, counts = _merge_counts(keys, counts, sources * num + followers)
+    popular = np.lexsort((rng.permutation(num), -frequency))
+    standing = np.empty(num, np.int64)
+    standing[popular] = np.arange(num)
+    sources, followers = keys // max(num, 1), keys % max(num, 1)
+    order = np.lexsort((standing[followers], -counts, sources))
+    offsets = np.searchsorted(sources[order], np.arange(num + 1))
+    return TrainingCounts(item_ids, frequency, popular, offsets, followers[order])
+
+
+def recent_items(history: pa.ListArray, counts: TrainingCounts, depth: int, where: str = "histories") -> Int[np.ndarray, "B T"]:
+    """Return the `depth` newest items of each history, newest first, padded with -1 to the longest."""
+    items, rows = _flat_histories(history, counts.item_ids, where)
+    lengths = np.bincount(rows, minlength=len(history))
+    width = min(depth, int(lengths.max(initial=0)))
+    places = np.cumsum(lengths)[:, None] - 1 - np.arange(width)
+    inside = np.arange(width) < lengths[:, None]
+    return np.where(inside, items[np.where(inside, places, 0)], -1) if width else np.full((len(history), 0), -1)
+
+
+def back_off_lists(counts: TrainingCounts, recent: Int[np.ndarray, "B T"], k: int) -> Int[np.ndarray, "B k"]:
+    """Return k distinct items each: successors of the newest item, then of the one before, and so on, then the popular.
+
+    Args:
+        recent: item indices, newest first, -1 for none; no column at all gives plain popularity.
+        k: length of the lists, at most the size of the catalogue.
+    """
+    starts, ends = counts.offsets[recent], counts.offsets[recent + 1]
+    places = starts[..., None] + np.arange(k)
+    known = (places < ends[..., None]) & (recent[..., None] >= 0)
+    followers = np.full(known.shape, -1)
+    followers[known] = counts.successors[places[known]]
+    popular = np.broadcast_to(counts.popular[:k], (len(recent), min(k, len(counts.popular))))
+    return _first_distinct(np.concatenate([followers.reshape(len(recent), recent.shape[1] * k), popular], axis=1), k)
+
+
+def recommend_baseline(
+    batches: Iterable[pa.RecordBatch], counts: TrainingCounts, depth: int, k: int, rows: int = 4096
+) -> Iterator[pa.RecordBatch]:
+    """Yield a baseline's lists in the columns of `recommendations` (example_id, item_ids), a bounded batch at a time.
+
+    Args:
+        batches: columns example_id and history.
+        depth: history items walked back through, see `BASELINES`.
+    """
+    k = min(k, len(counts.item_ids))
+    for batch in batches:
+        for start in range(0, len(batch), rows):
+            part = batch.slice(start, rows)
+            lists = back_off_lists(counts, recent_items(part["history"], counts, depth), k)
+            flat = counts.item_ids.take(pa.array(lists.ravel()))
+            lists = pa.ListArray.from_arrays(pa.array(np.arange(0, lists.size + 1, k), pa.int32()), flat)
+            yield pa.record_batch({"example_id": part["example_id"], "item_ids": lists})
+
+
+def collect_examples(batches: Iterable[pa.RecordBatch], counts: TrainingCounts, where: str = "histories") -> Examples:
+    """Keep ids, targets and slices of a split's rows; the histories themselves are let go.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    ids, targets, repeated = [], [], []
+    for batch in batches:
+        ids.append(batch["example_id"])
+        targets.append(batch["target"])
+        repeated.append(target_ranks(batch["history"], batch["target"]) > 0)
+    if not sum(map(len, ids)):
+        raise ValueError(f"{where}: this split has no examples, so nothing can be evaluated; choose another data.split")
+    example_ids, target_ids = pa.concat_arrays(ids), pa.concat_arrays(targets)
+    indices = index_items(target_ids, counts.item_ids, where)
+    return Examples(example_ids, target_ids, target_slices(counts.frequency, indices, np.concatenate(repeated)))
+
+
+def _flat_histories(history: pa.ListArray, item_ids: pa.Array, where: str) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " F"]]:
+    """Item indices of all histories one after another, and the row each belongs to."""
+    lengths = pc.list_value_length(history).to_numpy(zero_copy_only=False).astype(np.int64)
+    return index_items(history.flatten(), item_ids, where), np.repeat(np.arange(len(history)), lengths)
+
+
+def _merge_counts(
+    keys: Int[np.ndarray, " P"], counts: Int[np.ndarray, " P"], more: Int[np.ndarray, " F"]
+) -> tuple[Int[np.ndarray, " Q"], Int[np.ndarray, " Q"]]:
+    merged, inverse = np.unique(np.concatenate([keys, more]), return_inverse=True)
+    weights = np.concatenate([counts, np.ones(len(more), np.int64)])
+    return merged, np.bincount(inverse, weights=weights, minlength=len(merged)).astype(np.int64)
+
+
+def _first_distinct(lists: Int[np.ndarray, "B C"], k: int) -> Int[np.ndarray, "B k"]:
+    """Keep the first k distinct non-negative values of each row, in order."""
+    order = np.argsort(lists, axis=1, kind="stable")
+    ranked = np.take_along_axis(lists, order, axis=1)
+    fresh = np.ones_like(ranked, bool)
+    fresh[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    keep = np.empty_like(fresh)
+    np.put_along_axis(keep, order, fresh & (ranked >= 0), axis=1)
+    chosen = np.argsort(~keep, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(lists, chosen, axis=1)

@@ -1,0 +1,121 @@
+"""The evaluation job on a run directory whose lists are known."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config import Config, build_config
+from jobs.evaluate import run, systems_of
+from jobs.runtime import Options
+
+ITEMS = [f"i{index:02d}" for index in range(20)]
+STRINGS = pa.list_(pa.string())
+
+
+def _config(folder, **extra) -> Config:
+    tree = {
+        "run": {"dir": str(folder)},
+        "ablations": [{"name": "plain", "overrides": {"embeddings.interests": "none"}}],
+        "evaluation": {"bootstrap": 100},
+    }
+    return build_config(tree | extra, "test")
+
+
+def _put(store: Store, name: str, table: pa.Table) -> None:
+    artifacts.commit(store, Manifest(name=name, rows=artifacts.write_table(store, name, table)))
+
+
+def _lists(store: Store, name: str, places: dict[str, int]) -> None:
+    """Lists of ten items with the target i00 at a place from 1, or nowhere (0)."""
+    lists = []
+    for place in places.values():
+        items = ITEMS[1:11]
+        if place:
+            items[place - 1] = ITEMS[0]
+        lists.append(items)
+    table = {"example_id": list(places), "item_ids": pa.array(lists, STRINGS), "scores": [[0.0] * 10] * len(lists)}
+    _put(store, name, pa.table(table))
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    store, plain = Store(str(tmp_path)), Store(str(tmp_path), "plain")
+    _put(store, "items", pa.table({"item_id": ITEMS, "title": [f"title <{item}>" for item in ITEMS]}))
+    rows = [("t0", "u", "train", ["i01"], "i02"), ("v0", "u", "valid", ["i02"], "i00"), ("s0", "u", "test", ["i03"], "i00")]
+    rows += [("s1", "v", "test", ["i00", "i04"], "i00")]
+    names = ("example_id", "user_id", "split", "history", "target")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    _put(store, "histories", pa.table({name: list(column) for name, column in columns.items()}))
+    for target, stage, places in ((plain, "sft", (0, 0)), (store, "sft", (2, 0)), (store, "grpo", (1, 7))):
+        _lists(target, f"recommendations/{stage}_valid", {"v0": 1})
+        _lists(target, f"recommendations/{stage}_test", dict(zip(("s0", "s1"), places, strict=True)))
+    return tmp_path
+
+
+def test_every_system_and_baseline_is_measured_on_the_same_examples(run_dir, capsys):
+    summary = run(_config(run_dir), Options())
+    assert summary["status"] == "built"
+    rows = artifacts.read_table(Store(str(run_dir)), "metrics").to_pylist()
+    hits = {
+        row["system"]: row["value"]
+        for row in rows
+        if (row["split"], row["slice"], row["name"], row["k"]) == ("test", "all", "hr", 5)
+    }
+    assert list(hits) == [
+        "popularity",
+        "transition_counts",
+        "transition_counts_history",
+        "sid_sft[plain]",
+        "sid_sft",
+        "sid_grpo",
+    ]
+    assert [hits[name] for name in ("sid_sft[plain]", "sid_sft", "sid_grpo")] == [0.0, 0.5, 0.5]
+    printed = capsys.readouterr().out
+    assert "test                       HR@5                    NDCG@5" in printed
+    assert "sid_grpo                   0.5000 [" in printed
+
+
+def test_metrics_json_is_strict_json(run_dir):
+    run(_config(run_dir), Options())
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    found = json.loads((run_dir / "metrics" / "metrics.json").read_text(), parse_constant=refuse)
+    compared = {row["baseline"] for row in found["comparisons"] if row["system"] == "sid_grpo"}
+    assert compared == {"popularity", "transition_counts", "transition_counts_history", "sid_sft[plain]", "sid_sft"}
+
+
+def test_a_second_run_is_skipped_and_equal_seeds_give_equal_tables(run_dir):
+    run(_config(run_dir), Options())
+    first = (run_dir / "metrics" / "metrics.json").read_text()
+    assert run(_config(run_dir), Options())["status"] == "skipped"
+    run(_config(run_dir), Options(force="all"))
+    assert (run_dir / "metrics" / "metrics.json").read_text() == first
+
+
+def test_an_ablation_that_has_no_lists_is_named(run_dir):
+    wanted = _config(run_dir, ablations=[{"name": "other", "overrides": {}}])
+    with pytest.raises(ValueError, match="artifact variants/other/recommendations/sft_valid does not exist"):
+        run(wanted, Options())
+
+
+def test_the_order_of_systems_is_that_of_the_table():
+    ablations = [{"name": "a", "overrides": {}}, {"name": "b", "overrides": {}, "grpo": True}]
+    names = [name for name, _, _ in systems_of(_config("runs/x", ablations=ablations))]
+    assert names == ["sid_sft[a]", "sid_sft[b]", "sid_grpo[b]", "sid_sft", "sid_grpo"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"run": {"dir": "runs/x", "variant": "plain"}}, "run.variant = 'plain'"),
+        ({"evaluation": {"ks": [5, 50]}}, "evaluation.ks: cutoff 50 is beyond the 20 items listed; raise decoding.k"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_at_once(extra, message):
+    with pytest.raises(ValueError, match=message):
+        run(_config("runs/x", **extra), Options())
