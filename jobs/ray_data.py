@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
-
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
