@@ -1,0 +1,96 @@
+"""Read or generate the catalogue and its interactions, split them, and write items, interactions and histories."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config
+from digr.data import amazon, histories, synthetic
+from digr.data.histories import Histories
+from jobs.runtime import Options, main, say
+from jobs.stage import Made, run_stage
+
+OUTPUTS = ("items", "interactions", "histories")
+
+
+def run(config: Config, options: Options) -> dict[str, Any]:
+    """Make the artifacts items, interactions and histories."""
+    data = config.data
+    official = data.split == "official"
+    if official and data.source == "synthetic":
+        raise ValueError('data.split: the embedded shop has no official splits; use "leave_one_out" or "temporal"')
+    if official and data.core > 1:
+        raise ValueError(f"data.core: official splits are taken as they are, found core = {data.core}; set it to 0")
+    files = amazon.source_files(data.path, official) if data.source == "parquet" else {}
+
+    def build(store: Store, work: str) -> dict[str, Made]:
+        return _from_folder(config, store) if data.source == "parquet" else _from_shop(config, store)
+
+    return run_stage(config, options, outputs=OUTPUTS, sections=["data"], files=files, build=build)
+
+
+def _from_folder(config: Config, store: Store) -> dict[str, Made]:
+    data = config.data
+    source = amazon.read_folder(data.path, data.split == "official")
+    say("items", f"read {len(source.items)} items and {len(source.interactions)} interactions from {data.path}")
+    if data.split == "official":
+        made = histories.from_official_splits(source.interactions, source.splits, data.max_history)
+        return _write(store, source.items, source.interactions, made, source.rejected)
+    return _split(config, store, source.items, source.interactions, source.rejected)
+
+
+def _from_shop(config: Config, store: Store) -> dict[str, Made]:
+    shop = synthetic.build_shop(config.data.synthetic, config.run.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images"
+        images.mkdir()
+        synthetic.draw_images(shop, config.data.synthetic.image_size, images)
+        artifacts.put_files(store, "items", Path(folder))
+    say("items", f"generated {len(shop.items)} items with images and {len(shop.interactions)} interactions")
+    uri = store.uri("items")
+    base = uri if artifacts.is_remote(uri) else artifacts.filesystem_of(uri)[1]
+    items = synthetic.with_images(shop.items, f"{base}/images")
+    made = _split(config, store, items, shop.interactions, {})
+    planted = sorted(set(shop.planted["interest"].to_pylist()))
+    return made | {"items": made["items"]._replace(facts=dict(made["items"].facts) | {"planted_interests": planted})}
+
+
+def _split(config: Config, store: Store, items: pa.Table, interactions: pa.Table, rejected: dict[str, int]) -> dict[str, Made]:
+    data = config.data
+    assert data.split != "official"
+    kept = histories.k_core(interactions, data.core)
+    dropped = len(interactions) - len(kept)
+    if dropped:
+        known = pc.is_in(items["item_id"], value_set=pc.unique(kept["item_id"]))
+        rejected = rejected | {f"item outside the {data.core}-core": len(items) - pc.sum(known).as_py()}
+        items = items.filter(known)
+    made = histories.build_histories(kept, data.split, data.max_history)
+    return _write(store, items, kept, made, rejected, {f"interaction outside the {data.core}-core": dropped} if dropped else {})
+
+
+def _write(
+    store: Store,
+    items: pa.Table,
+    interactions: pa.Table,
+    made: Histories,
+    rejected_items: dict[str, int],
+    rejected_interactions: dict[str, int] = {},
+) -> dict[str, Made]:
+    images = len(items) - items["image_uri"].null_count
+    facts = {"num_users": pc.count_distinct(interactions["user_id"]).as_py(), "num_items": len(items)}
+    say("items", f"split rows {made.facts['split_rows']}")
+    ordered = interactions.sort_by([("user_id", "ascending"), ("position", "ascending")])
+    return {
+        "items": Made(artifacts.write_table(store, "items", items), rejected_items, {"num_images": images}),
+        "interactions": Made(artifacts.write_table(store, "interactions", ordered), rejected_interactions, facts),
+        "histories": Made(artifacts.write_table(store, "histories", made.table), made.rejected, made.facts),
+    }
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,152 @@
+"""A folder in the common form is read as it is meant, and what is wrong with it is said before anything is built."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from digr.data.amazon import read_folder, source_files
+from digr.tables import check_table
+from tests.real_data import real_folder
+
+ITEMS = {"item_id": ["b", "a", "c"], "title": ["Bee", "Ay", "Sea"]}
+INTERACTIONS = {
+    "user_id": ["u"] * 4,
+    "item_id": ["a", "b", "c", "a"],
+    "position": pa.array([0, 1, 2, 3], pa.int32()),
+}
+SPLITS = {
+    "train": {"user_id": ["u"], "history": [["a"]], "target": ["b"]},
+    "valid": {"user_id": ["u"], "history": [["a", "b"]], "target": ["c"]},
+    "test": {"user_id": ["u"], "history": [["a", "b", "c"]], "target": ["a"]},
+}
+
+
+def write(folder: Path, items: dict = {}, interactions: dict = {}, **splits: dict) -> str:
+    """Write a small folder in the common form, with some columns replaced (None drops one)."""
+
+    def put(name: str, columns: dict) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({key: value for key, value in columns.items() if value is not None}), folder / name)
+
+    put("items.parquet", ITEMS | items)
+    put("interactions.parquet", INTERACTIONS | interactions)
+    for split, columns in SPLITS.items():
+        put(f"splits/{split}.parquet", columns | splits.get(split, {}))
+    return str(folder)
+
+
+def test_columns_are_mapped_and_other_columns_ignored(tmp_path):
+    folder = write(
+        tmp_path,
+        {
+            "description": ["", "good", None],
+            "brand": [" ", None, "Cee"],
+            "categories": [[], ["x", "y"], None],
+            "price": pa.array([1.5, float("nan"), None], pa.float32()),
+            "image_url": ["https://example.org/b.jpg", "https://example.org/a.jpg", ""],
+            "image_file": ["", "images/a.jpg", ""],
+            "sales_rank": [1, 2, 3],
+        },
+        {"timestamp": [1_500_000_000, None, None, 1_500_000_001], "rating": pa.array([5, None, 1, 2], pa.float32())},
+    )
+    source = read_folder(folder, official=True)
+    a, b, c = source.items.to_pylist()
+    assert a == {
+        "item_id": "a",
+        "title": "Ay",
+        "description": "good",
+        "brand": None,
+        "categories": ["x", "y"],
+        "price_usd": None,
+        "image_uri": f"{tmp_path}/images/a.jpg",
+    }
+    assert (b["description"], b["brand"], b["categories"], b["price_usd"]) == (None, None, None, 1.5)
+    assert (b["image_uri"], c["image_uri"], c["brand"]) == ("https://example.org/b.jpg", None, "Cee")
+    check_table("interactions", source.interactions, "here")
+    assert source.interactions["timestamp"][0].as_py() == datetime(2017, 7, 14, 2, 40, tzinfo=UTC)
+    assert source.interactions["timestamp"].null_count == 2
+    assert source.splits["test"].to_pylist() == [{"user_id": "u", "history": ["a", "b", "c"], "target": "a"}]
+
+
+def test_millisecond_times_are_told_from_seconds_by_their_size(tmp_path):
+    folder = write(tmp_path, interactions={"timestamp": [1_500_000_000_123] * 4})
+    assert read_folder(folder, False).interactions["timestamp"][0].as_py() == datetime(2017, 7, 14, 2, 40, 0, 123_000, UTC)
+
+
+def test_the_official_splits_are_read_only_when_asked_for(tmp_path):
+    folder = write(tmp_path)
+    (tmp_path / "splits" / "valid.parquet").unlink()
+    assert read_folder(folder, official=False).splits == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", r'data\.path is empty; data\.source = "parquet" needs a folder with items\.parquet, interactions\.parquet'),
+        ("nowhere", r"folder .*nowhere does not exist; expected there: items\.parquet, interactions\.parquet, splits/train"),
+        (".", r"lacks splits/valid\.parquet; expected there: items\.parquet, .*splits/test\.parquet"),
+    ],
+)
+def test_a_missing_folder_or_file_is_named_with_the_files_expected(tmp_path, path, message):
+    write(tmp_path)
+    (tmp_path / "splits" / "valid.parquet").unlink()
+    with pytest.raises(ValueError, match=message):
+        source_files(str(tmp_path / path) if path else "", official=True)
+
+
+def test_a_file_that_is_not_parquet_is_an_error(tmp_path):
+    folder = write(tmp_path)
+    (tmp_path / "items.parquet").write_text("item_id,title\n")
+    with pytest.raises(ValueError, match=r"items\.parquet: not a Parquet file"):
+        read_folder(folder, official=False)
+
+
+BAD = [
+    ({"items": {"title": None}}, r"items\.parquet: lacks column title; found item_id"),
+    ({"items": {"item_id": [1, 2, 3]}}, r"items\.parquet: table items, column item_id: expected string, found int64"),
+    ({"items": {"title": [1, 2, 3]}}, r"items\.parquet: column title: expected string, found int64"),
+    ({"items": {"price": ["1", "2", "3"]}}, r"items\.parquet: table items, column price_usd: expected double, found string"),
+    ({"items": {"categories": ["x", "y", "z"]}}, r"column categories: expected list<string>, found string"),
+    ({"items": {"categories": [["x", None], [], []]}}, r"column categories: 1 empty values inside lists"),
+    ({"items": {"item_id": ["a", "b", "b"]}}, r"items\.parquet: table items: duplicate key item_id='b'"),
+    ({"items": {"title": ["Bee", " ", "Sea"]}}, r"interactions\.parquet, item_id: 1 items have an empty title.*first: 'a'"),
+    ({"items": {"item_id": ["a", "b", "d"]}}, r"interactions\.parquet, item_id: 1 items are not in items\.parquet \(first: 'c'\)"),
+    ({"interactions": {"position": None}}, r"interactions\.parquet: lacks column position; found user_id, item_id"),
+    ({"interactions": {"position": ["0", "1", "2", "3"]}}, r"column position: expected int32, found string"),
+    ({"interactions": {"position": [0, 1, 2, 2]}}, r"table interactions: duplicate key user_id='u', position=2"),
+    ({"interactions": {"user_id": ["u", None, "u", "u"]}}, r"column user_id: 1 empty values, none allowed"),
+    ({"interactions": {"timestamp": ["x"] * 4}}, r"column timestamp: expected timestamp\[ms, tz=UTC\], found string"),
+    ({"interactions": {"timestamp": [10**15] * 4}}, r"timestamp: expected seconds or milliseconds since 1970, found 10{15}"),
+    ({"interactions": {"timestamp": [1_500_000_000, 1_500_000_000_000, None, None]}}, r"mixes seconds and milliseconds"),
+    ({"train": {"target": ["zzz"]}}, r"splits/train\.parquet, target: 1 items are not in items\.parquet \(first: 'zzz'\)"),
+    ({"test": {"history": [["x1", "x2", "a"]]}}, r"splits/test\.parquet, history: 2 items are not in items\.parquet"),
+    ({"test": {"history": ["a b c"]}}, r"splits/test\.parquet: column history: expected list<string>, found string"),
+    ({"test": {"history": [[1, 2]]}}, r"column history: expected list<string>, found list<"),
+    ({"valid": {"history": [["a", None]]}}, r"splits/valid\.parquet: column history: empty values, none allowed"),
+    ({"valid": {"target": None}}, r"splits/valid\.parquet: lacks column target; found user_id, history"),
+    ({"valid": dict.fromkeys(("user_id", "target"), pa.array([], pa.string())) | {"history": pa.array([], pa.list_(pa.string()))}},
+     r"splits/valid\.parquet: the split is empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_a_wrong_table_is_an_error_that_names_the_file_and_what_is_wrong(tmp_path, changes, message):
+    folder = write(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        read_folder(folder, official=True)
+
+
+def test_an_item_without_title_or_interaction_is_left_out_and_counted(tmp_path):
+    folder = write(tmp_path, {"item_id": ["a", "b", "c", "z"], "title": ["Ay", "Bee", "Sea", ""]})
+    source = read_folder(folder, official=False)
+    assert source.items["item_id"].to_pylist() == ["a", "b", "c"]
+    assert source.rejected == {"item without title or interaction": 1}
+
+
+def test_a_real_catalogue_with_posters_points_to_its_image_files():
+    source = read_folder(real_folder("ml100k_posters"), official=True)
+    uris = [uri for uri in source.items["image_uri"].to_pylist() if uri]
+    assert len(uris) == 1_663 and all(Path(uri).is_file() for uri in uris)
