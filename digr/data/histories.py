@@ -34,22 +34,22 @@ class Sequences(NamedTuple):
 
     users: pa.Array
     items: pa.Array
-    row: Int[np.ndarray, "N"]
-    user: Int[np.ndarray, "N"]
-    item: Int[np.ndarray, "N"]
-    start: Int[np.ndarray, "C1"]
+    row: Int[np.ndarray, " N"]
+    user: Int[np.ndarray, " N"]
+    item: Int[np.ndarray, " N"]
+    start: Int[np.ndarray, " C1"]
     timestamp: pa.ChunkedArray
-    milliseconds: Int[np.ndarray, "N"]
+    milliseconds: Int[np.ndarray, " N"]
     timed: np.ndarray
 
 
 class _Rows(NamedTuple):
     """Examples in the order of their targets: index of the target, length of the history, split, number in the split."""
 
-    target: Int[np.ndarray, "R"]
-    length: Int[np.ndarray, "R"]
-    split: Int[np.ndarray, "R"]
-    number: Int[np.ndarray, "R"]
+    target: Int[np.ndarray, " R"]
+    length: Int[np.ndarray, " R"]
+    split: Int[np.ndarray, " R"]
+    number: Int[np.ndarray, " R"]
 
 
 def k_core(interactions: pa.Table, core: int) -> pa.Table:
@@ -150,14 +150,14 @@ def sequences_of(interactions: pa.Table) -> Sequences:
     return Sequences(users, items, row, user[row], item[row], start, timestamp, milliseconds, timed)
 
 
-def codes_of(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, "N"], pa.Array]:
+def codes_of(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, " N"], pa.Array]:
     """Return the index of each value in the sorted distinct values, and these values."""
     distinct = pc.unique(column)
     distinct = distinct.take(pc.sort_indices(distinct))
     return _lookup(column, distinct), distinct
 
 
-def _lookup(column: pa.ChunkedArray, values: pa.Array) -> Int[np.ndarray, "N"]:
+def _lookup(column: pa.ChunkedArray, values: pa.Array) -> Int[np.ndarray, " N"]:
     """Return the index of each string in `values`, -1 where it is not among them."""
     if not len(column):
         return np.zeros(0, np.int64)
@@ -211,7 +211,7 @@ def _temporal(sequences: Sequences) -> _Rows:
     return _Rows(target, length[target], split, rank - cuts[split])
 
 
-def _check_official(sequences: Sequences, together: pa.Table, rows: _Rows, user: Int[np.ndarray, "R"]) -> None:
+def _check_official(sequences: Sequences, together: pa.Table, rows: _Rows, user: Int[np.ndarray, " R"]) -> None:
     start = np.where(user >= 0, sequences.start[user], 0)
     inside = (user >= 0) & (rows.length > 0) & (rows.target - rows.length >= start)
     safe = np.where(inside, rows.target, 0)
@@ -224,15 +224,16 @@ def _check_official(sequences: Sequences, together: pa.Table, rows: _Rows, user:
     if good.all():
         return
     first = int(np.flatnonzero(~good)[0])
+    owner_id, target = together["user_id"][first].as_py(), together["target"][first].as_py()
     raise ValueError(
-        f"splits/{SPLITS[rows.split[first]]}.parquet, row {int(rows.number[first])}: user {together['user_id'][first].as_py()!r}, "
-        f"target {together['target'][first].as_py()!r}: {int((~good).sum())} of {len(good)} split rows do not follow the "
+        f"splits/{SPLITS[rows.split[first]]}.parquet, row {int(rows.number[first])}: user {owner_id!r}, "
+        f"target {target!r}: {int((~good).sum())} of {len(good)} split rows do not follow the "
         f"interactions; the rows of a user (train, valid, test, in this order) must be the user's last interactions, each "
         f"with a history of at least one item that ends just before its target"
     )
 
 
-def _ranges(start: Int[np.ndarray, "R"], length: Int[np.ndarray, "R"]) -> Int[np.ndarray, "S"]:
+def _ranges(start: Int[np.ndarray, " R"], length: Int[np.ndarray, " R"]) -> Int[np.ndarray, " S"]:
     """Concatenate the ranges [start, start + length)."""
     offset = np.cumsum(length) - length
     return np.arange(int(length.sum())) - np.repeat(offset - start, length)

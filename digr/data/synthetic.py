@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 
 from digr.config.run import SyntheticConfig
@@ -54,10 +54,10 @@ class SyntheticShop(NamedTuple):
 class _Plan(NamedTuple):
     """Of N items: main and second interest (-1 for none), stage within the main one, popularity."""
 
-    main: Int[np.ndarray, "N"]
-    second: Int[np.ndarray, "N"]
-    stage: Int[np.ndarray, "N"]
-    popularity: Float[np.ndarray, "N"]
+    main: Int[np.ndarray, " N"]
+    second: Int[np.ndarray, " N"]
+    stage: Int[np.ndarray, " N"]
+    popularity: Float[np.ndarray, " N"]
 
 
 def build_shop(config: SyntheticConfig, seed: int) -> SyntheticShop:
@@ -72,7 +72,8 @@ def build_shop(config: SyntheticConfig, seed: int) -> SyntheticShop:
     """
     if config.num_interests > len(INTERESTS):
         raise ValueError(
-            f"data.synthetic.num_interests: found {config.num_interests}, there are words for {len(INTERESTS)}; choose at most that"
+            f"data.synthetic.num_interests: found {config.num_interests}, expected at most {len(INTERESTS)}, "
+            f"for so many there are words"
         )
     if config.num_items < 2 * config.num_interests:
         raise ValueError(
@@ -100,7 +101,7 @@ def _plan(config: SyntheticConfig, rng: np.random.Generator) -> _Plan:
     return _Plan(main, second, stage, 1.0 / (1.0 + within) ** 1.1)
 
 
-def _items(plan: _Plan, rng: np.random.Generator) -> tuple[pa.Table, pa.Table, Int[np.ndarray, "N"]]:
+def _items(plan: _Plan, rng: np.random.Generator) -> tuple[pa.Table, pa.Table, Int[np.ndarray, " N"]]:
     count = len(plan.main)
     ids = _item_ids(count, rng)
     order = np.argsort(ids)  # the plan was shuffled, so the sorted ids say nothing of it
@@ -181,7 +182,7 @@ def _interactions(config: SyntheticConfig, plan: _Plan, ids: pa.ChunkedArray, rn
     )
 
 
-def _walk(plan: _Plan, length: Int[np.ndarray, "C"], interests: int, rng: np.random.Generator) -> Int[np.ndarray, "C T"]:
+def _walk(plan: _Plan, length: Int[np.ndarray, " C"], interests: int, rng: np.random.Generator) -> Int[np.ndarray, "C T"]:
     """Return the item of each user at each step; steps beyond a user's length are there but unused."""
     users, stages = len(length), int(plan.stage.max()) + 1
     likes = 1.0 / (1.0 + np.arange(interests)) ** 0.5
@@ -204,17 +205,17 @@ def _walk(plan: _Plan, length: Int[np.ndarray, "C"], interests: int, rng: np.ran
             picks = np.where(again, _draw_cumulative(sums[interest, stage], rng), picks)
         lost = rng.random(users) < NOISE_RATE
         chosen[:, step] = np.where(lost, np.searchsorted(anywhere, rng.random(users)), picks)
-        moves: Bool[np.ndarray, "C"] = rng.random(users) > STAY_RATE
+        moves = rng.random(users) > STAY_RATE
         stage = np.where(rng.random(users) < ADVANCE_RATE, (stage + 1) % stages, rng.integers(0, stages, users))
         interest = np.where(moves, own[np.arange(users), _draw(weights, rng)], interest)
     return chosen
 
 
-def _draw(weights: Float[np.ndarray, "C K"], rng: np.random.Generator) -> Int[np.ndarray, "C"]:
+def _draw(weights: Float[np.ndarray, "C K"], rng: np.random.Generator) -> Int[np.ndarray, " C"]:
     return _draw_cumulative(np.cumsum(weights, axis=1), rng)
 
 
-def _draw_cumulative(sums: Float[np.ndarray, "C K"], rng: np.random.Generator) -> Int[np.ndarray, "C"]:
+def _draw_cumulative(sums: Float[np.ndarray, "C K"], rng: np.random.Generator) -> Int[np.ndarray, " C"]:
     """Draw one index per row with probability proportional to the steps of its running sum."""
     return (sums <= (rng.random(len(sums)) * sums[:, -1])[:, None]).sum(axis=1).clip(max=sums.shape[1] - 1)
 

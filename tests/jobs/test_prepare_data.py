@@ -18,7 +18,7 @@ SHOP = {"num_items": 40, "num_users": 60, "num_interests": 4, "image_size": 16}
 
 
 def _run(tmp_path: Path, options: Options = Options(), **data) -> dict:
-    return prepare_data.run(build_config({"run": {"dir": str(tmp_path / "run")}, "data": data}), options)
+    return prepare_data.run(build_config({"run": {"dir": str(tmp_path / "run")}, "data": data}, "here"), options)
 
 
 def test_the_embedded_shop_becomes_three_artifacts_and_its_images(tmp_path):
@@ -39,7 +39,7 @@ def test_the_embedded_shop_becomes_three_artifacts_and_its_images(tmp_path):
 def test_a_second_run_does_nothing_and_another_seed_is_refused(tmp_path):
     _run(tmp_path, synthetic=SHOP)
     assert _run(tmp_path, synthetic=SHOP)["status"] == "skipped"
-    other = build_config({"run": {"dir": str(tmp_path / "run"), "seed": 1}, "data": {"synthetic": SHOP}})
+    other = build_config({"run": {"dir": str(tmp_path / "run"), "seed": 1}, "data": {"synthetic": SHOP}}, "here")
     with pytest.raises(ValueError, match=r"different: seed\)"):
         prepare_data.run(other, Options())
 
