@@ -2,9 +2,10 @@
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
-# the newest supported interpreter; python3 itself is taken when it is new enough
-BASE   ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
-PIP    := $(PYTHON) -m pip install --quiet --disable-pip-version-check
+# the first of these that runs and is new enough (a version manager leaves commands behind that do not run)
+NEW    := import sys, venv; sys.exit(sys.version_info < (3, 11))
+BASE   ?= $(shell for name in python3.13 python3.12 python3.11 python3; do $$name -c "$(NEW)" 2>/dev/null && echo $$name && break; done)
+PIP    := $(PYTHON) -m pip install -qq --disable-pip-version-check
 LOCKED := $(PIP) --constraint requirements.lock
 TORCH  := $(shell grep -E '^torch==' requirements.lock)
 VISION := $(shell grep -E '^torchvision==' requirements.lock)
@@ -19,12 +20,12 @@ test-setup: $(VENV)/.ready-tests
 # torch first: the plain wheel of the usual index is a CUDA build of several gigabytes on Linux, so the CPU build is asked
 # for by its own version, then from PyTorch's index (these two packages alone, never as an extra index for the rest)
 $(VENV)/.ready: pyproject.toml requirements.lock
-	@test -n "$(BASE)" || { echo "error: no python3 found; install Python 3.11 or newer"; exit 1; }
-	@$(BASE) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(BASE) is older than Python 3.11"; exit 1; }
-	@test -x $(PYTHON) || $(BASE) -m venv $(VENV)
+	@test -x $(PYTHON) || { base="$(BASE)"; test -n "$$base" \
+		|| { echo "error: no Python 3.11 or newer found; install one, or name it: make setup BASE=/path/to/python"; exit 1; }; \
+		$$base -m venv $(VENV); }
 	@echo "setup: installing into $(VENV); a few minutes the first time"
 	@$(PIP) --upgrade pip
-	@$(PYTHON) -c 'import torch' 2>/dev/null \
+	@$(PYTHON) -c 'from importlib.metadata import version as v; assert "$(TORCH)" == "torch==" + v("torch").split("+")[0]' 2>/dev/null \
 		|| $(PIP) "$(TORCH)+cpu" 2>/dev/null \
 		|| $(PIP) --no-deps --index-url https://download.pytorch.org/whl/cpu "$(TORCH)" "$(VISION)" 2>/dev/null \
 		|| $(PIP) "$(TORCH)"

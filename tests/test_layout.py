@@ -1,0 +1,129 @@
+"""The repository keeps the shape that README.md describes."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("digr", "jobs", "serve", "benchmarks", "tests")
+
+
+def _files(pattern: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", pattern], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / line for line in listed.splitlines()]
+
+
+SOURCES = [path for package in PACKAGES for path in _files(f"{package}/*.py")]
+
+
+def test_the_top_level_is_the_one_of_the_design():
+    allowed = {"digr", "jobs", "serve", "cluster", "configs", "benchmarks", "tests", ".ci"} | {
+        ".gitignore",
+        ".pre-commit-config.yaml",
+        "CHANGELOG.md",
+        "LICENSE",
+        "Makefile",
+        "README.md",
+        "pyproject.toml",
+        "requirements.lock",
+    }
+    assert {path.relative_to(ROOT).parts[0] for path in _files(".")} == allowed
+
+
+def test_the_library_has_the_parts_of_the_pipeline():
+    parts = {path.relative_to(ROOT / "digr").parts[0] for path in _files("digr/*")}
+    assert {
+        "config",
+        "tables.py",
+        "artifacts.py",
+        "data",
+        "interests",
+        "rewards",
+        "embeddings.py",
+        "sids",
+        "policy",
+        "evaluation",
+    } <= parts
+
+
+def test_jobs_are_short():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in _files("jobs/*.py")}
+    assert {name: length for name, length in lengths.items() if length > 120} == {}
+
+
+def test_no_file_is_long():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_no_function_of_the_library_is_long():
+    long = {}
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "tests"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and _code_lines(node) > 50:
+                long[f"{path.relative_to(ROOT)}:{node.name}"] = _code_lines(node)
+    assert long == {}
+
+
+def _code_lines(node: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    first = node.body[1] if ast.get_docstring(node) is not None and len(node.body) > 1 else node.body[0]
+    return (node.end_lineno or node.lineno) - first.lineno + 1
+
+
+def test_everything_public_in_the_library_says_what_it_is():
+    silent = []
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "tests"):
+            continue
+        tree = ast.parse(path.read_text())
+        nodes = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
+        silent += [f"{path.relative_to(ROOT)}:{node.name}" for node in nodes if ast.get_docstring(node) is None]
+        if path.read_text().strip() and ast.get_docstring(tree) is None:
+            silent.append(str(path.relative_to(ROOT)))
+    assert silent == []
+
+
+def test_every_job_ends_in_the_shared_command_line():
+    for path in _files("jobs/*.py"):
+        text = path.read_text()
+        if "\ndef run(" in text and path.name != "stage.py":
+            assert 'if __name__ == "__main__":\n    main(run' in text, path.name
+        assert "argparse" not in text or path.name == "runtime.py", path.name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        (r"Magic" + r"Mock|mock\.pa" + r"tch|unittest import mo" + r"ck", "boundaries have fakes, not mocks"),
+        (r"monkey" + r"patch\.setattr\((ray|vllm|deepspeed)", "Ray, vLLM and DeepSpeed are the real ones"),
+        (r"\bpick" + r"le\b|torch\.lo" + r"ad\(", "nothing that was read may run code"),
+        (r"shell=T" + r"rue|os\.sys" + r"tem\(", "commands are lists"),
+        (r"sys\.mod" + r"ules\[.(ray|vllm|deepspeed)", "Ray, vLLM and DeepSpeed are the real ones"),
+    ],
+)
+def test_forbidden_words_are_absent(pattern, why):
+    found = [str(path.relative_to(ROOT)) for path in SOURCES if re.search(pattern, path.read_text())]
+    assert found == [], why
+
+
+def test_the_lock_has_names_and_versions_only():
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line), line
+
+
+def test_the_tests_run_on_the_locked_versions_of_what_the_project_names():
+    import tomllib
+    from importlib.metadata import version
+
+    locked = dict(line.lower().split("==") for line in (ROOT / "requirements.lock").read_text().splitlines())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.match(r"[A-Za-z0-9_.-]+", wanted)[0] for wanted in project["dependencies"]]
+    assert {name: version(name).split("+")[0] for name in names} == {name: locked[name] for name in names}
+    assert sys.version_info >= (3, 11)
