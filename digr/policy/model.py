@@ -1,0 +1,230 @@
+"""The policy: a causal language model that writes semantic IDs, normalised over what the trie allows.
+
+The probability of an item is the product of its codes' probabilities, each renormalised over the codes that the trie
+allows after the prefix; so the probabilities of all items sum to 1, and the policy that is trained is the policy that
+is sampled. Several completions of one prompt share its computation: they stand behind it in one sequence, and a mask
+keeps them apart.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from digr.config.policy import PolicyConfig
+from digr.policy.vocabulary import find_sid_tokens, scratch_tokenizer, sid_tokens
+from digr.sids.trie import ROOT, SidTrie
+
+
+class SidPolicy(nn.Module):
+    """A Hugging Face causal LM with SID tokens."""
+
+    def __init__(self, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.lm = lm
+        self.tokenizer = tokenizer
+        vocabulary = find_sid_tokens(tokenizer, lm.get_input_embeddings().num_embeddings)
+        self.level_sizes = vocabulary.level_sizes
+        self.register_buffer("token_level", vocabulary.token_level, persistent=False)
+        self.register_buffer("token_code", vocabulary.token_code, persistent=False)
+        for level, ids in enumerate(vocabulary.token_ids):
+            self.register_buffer(f"token_ids_{level}", ids, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.token_level.device
+
+    def token_ids(self, level: int) -> Int[Tensor, "K"]:
+        """Token of each code of a level."""
+        return getattr(self, f"token_ids_{level}")
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """Turn prompts into right-padded token ids and the mask of real tokens."""
+        batch = self.tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt")
+        return batch["input_ids"].to(self.device), batch["attention_mask"].bool().to(self.device)
+
+    def hidden(self, **inputs: object) -> Float[Tensor, "B T D"]:
+        """Run the transformer without its output head."""
+        return self.lm.get_decoder()(**inputs).last_hidden_state
+
+    def code_logits(self, hidden: Float[Tensor, "*P D"], level: int) -> Float[Tensor, "*P K"]:
+        """Compute the logits of one level's codes only."""
+        head = self.lm.get_output_embeddings()
+        ids = self.token_ids(level)
+        bias = None if head.bias is None else head.bias[ids]
+        return nn.functional.linear(hidden, head.weight[ids], bias).float()
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Bool[Tensor, "B T"],
+        completion_mask: Bool[Tensor, "B T"] | None = None,
+        trie: SidTrie | None = None,
+        codes: Int[Tensor, "B G L"] | None = None,
+    ) -> Float[Tensor, "B T"] | Float[Tensor, "B G L"]:
+        """Return log-probabilities of completions.
+
+        With `completion_mask`: log p(token t | tokens before t) where the mask is set, 0 elsewhere; SID tokens are
+        renormalised over what the trie allows, other tokens use the full softmax. With `codes`: the same for G
+        completions of each prompt, 0 behind the end of a shorter SID. Sequences are right-padded.
+        """
+        if trie is None:
+            raise ValueError("policy: a trie is needed to normalise SIDs; pass trie=load_trie(store)")
+        if codes is not None:
+            return self._group_log_probs(input_ids, attention_mask.bool(), trie, codes)
+        assert completion_mask is not None
+        return self._sequence_log_probs(input_ids, completion_mask.bool(), trie)
+
+    def _sequence_log_probs(
+        self, input_ids: Int[Tensor, "B T"], completion_mask: Bool[Tensor, "B T"], trie: SidTrie
+    ) -> Float[Tensor, "B T"]:
+        # right padding: a causal model's real tokens never see it, so no mask is needed
+        hidden = self.hidden(input_ids=input_ids)
+        level, code = self.token_level[input_ids], self.token_code[input_ids]
+        node = torch.full_like(input_ids, ROOT)  # the node before each token
+        for depth in range(1, len(self.level_sizes)):
+            row, column = torch.nonzero(level == depth, as_tuple=True)
+            node[row, column] = trie.child(node[row, column - 1], code[row, column - 1])
+        result = torch.zeros(input_ids.shape, device=input_ids.device)
+        for depth in range(len(self.level_sizes)):
+            row, column = torch.nonzero(completion_mask & (level == depth), as_tuple=True)
+            if len(row):
+                mask = trie.allowed_mask(node[row, column], depth)
+                log_probs = _masked_log_softmax(self.code_logits(hidden[row, column - 1], depth), mask)
+                result[row, column] = log_probs.gather(-1, code[row, column, None]).squeeze(-1)
+        row, column = torch.nonzero(completion_mask & (level < 0), as_tuple=True)
+        if len(row):
+            logits = self.lm.get_output_embeddings()(hidden[row, column - 1]).float()
+            result[row, column] = torch.log_softmax(logits, -1).gather(-1, input_ids[row, column, None]).squeeze(-1)
+        return result
+
+    def _group_log_probs(
+        self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"], trie: SidTrie, codes: Int[Tensor, "B G L"]
+    ) -> Float[Tensor, "B G L"]:
+        num_groups, num_levels = codes.shape[1:]
+        tree = tree_inputs(self, input_ids, attention_mask, codes[:, :, : num_levels - 1])
+        hidden = self.hidden(**tree)
+        last = attention_mask.sum(1) - 1
+        before = hidden[torch.arange(len(last), device=last.device), last]
+        behind = hidden[:, input_ids.shape[1] :].unflatten(1, (num_groups, max(num_levels - 1, 0)))
+        node = torch.full_like(codes[:, :, 0], ROOT)
+        result = torch.zeros(codes.shape, device=codes.device)
+        for level in range(num_levels):
+            alive = codes[:, :, level] >= 0
+            source = before[:, None].expand(-1, num_groups, -1) if level == 0 else behind[:, :, level - 1]
+            mask = trie.allowed_mask(node[alive], level)
+            log_probs = _masked_log_softmax(self.code_logits(source[alive], level), mask)
+            result[..., level][alive] = log_probs.gather(-1, codes[:, :, level][alive][:, None].long()).squeeze(-1)
+            node = torch.where(alive, trie.child(node, codes[:, :, level]), node)
+        return result
+
+    def save(self, folder: str | Path) -> None:
+        """Write a Hugging Face folder: weights as safetensors, config, tokenizer."""
+        self.lm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def tree_inputs(
+    policy: SidPolicy, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"], codes: Int[Tensor, "B G L1"]
+) -> dict[str, Tensor]:
+    """Lay G completions behind each prompt, with a mask that lets each see the prompt and itself only."""
+    num_rows, num_groups, depth = codes.shape
+    prompt_width, device = input_ids.shape[1], input_ids.device
+    tokens = torch.stack([policy.token_ids(level)[codes[:, :, level].clamp(min=0)] for level in range(depth)], -1)
+    prompt_mask = attention_mask[:, None, :].expand(-1, num_groups * depth, -1)
+    own = torch.arange(num_groups * depth, device=device)
+    same = (own[:, None] // depth == own // depth) & (own[:, None] >= own) if depth else own.new_zeros(0, 0, dtype=torch.bool)
+    causal = torch.ones(prompt_width, prompt_width, dtype=torch.bool, device=device).tril()
+    upper = torch.cat([causal, causal.new_zeros(prompt_width, num_groups * depth)], 1).expand(num_rows, -1, -1)
+    lower = torch.cat([prompt_mask, same.expand(num_rows, -1, -1)], 2)
+    positions = attention_mask.sum(1, keepdim=True) + own % max(depth, 1)
+    return {
+        "input_ids": torch.cat([input_ids, tokens.flatten(1)], 1),
+        "attention_mask": additive_mask(torch.cat([upper, lower], 1), policy.lm.dtype),
+        "position_ids": torch.cat([torch.arange(prompt_width, device=device).expand(num_rows, -1), positions], 1),
+    }
+
+
+def additive_mask(visible: Bool[Tensor, "B Q S"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q S"]:
+    """Turn "may see" into what every attention implementation adds to its scores."""
+    blocked = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return blocked.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def _masked_log_softmax(logits: Float[Tensor, "P K"], mask: Bool[Tensor, "P K"]) -> Float[Tensor, "P K"]:
+    if not bool(mask.any(-1).all()):
+        raise ValueError(
+            "policy: a completion holds a SID that is not in the trie; build policy_examples and trie from one item_sids"
+        )
+    return torch.log_softmax(logits.masked_fill(~mask, -torch.inf), -1)
+
+
+def build_scratch_policy(config: PolicyConfig, level_sizes: Sequence[int], seed: int) -> SidPolicy:
+    """Make a small GPT-2 style decoder over SID tokens from random weights.
+
+    Args:
+        config: the `policy` section (backbone "scratch").
+        level_sizes: codes per level, the suffix level included (a fact of `item_sids`).
+        seed: of the weights; the global generator is left as it was.
+    """
+    tokenizer = scratch_tokenizer(level_sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        lm = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(tokenizer),
+                n_positions=config.max_tokens,
+                n_embd=config.hidden_dim,
+                n_layer=config.num_layers,
+                n_head=config.num_heads,
+                resid_pdrop=config.dropout,
+                embd_pdrop=config.dropout,
+                attn_pdrop=config.dropout,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=None,
+                use_cache=False,
+            )
+        )
+    return SidPolicy(lm, tokenizer)
+
+
+def build_hf_policy(config: PolicyConfig, level_sizes: Sequence[int]) -> SidPolicy:
+    """Load a Hugging Face causal LM and add SID tokens to its vocabulary.
+
+    Raises:
+        ValueError: policy.base is empty.
+    """
+    if not config.base:
+        raise ValueError('policy.base: name a local folder or hub model for backbone = "hf"')
+    tokenizer = AutoTokenizer.from_pretrained(config.base)
+    lm = AutoModelForCausalLM.from_pretrained(config.base, trust_remote_code=False)
+    tokenizer.add_tokens(sid_tokens(level_sizes))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) > lm.get_input_embeddings().num_embeddings:
+        lm.resize_token_embeddings(len(tokenizer))
+    return SidPolicy(lm, tokenizer)
+
+
+def build_policy(config: PolicyConfig, level_sizes: Sequence[int], seed: int) -> SidPolicy:
+    """Make the policy that the config names, before any training."""
+    if config.backbone == "scratch":
+        return build_scratch_policy(config, level_sizes, seed)
+    return build_hf_policy(config, level_sizes)
+
+
+def load_policy(folder: str | Path, device: str = "cpu") -> SidPolicy:
+    """Load a saved policy, in evaluation mode."""
+    lm = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    return SidPolicy(lm, AutoTokenizer.from_pretrained(folder)).eval().to(device)

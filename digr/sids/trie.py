@@ -1,0 +1,193 @@
+"""The index of valid continuations: which code may follow which prefix, and which items lie below.
+
+Items are sorted by their codes, so that every prefix is a contiguous range of items; nodes are numbered level by level
+in that order, so that the children of a node are contiguous too (compressed sparse rows). Everything is a handful of
+flat tensors: building, walking and masking are vectorised, and the same trie serves training, roll-outs, evaluation
+and the endpoint.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from digr import artifacts
+from digr.artifacts import Store
+
+ROOT = 0
+NO_NODE = -1
+
+
+class SidTrie(NamedTuple):
+    """A trie over the SIDs of a catalogue; node 0 is the root.
+
+    Nodes are in breadth-first order, siblings by code. A leaf is a node without children; it holds one item, or
+    several where disambiguation is off.
+    """
+
+    item_ids: pa.Array
+    """Ids in the trie's item order, N of them."""
+    codes: Int[Tensor, "N L"]
+    """Codes in the same order, -1 behind the end of a shorter SID."""
+    level_sizes: tuple[int, ...]
+    """Codes per level, the suffix level included."""
+    node_code: Int[Tensor, "nodes"]
+    """Code that leads into a node (root: -1)."""
+    node_key: Int[Tensor, "nodes"]
+    """parent * max(level_sizes) + code, ascending: finds a child by binary search (root: -1)."""
+    first_child: Int[Tensor, "nodes"]
+    num_children: Int[Tensor, "nodes"]
+    item_start: Int[Tensor, "nodes"]
+    item_end: Int[Tensor, "nodes"]
+
+    @property
+    def num_items(self) -> int:
+        """Items of the catalogue, N."""
+        return self.codes.shape[0]
+
+    @property
+    def num_levels(self) -> int:
+        """Length of the longest SID, L."""
+        return len(self.level_sizes)
+
+    def to(self, device: str | torch.device) -> "SidTrie":
+        """Return the trie with its tensors on a device."""
+        return SidTrie(*(field.to(device) if isinstance(field, Tensor) else field for field in self))
+
+    def is_leaf(self, nodes: Int[Tensor, "*P"]) -> Bool[Tensor, "*P"]:
+        """Whether nodes end a SID."""
+        return self.num_children[nodes] == 0
+
+    def child(self, nodes: Int[Tensor, "*P"], codes: Int[Tensor, "*P"]) -> Int[Tensor, "*P"]:
+        """Follow one code from each node; -1 where the trie has no such child, or the node is -1 already."""
+        key = nodes * max(self.level_sizes) + codes
+        found = torch.searchsorted(self.node_key, key.contiguous()).clamp(max=len(self.node_key) - 1)
+        return torch.where((self.node_key[found] == key) & (nodes >= 0) & (codes >= 0), found, NO_NODE)
+
+    def allowed_mask(
+        self,
+        nodes: Int[Tensor, "P"],
+        level: int,
+        items_before: Int[Tensor, "R N1"] | None = None,
+        request: Int[Tensor, "P"] | None = None,
+    ) -> Bool[Tensor, "P K"]:
+        """Mark the codes of `level` that may follow each node.
+
+        Args:
+            nodes: nodes at depth `level`; a leaf or -1 allows nothing.
+            level: 0-based level whose codes are asked for.
+            items_before: per request, how many allowed items stand before each item (N + 1 numbers, ascending); a
+                code is then allowed only if an allowed item lies below it.
+            request: row of `items_before` for each node.
+        """
+        mask = torch.zeros(len(nodes), self.level_sizes[level], dtype=torch.bool, device=self.codes.device)
+        counts = torch.where(nodes >= 0, self.num_children[nodes], 0)
+        row = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), counts)
+        first = self.first_child[nodes] - (counts.cumsum(0) - counts)
+        child = first[row] + torch.arange(len(row), device=nodes.device)
+        keep = torch.ones_like(row, dtype=torch.bool)
+        if items_before is not None and request is not None:
+            owner = request[row]
+            keep = items_before[owner, self.item_end[child]] > items_before[owner, self.item_start[child]]
+        mask[row[keep], self.node_code[child[keep]].long()] = True
+        return mask
+
+
+def build_trie(item_ids: Sequence[str] | pa.Array, codes: np.ndarray, level_sizes: Sequence[int]) -> SidTrie:
+    """Build the trie of a catalogue.
+
+    Args:
+        item_ids: N distinct ids.
+        codes: int [N, L], codes in [0, level size), -1 behind the end of a shorter SID.
+        level_sizes: codes per level, L of them.
+
+    Raises:
+        ValueError: no items, a code outside its level, or a SID that is the beginning of another one.
+    """
+    codes = np.ascontiguousarray(codes, dtype=np.int32)
+    ids = item_ids if isinstance(item_ids, pa.Array) else pa.array(item_ids, pa.string())
+    _check_codes(codes, len(ids), level_sizes)
+    order = np.lexsort(codes.T[::-1])
+    codes = codes[order]
+    num_items, num_levels = codes.shape
+    width = max(level_sizes)
+    # node of each item at the current depth; items behind the end of their SID drop out as -1
+    at, starts, ends = np.zeros(num_items, np.int64), [np.array([0])], [np.array([num_items])]
+    node_code, node_key = [np.array([-1])], [np.array([-1])]
+    total = 1
+    for level in range(num_levels):
+        alive = np.flatnonzero((codes[:, level] >= 0) & (at >= 0))
+        key = at[alive] * width + codes[alive, level]
+        fresh = np.concatenate([[True], key[1:] != key[:-1]]) if len(key) else np.zeros(0, bool)
+        begin = np.flatnonzero(fresh)
+        starts.append(alive[begin])
+        ends.append(alive[np.concatenate([begin[1:] - 1, [len(alive) - 1]])] + 1 if len(begin) else begin)
+        node_key.append(key[begin])
+        node_code.append(codes[alive[begin], level])
+        at = np.full(num_items, -1)
+        at[alive] = total + np.cumsum(fresh) - 1
+        total += len(begin)
+    keys = np.concatenate(node_key)
+    parent = keys[1:] // width
+    num_children = np.bincount(parent, minlength=total)
+    item_start, item_end = np.concatenate(starts), np.concatenate(ends)
+    _check_prefix_free(codes, num_children, item_start, item_end, ids.take(pa.array(order)))
+    return SidTrie(
+        item_ids=ids.take(pa.array(order)),
+        codes=torch.from_numpy(codes),
+        level_sizes=tuple(int(size) for size in level_sizes),
+        node_code=torch.from_numpy(np.concatenate(node_code).astype(np.int32)),
+        node_key=torch.from_numpy(keys.astype(np.int64)),
+        first_child=torch.from_numpy(np.searchsorted(parent, np.arange(total)) + 1),
+        num_children=torch.from_numpy(num_children),
+        item_start=torch.from_numpy(item_start.astype(np.int64)),
+        item_end=torch.from_numpy(item_end.astype(np.int64)),
+    )
+
+
+def _check_codes(codes: np.ndarray, num_ids: int, level_sizes: Sequence[int]) -> None:
+    if codes.ndim != 2 or codes.shape != (num_ids, len(level_sizes)):
+        raise ValueError(f"trie: expected codes of shape ({num_ids}, {len(level_sizes)}), found {codes.shape}")
+    if not num_ids:
+        raise ValueError("trie: no items; build the SIDs of a catalogue with at least one item")
+    too_large = codes >= np.asarray(level_sizes)
+    ended_early = (codes[:, :-1] < 0) & (codes[:, 1:] >= 0)
+    if too_large.any() or (codes[:, 0] < 0).any() or ended_early.any():
+        raise ValueError(f"trie: codes must be in [0, level size) for level sizes {list(level_sizes)}, -1 only at the end")
+
+
+def _check_prefix_free(codes: np.ndarray, num_children: np.ndarray, start: np.ndarray, end: np.ndarray, ids: pa.Array) -> None:
+    """Refuse a SID that begins another: an inner node whose first item (shorter ones sort first) ends there."""
+    lengths = (codes >= 0).sum(1)
+    depth = lengths[end - 1]  # an inner node's last item is longer than the node is deep
+    inner = (num_children > 0) & (lengths[start] < depth)
+    inner[ROOT] = False
+    shorter = np.flatnonzero(inner)
+    for node in shorter:
+        first, last = int(start[node]), int(end[node]) - 1
+        length = int(lengths[first])
+        if (codes[first, :length] == codes[last, :length]).all():
+            raise ValueError(f"trie: the SID of item {ids[first].as_py()!r} is the beginning of that of {ids[last].as_py()!r}")
+
+
+def codes_of(sids: pa.Table, num_levels: int) -> np.ndarray:
+    """Return the codes of `item_sids` rows as int32 [N, L], -1 behind the end of a shorter SID."""
+    column = sids["codes"].combine_chunks()
+    flat, offsets = column.flatten().to_numpy(), column.offsets.to_numpy()
+    offsets = offsets - offsets[0]
+    lengths = np.diff(offsets)
+    codes = np.full((len(lengths), num_levels), -1, np.int32)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    codes[row, np.arange(len(flat)) - offsets[:-1][row]] = flat
+    return codes
+
+
+def load_trie(store: Store) -> SidTrie:
+    """Build the trie of a run's `item_sids`; the level sizes are the facts of its manifest."""
+    level_sizes = artifacts.require(store, "item_sids").facts["level_sizes"]
+    table = artifacts.read_table(store, "item_sids")
+    return build_trie(table["item_id"].combine_chunks(), codes_of(table, len(level_sizes)), level_sizes)
