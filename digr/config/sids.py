@@ -16,6 +16,8 @@ class SidsConfig(Section):
     """Codes per level, without the suffix level."""
     disambiguation: Literal["colliding", "all", "none"] = "colliding"
     """Which items get a suffix code."""
+    spread: bool = True
+    """Before any suffix code, move colliding items to their nearest free code of the last level."""
     latent_dim: int = Field(32, ge=2)
     """Width of the quantised latent (rqvae)."""
     hidden_dims: tuple[int, ...] = (512, 256, 128)

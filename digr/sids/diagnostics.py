@@ -1,0 +1,177 @@
+"""Cheap measures of how good semantic IDs are: codebook use, collisions, reconstruction, and who shares a prefix."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Int32, Int64
+
+from digr.sids.assignment import SidAssignment, group_ids
+from digr.sids.fitting import Quantiser
+
+MAX_NEIGHBOUR_QUERIES, MAX_NEIGHBOUR_BASE = 2000, 50_000
+DIGITS = 6
+"""Digits kept of every fact, so that equal runs have equal facts."""
+
+
+class LevelUse(NamedTuple):
+    """How evenly a level's codes are used."""
+
+    usage_rate: float
+    """Share of the codes that at least one item has."""
+    perplexity: float
+    """exp(entropy): the number of equally used codes that would be as even."""
+    gini: float
+    """0 when all codes are used alike, towards 1 when few codes have all items."""
+
+
+def level_use(codes: Int32[np.ndarray, " N"], size: int) -> LevelUse:
+    """Measure one level of the quantiser's own codes; `size` is its number of codes."""
+    counts = np.sort(np.bincount(codes, minlength=size)).astype(np.float64)
+    share = counts[counts > 0] / counts.sum()
+    lorenz = np.cumsum(counts) / counts.sum()
+    return LevelUse(
+        usage_rate=len(share) / size,
+        perplexity=float(np.exp(-(share * np.log(share)).sum())),
+        gini=float((size + 1 - 2 * lorenz.sum()) / size),
+    )
+
+
+def collision_rate(codes: Int32[np.ndarray, "N L"]) -> float:
+    """Return the share of items that have not their codes to themselves.
+
+    It is stricter than LC-Rec's rate, 1 - distinct/N, which leaves one item of each colliding group uncounted.
+    """
+    group = group_ids(codes)
+    return float((np.bincount(group)[group] > 1).mean())
+
+
+def prefix_shares(left: Int32[np.ndarray, "P L"], right: Int32[np.ndarray, "P L"]) -> list[float]:
+    """Return for each prefix length the share of pairs (rows) whose first codes are equal that far."""
+    return np.logical_and.accumulate(left == right, axis=1).mean(0).tolist() if len(left) else [0.0] * left.shape[1]
+
+
+def chance_shares(codes: Int32[np.ndarray, "N L"]) -> list[float]:
+    """Return for each prefix length how often two items drawn at random share it."""
+    groups = (group_ids(codes[:, : level + 1]) for level in range(codes.shape[1]))
+    return [float(np.square(np.bincount(group) / len(codes)).sum()) for group in groups]
+
+
+def neighbour_pairs(vectors: Float[np.ndarray, "N D"], k: int, seed: int) -> Int64[np.ndarray, "P 2"]:
+    """Return pairs of row indices: sampled rows, each with its k nearest others by cosine.
+
+    At most 2,000 rows ask and at most 50,000 are searched, so the cost does not grow with the catalogue.
+    """
+    rng = np.random.default_rng(seed)
+    base = np.sort(rng.permutation(len(vectors))[:MAX_NEIGHBOUR_BASE])
+    unit = np.array(vectors[base], np.float32, order="C")
+    faiss.normalize_L2(unit)
+    index = faiss.IndexFlatIP(unit.shape[1])
+    index.add(unit)
+    asks = np.sort(rng.permutation(len(base))[:MAX_NEIGHBOUR_QUERIES])
+    found = index.search(unit[asks], min(k + 1, len(base)))[1]
+    # an item's equal twin may come before the item itself, so it is looked for instead of dropping the first column
+    keep = found != asks[:, None]
+    keep &= np.cumsum(keep, axis=1) <= k
+    return np.column_stack([base[np.repeat(asks, keep.sum(1))], base[found[keep]]])
+
+
+def reconstruction(
+    quantiser: Quantiser, vectors: Float[np.ndarray, "N D"], codes: Int32[np.ndarray, "N L"]
+) -> tuple[float, float]:
+    """Return mean squared error and R2 (share of the variance kept) of decoding the quantiser's codes."""
+    error = np.square(vectors - quantiser.reconstruct(codes)).mean()
+    return float(error), float(1 - error / max(np.square(vectors - vectors.mean(0)).mean(), 1e-30))
+
+
+def cointeraction_shares(
+    batches: Iterable[pa.RecordBatch], item_ids: pa.Array | pa.ChunkedArray, codes: Int32[np.ndarray, "N L"]
+) -> tuple[list[float], int]:
+    """Return for each prefix length the share of consecutive items of training histories that share it, and the pairs.
+
+    Args:
+        batches: rows of `histories` with split, history and target; rows of other splits are left out, so that no
+            held-out target is looked at. A pair is the newest item of a history and its target.
+        item_ids: ids of the rows of `codes`; pairs with other items are left out.
+    """
+    ids = item_ids.combine_chunks() if isinstance(item_ids, pa.ChunkedArray) else item_ids
+    equal, num_pairs = np.zeros(codes.shape[1]), 0
+    for batch in batches:
+        rows = batch.filter(pc.and_(pc.equal(batch["split"], "train"), pc.greater(pc.list_value_length(batch["history"]), 0)))
+        ends = np.cumsum(pc.list_value_length(rows["history"]).to_numpy(zero_copy_only=False)) - 1
+        newest = pc.list_flatten(rows["history"]).take(pa.array(ends))
+        left, right = (pc.fill_null(pc.index_in(side, ids), -1).to_numpy() for side in (newest, rows["target"]))
+        known = (left >= 0) & (right >= 0)
+        equal += np.array(prefix_shares(codes[left[known]], codes[right[known]])) * known.sum()
+        num_pairs += int(known.sum())
+    return (equal / max(num_pairs, 1)).tolist(), num_pairs
+
+
+def check_usage(usage_rates: Iterable[float], level_sizes: Iterable[int], min_usage_rate: float) -> None:
+    """Refuse a collapsed codebook.
+
+    Raises:
+        ValueError: a level uses less than this share of its codes; all such levels are named.
+    """
+    poor = [
+        f"level {level + 1} uses {rate:.1%} of its {size} codes"
+        for level, (rate, size) in enumerate(zip(usage_rates, level_sizes, strict=True))
+        if rate < min_usage_rate
+    ]
+    if poor:
+        raise ValueError(
+            f"item_sids: {', '.join(poor)}; expected at least {min_usage_rate:.1%} (sids.min_usage_rate). Use smaller "
+            f"sids.level_sizes, more sids.epochs or the other sids.quantiser, or lower sids.min_usage_rate"
+        )
+
+
+def describe_sids(
+    quantiser: Quantiser,
+    assigned: SidAssignment,
+    vectors: Float[np.ndarray, "N D"],
+    rows: Int64[np.ndarray, " N"],
+    *,
+    k: int = 10,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return all diagnostics that need no interactions, as JSON values with one list entry per level.
+
+    Args:
+        quantiser: the one that assigned.
+        assigned: SIDs of the whole catalogue.
+        vectors: of some items, for reconstruction and neighbours.
+        rows: which rows of `assigned` the vectors belong to.
+        k: neighbours of an item.
+        seed: of the sample of items whose neighbours are looked up.
+    """
+    levels = len(quantiser.codebooks)
+    codes = assigned.codes[:, :levels]
+    uses = [level_use(assigned.nearest[:, level], assigned.level_sizes[level]) for level in range(levels)]
+    pairs = neighbour_pairs(vectors, k, seed)
+    error, r2 = reconstruction(quantiser, vectors, assigned.nearest[rows])
+    suffixed = assigned.codes[:, levels] >= 0 if assigned.codes.shape[1] > levels else np.zeros(len(codes), bool)
+    facts = {
+        "usage_rate": [use.usage_rate for use in uses],
+        "perplexity": [use.perplexity for use in uses],
+        "gini": [use.gini for use in uses],
+        "raw_collision_rate": collision_rate(assigned.nearest),
+        "collision_rate": collision_rate(codes),
+        "moved_rate": float((codes != assigned.nearest).any(1).mean()),
+        "suffix_rate": float(suffixed.mean()),
+        "reconstruction_mse": error,
+        "reconstruction_r2": r2,
+        "neighbour_prefix_share": prefix_shares(codes[rows[pairs[:, 0]]], codes[rows[pairs[:, 1]]]),
+        "chance_prefix_share": chance_shares(codes),
+    }
+    return rounded(facts)
+
+
+def rounded(facts: dict[str, Any]) -> dict[str, Any]:
+    """Round the numbers of facts."""
+    return {
+        name: [round(float(item), DIGITS) for item in value] if isinstance(value, list) else round(float(value), DIGITS)
+        for name, value in facts.items()
+    }

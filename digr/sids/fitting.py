@@ -1,0 +1,114 @@
+"""One interface for the quantisers: fit the configured one, save it, load it."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int32, Int64
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from digr.config.sids import SidsConfig
+from digr.sids.rkmeans import RKMeans, fit_rkmeans
+
+TENSORS, KIND = "quantiser.safetensors", "quantiser.json"
+
+
+class Quantiser(Protocol):
+    """Vectors to codes and back; frozen once fitted."""
+
+    @property
+    def codebooks(self) -> Sequence[Tensor]:
+        """Codewords of each level, [K C], in the space of `encode`."""
+        ...
+
+    def encode(self, vectors: Float[np.ndarray, "N D"]) -> Float[Tensor, "N C"]:
+        """Return the space in which codewords are subtracted."""
+        ...
+
+    def assign(self, vectors: Float[np.ndarray, "N D"]) -> Int32[np.ndarray, "N L"]:
+        """Return each vector's codes, nearest codeword level by level."""
+        ...
+
+    def reconstruct(self, codes: Int32[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
+        """Return the vectors that codes stand for, in the input space."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors that make it."""
+        ...
+
+
+def sample_rows(num_items: int, max_items: int, seed: int) -> Int64[np.ndarray, " N"]:
+    """Draw at most `max_items` of `num_items` row numbers without replacement, in ascending order."""
+    if num_items <= max_items:
+        return np.arange(num_items)
+    return np.sort(np.random.default_rng(seed).choice(num_items, max_items, replace=False))
+
+
+def take_rows(batches: Iterable[Float[np.ndarray, "B D"]], rows: Int64[np.ndarray, " N"]) -> Float[np.ndarray, "N D"]:
+    """Take some rows, given in ascending order, out of a stream.
+
+    Raises:
+        ValueError: the stream ends before the last of them.
+    """
+    parts, start = [], 0
+    for batch in batches:
+        parts.append(batch[rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + len(batch))] - start])
+        start += len(batch)
+    if not len(rows) or start <= rows[-1]:
+        raise ValueError(f"item_embeddings: found {start} rows, expected more ({len(rows)} wanted); run jobs.embed_items again")
+    return np.concatenate(parts)
+
+
+def fit_quantiser(
+    vectors: Float[np.ndarray, "N D"],
+    config: SidsConfig,
+    seed: int,
+    report: Callable[[str], None] = lambda text: None,
+    device: str = "cpu",
+) -> Quantiser:
+    """Fit the configured quantiser on some items' vectors.
+
+    Args:
+        vectors: a sample of the catalogue (`sample_rows`, `take_rows`).
+        config: quantiser, level sizes and how to train.
+        seed: of every random choice.
+        report: told about progress.
+
+    Raises:
+        ValueError: fewer items than codes of a level, or a vector that is not finite.
+    """
+    if not np.isfinite(vectors).all():
+        bad = int((~np.isfinite(vectors).all(1)).sum())
+        raise ValueError(f"item_embeddings: {bad} of {len(vectors)} vectors are not finite; run jobs.embed_items again")
+    if len(vectors) < max(config.level_sizes):
+        raise ValueError(
+            f"sids.level_sizes: a level has {max(config.level_sizes)} codes but there are only {len(vectors)} items to fit "
+            f"them; use levels of at most {len(vectors)} codes"
+        )
+    return fit_rkmeans(vectors, config.level_sizes, seed, report, device)
+
+
+def save_quantiser(quantiser: Quantiser, folder: Path) -> None:
+    """Write the tensors (safetensors) and what is needed to rebuild the quantiser (JSON) into a local folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in quantiser.state().items()}, folder / TENSORS)
+    (folder / KIND).write_text(json.dumps({"kind": "rkmeans"}, indent=2))
+
+
+def load_quantiser(folder: Path, device: str = "cpu") -> Quantiser:
+    """Read a quantiser that `save_quantiser` wrote.
+
+    Raises:
+        ValueError: the folder holds none, or one of an unknown kind.
+    """
+    if not (folder / KIND).is_file():
+        raise ValueError(f"{folder}: no {KIND}; give the folder of a `quantiser` artifact")
+    described, state = json.loads((folder / KIND).read_text()), load_file(folder / TENSORS, device=device)
+    if described["kind"] == "rkmeans":
+        levels = sum(name.startswith("codebooks.") for name in state)
+        return RKMeans(state["mean"], state["scale"], tuple(state[f"codebooks.{level}"] for level in range(levels)))
+    raise ValueError(f"{folder / KIND}: unknown kind {described['kind']!r}; expected rqvae or rkmeans")

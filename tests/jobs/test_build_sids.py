@@ -1,0 +1,80 @@
+"""The job writes unique SIDs for every embedded item, and its facts."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config import build_config
+from digr.sids.fitting import load_quantiser
+from jobs import build_sids
+from jobs.runtime import Options
+
+
+def _embedded(root, num_items=60, dim=8, twins=1):
+    """Write the two artifacts the job reads: four clusters, each vector `twins` times, the first one once more."""
+    store, rng = Store(str(root)), np.random.default_rng(0)
+    vectors = (np.repeat(np.eye(4, dim), num_items // 4, axis=0) * 5 + rng.normal(size=(num_items, dim))).astype(np.float32)
+    vectors = vectors[np.arange(num_items) // twins * twins]
+    vectors[1] = vectors[0]
+    ids = [f"item{index:03d}" for index in range(num_items)]
+    artifacts.write_table(store, "item_embeddings", pa.table({"item_id": ids, "embedding": list(vectors)}))
+    artifacts.commit(store, Manifest(name="item_embeddings", rows=num_items))
+    histories = {
+        "example_id": ["e0", "e1"],
+        "user_id": ["u", "u"],
+        "split": ["train", "test"],
+        "history": [["item002"], ["item002", "item040"]],
+        "target": ["item040", "item000"],
+    }
+    artifacts.write_table(store, "histories", pa.table(histories))
+    artifacts.commit(store, Manifest(name="histories", rows=2))
+    return store, vectors
+
+
+def _config(root, **sids):
+    tree = {"quantiser": "rkmeans", "level_sizes": [4, 8], "latent_dim": 4, "hidden_dims": [16], "epochs": 20, **sids}
+    return build_config({"run": {"dir": str(root)}, "sids": tree}, where="test")
+
+
+@pytest.mark.parametrize("kind", ["rkmeans"])
+def test_every_item_gets_its_own_sid_and_the_saved_quantiser_gives_the_first_code(tmp_path, kind):
+    store, vectors = _embedded(tmp_path)
+    summary = build_sids.run(_config(tmp_path, quantiser=kind), Options())
+    assert summary["status"] == "built"
+    table = artifacts.read_table(store, "item_sids")
+    codes = table["codes"].to_pylist()
+    assert table["item_id"].to_pylist() == [f"item{index:03d}" for index in range(60)]
+    assert len({tuple(row) for row in codes}) == 60
+    with artifacts.local_files(store, "quantiser") as folder:
+        nearest = load_quantiser(folder).assign(vectors)
+    assert [row[0] for row in codes] == nearest[:, 0].tolist()
+    facts = artifacts.require(store, "item_sids").facts
+    assert facts["level_sizes"][:2] == [4, 8] and len(facts["level_sizes"]) == max(len(row) for row in codes)
+    assert facts["num_cointeraction_pairs"] == 1 and facts["raw_collision_rate"] > 0
+    assert artifacts.require(store, "quantiser").facts["dim"] == 8
+
+
+def test_the_job_is_skipped_when_current_and_repeats_itself_when_forced(tmp_path):
+    store, _ = _embedded(tmp_path)
+    build_sids.run(_config(tmp_path), Options())
+    first = artifacts.require(store, "item_sids").digest, artifacts.read_table(store, "item_sids")
+    assert build_sids.run(_config(tmp_path), Options())["status"] == "skipped"
+    build_sids.run(_config(tmp_path), Options(force="all"))
+    assert artifacts.require(store, "item_sids").digest == first[0]
+    assert artifacts.read_table(store, "item_sids").equals(first[1])
+
+
+def test_a_fit_on_a_sample_still_gives_every_item_a_sid(tmp_path):
+    store, _ = _embedded(tmp_path)
+    build_sids.run(_config(tmp_path, max_fit_items=20), Options())
+    assert len(artifacts.read_table(store, "item_sids")) == 60
+
+
+def test_a_level_with_unused_codes_fails_and_leaves_no_artifact(tmp_path):
+    store, _ = _embedded(tmp_path, twins=4)
+    config = _config(tmp_path, level_sizes=[4, 50], min_usage_rate=0.99)
+    with pytest.raises(ValueError, match=r"item_sids: level 2 uses .* of its 50 codes; expected at least 99\.0%"):
+        build_sids.run(config, Options())
+    assert artifacts.read_manifest(store, "item_sids") is None
