@@ -29,11 +29,14 @@ from digr.sids.trie import ROOT, SidTrie
 class SidPolicy(nn.Module):
     """A Hugging Face causal LM with SID tokens."""
 
+    token_level: Tensor
+    token_code: Tensor
+
     def __init__(self, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.lm = lm
         self.tokenizer = tokenizer
-        vocabulary = find_sid_tokens(tokenizer, lm.get_input_embeddings().num_embeddings)
+        vocabulary = find_sid_tokens(tokenizer, lm.config.get_text_config().vocab_size)
         self.level_sizes = vocabulary.level_sizes
         self.register_buffer("token_level", vocabulary.token_level, persistent=False)
         self.register_buffer("token_code", vocabulary.token_code, persistent=False)
@@ -45,7 +48,7 @@ class SidPolicy(nn.Module):
         """Where the weights are."""
         return self.token_level.device
 
-    def token_ids(self, level: int) -> Int[Tensor, "K"]:
+    def token_ids(self, level: int) -> Int[Tensor, " K"]:
         """Token of each code of a level."""
         return getattr(self, f"token_ids_{level}")
 
@@ -62,7 +65,7 @@ class SidPolicy(nn.Module):
         """Compute the logits of one level's codes only."""
         head = self.lm.get_output_embeddings()
         ids = self.token_ids(level)
-        bias = None if head.bias is None else head.bias[ids]
+        bias = None if getattr(head, "bias", None) is None else head.bias[ids]
         return nn.functional.linear(hidden, head.weight[ids], bias).float()
 
     def forward(
@@ -188,6 +191,7 @@ def build_scratch_policy(config: PolicyConfig, level_sizes: Sequence[int], seed:
                 n_embd=config.hidden_dim,
                 n_layer=config.num_layers,
                 n_head=config.num_heads,
+                activation_function="gelu_pytorch_tanh",
                 resid_pdrop=config.dropout,
                 embd_pdrop=config.dropout,
                 attn_pdrop=config.dropout,
@@ -212,7 +216,7 @@ def build_hf_policy(config: PolicyConfig, level_sizes: Sequence[int]) -> SidPoli
     tokenizer.add_tokens(sid_tokens(level_sizes))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if len(tokenizer) > lm.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > lm.config.get_text_config().vocab_size:
         lm.resize_token_embeddings(len(tokenizer))
     return SidPolicy(lm, tokenizer)
 

@@ -27,11 +27,11 @@ class SidVocabulary(NamedTuple):
     """Where the SID tokens are in a tokenizer's vocabulary."""
 
     level_sizes: tuple[int, ...]
-    token_ids: tuple[Int[Tensor, "K"], ...]
+    token_ids: tuple[Int[Tensor, " K"], ...]
     """Per level, the token of each code."""
-    token_level: Int[Tensor, "V"]
+    token_level: Int[Tensor, " V"]
     """Per token, its level; -1 for other tokens."""
-    token_code: Int[Tensor, "V"]
+    token_code: Int[Tensor, " V"]
     """Per token, its code; -1 for other tokens."""
 
 

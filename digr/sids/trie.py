@@ -35,14 +35,14 @@ class SidTrie(NamedTuple):
     """Codes in the same order, -1 behind the end of a shorter SID."""
     level_sizes: tuple[int, ...]
     """Codes per level, the suffix level included."""
-    node_code: Int[Tensor, "nodes"]
+    node_code: Int[Tensor, " nodes"]
     """Code that leads into a node (root: -1)."""
-    node_key: Int[Tensor, "nodes"]
+    node_key: Int[Tensor, " nodes"]
     """parent * max(level_sizes) + code, ascending: finds a child by binary search (root: -1)."""
-    first_child: Int[Tensor, "nodes"]
-    num_children: Int[Tensor, "nodes"]
-    item_start: Int[Tensor, "nodes"]
-    item_end: Int[Tensor, "nodes"]
+    first_child: Int[Tensor, " nodes"]
+    num_children: Int[Tensor, " nodes"]
+    item_start: Int[Tensor, " nodes"]
+    item_end: Int[Tensor, " nodes"]
 
     @property
     def num_items(self) -> int:
@@ -56,7 +56,9 @@ class SidTrie(NamedTuple):
 
     def to(self, device: str | torch.device) -> "SidTrie":
         """Return the trie with its tensors on a device."""
-        return SidTrie(*(field.to(device) if isinstance(field, Tensor) else field for field in self))
+        return self._replace(
+            **{name: getattr(self, name).to(device) for name in self._fields if name not in ("item_ids", "level_sizes")}
+        )
 
     def is_leaf(self, nodes: Int[Tensor, "*P"]) -> Bool[Tensor, "*P"]:
         """Whether nodes end a SID."""
@@ -70,10 +72,10 @@ class SidTrie(NamedTuple):
 
     def allowed_mask(
         self,
-        nodes: Int[Tensor, "P"],
+        nodes: Int[Tensor, " P"],
         level: int,
         items_before: Int[Tensor, "R N1"] | None = None,
-        request: Int[Tensor, "P"] | None = None,
+        request: Int[Tensor, " P"] | None = None,
     ) -> Bool[Tensor, "P K"]:
         """Mark the codes of `level` that may follow each node.
 
