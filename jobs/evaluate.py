@@ -1,7 +1,8 @@
 """Measure every system of the run and the baselines on the same examples, and write the metrics table and the report."""
 
-import json
-import math
+import shlex
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -14,7 +15,7 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.evaluation.baselines import BASELINES, collect_examples, count_training, recommend_baseline
 from digr.evaluation.metrics import evaluate_split
-from digr.evaluation.report import metrics_text
+from digr.evaluation.report import RunDescription, build_report, metrics_json, metrics_text
 from digr.tables import table_spec
 from jobs.runtime import Options, main, say
 from jobs.stage import Made, run_stage, store_of
@@ -72,7 +73,14 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
         rows += found[0]
         comparisons += found[1]
     artifacts.write_table(store, "metrics", pa.Table.from_pylist(rows, table_spec("metrics").schema))
-    _write(store, "metrics.json", json.dumps(_without_nan({"metrics": rows, "comparisons": comparisons}), indent=1))
+    _write(store, "metrics.json", metrics_json(rows, comparisons))
+    description = RunDescription(
+        config=config.model_dump(mode="json"),
+        variants=[ablation.name for ablation in config.ablations],
+        command=shlex.join(["python", *sys.orig_argv[1:]]),
+        generated=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    )
+    _write(store, "report.html", build_report(store, description, rows, comparisons))
     print(metrics_text(rows, "test"), flush=True)
     return {"metrics": Made(rows=len(rows), facts={"systems": [*systems], "examples": len(examples.targets)})}
 
@@ -101,15 +109,6 @@ def _write(store: Store, name: str, text: str) -> None:
     fs, path = artifacts.filesystem_of(store.uri("metrics"))
     with fs.open_output_stream(f"{path}/{name}") as stream:
         stream.write(text.encode())
-
-
-def _without_nan(value):
-    """JSON has no NaN: a missing interval is null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 if __name__ == "__main__":

@@ -1,25 +1,220 @@
-"""The run's report and the table that a job prints."""
+"""The run's report: one HTML file that opens anywhere, with nothing loaded from another host."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from digr.artifacts import Manifest, Store
+from digr.evaluation import charts, run_facts
 
 METRIC_TITLES = {"hr": "HR", "ndcg": "NDCG", "coverage": "coverage", "invalid_rate": "invalid rate"}
+DATA = ("items", "interactions", "histories")
+RLDI = ("classifier", "interest_labels", "item_quality")
+VARIANT = ("item_embeddings", "item_sids", "policy_examples", "policy_sft", "policy_grpo")
+STAGES = (*DATA, "interest_responses", "interests", *RLDI, *VARIANT, "recommendations/sft_test", "recommendations/grpo_test")
+SFT_PANELS = ("loss", "hr@10", "ndcg@10")
+GRPO_PANELS = ("reward", "ndcg@10", "kl", "dead_group_rate")
+BEST_ITEMS = 5
+"""Items of a list that the report shows."""
+
+
+class RunDescription(NamedTuple):
+    """What the job knows of the run and the artifacts do not."""
+
+    config: Mapping[str, Any]
+    variants: Sequence[str]
+    """Ablations, without the main run."""
+    command: str
+    generated: str
+    """Time of writing, as shown."""
 
 
 def metrics_text(rows: Sequence[Mapping[str, Any]], split: str) -> str:
     """Return the metrics of all systems on one split as a plain table: value and 95 % interval of each HR@k and NDCG@k."""
-    chosen = [row for row in rows if row["split"] == split and row["slice"] == "all" and row["name"] in ("hr", "ndcg")]
-    systems = list(dict.fromkeys(row["system"] for row in chosen))
-    columns = sorted({(row["k"], row["name"]) for row in chosen})
-    cells = {(row["system"], row["k"], row["name"]): row for row in chosen}
-    width = max(map(len, systems), default=6)
-    head = f"{split:<{width}}" + "".join(f"  {f'{METRIC_TITLES[name]}@{k}':<22}" for k, name in columns)
+    table = _ranking_table(rows, split)
+    width = max(map(len, table["systems"]), default=6)
+    head = f"{split:<{width}}" + "".join(f"  {title:<24}" for title in table["columns"])
     lines = [head, "-" * len(head)]
-    for system in systems:
-        values = [_with_interval(cells[system, k, name]) for k, name in columns]
-        lines.append(f"{system:<{width}}" + "".join(f"  {value:<22}" for value in values))
+    for system, cells in table["systems"].items():
+        values = [f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" for row in cells]
+        lines.append(f"{system:<{width}}" + "".join(f"  {value:<24}" for value in values))
     return "\n".join(lines)
 
 
-def _with_interval(row: Mapping[str, Any]) -> str:
-    return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
+def metrics_json(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Return metrics and comparisons as strict JSON: an interval that does not exist is null."""
+    return json.dumps(_without_nan({"metrics": list(rows), "comparisons": list(comparisons)}), indent=1, allow_nan=False)
+
+
+def build_report(
+    store: Store, run: RunDescription, rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]
+) -> str:
+    """Return the report as HTML.
+
+    Whatever stage has not been built is named as such. Every text of the data is escaped.
+
+    Args:
+        store: the main run.
+        rows: rows of the `metrics` table.
+        comparisons: each system against each earlier one, see `metrics.evaluate_split`.
+    """
+    rng = np.random.default_rng(run.config["run"]["seed"])
+    stores = {"main": store} | {name: Store(store.root, name) for name in run.variants}
+    built = {
+        f"{name} [{variant}]" if variant != "main" else name: manifest
+        for variant, place in stores.items()
+        for name, manifest in run_facts.find_manifests(place, STAGES if variant == "main" else VARIANT).items()
+    }
+    made = {name: manifest for name, manifest in built.items() if manifest is not None}
+    environment = Environment(
+        loader=PackageLoader("digr.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "fact": _fact, "words": lambda name: str(name).replace("_", " ")}
+    return environment.get_template("report.html").render(
+        run=run,
+        seed=run.config["run"]["seed"],
+        folder=store.root,
+        hardware=run_facts.hardware(),
+        versions=next((manifest.versions for manifest in reversed(made.values()) if manifest.versions), {}),
+        config_json=json.dumps(run.config, indent=2, ensure_ascii=False),
+        results=_results(rows, comparisons),
+        data=_facts_of(built, DATA),
+        mining={
+            "facts": _facts_of(built, ("interest_responses", "interests")),
+            "status": run_facts.mining_status(store),
+            "examples": run_facts.item_examples(store, 6, rng),
+        },
+        rldi=_facts_of(built, RLDI),
+        sids=_sids(stores),
+        training=_training(stores),
+        samples=run_facts.recommendation_examples(store, 5, BEST_ITEMS, rng),
+        seconds=charts.stage_bars({name: manifest.seconds for name, manifest in made.items()}) if made else None,
+        missing=[name for name, manifest in built.items() if manifest is None],
+        plotly_script=Markup(get_plotlyjs()),
+    )
+
+
+def _results(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    splits = list(dict.fromkeys(row["split"] for row in rows))
+    shown = "test" if "test" in splits else splits[-1]
+    k = max(row["k"] for row in rows)
+    ranking = [row for row in rows if row["split"] == shown and row["slice"] == "all" and row["name"] in ("hr", "ndcg")]
+    return {
+        "split": shown,
+        "k": k,
+        "tables": {split: _ranking_table(rows, split) for split in [shown, *(name for name in splits if name != shown)]},
+        "chart": charts.metric_bars(ranking),
+        "slices": _slice_table(rows, shown, k),
+        "gains": [
+            row for row in comparisons if row["split"] == shown and row["name"] == "ndcg" and row["system"].startswith("sid_")
+        ],
+        "headline": max((row for row in ranking if row["name"] == "ndcg" and row["k"] == k), key=lambda row: row["value"]),
+    }
+
+
+def _ranking_table(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
+    chosen = [row for row in rows if row["split"] == split and row["slice"] == "all" and row["name"] in ("hr", "ndcg")]
+    columns = sorted({(row["k"], row["name"]) for row in chosen})
+    cells = {(row["system"], row["k"], row["name"]): row for row in chosen}
+    systems = list(dict.fromkeys(row["system"] for row in chosen))
+    return {
+        "columns": [f"{METRIC_TITLES[name]}@{k}" for k, name in columns],
+        "systems": {system: [cells[system, k, name] for k, name in columns] for system in systems},
+        "best": [max(cells[system, k, name]["value"] for system in systems) for k, name in columns],
+        "num_examples": chosen[0]["num_examples"] if chosen else 0,
+    }
+
+
+def _slice_table(rows: Sequence[Mapping[str, Any]], split: str, k: int) -> dict[str, Any]:
+    chosen = [row for row in rows if row["split"] == split and row["k"] == k]
+    hits = [row for row in chosen if row["name"] == "hr"]
+    slices = {row["slice"]: row["num_examples"] for row in hits}
+    systems: dict[str, dict[str, float]] = {row["system"]: {} for row in chosen}
+    for row in hits:
+        systems[row["system"]][row["slice"]] = row["value"]
+    for row in chosen:
+        if row["name"] in ("coverage", "invalid_rate"):
+            systems[row["system"]][row["name"]] = row["value"]
+    return {"slices": slices, "systems": systems}
+
+
+def _facts_of(built: Mapping[str, Manifest | None], names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+    """Rows, rejected rows and facts of each artifact, flat; None for one that does not exist."""
+    found: dict[str, dict[str, Any] | None] = {}
+    for name in names:
+        manifest = built[name]
+        if manifest is None:
+            found[name] = None
+            continue
+        flat: dict[str, Any] = {"rows": manifest.rows} if manifest.rows is not None else {}
+        flat |= {f"rejected: {reason}": count for reason, count in manifest.rejected.items()}
+        found[name] = flat | _flatten(manifest.facts)
+    return found
+
+
+def _sids(stores: Mapping[str, Store]) -> dict[str, Any] | None:
+    manifests = {name: run_facts.find_manifests(store, ["item_sids"])["item_sids"] for name, store in stores.items()}
+    facts = {name: manifest.facts for name, manifest in manifests.items() if manifest is not None}
+    if not facts:
+        return None
+    usage = {name: fact["usage_rate"] for name, fact in facts.items() if fact.get("usage_rate")}
+    keys = list(dict.fromkeys(key for fact in facts.values() for key in fact))
+    return {
+        "chart": charts.level_bars(usage) if usage else None,
+        "variants": list(facts),
+        "facts": {key: [fact.get(key) for fact in facts.values()] for key in keys},
+    }
+
+
+def _training(stores: Mapping[str, Store]) -> list[dict[str, Any]]:
+    shown = []
+    for variant, store in stores.items():
+        for stage, panels in (("sft", SFT_PANELS), ("grpo", GRPO_PANELS)):
+            log = run_facts.training_log(store, f"policy_{stage}")
+            if log is None and variant != "main":
+                continue
+            chart = charts.curves(log, panels, f"{stage}-{variant}") if log else None
+            shown.append(
+                {"title": stage.upper() if variant == "main" else f"{stage.upper()}, ablation {variant}", "chart": chart}
+            )
+    return shown
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}: ") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _number(value: float | None) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _fact(value: Any) -> str:
+    """Write any JSON value for people: lists comma by comma, long ones shortened."""
+    if isinstance(value, list):
+        return ", ".join(_fact(item) for item in value[:12]) + (", …" if len(value) > 12 else "")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,9 +1,12 @@
 """The evaluation job on a run directory whose lists are known."""
 
 import json
+import re
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from plotly.offline import get_plotlyjs
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
@@ -74,8 +77,26 @@ def test_every_system_and_baseline_is_measured_on_the_same_examples(run_dir, cap
     ]
     assert [hits[name] for name in ("sid_sft[plain]", "sid_sft", "sid_grpo")] == [0.0, 0.5, 0.5]
     printed = capsys.readouterr().out
-    assert "test                       HR@5                    NDCG@5" in printed
-    assert "sid_grpo                   0.5000 [" in printed
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["test", "HR@5", "NDCG@5", "HR@10", "NDCG@10"] in lines
+    assert ["sid_grpo", "0.5000"] in [line[:2] for line in lines]
+
+
+def test_the_report_is_complete_in_itself_and_escapes_the_data(run_dir):
+    summary = run(_config(run_dir), Options())
+    page = Path(summary["report"]).read_text()
+    assert page.count(get_plotlyjs()) == 1
+    page = page.replace(get_plotlyjs(), "")
+    assert re.findall(r"https?://[^\s\"'<]+|(?:src|href)\s*=\s*.?//", page) == []
+    assert "title &lt;i00&gt;" in page
+    assert "title <i00>" not in page
+    assert "bought next:" in page
+
+
+def test_the_report_names_what_was_not_built(run_dir):
+    page = Path(run(_config(run_dir), Options())["report"]).read_text()
+    for name in ("interests", "item_sids", "classifier", "SFT training log", "policy_grpo", "item_sids [plain]"):
+        assert f"{name}: not built" in page
 
 
 def test_metrics_json_is_strict_json(run_dir):

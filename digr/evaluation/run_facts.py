@@ -1,0 +1,129 @@
+"""What the report shows of a run, read from its artifacts; an artifact that was never made gives None."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import torch
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+
+LOOKED_AT = 2000
+"""Rows from which examples are drawn, so that the report costs the same on any catalogue."""
+
+
+def hardware() -> dict[str, Any]:
+    """Describe this machine: processor, cores, memory, GPUs."""
+    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = [int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "memory_gib": round(memory[0], 1) if memory else None,
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def find_manifests(store: Store, names: Sequence[str]) -> dict[str, Manifest | None]:
+    """Read the manifests of artifacts that may not exist."""
+    return {name: artifacts.read_manifest(store, name) for name in names}
+
+
+def mining_status(store: Store) -> list[dict[str, Any]] | None:
+    """Count the responses of each miner and status, with their tokens and cost, in one streamed pass."""
+    if artifacts.read_manifest(store, "interest_responses") is None:
+        return None
+    columns = ["miner", "status", "input_tokens", "output_tokens", "cost_usd"]
+    sums = [(column, "sum") for column in columns[2:]] + [("responses", "sum")]
+    total: pa.Table | None = None
+    for batch in artifacts.iter_table(store, "interest_responses", columns):
+        part = pa.table(batch.columns, names=batch.schema.names).append_column(
+            "responses", pa.array(np.ones(len(batch), np.int64))
+        )
+        merged = part if total is None else pa.concat_tables([total, part.select(total.column_names)])
+        found = merged.group_by(["miner", "status"]).aggregate(sums)
+        total = found.rename_columns([name.removesuffix("_sum") for name in found.column_names])
+    return [] if total is None else total.sort_by([("miner", "ascending"), ("status", "ascending")]).to_pylist()
+
+
+def item_examples(store: Store, num: int, rng: np.random.Generator) -> list[dict[str, Any]] | None:
+    """Draw items with their interests, strongest first, and what the labeler thought of each."""
+    if artifacts.read_manifest(store, "interests") is None:
+        return None
+    items = artifacts.dataset_of(store, "items").head(LOOKED_AT, columns=["item_id", "title", "brand"])
+    rows = items.take(np.sort(rng.permutation(len(items))[:num])).to_pylist()
+    ids = [row["item_id"] for row in rows]
+    interests = artifacts.read_table(store, "interests", owner=["item"], owner_id=ids).sort_by("rank").to_pylist()
+    labels: dict[tuple[str, int], dict[str, Any]] = {}
+    if artifacts.read_manifest(store, "interest_labels") is not None:
+        found = artifacts.read_table(store, "interest_labels", owner=["item"], owner_id=ids).to_pylist()
+        labels = {(row["owner_id"], row["rank"]): row for row in found}
+    for row in rows:
+        mine = [interest for interest in interests if interest["owner_id"] == row["item_id"]]
+        row["interests"] = [interest | labels.get((row["item_id"], interest["rank"]), {}) for interest in mine]
+    return rows
+
+
+def recommendation_examples(store: Store, num: int, k: int, rng: np.random.Generator) -> list[dict[str, Any]] | None:
+    """Draw test examples of the newest policy, with titles: history, target and the k best items with their reasons."""
+    names = [name for name in ("recommendations/grpo_test", "recommendations/sft_test") if artifacts.read_manifest(store, name)]
+    if not names:
+        return None
+    table = artifacts.dataset_of(store, names[0]).head(LOOKED_AT)
+    lists = table.take(np.sort(rng.permutation(len(table))[:num])).to_pylist()
+    examples = artifacts.read_table(store, "histories", example_id=[row["example_id"] for row in lists]).to_pylist()
+    examples_by_id = {row["example_id"]: row for row in examples}
+    wanted = {item for row in lists for item in row["item_ids"][:k]}
+    wanted |= {item for row in examples for item in [*row["history"], row["target"]]}
+    items = artifacts.read_table(store, "items", ["item_id", "title"], item_id=wanted).to_pylist()
+    titles = {row["item_id"]: row["title"] for row in items}
+    shown = []
+    for row in lists:
+        example = examples_by_id[row["example_id"]]
+        reasons = row["reasons"] or [[]] * len(row["item_ids"])
+        listed = zip(row["item_ids"][:k], row["scores"], reasons, strict=False)
+        shown.append(
+            {
+                "example_id": row["example_id"],
+                "history": [titles.get(item, item) for item in example["history"]],
+                "target": titles.get(example["target"], example["target"]),
+                "place": row["item_ids"].index(example["target"]) + 1 if example["target"] in row["item_ids"] else None,
+                "items": [
+                    {"title": titles.get(item, item), "score": score, "reasons": why, "hit": item == example["target"]}
+                    for item, score, why in listed
+                ],
+            }
+        )
+    return shown
+
+
+def training_log(store: Store, name: str) -> list[dict[str, Any]] | None:
+    """Read the metrics lines that a training left beside its model; None where there are none.
+
+    Raises:
+        ValueError: a line is not JSON.
+    """
+    if artifacts.read_manifest(store, name) is None:
+        return None
+    fs, path = artifacts.filesystem_of(f"{store.uri(name)}/metrics.jsonl")
+    if fs.get_file_info(path).type == pafs.FileType.NotFound:
+        return None
+    with fs.open_input_stream(path) as stream:
+        lines = stream.read().decode().splitlines()
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{store.uri(name)}/metrics.jsonl: not JSON lines: {error}; train again") from error
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
