@@ -72,6 +72,8 @@ class SftConfig(Section):
     """Validations without a better NDCG@10 before stopping."""
     max_valid_examples: int = Field(2000, ge=1)
     """Validation examples drawn for early stopping."""
+    valid_beam_width: int = Field(20, ge=10, le=1000)
+    """Beams of the decoder on validation."""
 
 
 class RewardConfig(Section):
@@ -104,6 +106,8 @@ class GrpoConfig(Section):
     """Roll-outs per prompt."""
     rollouts: Literal["beam", "sample"] = "beam"
     """Trie beam, or sampling on the trie."""
+    updates_per_rollout: int = Field(1, ge=1)
+    """Optimiser steps on one set of roll-outs; clipping matters from the second on."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
     """Loss variant."""
     lr: float = Field(1e-5, gt=0)
@@ -120,6 +124,8 @@ class GrpoConfig(Section):
     """Steps between validations and checkpoints."""
     max_valid_examples: int = Field(2000, ge=1)
     """Validation examples drawn for choosing the checkpoint."""
+    valid_beam_width: int = Field(20, ge=10, le=1000)
+    """Beams of the decoder on validation."""
     reward: RewardConfig = RewardConfig()
 
 

@@ -1,0 +1,140 @@
+"""SFT learns a planted rule, wastes little on padding, and resumes to the bit."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from digr.config.policy import SftConfig
+from digr.policy.engine import PlainEngine, make_optimizer
+from digr.policy.model import load_policy
+from digr.policy.sft import Sequences, make_batch, pack_sequences, plan_batches, train_sft
+from digr.policy.validation import Decoding, ValidExamples, validate
+from tests.policy.toy import toy_policy, toy_sequences, toy_trie, toy_valid
+
+CONFIG = SftConfig(epochs=12, lr=1e-2, batch_tokens=256, eval_every_epochs=4, patience=9)
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+def _train(folder, config=CONFIG, policy=None, resume=None, stop_at=None, reports=None):
+    torch.manual_seed(3)
+    policy, trie = policy or toy_policy(dropout=0.1), toy_trie()
+    engine = PlainEngine(policy, make_optimizer(policy, config.lr, config.weight_decay), max_grad_norm=config.max_grad_norm)
+
+    def save(record, write):
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        (folder / "checkpoint").mkdir(parents=True)
+        write(folder / "checkpoint")
+        if record["epoch"] == stop_at:
+            raise Interrupted
+
+    progress = train_sft(
+        engine,
+        trie,
+        toy_sequences(policy, trie),
+        toy_valid(trie),
+        config,
+        decoding=Decoding(20, 16),
+        seed=1,
+        best_folder=folder / "best",
+        resume=resume,
+        save=save,
+        report=(reports if reports is not None else []).append,
+    )
+    return progress, policy
+
+
+def test_sft_learns_the_planted_successor_of_every_item(tmp_path):
+    reports = []
+    progress, _ = _train(tmp_path, reports=reports)
+    losses = [record["loss"] for record in progress.records]
+    assert losses[-1] < 0.3 * losses[0]
+    assert progress.best > 0.9 and progress.done
+    assert [record["epoch"] for record in progress.records if "ndcg@10" in record] == [4, 8, 12]
+    assert [record["epoch"] for record in reports] == [1, 2, 3, 5, 6, 7, 9, 10, 11]
+    best = load_policy(tmp_path / "best")
+    engine = PlainEngine(best, make_optimizer(best, 1.0, 0.0), max_grad_norm=1.0)
+    assert validate(engine, toy_trie(), toy_valid(toy_trie()), Decoding(20, 16))["ndcg@10"] == pytest.approx(progress.best)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
+    whole, expected = _train(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        _train(tmp_path / "cut", stop_at=4)
+    shutil.move(tmp_path / "cut" / "checkpoint", tmp_path / "left")
+    shutil.rmtree(tmp_path / "cut")
+    resumed, found = _train(tmp_path / "cut", policy=toy_policy(dropout=0.1, seed=9), resume=tmp_path / "left")
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, found.state_dict()[name]), name
+    assert [record["loss"] for record in resumed.records] == [record["loss"] for record in whole.records]
+    assert (tmp_path / "cut" / "best" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "best" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+    done, _ = _train(tmp_path / "one", CONFIG.model_copy(update={"epochs": 4}))
+    again, _ = _train(tmp_path / "two", resume=tmp_path / "one" / "checkpoint")
+    assert again == done
+
+
+def test_training_stops_when_validation_no_longer_improves(tmp_path):
+    config = CONFIG.model_copy(update={"epochs": 50, "eval_every_epochs": 1, "patience": 2, "lr": 1e-9})
+    progress, _ = _train(tmp_path, config, policy=toy_policy())
+    assert progress.position == 3 and progress.best_position == 1
+
+
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=200), st.integers(60, 400))
+def test_batches_hold_every_sequence_once_within_the_budget(lengths, budget):
+    lengths = np.array(lengths)
+    batches = plan_batches(lengths, budget, np.random.default_rng(0))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert all(lengths[batch].max() * len(batch) <= budget for batch in batches)
+
+
+def test_a_sequence_beyond_the_budget_gets_its_own_batch():
+    assert sorted(map(len, plan_batches(np.array([100, 3, 3]), 10, np.random.default_rng(0)))) == [1, 2]
+
+
+def test_padding_is_a_small_part_of_the_batches():
+    lengths = np.random.default_rng(0).integers(4, 45, 4000)
+    batches = plan_batches(lengths, 2048, np.random.default_rng(0))
+    computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    assert 1 - lengths.sum() / computed < 0.06
+    assert computed / len(batches) > 0.85 * 2048
+
+
+def test_a_batch_marks_completions_and_pads_on_the_right():
+    sequences = Sequences(np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 2, 5]), np.array([1, 2]))
+    batch = make_batch(sequences, np.array([1, 0]), pad_id=0)
+    assert batch.input_ids.tolist() == [[7, 8, 9], [5, 6, 0]]
+    assert batch.attention_mask.tolist() == [[True, True, True], [True, True, False]]
+    assert batch.completion_mask.tolist() == [[False, False, True], [False, True, False]]
+
+
+def test_sequences_start_with_the_special_tokens_of_the_prompt_only():
+    policy = toy_policy()
+    packed = pack_sequences(policy.tokenizer, [(["<a_1>"], ["<b_0><c_1>"]), (["<a_0><b_0>"], ["<a_2>"])], 8)
+    tokens = [policy.tokenizer.convert_ids_to_tokens(packed.tokens[a:b].tolist()) for a, b in ((0, 4), (4, 8))]
+    assert tokens == [["<bos>", "<a_1>", "<b_0>", "<c_1>"], ["<bos>", "<a_0>", "<b_0>", "<a_2>"]]
+    assert packed.prompt_lengths.tolist() == [2, 3]
+
+
+def test_a_sequence_that_does_not_fit_says_what_to_change():
+    with pytest.raises(ValueError, match=r"policy.max_tokens: a training sequence has 4 tokens, allowed are 3"):
+        pack_sequences(toy_policy().tokenizer, [(["<a_1>"], ["<b_0><c_1>"])], 3)
+    with pytest.raises(ValueError, match="no training sequences; histories needs rows of split train"):
+        pack_sequences(toy_policy().tokenizer, [], 3)
+
+
+def test_validation_without_examples_is_an_error():
+    policy = toy_policy()
+    engine = PlainEngine(policy, make_optimizer(policy, 1.0, 0.0), max_grad_norm=1.0)
+    with pytest.raises(ValueError, match="no validation examples; histories needs rows of split valid"):
+        validate(engine, toy_trie(), ValidExamples([], torch.zeros(0, dtype=torch.long)), Decoding(20, 16))
