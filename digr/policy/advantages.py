@@ -17,7 +17,7 @@ class Advantages(NamedTuple):
 
     values: Float[Tensor, "B G"]
     """0 in dead groups."""
-    live: Bool[Tensor, "B"]
+    live: Bool[Tensor, " B"]
     """Groups whose rewards differ; the others carry no signal."""
 
 

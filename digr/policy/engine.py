@@ -33,7 +33,7 @@ class Engine(Protocol):
     def step(self, lr: float) -> None:
         """Clip the gradient, update the weights with this learning rate and clear the gradient."""
 
-    def total(self, values: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
+    def total(self, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """Sum over the workers."""
 
     def whole(self) -> AbstractContextManager[None]:
@@ -92,7 +92,7 @@ class PlainEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def total(self, values: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
+    def total(self, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """Return the values: there is one worker."""
         return values
 

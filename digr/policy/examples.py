@@ -28,10 +28,10 @@ class Sids(NamedTuple):
 class _Rows(NamedTuple):
     """Train rows as item positions: row i's history is `items[start[i]:end[i]]`."""
 
-    items: Int[np.ndarray, "P"]
-    start: Int[np.ndarray, "R"]
-    end: Int[np.ndarray, "R"]
-    target: Int[np.ndarray, "R"]
+    items: Int[np.ndarray, " P"]
+    start: Int[np.ndarray, " R"]
+    end: Int[np.ndarray, " R"]
+    target: Int[np.ndarray, " R"]
 
 
 def policy_examples(histories: pa.Table, sids: Sids, max_history: int) -> pa.Table:
@@ -106,14 +106,14 @@ def prompt_examples(rows: pa.Table, sids: Sids, max_history: int) -> pa.Table:
 class Windows(NamedTuple):
     """Windows over sequences, positions counted from each sequence's start."""
 
-    sequence: Int[np.ndarray, "W"]
-    begin: Int[np.ndarray, "W"]
-    first: Int[np.ndarray, "W"]
+    sequence: Int[np.ndarray, " W"]
+    begin: Int[np.ndarray, " W"]
+    first: Int[np.ndarray, " W"]
     """First target; what is before it is prompt."""
-    end: Int[np.ndarray, "W"]
+    end: Int[np.ndarray, " W"]
 
 
-def cut_windows(lengths: Int[np.ndarray, "S"], first_targets: Int[np.ndarray, "S"], window: int) -> Windows:
+def cut_windows(lengths: Int[np.ndarray, " S"], first_targets: Int[np.ndarray, " S"], window: int) -> Windows:
     """Cut sequences into windows of at most `window` items, each item from the first target on a target exactly once.
 
     The first window starts at the sequence's start; each later one brings window // 2 new targets, and fills up with
@@ -146,7 +146,7 @@ def _rows_of(table: pa.Table, sids: Sids, max_history: int) -> _Rows:
     return _Rows(items, np.maximum(offsets[:-1], offsets[1:] - max_history), offsets[1:], target)
 
 
-def _positions(values: pa.Array, sids: Sids, example_at: Callable[[int], pa.Scalar]) -> Int[np.ndarray, "P"]:
+def _positions(values: pa.Array, sids: Sids, example_at: Callable[[int], pa.Scalar]) -> Int[np.ndarray, " P"]:
     found = pc.index_in(values, value_set=sids.item_ids)
     if found.null_count:
         at = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
@@ -157,7 +157,7 @@ def _positions(values: pa.Array, sids: Sids, example_at: Callable[[int], pa.Scal
     return found.to_numpy().astype(np.int64)
 
 
-def _goes_on(rows: _Rows) -> Bool[np.ndarray, "R"]:
+def _goes_on(rows: _Rows) -> Bool[np.ndarray, " R"]:
     """Whether a row's history ends with the target of the row before it."""
     lengths = rows.end - rows.start
     result = np.zeros(len(lengths), bool)
@@ -165,7 +165,7 @@ def _goes_on(rows: _Rows) -> Bool[np.ndarray, "R"]:
     return result
 
 
-def _join(rows: _Rows, starts: Bool[np.ndarray, "R"]) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"]]:
+def _join(rows: _Rows, starts: Bool[np.ndarray, " R"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
     """Write all sequences one behind the other: history and target of a starting row, else the target only."""
     counts = np.where(starts, rows.end - rows.start, 0) + 1
     row_of = np.repeat(np.arange(len(counts)), counts)

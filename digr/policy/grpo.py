@@ -44,7 +44,7 @@ class Prompts(NamedTuple):
 
     example_ids: pa.StringArray
     prompts: pa.StringArray
-    target_index: Int[Tensor, "S"]
+    target_index: Int[Tensor, " S"]
     """Position of each target in `trie.item_ids`."""
 
 
@@ -59,7 +59,7 @@ class Rewards(NamedTuple):
 class RewardFn(Protocol):
     """Judge roll-outs against the targets of their prompts."""
 
-    def __call__(self, rollouts: Rollouts, target_index: Int[Tensor, "B"]) -> Rewards: ...
+    def __call__(self, rollouts: Rollouts, target_index: Int[Tensor, " B"]) -> Rewards: ...
 
 
 def train_grpo(
@@ -168,7 +168,7 @@ def train_step(
     return record, _sample(step + 1, trie, prompts, rows, texts, targets, rollouts, rewards)
 
 
-def draw_rows(num_rows: int, count: int, step: int, seed: int) -> Int[np.ndarray, "B"]:
+def draw_rows(num_rows: int, count: int, step: int, seed: int) -> Int[np.ndarray, " B"]:
     """Choose the rows of a step: each row once per pass, passes shuffled anew, a function of the step alone."""
     places = step * count + np.arange(count)
     passes = places // num_rows
@@ -228,9 +228,9 @@ def _sample(
     step: int,
     trie: SidTrie,
     prompts: Prompts,
-    rows: Int[np.ndarray, "B"],
+    rows: Int[np.ndarray, " B"],
     texts: list[str],
-    targets: Int[Tensor, "B"],
+    targets: Int[Tensor, " B"],
     rollouts: Rollouts,
     rewards: Rewards,
 ) -> list[dict[str, Any]]:

@@ -144,7 +144,9 @@ def tree_inputs(
     """Lay G completions behind each prompt, with a mask that lets each see the prompt and itself only."""
     num_rows, num_groups, depth = codes.shape
     prompt_width, device = input_ids.shape[1], input_ids.device
-    tokens = torch.stack([policy.token_ids(level)[codes[:, :, level].clamp(min=0)] for level in range(depth)], -1)
+    tokens = codes.clone()  # depth is 0 at a sample's first level
+    for level in range(depth):
+        tokens[:, :, level] = policy.token_ids(level)[codes[:, :, level].clamp(min=0)]
     prompt_mask = attention_mask[:, None, :].expand(-1, num_groups * depth, -1)
     own = torch.arange(num_groups * depth, device=device)
     same = (own[:, None] // depth == own // depth) & (own[:, None] >= own) if depth else own.new_zeros(0, 0, dtype=torch.bool)

@@ -35,12 +35,12 @@ POOL_BATCHES = 16
 class Sequences(NamedTuple):
     """Token sequences one behind the other: sequence i is `tokens[offsets[i]:offsets[i + 1]]`, prompt first."""
 
-    tokens: Int[np.ndarray, "P"]
-    offsets: Int[np.ndarray, "S1"]
-    prompt_lengths: Int[np.ndarray, "S"]
+    tokens: Int[np.ndarray, " P"]
+    offsets: Int[np.ndarray, " S1"]
+    prompt_lengths: Int[np.ndarray, " S"]
 
     @property
-    def lengths(self) -> Int[np.ndarray, "S"]:
+    def lengths(self) -> Int[np.ndarray, " S"]:
         """Tokens of each sequence."""
         return np.diff(self.offsets)
 
@@ -80,7 +80,7 @@ def pack_sequences(
     return Sequences(np.concatenate(tokens), np.concatenate([[0], np.cumsum(sizes)]), np.concatenate(prompt_lengths))
 
 
-def plan_batches(lengths: Int[np.ndarray, "S"], max_batch_tokens: int, rng: np.random.Generator) -> list[Int[np.ndarray, "B"]]:
+def plan_batches(lengths: Int[np.ndarray, " S"], max_batch_tokens: int, rng: np.random.Generator) -> list[Int[np.ndarray, " B"]]:
     """Put every sequence into one batch, in random order, so that a batch's rows times its longest row fit the budget.
 
     A sequence longer than the budget gets a batch of its own.
@@ -99,7 +99,7 @@ def plan_batches(lengths: Int[np.ndarray, "S"], max_batch_tokens: int, rng: np.r
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
-def make_batch(sequences: Sequences, rows: Int[np.ndarray, "B"], pad_id: int) -> SequenceBatch:
+def make_batch(sequences: Sequences, rows: Int[np.ndarray, " B"], pad_id: int) -> SequenceBatch:
     """Gather and pad some sequences."""
     lengths = sequences.lengths[rows]
     place = np.arange(int(lengths.max()))

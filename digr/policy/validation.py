@@ -29,7 +29,7 @@ class ValidExamples(NamedTuple):
     """This worker's share of the validation examples."""
 
     prompts: list[str]
-    target_index: Int[Tensor, "B"]
+    target_index: Int[Tensor, " B"]
     """Position of each target in `trie.item_ids`."""
 
 

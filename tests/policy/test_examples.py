@@ -36,10 +36,15 @@ def _pairs(table: pa.Table) -> list[tuple[str, str]]:
 
 def test_a_users_prefix_rows_become_one_sequence_whose_items_but_the_first_are_targets():
     table = policy_examples(_histories(*_prefix_rows("u", "abcd", 10), *_prefix_rows("v", "xy", 10)), SIDS, 10)
-    assert table.select(["example_id", "user_id", "task", "split", "prompt", "completion", "target"]).to_pylist() == [
-        {"example_id": "e2", "user_id": "u", "task": "sequence", "split": "train", "prompt": "<a>", "completion": "<b><c><d>", "target": "d"},
-        {"example_id": "e3", "user_id": "v", "task": "sequence", "split": "train", "prompt": "<x>", "completion": "<y>", "target": "y"},
-    ]
+    assert table.to_pydict() == {
+        "example_id": ["e2", "e3"],
+        "user_id": ["u", "v"],
+        "task": ["sequence", "sequence"],
+        "split": ["train", "train"],
+        "prompt": ["<a>", "<x>"],
+        "completion": ["<b><c><d>", "<y>"],
+        "target": ["d", "y"],
+    }
 
 
 def test_the_single_train_row_of_leave_one_out_data_makes_its_history_targets_too():
@@ -72,7 +77,7 @@ def test_every_interaction_but_a_users_first_is_a_target_exactly_once(lengths, m
     table = sequence_examples(_histories(*rows), SIDS, max_history)
     targets = dict.fromkeys(range(len(sequences)), "")
     for user, (prompt, completion) in zip(table["user_id"].to_pylist(), _pairs(table), strict=True):
-        assert 1 <= len(prompt) and len(prompt) + len(completion) <= max_history + 1
+        assert len(prompt) >= 1 and len(prompt) + len(completion) <= max_history + 1
         before = sequences[int(user[1:])][: 1 + len(targets[int(user[1:])])]
         assert before.endswith(prompt)
         targets[int(user[1:])] += completion

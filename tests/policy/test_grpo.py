@@ -14,7 +14,9 @@ from digr.policy.model import load_policy
 from digr.policy.validation import Decoding, validate
 from tests.policy.toy import strings, toy_policy, toy_prompts, toy_trie, toy_valid
 
-CONFIG = GrpoConfig(steps=30, prompts_per_step=24, group_size=8, rollouts="sample", lr=3e-3, eval_every_steps=10, kl_coefficient=0.0)
+CONFIG = GrpoConfig(
+    steps=30, prompts_per_step=24, group_size=8, rollouts="sample", lr=3e-3, eval_every_steps=10, kl_coefficient=0.0
+)
 
 
 def exact_reward(rollouts, target_index):
@@ -56,22 +58,21 @@ def _weights(folder):
     return load_policy(folder).state_dict()
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo"])
-@pytest.mark.parametrize("rollouts", ["sample", "beam"])
+@pytest.mark.parametrize(
+    ("loss", "rollouts"), [("grpo", "sample"), ("grpo", "beam"), ("dr_grpo", "sample"), ("dapo", "beam"), ("gspo", "sample")]
+)
 def test_every_loss_raises_the_mean_reward(tmp_path, loss, rollouts):
-    # a group of the beam has at most one exact hit, so its reward grows by other means: rank it by the item's position
-    def reward(found, target_index):
-        terms = {"exact": (found.item_index == target_index[:, None]).float(), "high": found.item_index / 24}
-        return Rewards(terms["exact"] if rollouts == "sample" else terms["high"], terms)
+    def high_items(found, target_index):
+        return Rewards(found.item_index / 24, {"high": found.item_index / 24})
 
-    config = CONFIG.model_copy(update={"loss": loss, "rollouts": rollouts, "steps": 40, "lr": 1e-2})
-    progress, _ = _train(tmp_path, config, reward)
+    config = CONFIG.model_copy(update={"loss": loss, "rollouts": rollouts, "steps": 15})
+    progress, _ = _train(tmp_path, config, high_items)
     rewards = [record["reward"] for record in progress.records if "reward" in record]
-    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.05
+    assert np.mean(rewards[-5:]) > rewards[0] + 0.1
 
 
 def test_grpo_with_an_exact_reward_improves_validation_and_keeps_its_best_weights(tmp_path):
-    progress, _ = _train(tmp_path, CONFIG.model_copy(update={"steps": 60, "lr": 1e-2}))
+    progress, _ = _train(tmp_path, CONFIG.model_copy(update={"steps": 30, "lr": 1e-2}))
     scores = {record["step"]: record["ndcg@10"] for record in progress.records if "ndcg@10" in record}
     assert progress.best == max(scores.values()) > scores[0]
     best = load_policy(tmp_path / "best")

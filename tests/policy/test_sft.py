@@ -52,9 +52,9 @@ def _train(folder, config=CONFIG, policy=None, resume=None, stop_at=None, report
 
 def test_sft_learns_the_planted_successor_of_every_item(tmp_path):
     reports = []
-    progress, _ = _train(tmp_path, reports=reports)
+    progress, _ = _train(tmp_path, CONFIG.model_copy(update={"batch_tokens": 96}), policy=toy_policy(), reports=reports)
     losses = [record["loss"] for record in progress.records]
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert progress.best > 0.9 and progress.done
     assert [record["epoch"] for record in progress.records if "ndcg@10" in record] == [4, 8, 12]
     assert [record["epoch"] for record in reports] == [1, 2, 3, 5, 6, 7, 9, 10, 11]
