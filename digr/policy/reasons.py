@@ -1,0 +1,66 @@
+"""Why an item is recommended: the trusted interests it shares with the history."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+
+from digr import artifacts
+from digr.artifacts import Store
+
+
+class ItemInterests(NamedTuple):
+    """Trusted interests of all items, item by item, strongest first within an item."""
+
+    texts: pa.Array
+    """F interests as the miner wrote them."""
+    keys: Int[np.ndarray, " F"]
+    """Equal for interests that read the same, case and outer blanks aside."""
+    offsets: Int[np.ndarray, " N1"]
+    """Interests of item i are rows `offsets[i]` up to `offsets[i + 1]`."""
+
+
+def index_interests(labels: pa.Table, item_ids: pa.Array) -> ItemInterests:
+    """Index the trusted ones of the items' interests; the labeler's probability says which is strongest, rank breaks ties.
+
+    Args:
+        labels: rows of `interest_labels`; those of users, of other items and with label 0 are left out.
+        item_ids: N items, in the order in which they will be asked for.
+    """
+    trusted = labels.filter(pc.and_(pc.equal(labels["owner"], "item"), pc.equal(labels["label"], 1)))
+    place = pc.index_in(trusted["owner_id"], value_set=item_ids)
+    known = trusted.append_column("place", place).filter(pc.is_valid(place))
+    known = known.sort_by([("place", "ascending"), ("probability", "descending"), ("rank", "ascending")])
+    texts = known["interest"].combine_chunks()
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(texts)).dictionary_encode()
+    offsets = np.searchsorted(known["place"].to_numpy(), np.arange(len(item_ids) + 1))
+    return ItemInterests(texts, words.indices.to_numpy(zero_copy_only=False), offsets)
+
+
+def load_item_interests(store: Store, item_ids: pa.Array) -> ItemInterests:
+    """Index a run's trusted interests for the given order of items."""
+    columns = ["owner", "owner_id", "rank", "interest", "probability", "label"]
+    return index_interests(artifacts.read_table(store, "interest_labels", columns, owner=["item"]), item_ids)
+
+
+def shared_interests(
+    interests: ItemInterests, history: Sequence[int] | Int[np.ndarray, " T"], items: Sequence[int] | Int[np.ndarray, " M"]
+) -> list[list[str]]:
+    """Return for each item its interests that some item of the history has too, strongest first.
+
+    Args:
+        history: places of the history's items in the indexed order.
+        items: places of the recommended items.
+    """
+    spans = [interests.keys[interests.offsets[item] : interests.offsets[item + 1]] for item in history]
+    wanted = np.unique(np.concatenate(spans)) if spans else np.zeros(0, int)
+    shared = []
+    for item in items:
+        rows = np.arange(interests.offsets[item], interests.offsets[item + 1])
+        rows = rows[np.isin(interests.keys[rows], wanted)]
+        _, first = np.unique(interests.keys[rows], return_index=True)
+        shared.append(interests.texts.take(pa.array(rows[np.sort(first)])).to_pylist())
+    return shared
