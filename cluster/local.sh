@@ -3,7 +3,7 @@
 #
 #   bash cluster/local.sh [options of `ray start`]
 #
-# Run it from the repository root after `make setup`. The token is in ~/.ray/auth_token, or where RAY_AUTH_TOKEN_PATH says.
+# Run it from the repository root after `make setup`. The token is in ~/.ray/auth_token, made on the first run.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."

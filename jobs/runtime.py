@@ -32,12 +32,12 @@ def start_ray(config: Config) -> None:
 
     if ray.is_initialized():
         return
-    # ray joins RAY_ADDRESS by itself: `ray job submit` sets it for its entry point
-    remote = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    # `ray job submit` sets RAY_ADDRESS for its entry point; "local" keeps off a cluster that happens to run here
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = (
-        {} if remote else {"num_cpus": config.cluster.num_cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
+        {"num_cpus": config.cluster.num_cpus or max(8, os.cpu_count() or 1), "include_dashboard": False} if address == "local" else {}
     )
-    ray.init(address=config.cluster.address or None, log_to_driver=False, configure_logging=False, **local)
+    ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
