@@ -35,7 +35,9 @@ def start_ray(config: Config) -> None:
     # `ray job submit` sets RAY_ADDRESS for its entry point; "local" keeps off a cluster that happens to run here
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = (
-        {"num_cpus": config.cluster.num_cpus or max(8, os.cpu_count() or 1), "include_dashboard": False} if address == "local" else {}
+        {"num_cpus": config.cluster.num_cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
+        if address == "local"
+        else {}
     )
     ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
     ray.data.DataContext.get_current().enable_progress_bars = False
