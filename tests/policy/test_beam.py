@@ -1,0 +1,138 @@
+"""The decoder is exact: it agrees with scoring every SID of the catalogue, in any batch and under any filter."""
+
+import numpy as np
+import pytest
+import torch
+
+from digr.config.policy import PolicyConfig
+from digr.policy.beam import beam_search, rank_items, recommend
+from digr.policy.model import SidPolicy, build_scratch_policy, load_policy
+from digr.policy.rollouts import rollout
+from digr.policy.vocabulary import history_prompt, sid_texts
+from digr.sids.trie import SidTrie, build_trie
+
+SIZES = (5, 4, 6, 3)
+
+
+def _catalogue(seed: int) -> tuple[SidTrie, SidPolicy]:
+    """Some 50 items, a few of which collide on three levels, and a random policy."""
+    rng = np.random.default_rng(seed)
+    codes = np.unique(rng.integers(0, [5, 4, 6], (60, 3)), axis=0)
+    codes = np.concatenate([codes, np.full((len(codes), 1), -1)], 1)
+    colliding = codes[:4].copy()
+    codes[:4, 3], colliding[:, 3] = 0, [1, 1, 2, 1]
+    codes = np.concatenate([codes, colliding])
+    policy = build_scratch_policy(PolicyConfig(hidden_dim=32, num_layers=2, num_heads=2), SIZES, seed).eval()
+    with torch.no_grad():  # sharpen, so that items differ
+        for parameter in policy.lm.get_input_embeddings().parameters():
+            parameter.mul_(20)
+    return build_trie([f"i{index}" for index in range(len(codes))], codes, SIZES), policy
+
+
+def _prompts(trie: SidTrie) -> list[str]:
+    texts = sid_texts(trie.codes.numpy())
+    return [history_prompt(texts[:5]), history_prompt(texts[9:10]), history_prompt(texts[20:23])]
+
+
+def _every_score(policy: SidPolicy, trie: SidTrie, prompt: str) -> torch.Tensor:
+    """Score each item by itself, as one plain sequence without branches or cache."""
+    scores = []
+    for text in sid_texts(trie.codes.numpy()):
+        input_ids, real = policy.tokenize([prompt + text])
+        completion = torch.zeros_like(real)
+        completion[:, len(policy.tokenizer(prompt)["input_ids"]) :] = True
+        scores.append(policy(input_ids, real, completion, trie).sum())
+    return torch.stack(scores).detach()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_probabilities_of_the_catalogue_sum_to_one_and_branches_equal_plain_sequences(seed):
+    trie, policy = _catalogue(seed)
+    prompts = _prompts(trie)
+    input_ids, real = policy.tokenize(prompts)
+    grouped = policy(input_ids, real, trie=trie, codes=trie.codes[None].expand(3, -1, -1)).sum(-1)
+    torch.testing.assert_close(grouped.exp().sum(1), torch.ones(3), atol=1e-5, rtol=0)
+    for row, prompt in enumerate(prompts):
+        torch.testing.assert_close(grouped[row], _every_score(policy, trie, prompt), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_beam_wider_than_the_catalogue_ranks_all_items_as_brute_force(seed):
+    trie, policy = _catalogue(seed)
+    prompts = _prompts(trie)
+    ranking = rank_items(trie, beam_search(policy, trie, prompts, 200), 200)
+    for row, prompt in enumerate(prompts):
+        expected = _every_score(policy, trie, prompt)
+        found = ranking.item_index[row][ranking.item_index[row] >= 0]
+        assert sorted(found.tolist()) == list(range(trie.num_items))
+        torch.testing.assert_close(ranking.score[row][: trie.num_items], expected[found], atol=1e-4, rtol=1e-4)
+        assert (ranking.score[row].diff()[: trie.num_items - 1] <= 1e-6).all()
+
+
+def test_a_request_gets_the_same_list_alone_as_in_a_batch():
+    trie, policy = _catalogue(3)
+    prompts = _prompts(trie)
+    together = recommend(policy, trie, prompts, 8, 8)
+    for prompt, expected in zip(prompts, together, strict=True):
+        alone = recommend(policy, trie, [prompt], 8, 8)[0]
+        assert alone.item_ids == expected.item_ids
+        np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_allowed", [1, 2, 7])
+def test_a_filter_is_never_short_never_wrong_and_keeps_the_scores(num_allowed):
+    trie, policy = _catalogue(4)
+    prompts = _prompts(trie)[:2]
+    generator = torch.Generator().manual_seed(num_allowed)
+    allowed = torch.zeros(2, trie.num_items, dtype=torch.bool)
+    for row in range(2):
+        allowed[row, torch.randperm(trie.num_items, generator=generator)[:num_allowed]] = True
+    for row, found in enumerate(recommend(policy, trie, prompts, 5, 5, allowed)):
+        index = [trie.item_ids.to_pylist().index(item) for item in found.item_ids]
+        assert len(set(index)) == len(index) == min(5, num_allowed)
+        assert allowed[row, index].all()
+        everything = _every_score(policy, trie, prompts[row])
+        np.testing.assert_allclose(found.scores, everything[index], atol=1e-4)
+
+
+def test_a_filter_that_leaves_nothing_is_an_error():
+    trie, policy = _catalogue(5)
+    with pytest.raises(ValueError, match="the filter of request 1 leaves no item"):
+        allowed = torch.zeros(2, trie.num_items, dtype=torch.bool)
+        allowed[0] = True
+        beam_search(policy, trie, _prompts(trie)[:2], 5, allowed)
+
+
+def test_items_that_share_a_sid_share_its_probability():
+    policy = build_scratch_policy(PolicyConfig(hidden_dim=32, num_layers=1, num_heads=2), (2, 2), 0).eval()
+    trie = build_trie(["a", "b", "c"], np.array([[0, 0], [0, 0], [1, 1]]), (2, 2))
+    prompt = history_prompt(sid_texts(np.array([[0, 0]])))
+    found = recommend(policy, trie, [prompt], 3, 3)[0]
+    assert sorted(found.item_ids) == ["a", "b", "c"]
+    assert np.exp(found.scores).sum() == pytest.approx(1, abs=1e-5)
+    scores = dict(zip(found.item_ids, found.scores, strict=True))
+    assert scores["a"] == scores["b"]
+
+
+def test_a_saved_policy_gives_the_same_list(tmp_path):
+    trie, policy = _catalogue(6)
+    policy.save(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    expected = recommend(policy, trie, _prompts(trie), 10, 10)
+    assert [one.item_ids for one in recommend(load_policy(tmp_path), trie, _prompts(trie), 10, 10)] == [
+        one.item_ids for one in expected
+    ]
+
+
+def test_samples_follow_the_policy():
+    trie, policy = _catalogue(7)
+    prompt = _prompts(trie)[0]
+    drawn = rollout(policy, trie, [prompt], 2_000, "sample", torch.Generator().manual_seed(0)).item_index[0]
+    frequency = torch.bincount(drawn, minlength=trie.num_items) / len(drawn)
+    torch.testing.assert_close(frequency, _every_score(policy, trie, prompt).exp(), atol=0.04, rtol=0)
+
+
+def test_a_group_larger_than_the_catalogue_is_an_error_for_the_beam():
+    trie, policy = _catalogue(8)
+    with pytest.raises(ValueError, match="a beam of 500 needs as many different SIDs"):
+        rollout(policy, trie, _prompts(trie)[:1], 500, "beam", torch.Generator())

@@ -1,0 +1,94 @@
+"""The trie knows exactly the continuations that the catalogue has."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from digr.sids.trie import ROOT, SidTrie, build_trie, codes_of
+
+SHOP = np.array([[1, 0, -1], [0, 2, 0], [0, 2, 1], [1, 1, -1]])
+
+
+def _prefix_node(trie: SidTrie, prefix: list[int]) -> int:
+    node = torch.tensor([ROOT])
+    for code in prefix:
+        node = trie.child(node, torch.tensor([code]))
+    return int(node[0])
+
+
+@st.composite
+def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Random SIDs of 2 levels, and a suffix level on colliding ones."""
+    sizes = (draw(st.integers(2, 5)), draw(st.integers(2, 5)))
+    pair = st.tuples(st.integers(0, sizes[0] - 1), st.integers(0, sizes[1] - 1))
+    pairs = draw(st.lists(pair, min_size=1, max_size=24))
+    rows, suffix = [], 1
+    for index, codes in enumerate(pairs):
+        number = pairs[:index].count(codes) if pairs.count(codes) > 1 else -1
+        suffix = max(suffix, number + 1)
+        rows.append([*codes, number])
+    return np.array(rows), (*sizes, suffix)
+
+
+def test_items_are_sorted_by_code_and_children_follow():
+    trie = build_trie(["d", "a", "b", "c"], SHOP, (2, 3, 2))
+    assert trie.item_ids.to_pylist() == ["a", "b", "d", "c"]
+    assert trie.node_code.tolist() == [-1, 0, 1, 2, 0, 1, 0, 1]
+    assert trie.allowed_mask(torch.tensor([ROOT]), 0).tolist() == [[True, True]]
+    assert trie.allowed_mask(torch.tensor([1, 2]), 1).tolist() == [[False, False, True], [True, True, False]]
+    assert trie.is_leaf(torch.tensor([_prefix_node(trie, [1, 0]), _prefix_node(trie, [0, 2])])).tolist() == [True, False]
+
+
+def test_a_child_that_does_not_exist_is_minus_one_and_stays_so():
+    trie = build_trie(["d", "a", "b", "c"], SHOP, (2, 3, 2))
+    missing = trie.child(torch.tensor([1, 2, -1]), torch.tensor([0, 2, 0]))
+    assert missing.tolist() == [-1, -1, -1]
+    assert not trie.allowed_mask(missing, 2).any()
+
+
+def test_a_filter_leaves_only_codes_above_an_allowed_item():
+    trie = build_trie(["d", "a", "b", "c"], SHOP, (2, 3, 2))
+    items_before = torch.tensor([[0, 0, 0, 0, 1], [0, 1, 1, 1, 1]])  # request 0 allows "c", request 1 allows "a"
+    mask = trie.allowed_mask(torch.tensor([ROOT, ROOT]), 0, items_before, torch.tensor([0, 1]))
+    assert mask.tolist() == [[False, True], [True, False]]
+
+
+@given(catalogues())
+@settings(max_examples=60, deadline=None)
+def test_every_mask_equals_a_scan_of_the_catalogue(catalogue):
+    codes, sizes = catalogue
+    trie = build_trie([str(index) for index in range(len(codes))], codes, sizes)
+    rows = codes.tolist()
+    for level in range(3):
+        for prefix in {tuple(row[:level]) for row in rows if -1 not in row[:level]}:
+            node = _prefix_node(trie, list(prefix))
+            found = trie.allowed_mask(torch.tensor([node]), level)[0]
+            expected = {row[level] for row in rows if tuple(row[:level]) == prefix and row[level] >= 0}
+            assert set(torch.nonzero(found).flatten().tolist()) == expected
+            below = [index for index, row in enumerate(rows) if tuple(row[:level]) == prefix]
+            span = trie.item_ids[int(trie.item_start[node]) : int(trie.item_end[node])].to_pylist()
+            assert sorted(map(int, span)) == below
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.empty((0, 2), int), "no items"),
+        ([[0, 4]], r"codes must be in \[0, level size\) for level sizes \[2, 3\]"),
+        ([[-1, 0]], "-1 only at the end"),
+        ([[0, -1], [0, 1]], "the SID of item 'i0' is the beginning of that of 'i1'"),
+        ([[0, 1, 2]], r"expected codes of shape \(1, 2\), found \(1, 3\)"),
+    ],
+)
+def test_bad_codes_are_refused(codes, message):
+    codes = np.array(codes)
+    with pytest.raises(ValueError, match=message):
+        build_trie([f"i{index}" for index in range(len(codes))], codes, (2, 3))
+
+
+def test_codes_of_reads_lists_of_unequal_length():
+    table = pa.table({"item_id": ["x", "a", "b"], "codes": pa.array([[9, 9], [1, 2], [3, 4, 5]], pa.list_(pa.int32()))})
+    assert codes_of(table.slice(1), 3).tolist() == [[1, 2, -1], [3, 4, 5]]
