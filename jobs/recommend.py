@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,6 +13,7 @@ from digr.config import Config
 from digr.policy.beam import recommend
 from digr.policy.examples import Sids, prompt_examples
 from digr.policy.model import load_policy
+from digr.policy.reasons import load_item_interests, shared_interests
 from digr.policy.vocabulary import sid_texts
 from digr.sids.trie import load_trie
 from digr.tables import conform
@@ -31,6 +33,7 @@ class Recommend:
         device = "cuda" if config.cluster.use_gpu else "cpu"
         self.config, self.split = config, split
         self.trie = load_trie(store)
+        self.interests = load_item_interests(store, self.trie.item_ids)
         self.sids = Sids(self.trie.item_ids, sid_texts(self.trie.codes.numpy()))
         self.trie = self.trie.to(device)
         with artifacts.local_files(store, f"policy_{policy}") as folder:
@@ -44,10 +47,15 @@ class Recommend:
         for start in range(0, len(prompts), decoding.batch_size):
             batch = prompts[start : start + decoding.batch_size]
             found += recommend(self.policy, self.trie, batch, decoding.k, decoding.beam_width)
+        history = rows["history"].combine_chunks()
+        places = np.asarray(pc.index_in(history.flatten(), value_set=self.trie.item_ids))
+        spans = np.split(places, history.value_lengths().to_numpy().cumsum()[:-1])
+        shared = [shared_interests(self.interests, span, one.places) for span, one in zip(spans, found, strict=True)]
         columns = {
             "example_id": rows["example_id"].combine_chunks(),
             "item_ids": pa.array([one.item_ids for one in found], pa.list_(pa.string())),
             "scores": pa.array([one.scores for one in found], pa.list_(pa.float64())),
+            "reasons": pa.array(shared, pa.list_(pa.list_(pa.string()))),
         }
         return conform("recommendations", pa.table(columns), "recommendations")
 
@@ -80,7 +88,7 @@ def run_one(config: Config, options: Options, policy: str, split: str) -> dict[s
             raise ValueError(f"{store.uri(name)}: {written} rows written, {expected} histories of split {split}")
         return {name: Made(written)}
 
-    inputs = ["histories", "item_sids", f"policy_{policy}"]
+    inputs = ["histories", "item_sids", "interest_labels", f"policy_{policy}"]
     return run_stage(config, options, outputs=[name], sections=["decoding"], inputs=inputs, build=build)
 
 

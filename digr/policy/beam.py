@@ -7,6 +7,7 @@ values. A filter on items only ever removes codes, so at least min(beam width, i
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -178,6 +179,8 @@ class Recommendation(NamedTuple):
 
     item_ids: list[str]
     scores: list[float]
+    places: Int[np.ndarray, " M"]
+    """The items' positions in `trie.item_ids`."""
 
 
 def recommend(
@@ -195,6 +198,6 @@ def recommend(
     ranking = rank_items(trie, beams, k, allowed)
     results = []
     for index, score in zip(ranking.item_index.cpu(), ranking.score.cpu(), strict=True):
-        kept = index[index >= 0]
-        results.append(Recommendation(trie.item_ids.take(kept.numpy()).to_pylist(), score[: len(kept)].tolist()))
+        places = index[index >= 0].numpy()
+        results.append(Recommendation(trie.item_ids.take(places).to_pylist(), score[: len(places)].tolist(), places))
     return results
