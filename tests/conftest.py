@@ -1,16 +1,11 @@
-"""What all tests share: the folder of real data, a local Ray, and tiers that skip with a reason."""
+"""What all tests share: a local Ray, and tiers that skip with a reason."""
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("DIGR_DATA", ROOT.parent / "shared" / "data"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,14 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """Folder of the real data sets (environment variable DIGR_DATA); a clone has none, so its tests skip."""
-    if not DATA.is_dir():
-        pytest.skip(f"no real data at {DATA}; set DIGR_DATA to its folder")
-    return DATA
 
 
 @pytest.fixture(scope="session")
