@@ -21,7 +21,7 @@ MAX_STAGES = 5
 PHRASE_RATE = 0.8
 SECOND_RATE = 0.3
 STAY_RATE = 0.85
-ADVANCE_RATE = 0.7
+ADVANCE_RATE = 0.5
 NOISE_RATE = 0.1
 LENGTHS = (6, 14)
 START_MS = 1_672_531_200_000
@@ -160,7 +160,7 @@ def _description(main: int, second: int, words: dict[str, str], rng: np.random.G
 
 def _interactions(config: SyntheticConfig, plan: _Plan, ids: pa.ChunkedArray, rng: np.random.Generator) -> pa.Table:
     users = config.num_users
-    length = rng.integers(LENGTHS[0], LENGTHS[1] + 1, users)
+    length = np.minimum(LENGTHS[0] - 1 + rng.geometric(0.35, users), LENGTHS[1])
     chosen = _walk(plan, length, config.num_interests, rng)
     present = np.arange(LENGTHS[1])[None, :] < length[:, None]
     session = rng.random(present.shape) < 0.3
