@@ -1,0 +1,141 @@
+"""The ledger of responses: an append-only folder of Parquet parts that says what was asked and what came back.
+
+Every finished batch is one part that appears whole or not at all, so a killed run keeps all but the batch in flight. A
+request may be in the ledger twice, after a retry or a killed worker; `merging.latest_responses` picks one.
+"""
+
+import hashlib
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from jaxtyping import UInt64
+
+from digr import artifacts
+from digr.artifacts import Store, filesystem_of
+from digr.interests.parsing import parse_response
+from digr.tables import TABLES, conform
+
+LEDGER = "interest_responses"
+RAW_SCHEMA = pa.schema(
+    [field if field.name != "status" else pa.field("status", pa.string()) for field in TABLES[LEDGER].schema],
+)
+"""What a miner returns: the ledger's columns, with `status` null where the text of the response decides."""
+
+
+def open_ledger(store: Store) -> str:
+    """Return the address of the ledger's folder, ready to be appended to; its earlier parts stay.
+
+    Its manifest goes, so that nobody reads the ledger as finished while it grows, and so do drafts of a killed run.
+    """
+    uri = store.uri(LEDGER)
+    fs, path = filesystem_of(uri)
+    fs.create_dir(path, recursive=True)
+    for entry in fs.get_file_info(pafs.FileSelector(path)):
+        name = Path(entry.path).name
+        if name == artifacts.MANIFEST or name.startswith(".draft-"):
+            fs.delete_file(entry.path)
+    return uri
+
+
+def finish_responses(raw: pa.Table) -> pa.Table:
+    """Return raw responses as ledger rows: a status that is not given yet comes from parsing the text."""
+    status, reason = raw["status"].to_pylist(), raw["reason"].to_pylist()
+    response = [None if text is None else text.encode("utf-8", "replace").decode() for text in raw["response"].to_pylist()]
+    for index, given in enumerate(status):
+        if given is None:
+            parsed = parse_response(response[index])
+            note = "; ".join(part for part in (reason[index], parsed.reason) if part)
+            status[index], reason[index] = parsed.status, note or None
+    for name, values in (("response", response), ("status", status), ("reason", reason)):
+        raw = raw.set_column(raw.column_names.index(name), name, pa.array(values, pa.string()))
+    return conform(LEDGER, raw, "miner's responses")
+
+
+def append(uri: str, responses: pa.Table) -> None:
+    """Write rows as one new part that appears whole or not at all; parts sort in the order they were written."""
+    name = hashlib.sha256("".join(responses["request_digest"].to_pylist()).encode()).hexdigest()[:16]
+    fs, path = filesystem_of(uri)
+    target = f"{path}/part-{time.time_ns() // 1_000_000:014d}-{name}.parquet"
+    if not isinstance(fs, pafs.LocalFileSystem):
+        sink = pa.BufferOutputStream()
+        pq.write_table(responses, sink)
+        with fs.open_output_stream(target) as stream:
+            stream.write(sink.getvalue())
+        return
+    draft = f"{path}/.draft-{uuid.uuid4().hex}"
+    pq.write_table(responses, draft)
+    Path(draft).replace(target)
+
+
+def digest_numbers(digests: pa.Array | pa.ChunkedArray) -> UInt64[np.ndarray, "N"]:
+    """Return 16-digit hexadecimal digests as 64-bit numbers: 8 bytes a row, and compared without Python.
+
+    Raises:
+        ValueError: a digest is null or not 16 digits long.
+    """
+    array = digests.combine_chunks() if isinstance(digests, pa.ChunkedArray) else digests
+    array = array.cast(pa.string())
+    if len(array) == 0:
+        return np.empty(0, np.uint64)
+    offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
+    if array.null_count or not (np.diff(offsets) == 16).all():
+        raise ValueError("interest_responses: column request_digest: expected 16 hexadecimal digits in every row")
+    letters = np.frombuffer(array.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, 16)
+    nibbles = np.where(letters >= ord("a"), letters - ord("a") + 10, letters - ord("0")).astype(np.uint8)
+    return ((nibbles[:, 0::2] << 4) | nibbles[:, 1::2]).copy().view(">u8")[:, 0].astype(np.uint64)
+
+
+def done_numbers(uri: str, retry_failed: bool = False) -> UInt64[np.ndarray, "N"]:
+    """Return the sorted, unique digests of all requests that need not be asked again.
+
+    Streams two columns of the parts, so memory is 8 bytes per row of the ledger.
+
+    Args:
+        retry_failed: count only "ok" rows as done; otherwise every answer, also a failure, is one.
+    """
+    numbers = [np.empty(0, np.uint64)]
+    for batch in artifacts.open_parts(uri, TABLES[LEDGER].schema).to_batches(columns=["request_digest", "status"]):
+        if retry_failed:
+            batch = batch.filter(pc.equal(batch["status"], "ok"))
+        numbers.append(digest_numbers(batch["request_digest"]))
+    return np.unique(np.concatenate(numbers))
+
+
+def contains(numbers: UInt64[np.ndarray, "N"], digests: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Say for each digest whether it is among sorted numbers."""
+    asked = digest_numbers(digests)
+    if not len(numbers):
+        return pa.array(np.zeros(len(asked), bool))
+    return pa.array(numbers[np.minimum(np.searchsorted(numbers, asked), len(numbers) - 1)] == asked)
+
+
+def raw_responses(requests: pa.Table, miner: str, prompt_version: str, modality: str | list[str], **columns: list) -> pa.Table:
+    """Return the answers to requests, in their order, in the columns of `RAW_SCHEMA`.
+
+    Args:
+        modality: what the prompts really showed, for all rows or for each.
+        columns: `response`, and any of `status`, `reason`, `input_tokens`, `output_tokens`, `cost_usd`; absent ones are
+            null, or 0 for the counts.
+    """
+    rows = len(requests)
+    values = {
+        "owner": requests["owner"],
+        "owner_id": requests["owner_id"],
+        "miner": [miner] * rows,
+        "request_digest": requests["request_digest"],
+        "prompt_version": [prompt_version] * rows,
+        "modality": [modality] * rows if isinstance(modality, str) else modality,
+        "response": [None] * rows,
+        "status": [None] * rows,
+        "reason": [None] * rows,
+        "input_tokens": [0] * rows,
+        "output_tokens": [0] * rows,
+        "cost_usd": [0.0] * rows,
+    } | columns
+    return pa.table({field.name: values[field.name] for field in RAW_SCHEMA}, schema=RAW_SCHEMA)

@@ -1,0 +1,191 @@
+"""What a miner is asked: the versioned prompts, the JSON schema of the answer, and the digest that names a request.
+
+A prompt's words and its version change together: the version is part of every request's digest, so a new version asks
+again and an old answer is never taken for a new question.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from digr.artifacts import digest_of
+from digr.data.texts import item_texts
+
+Owner = Literal["item", "user"]
+Modality = Literal["text", "image", "both"]
+
+REQUEST_SCHEMA = pa.schema(
+    [
+        pa.field("owner", pa.string(), nullable=False),
+        pa.field("owner_id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string()),
+        pa.field("request_digest", pa.string(), nullable=False),
+    ]
+)
+"""One row per request of one miner."""
+
+MAX_PHRASE_CHARS = 80
+RESPONSE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "reasoning": {"type": "string", "maxLength": 400},
+        "interests": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 8,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "interest": {"type": "string", "minLength": 3, "maxLength": MAX_PHRASE_CHARS},
+                    "confidence": {"type": "number", "minimum": 0, "maximum": 1},
+                },
+                "required": ["interest", "confidence"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "required": ["reasoning", "interests"],
+    "additionalProperties": False,
+}
+"""The answer: reasoning first, so that the model reasons before it lists. Lengths are bounded so that guided decoding ends."""
+
+PROMPT_VERSIONS: dict[tuple[Owner, Modality], str] = {
+    ("item", "text"): "item-text-v1",
+    ("item", "image"): "item-image-v1",
+    ("item", "both"): "item-both-v1",
+    ("user", "text"): "user-text-v1",
+}
+
+_RULES = (
+    "An interest is a phrase of 3 to 9 lower-case words naming a latent motive, project or usage context that would also "
+    "lead the same person to other products. Be specific, actionable and grounded in what you are shown. Never name a "
+    "category, a feature, a brand or praise, and claim nothing about personality, health or demographics. Word the same "
+    "motive the same way every time.\n"
+    'Answer with one JSON object: {"reasoning": "...", "interests": [{"interest": "...", "confidence": 0.9}]}. First the '
+    "reasoning, at most 40 words: who uses this, for which job, out of which motive. Then 3 to 5 interests, strongest "
+    "first, each with your confidence from 0 to 1 that what you are shown supports it."
+)
+_TASKS: dict[tuple[Owner, Modality], str] = {
+    ("item", "text"): "You read a product's text and name the interests behind buying it.",
+    ("item", "image"): (
+        "You look at a product's main image, note in the reasoning only what is visible, without guesses about people, and "
+        "name the interests behind buying it."
+    ),
+    ("item", "both"): "You look at a product's main image, read its text and name the interests behind buying it.",
+    ("user", "text"): "You read the products a person chose, oldest first, and name the interests that run through them.",
+}
+
+
+def prompt_modality(owner: Owner, modality: Modality) -> Modality:
+    """Return what the prompt of an owner shows: users have no image, so theirs is text whatever the miner can see."""
+    return modality if owner == "item" else "text"
+
+
+def prompt_version(owner: Owner, modality: Modality) -> str:
+    """Return the version of the prompt that an owner of this kind gets from a miner of this modality."""
+    return PROMPT_VERSIONS[owner, prompt_modality(owner, modality)]
+
+
+def chat_messages(owner: Owner, modality: Modality, text: str, image_url: str | None = None) -> list[dict[str, Any]]:
+    """Return the chat messages of one request in the OpenAI form.
+
+    With a modality that shows images the user's content is a list of parts for every row, also where `image_url` is
+    None: such a row falls back to the text prompt, so that a broken image never loses an owner.
+
+    Args:
+        text: the owner's text, cut to its allowed length already.
+        image_url: a `data:` address of the image.
+    """
+    shown: Modality = prompt_modality(owner, modality)
+    system = f"{_TASKS[owner, shown if image_url else 'text']}\n{_RULES}"
+    heading = "Product" if owner == "item" else "Products chosen, oldest first"
+    if shown == "text":
+        return _chat(system, f"{heading}:\n{text}")
+    if image_url is None:
+        return _chat(system, [{"type": "text", "text": f"{heading}:\n{text}"}])
+    words = "Name the interests." if shown == "image" else f"{heading}:\n{text}"
+    return _chat(system, [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": words}])
+
+
+def _chat(system: str, content: Any) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": system}, {"role": "user", "content": content}]
+
+
+def request_key(owner: Owner, miner: Mapping[str, Any], extra: str = "") -> str:
+    """Return the digest of everything but the owner's content that decides an answer.
+
+    Args:
+        miner: the miner's config as JSON values; what changes only speed or price is left out of the digest.
+        extra: what else decides it, for example the digest of a recording.
+    """
+    names = ("kind", "name", "model", "modality", "max_tokens", "temperature", "json_schema", "max_words", "min_owners")
+    chosen = {name: miner[name] for name in names if name in miner}
+    return digest_of({"miner": chosen, "prompt": prompt_version(owner, miner.get("modality", "text")), "extra": extra})
+
+
+def _with_digests(owner: Owner, ids: pa.Array, texts: list[str], images: list[str | None], key: str) -> pa.Table:
+    prefix = hashlib.sha256(key.encode())
+    digests = []
+    for owner_id, text, image in zip(ids.to_pylist(), texts, images, strict=True):
+        hasher = prefix.copy()
+        hasher.update(json.dumps([owner, owner_id, text, image], ensure_ascii=True).encode())
+        digests.append(hasher.hexdigest()[:16])
+    columns = [pa.array([owner] * len(texts)), ids, pa.array(texts, pa.string()), pa.array(images, pa.string()), pa.array(digests)]
+    return pa.table([column.cast(field.type) for column, field in zip(columns, REQUEST_SCHEMA, strict=True)], schema=REQUEST_SCHEMA)
+
+
+def item_requests(items: pa.Table, key: str, modality: Modality, max_text_chars: int) -> pa.Table:
+    """Return one request per row of `items`, in their order.
+
+    Args:
+        key: from `request_key`.
+        modality: with "text" the image's address is left out, so that a changed image asks nothing.
+    """
+    images = items["image_uri"].to_pylist() if modality != "text" else [None] * len(items)
+    return _with_digests("item", items["item_id"].combine_chunks(), item_texts(items, max_text_chars), images, key)
+
+
+def user_requests(
+    histories: pa.Table, titles: Mapping[str, str], key: str, max_text_chars: int, interests: Mapping[str, Sequence[str]] = {}
+) -> pa.Table:
+    """Return one request per user: the titles of the user's training items in order, never ids or held-out rows.
+
+    The last training row holds the user's newest training history and its target; the newest items are kept where the
+    text would be too long.
+
+    Args:
+        histories: rows of the `histories` table, each user's in time order; rows of other splits are ignored.
+        titles: item_id -> title, for at least the items of the training rows.
+        interests: item_id -> interests to show beside a title.
+
+    Raises:
+        ValueError: an item of a training row has no title.
+    """
+    last: dict[str, list[str]] = {}
+    for row in histories.select(["user_id", "split", "history", "target"]).to_pylist():
+        if row["split"] == "train":
+            last[row["user_id"]] = [*row["history"], row["target"]]
+    texts = []
+    for user_id, item_ids in last.items():
+        missing = [item for item in item_ids if item not in titles]
+        if missing:
+            raise ValueError(f"histories: user {user_id!r}: item {missing[0]!r} is not in table items; rebuild both together")
+        texts.append(_history_text([_line(titles[item], interests.get(item, ())) for item in item_ids], max_text_chars))
+    return _with_digests("user", pa.array(list(last), pa.string()), texts, [None] * len(texts), key)
+
+
+def _line(title: str, interests: Sequence[str]) -> str:
+    return f"{title.strip()} ({', '.join(interests)})" if interests else title.strip()
+
+
+def _history_text(lines: list[str], max_chars: int) -> str:
+    kept: list[str] = []
+    for line in reversed(lines):
+        if kept and sum(map(len, kept)) + len(kept) + len(line) > max_chars:
+            break
+        kept.insert(0, line)
+    return "\n".join(kept)[:max_chars]

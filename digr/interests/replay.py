@@ -1,0 +1,85 @@
+"""Answer requests from responses that were recorded earlier, in the columns of `interest_responses`."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from digr.artifacts import open_parts
+from digr.interests.ledger import RAW_SCHEMA, raw_responses
+from digr.tables import STATUSES
+
+REQUIRED = ("owner", "owner_id", "miner", "prompt_version", "modality", "response", "status")
+OPTIONAL = ("reason", "input_tokens", "output_tokens", "cost_usd")
+IGNORED = ("request_digest",)
+
+
+def open_recording(path: str) -> pads.Dataset:
+    """Open a recording, a Parquet file or a folder of them, and check its columns.
+
+    Raises:
+        ValueError: there is no Parquet file, a column is missing, unknown or of another kind.
+    """
+    recording = open_parts(path)
+    names = recording.schema.names
+    if not names:
+        raise ValueError(f"recording {path}: no Parquet file is there")
+    missing = [name for name in REQUIRED if name not in names]
+    unknown = [name for name in names if name not in REQUIRED + OPTIONAL + IGNORED]
+    if missing or unknown:
+        problems = [f"lacks column {', '.join(missing)}"] * bool(missing) + [f"has unknown column {', '.join(unknown)}"] * bool(unknown)
+        raise ValueError(
+            f"recording {path}: {' and '.join(problems)}; expected {', '.join(REQUIRED)} and optionally {', '.join(OPTIONAL)}"
+        )
+    for name in REQUIRED:
+        kind = recording.schema.field(name).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)):
+            raise ValueError(f"recording {path}: column {name}: expected string, found {kind}")
+    return recording
+
+
+def replay(requests: pa.Table, path: str, miner: str, recorded_miner: str = "") -> pa.Table:
+    """Return the recorded answers to requests, in their order; an owner without one gets a row of status "empty".
+
+    A recorded failure keeps its status; a recorded "ok" is parsed again, as an answer of today would be.
+
+    Args:
+        miner: name under which the answers enter the ledger.
+        recorded_miner: only the recorded rows of this miner; empty takes all.
+
+    Raises:
+        ValueError: as `open_recording`, two recorded rows have the same owner, or a status is unknown.
+    """
+    recording = open_recording(path)
+    wanted = pads.field("owner_id").isin(requests["owner_id"].combine_chunks()) & pads.field("owner").isin(
+        pc.unique(requests["owner"].combine_chunks())
+    )
+    if recorded_miner:
+        wanted &= pads.field("miner") == recorded_miner
+    columns = [name for name in REQUIRED + OPTIONAL if name in recording.schema.names]
+    rows: dict[tuple[str, str], dict] = {}
+    for row in recording.to_table(columns=columns, filter=wanted).to_pylist():
+        key = (row["owner"], row["owner_id"])
+        if key in rows:
+            raise ValueError(
+                f"recording {path}: {key[0]} {key[1]!r} has several rows (miners {rows[key]['miner']!r}, {row['miner']!r}); "
+                f"name one with recorded_miner"
+            )
+        if row["status"] not in STATUSES:
+            raise ValueError(f"recording {path}: {key[0]} {key[1]!r}: status {row['status']!r} is none of {', '.join(STATUSES)}")
+        rows[key] = row
+    none = {"modality": "text", "prompt_version": "", "status": "empty", "reason": "not in the recording"}
+    found = [rows.get(key, none) for key in zip(requests["owner"].to_pylist(), requests["owner_id"].to_pylist(), strict=True)]
+    table = raw_responses(
+        requests,
+        miner,
+        "",
+        [row["modality"] for row in found],
+        response=[row.get("response") for row in found],
+        status=[None if row["status"] in ("ok", None) else row["status"] for row in found],
+        reason=[row.get("reason") for row in found],
+        input_tokens=[row.get("input_tokens") or 0 for row in found],
+        output_tokens=[row.get("output_tokens") or 0 for row in found],
+        cost_usd=[row.get("cost_usd") or 0.0 for row in found],
+    )
+    versions = pa.array([row["prompt_version"] for row in found], pa.string())
+    return table.set_column(table.column_names.index("prompt_version"), RAW_SCHEMA.field("prompt_version"), versions)

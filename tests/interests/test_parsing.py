@@ -1,0 +1,121 @@
+"""Every answer gets a status, whatever it looks like, and what can be recovered is."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from digr.interests.parsing import normalise_phrase, parse_response
+from digr.tables import STATUSES
+
+GOOD = json.dumps(
+    {
+        "reasoning": "An angler packs for Saturday.",
+        "interests": [
+            {"interest": "Quiet mornings on the lake", "confidence": 0.6},
+            {"interest": "weekend trout fishing.", "confidence": 0.9},
+        ],
+    }
+)
+EXPECTED = [("weekend trout fishing", 0.9), ("quiet mornings on the lake", 0.6)]
+
+
+def test_a_whole_answer_gives_normalised_interests_strongest_first():
+    assert parse_response(GOOD) == ("ok", EXPECTED, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```json\n{GOOD}\n```",
+        f"Sure! Here you go [as asked]:\n{GOOD}\nLet me know {{if}} you need more.",
+        json.dumps(json.loads(GOOD)["interests"]),
+        GOOD.replace("An angler", 'An "angler"'),
+        f"<think>maybe {{}} or []</think>{GOOD}",
+    ],
+    ids=["fences", "prose around", "bare list", "broken quote in the reasoning", "thinking"],
+)
+def test_wrappings_do_not_matter(text):
+    assert parse_response(text)[:2] == ("ok", EXPECTED)
+
+
+def test_a_cut_answer_keeps_its_whole_interests():
+    cut = GOOD[: GOOD.index("0.9") + 1]
+    parsed = parse_response(cut)
+    assert parsed == ("truncated", [("quiet mornings on the lake", 0.6)], "the JSON stops after 1 whole interests")
+    assert parse_response(GOOD[:30]).status == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (None, "empty"),
+        (" \n", "empty"),
+        ('{"reasoning": "x", "interests": []}', "empty"),
+        ('{"interests": [{"interest": "!!!", "confidence": 1}]}', "empty"),
+        ("I'm sorry, but I can't help with that.", "refused"),
+        ("Interests: fishing, hiking", "unparsable"),
+        ('{"answer": 42}', "unparsable"),
+        ('{"interests": "fishing"}', "unparsable"),
+        ("[" * 100_000, "truncated"),
+        ('{"interests": [{"interest": "a b", "confidence": ' + "9" * 5000 + "}]}", "unparsable"),
+    ],
+)
+def test_failures_have_their_status(text, status):
+    assert parse_response(text).status == status
+
+
+def test_duplicates_keep_the_highest_confidence_and_confidences_are_clipped():
+    entries = [("Ice fishing", 0.2), ("ice  FISHING!", 7), ("tying flies", -1), ("camp cooking", "0.5"), ("map reading", True), ("knots", None)]
+    text = json.dumps({"interests": [{"interest": name, "confidence": value} for name, value in entries]})
+    assert parse_response(text).interests == [
+        ("ice fishing", 1.0),
+        ("camp cooking", 0.5),
+        ("tying flies", 0.0),
+        ("map reading", None),
+        ("knots", None),
+    ]
+
+
+def test_long_phrases_end_at_a_word():
+    phrase = normalise_phrase("restoring old wooden boats " * 10)
+    assert len(phrase) <= 80 and phrase.endswith("boats")
+
+
+def _check(text):
+    parsed = parse_response(text)
+    assert parsed.status in STATUSES
+    assert (parsed.reason is None) == (parsed.status == "ok")
+    phrases = [phrase for phrase, _ in parsed.interests]
+    assert len(set(phrases)) == len(phrases) and len(phrases) <= 20
+    assert all(0 < len(phrase) <= 80 and phrase == normalise_phrase(phrase) for phrase in phrases)
+    strengths = [confidence or 0.0 for _, confidence in parsed.interests]
+    assert strengths == sorted(strengths, reverse=True) and all(0 <= strength <= 1 for strength in strengths)
+    pa.array(phrases, pa.string())
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_no_text_raises(text):
+    _check(text)
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_no_mangling_of_a_good_answer_raises(data):
+    letters = list(GOOD)
+    for _ in range(data.draw(st.integers(1, 6))):
+        position = data.draw(st.integers(0, len(letters) - 1))
+        action = data.draw(st.sampled_from(["cut", "drop", "insert", "swap"]))
+        if action == "cut":
+            letters = letters[: position + 1]
+        elif action == "drop":
+            del letters[position : position + 3]
+        elif action == "insert":
+            letters.insert(position, data.draw(st.sampled_from(['"', "{", "}", "[", "\\", "\\ud800", "\x00", "ſ", "1e999", "NaN"])))
+        else:
+            letters[position] = data.draw(st.characters())
+        letters = letters or ["{"]
+    _check("".join(letters))
