@@ -73,6 +73,8 @@ class ReplayMiner(Section):
     """Name of the miner in every table."""
     path: str
     """Parquet file or folder of recorded responses."""
+    recorded_miner: str = ""
+    """Replay only rows of this recorded miner; empty takes all, one row per owner."""
 
 
 class ExtractiveMiner(Section):
@@ -103,6 +105,14 @@ class InterestsConfig(Section):
     """Cosine from which phrases of two miners count as one interest."""
     max_text_chars: int = Field(1200, ge=50)
     """Characters of an owner's text shown to a miner."""
+    encoder: str = "minilm"
+    """Sentence encoder that compares phrases: "minilm", a local folder or a hub name."""
+    max_image_bytes: int = Field(10_000_000, ge=1024)
+    """Largest image file read; a larger one counts as broken."""
+    max_image_side: int = Field(448, ge=16, le=4096)
+    """Images are scaled down to this side before a miner sees them, pixels."""
+    retry_failed: bool = Field(False, exclude=True)
+    """Ask again for what failed; give it with --force. Not part of the result's identity."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "InterestsConfig":

@@ -7,7 +7,7 @@ text. Phrases are counted in hashed buckets of fixed number, so that memory does
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,18 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int64, UInt32
 
-Encode = Callable[[list[str]], np.ndarray]
-"""Texts -> unit vectors [N, D]."""
+from digr.interests.merging import Encode
 
-STOPWORDS = frozenset(
-    "a about above after again against all also am an and any are as at be because been before being below between both but "
-    "by can could did do does doing down during each etc few for from further get had has have having he her here hers him "
-    "his how i if in including into is it its itself just let like made make makes many may me might more most much must my "
-    "new no nor not now of off on once one only or other our out over own per please same she should since so some such than "
-    "that the their theirs them then there these they this those through to too two under until up upon us use used uses "
-    "using very via was we were what when where whether which while who whom why will with within without would you your "
-    "yours brand category".split()
-)
+_COMMON = """
+a about above after again against all also am an and any are as at be because been before being below between both but by
+can could did do does doing down during each etc few for from further get had has have having he her here hers him his how
+i if in including into is it its itself just let like made make makes many may me might more most much must my new no nor
+not now of off on once one only or other our out over own per please same she should since so some such than that the
+their theirs them then there these they this those through to too two under until up upon us use used uses using very via
+was we were what when where whether which while who whom why will with within without would you your yours brand category
+"""
+STOPWORDS = frozenset(_COMMON.split())
 _CHUNK = 1024
 _SHORTLIST = 12
 """Phrases per owner that the encoder sees."""
@@ -37,7 +36,7 @@ _MAX_OWNERS_RATE = 0.2
 class Counts(NamedTuple):
     """Owners whose text has a phrase, by the phrase's hashed bucket; a bucket's count can only be too high."""
 
-    owners: UInt32[np.ndarray, "K"]
+    owners: UInt32[np.ndarray, " K"]
     num_owners: int
 
 
@@ -45,7 +44,7 @@ class _Grid(NamedTuple):
     """N-grams of some texts: `buckets[n - 1, p]` is the bucket of the n words from position p, -1 where that is no phrase."""
 
     words: np.ndarray
-    documents: Int64[np.ndarray, "T"]
+    documents: Int64[np.ndarray, " T"]
     buckets: Int64[np.ndarray, "n T"]
 
 
@@ -54,7 +53,7 @@ def num_buckets(num_owners: int) -> int:
     return 1 << int(np.clip(np.ceil(np.log2(max(num_owners, 1) * 64)), 16, 26))
 
 
-def count_phrases(texts: Sequence[str], max_words: int, buckets: int) -> UInt32[np.ndarray, "K"]:
+def count_phrases(texts: Sequence[str], max_words: int, buckets: int) -> UInt32[np.ndarray, " K"]:
     """Count, per bucket, the texts that contain a phrase; arrays of parts of a catalogue add up to the whole's."""
     counts = np.zeros(buckets, np.uint32)
     for start in range(0, len(texts), _CHUNK):
@@ -91,7 +90,11 @@ def extract_interests(
 
 
 def choose_diverse(
-    phrases: Float[np.ndarray, "N D"], text: Float[np.ndarray, " D"], unity: Float[np.ndarray, " N"], limit: int, diversity: float = 0.3
+    phrases: Float[np.ndarray, "N D"],
+    text: Float[np.ndarray, " D"],
+    unity: Float[np.ndarray, " N"],
+    limit: int,
+    diversity: float = 0.3,
 ) -> list[tuple[int, float]]:
     """Pick phrases one by one, near the text and unlike those picked (maximal marginal relevance, Carbonell 1998).
 
@@ -100,7 +103,8 @@ def choose_diverse(
     """
     strength = np.clip((phrases @ text).clip(0, 1) * 0.5 + unity * 0.5, 0, 1)
     nearest = np.zeros(len(phrases))
-    left, chosen = list(range(len(phrases))), []
+    left = list(range(len(phrases)))
+    chosen: list[tuple[int, float]] = []
     while left and len(chosen) < limit:
         best = max(left, key=lambda index: strength[index] - diversity * nearest[index])
         left.remove(best)
@@ -118,8 +122,8 @@ def _ngrams(texts: Sequence[str], max_words: int, buckets: int) -> _Grid:
     encoded = pc.list_flatten(lists).dictionary_encode()
     vocabulary = encoded.dictionary.to_pylist()
     codes = encoded.indices.to_numpy()
-    hashes = np.array([int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") for word in vocabulary], np.uint64)
-    allowed = np.array([len(word) > 1 and all(letter.isalpha() or letter in "'-" for letter in word) for word in vocabulary], bool)
+    hashes = np.array([_word_hash(word) for word in vocabulary], np.uint64)
+    allowed = np.array([len(word) > 1 and word.replace("-", "").replace("'", "").isalpha() for word in vocabulary], bool)
     edge = np.array([word not in STOPWORDS and len(word) > 2 and word[0].isalpha() for word in vocabulary], bool)
     grid = np.full((max_words, len(codes)), -1, np.int64)
     hashed, whole = np.zeros(len(codes), np.uint64), np.ones(len(codes), bool)
@@ -133,6 +137,10 @@ def _ngrams(texts: Sequence[str], max_words: int, buckets: int) -> _Grid:
         valid = whole & edge[codes] & edge[last] if len(codes) else whole
         grid[length - 1, valid] = (hashed[valid] >> np.uint64(64 - buckets.bit_length() + 1)).astype(np.int64)
     return _Grid(np.array(vocabulary, object)[codes] if len(codes) else np.empty(0, object), documents, grid)
+
+
+def _word_hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
 
 
 def _shortlists(texts: Sequence[str], counts: Counts, max_words: int, min_owners: int) -> list[list[tuple[str, float]]]:

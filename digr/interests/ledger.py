@@ -73,7 +73,7 @@ def append(uri: str, responses: pa.Table) -> None:
     Path(draft).replace(target)
 
 
-def digest_numbers(digests: pa.Array | pa.ChunkedArray) -> UInt64[np.ndarray, "N"]:
+def digest_numbers(digests: pa.Array | pa.ChunkedArray) -> UInt64[np.ndarray, " N"]:
     """Return 16-digit hexadecimal digests as 64-bit numbers: 8 bytes a row, and compared without Python.
 
     Raises:
@@ -91,7 +91,7 @@ def digest_numbers(digests: pa.Array | pa.ChunkedArray) -> UInt64[np.ndarray, "N
     return ((nibbles[:, 0::2] << 4) | nibbles[:, 1::2]).copy().view(">u8")[:, 0].astype(np.uint64)
 
 
-def done_numbers(uri: str, retry_failed: bool = False) -> UInt64[np.ndarray, "N"]:
+def done_numbers(uri: str, retry_failed: bool = False) -> UInt64[np.ndarray, " N"]:
     """Return the sorted, unique digests of all requests that need not be asked again.
 
     Streams two columns of the parts, so memory is 8 bytes per row of the ledger.
@@ -107,7 +107,7 @@ def done_numbers(uri: str, retry_failed: bool = False) -> UInt64[np.ndarray, "N"
     return np.unique(np.concatenate(numbers))
 
 
-def contains(numbers: UInt64[np.ndarray, "N"], digests: pa.Array | pa.ChunkedArray) -> pa.Array:
+def contains(numbers: UInt64[np.ndarray, " N"], digests: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Say for each digest whether it is among sorted numbers."""
     asked = digest_numbers(digests)
     if not len(numbers):

@@ -122,8 +122,8 @@ def request_key(owner: Owner, miner: Mapping[str, Any], extra: str = "") -> str:
         miner: the miner's config as JSON values; what changes only speed or price is left out of the digest.
         extra: what else decides it, for example the digest of a recording.
     """
-    names = ("kind", "name", "model", "modality", "max_tokens", "temperature", "json_schema", "max_words", "min_owners")
-    chosen = {name: miner[name] for name in names if name in miner}
+    decisive = "kind name model modality max_tokens temperature json_schema max_words min_owners recorded_miner"
+    chosen = {name: miner[name] for name in decisive.split() if name in miner}
     return digest_of({"miner": chosen, "prompt": prompt_version(owner, miner.get("modality", "text")), "extra": extra})
 
 
@@ -134,8 +134,8 @@ def _with_digests(owner: Owner, ids: pa.Array, texts: list[str], images: list[st
         hasher = prefix.copy()
         hasher.update(json.dumps([owner, owner_id, text, image], ensure_ascii=True).encode())
         digests.append(hasher.hexdigest()[:16])
-    columns = [pa.array([owner] * len(texts)), ids, pa.array(texts, pa.string()), pa.array(images, pa.string()), pa.array(digests)]
-    return pa.table([column.cast(field.type) for column, field in zip(columns, REQUEST_SCHEMA, strict=True)], schema=REQUEST_SCHEMA)
+    columns = {"owner": [owner] * len(texts), "owner_id": ids, "text": texts, "image_uri": images, "request_digest": digests}
+    return pa.table(columns, schema=REQUEST_SCHEMA)
 
 
 def item_requests(items: pa.Table, key: str, modality: Modality, max_text_chars: int) -> pa.Table:

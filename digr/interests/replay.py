@@ -25,11 +25,11 @@ def open_recording(path: str) -> pads.Dataset:
         raise ValueError(f"recording {path}: no Parquet file is there")
     missing = [name for name in REQUIRED if name not in names]
     unknown = [name for name in names if name not in REQUIRED + OPTIONAL + IGNORED]
-    if missing or unknown:
-        problems = [f"lacks column {', '.join(missing)}"] * bool(missing) + [f"has unknown column {', '.join(unknown)}"] * bool(unknown)
-        raise ValueError(
-            f"recording {path}: {' and '.join(problems)}; expected {', '.join(REQUIRED)} and optionally {', '.join(OPTIONAL)}"
-        )
+    problems = [f"lacks column {', '.join(missing)}"] if missing else []
+    problems += [f"has unknown column {', '.join(unknown)}"] if unknown else []
+    if problems:
+        known = f"{', '.join(REQUIRED)} and optionally {', '.join(OPTIONAL)}"
+        raise ValueError(f"recording {path}: {' and '.join(problems)}; expected {known}")
     for name in REQUIRED:
         kind = recording.schema.field(name).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)):

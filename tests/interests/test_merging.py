@@ -37,10 +37,10 @@ def _merge(table, encode=_encode, similarity=0.9, max_interests=5):
 
 def test_close_phrases_of_two_miners_are_one_interest_with_full_consensus():
     table = _responses(("a", "x", {"trout fishing": 0.9, "home baking": 0.8}), ("a", "y", {"fishing for trout": 0.5}))
-    rows = _merge(table)
-    assert rows == [
-        {"owner": "item", "owner_id": "a", "rank": 0, "interest": "trout fishing", "confidence": 0.7, "miners": ["x", "y"], "consensus": 1.0},
-        {"owner": "item", "owner_id": "a", "rank": 1, "interest": "home baking", "confidence": 0.8, "miners": ["x"], "consensus": 0.5},
+    common = {"owner": "item", "owner_id": "a"}
+    assert _merge(table) == [
+        common | {"rank": 0, "interest": "trout fishing", "confidence": 0.7, "miners": ["x", "y"], "consensus": 1.0},
+        common | {"rank": 1, "interest": "home baking", "confidence": 0.8, "miners": ["x"], "consensus": 0.5},
     ]
 
 
@@ -54,7 +54,11 @@ def test_phrases_of_one_miner_never_merge_and_need_no_encoder():
 
 
 def test_a_miner_that_failed_does_not_lower_consensus_and_owners_come_in_order():
-    table = _responses(("b", "x", {"home baking": 0.4}), ("b", "y", None, "error"), ("a", "x", '{"interests": [{"interest": "a b"}, {', "truncated"))
+    table = _responses(
+        ("b", "x", {"home baking": 0.4}),
+        ("b", "y", None, "error"),
+        ("a", "x", '{"interests": [{"interest": "a b"}, {', "truncated"),
+    )
     rows = _merge(table)
     assert [(row["owner_id"], row["interest"], row["confidence"], row["consensus"]) for row in rows] == [
         ("a", "a b", None, 1.0),
@@ -69,6 +73,9 @@ def test_only_the_strongest_are_kept():
 
 def test_a_retried_request_counts_once_and_ok_beats_failed():
     table = _responses(
-        ("a", "x", "first", "ok", "d1"), ("a", "x", None, "error", "d1"), ("b", "x", "early", "ok", "d2"), ("b", "x", "late", "ok", "d2")
+        ("a", "x", "first", "ok", "d1"),
+        ("a", "x", None, "error", "d1"),
+        ("b", "x", "early", "ok", "d2"),
+        ("b", "x", "late", "ok", "d2"),
     )
     assert latest_responses(table)["response"].to_pylist() == ["first", "late"]

@@ -1,0 +1,59 @@
+"""How a miner of the config becomes a function from a Ray Dataset of requests to one of responses."""
+
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config
+from digr.config.interests import ExtractiveMiner, Miner, OpenAIMiner, ReplayMiner, VllmMiner
+from digr.interests.prompts import Owner, item_requests, request_key, user_requests
+from digr.interests.replay import open_recording, replay
+from jobs import llm_miners, phrase_tasks
+from jobs.ledger_tasks import map_tables
+
+BLOCK_ROWS = 1024
+"""Requests made, and answers written, at once by miners that do not wait for a model."""
+
+
+def requests_of(config: Config, store: Store, owner: Owner, miner: Miner) -> Dataset:
+    """Return the requests of one miner for all owners of a kind, in ascending order of their ids; nothing is read yet."""
+    extra = artifacts.digest_of_files(miner.path) if isinstance(miner, ReplayMiner) else ""
+    if isinstance(miner, ExtractiveMiner):
+        extra = f"{config.interests.encoder} {config.interests.max_interests}"
+    key = request_key(owner, miner.model_dump(mode="json"), extra)
+    chars = config.interests.max_text_chars
+    filesystem, _ = artifacts.filesystem_of(store.uri("items"))
+    if owner == "item":
+        items = ray.data.read_parquet(artifacts.list_parts(store.uri("items")), filesystem=filesystem)
+        modality = getattr(miner, "modality", "text")
+        blocks = items.repartition(target_num_rows_per_block=BLOCK_ROWS)
+        return map_tables(blocks, item_requests, key=key, modality=modality, max_text_chars=chars)
+    parts = artifacts.list_parts(store.uri("histories"))
+    users = ray.data.read_parquet(parts, filesystem=filesystem, columns=["user_id"]).groupby("user_id").count()
+    blocks = users.repartition(target_num_rows_per_block=BLOCK_ROWS)
+    return map_tables(blocks, _user_batch, store=store, key=key, max_text_chars=chars)
+
+
+def _user_batch(users: pa.Table, store: Store, key: str, max_text_chars: int) -> pa.Table:
+    histories = artifacts.read_table(store, "histories", user_id=users["user_id"].to_pylist(), split=["train"])
+    shown = {item for history in histories["history"].to_pylist() for item in history} | set(histories["target"].to_pylist())
+    items = artifacts.read_table(store, "items", ["item_id", "title"], item_id=shown)
+    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    return user_requests(histories, titles, key, max_text_chars)
+
+
+def answer(config: Config, owner: Owner, miner: Miner, missing: Dataset, everything: Dataset, num_owners: int) -> Dataset:
+    """Return the raw responses of a miner to the requests that are missing.
+
+    Args:
+        everything: all requests of the miner, `num_owners` of them; key phrases are counted over all owners.
+    """
+    if isinstance(miner, VllmMiner | OpenAIMiner):
+        return llm_miners.answer_with_model(config, owner, miner, missing)
+    if isinstance(miner, ReplayMiner):
+        open_recording(miner.path)
+        names = {"miner": miner.name, "recorded_miner": miner.recorded_miner}
+        return map_tables(missing, replay, path=miner.path, **names)
+    return phrase_tasks.extract(config, owner, miner, missing, everything, num_owners)
