@@ -57,10 +57,8 @@ def _cluster(manifest: dict) -> dict:
     return node
 
 
-def test_there_is_at_most_one_manifest_of_each_kind():
-    kinds = [yaml.safe_load(path.read_text())["kind"] for path in MANIFESTS]
-    assert len(set(kinds)) == len(kinds)
-    assert set(kinds) <= set(CLUSTER_AT)
+def test_there_is_one_manifest_of_each_kind():
+    assert sorted(yaml.safe_load(path.read_text())["kind"] for path in MANIFESTS) == sorted(CLUSTER_AT)
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
@@ -99,3 +97,18 @@ def test_the_entrypoint_is_a_job_with_a_config_that_loads(name):
     assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
     config = load_config(ROOT / path, [item for item in rest if not item.startswith("--")])
     assert config.run.dir.startswith("s3://")
+
+
+@pytest.mark.ray
+def test_the_service_deploys_the_application_that_exists():
+    from ray.serve.schema import ServeDeploySchema
+
+    import serve.app
+
+    manifest = yaml.safe_load((ROOT / "cluster" / "kuberay" / "rayservice.yaml").read_text())
+    local = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    for config in (yaml.safe_load(manifest["spec"]["serveConfigV2"]), local):
+        (application,) = ServeDeploySchema.model_validate(config).applications
+        assert application.import_path == "serve.app:app"
+        assert {item.name for item in application.deployments} == {serve.app.Recommender.name}
+        serve.app.AppArguments.model_validate(application.args)
