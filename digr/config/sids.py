@@ -20,15 +20,15 @@ class SidsConfig(Section):
     """Before any suffix code, move colliding items to their nearest free code of the last level."""
     latent_dim: int = Field(32, ge=2)
     """Width of the quantised latent (rqvae)."""
-    hidden_dims: tuple[int, ...] = (512, 256, 128)
+    hidden_dims: tuple[int, ...] = (256,)
     """Widths of the encoder's hidden layers, mirrored in the decoder (rqvae)."""
     commitment: float = Field(0.25, ge=0)
     """Weight of the commitment loss, beta (rqvae)."""
-    lr: float = Field(1e-3, gt=0)
-    """Learning rate of AdamW (rqvae)."""
-    epochs: int = Field(300, ge=1)
-    """Passes over the catalogue (rqvae), or k-means iterations are 25 (rkmeans)."""
-    batch_size: int = Field(2048, ge=1)
+    lr: float = Field(3e-3, gt=0)
+    """Peak learning rate of AdamW, falling as a cosine (rqvae)."""
+    epochs: int = Field(100, ge=1)
+    """Passes over the sampled items (rqvae); k-means always runs 25 iterations."""
+    batch_size: int = Field(512, ge=1)
     """Items per step; the whole catalogue if it is smaller (rqvae)."""
     min_usage_rate: float = Field(0.0, ge=0, le=1)
     """Fail when a level uses less than this share of its codes."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int32, Int64
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from digr.config.sids import SidsConfig
 from digr.sids.rkmeans import RKMeans, fit_rkmeans
+from digr.sids.rqvae import RQVAE, fit_rqvae
 
 TENSORS, KIND = "quantiser.safetensors", "quantiser.json"
 
@@ -38,6 +39,10 @@ class Quantiser(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """Return all tensors that make it."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return its kind and sizes, as JSON values."""
         ...
 
 
@@ -89,14 +94,16 @@ def fit_quantiser(
             f"sids.level_sizes: a level has {max(config.level_sizes)} codes but there are only {len(vectors)} items to fit "
             f"them; use levels of at most {len(vectors)} codes"
         )
-    return fit_rkmeans(vectors, config.level_sizes, seed, report, device)
+    if config.quantiser == "rkmeans":
+        return fit_rkmeans(vectors, config.level_sizes, seed, report, device)
+    return fit_rqvae(vectors, config, seed, report, device)
 
 
 def save_quantiser(quantiser: Quantiser, folder: Path) -> None:
     """Write the tensors (safetensors) and what is needed to rebuild the quantiser (JSON) into a local folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in quantiser.state().items()}, folder / TENSORS)
-    (folder / KIND).write_text(json.dumps({"kind": "rkmeans"}, indent=2))
+    (folder / KIND).write_text(json.dumps(quantiser.describe(), indent=2))
 
 
 def load_quantiser(folder: Path, device: str = "cpu") -> Quantiser:
@@ -108,7 +115,12 @@ def load_quantiser(folder: Path, device: str = "cpu") -> Quantiser:
     if not (folder / KIND).is_file():
         raise ValueError(f"{folder}: no {KIND}; give the folder of a `quantiser` artifact")
     described, state = json.loads((folder / KIND).read_text()), load_file(folder / TENSORS, device=device)
-    if described["kind"] == "rkmeans":
-        levels = sum(name.startswith("codebooks.") for name in state)
+    kind = described.pop("kind", None)
+    if kind == "rkmeans":
+        levels = len(described["level_sizes"])
         return RKMeans(state["mean"], state["scale"], tuple(state[f"codebooks.{level}"] for level in range(levels)))
-    raise ValueError(f"{folder / KIND}: unknown kind {described['kind']!r}; expected rqvae or rkmeans")
+    if kind == "rqvae":
+        model = RQVAE(**described).to(device)
+        model.load_state_dict(state)
+        return model.eval().requires_grad_(False)
+    raise ValueError(f"{folder / KIND}: unknown kind {kind!r}; expected rqvae or rkmeans")

@@ -5,7 +5,7 @@ Residual k-means ties or beats RQ-VAE as a source of semantic IDs in GRID (arXiv
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -16,8 +16,8 @@ from torch import Tensor
 KMEANS_ITERATIONS = 25
 MAX_DISTANCES = 1 << 24
 """Distances held at once; larger batches are cut into parts."""
-STD_FLOOR = 1e-6
-"""A dimension whose values are all equal is divided by this instead of by zero."""
+STD_FLOOR = 0.01
+"""Dimensions that hardly vary are not blown up: none is divided by less than this share of the typical deviation."""
 
 
 class Quantised(NamedTuple):
@@ -68,7 +68,8 @@ def fit_codebooks(
     Args:
         latents: real vectors, at least as many as the largest level has codes.
         level_sizes: codes per level.
-        seed: of the k-means++ starts.
+        seed: of the starts, which are random vectors: k-means++ starts on outliers, which then have a code of their own
+            and leave nothing to the next levels (11 % more of a real catalogue's items collided).
         report: told about each level.
     """
     assert len(latents) >= max(level_sizes), "fit_quantiser checks this"
@@ -82,7 +83,6 @@ def fit_codebooks(
             seed=(seed + level) % 2**31,
             gpu=bool(faiss.get_num_gpus()),
             min_points_per_centroid=1,
-            init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
         )
         kmeans.train(residual)
         book = np.array(kmeans.centroids, np.float32).reshape(size, -1)
@@ -128,6 +128,10 @@ class RKMeans(NamedTuple):
             f"codebooks.{level}": book for level, book in enumerate(self.codebooks)
         }
 
+    def describe(self) -> dict[str, Any]:
+        """Kind and sizes."""
+        return {"kind": "rkmeans", "level_sizes": [len(book) for book in self.codebooks]}
+
 
 def fit_rkmeans(
     vectors: Float[np.ndarray, "N D"],
@@ -136,17 +140,18 @@ def fit_rkmeans(
     report: Callable[[str], None] = lambda text: None,
     device: str = "cpu",
 ) -> RKMeans:
-    """Fit residual k-means on centred vectors, divided by one number so that their mean square is 1.
+    """Fit residual k-means on standardised vectors."""
+    mean, scale = standardisation(vectors)
+    books = fit_codebooks((vectors - mean) / scale, level_sizes, seed, report)
+    tensors = [torch.from_numpy(array).to(device) for array in (mean, scale, *books)]
+    return RKMeans(tensors[0], tensors[1], tuple(tensors[2:]))
 
-    All dimensions keep their proportions: dividing each by its own deviation was worse on sentence vectors (fewer
-    neighbours under one first code) because it lifts the dimensions that carry least.
+
+def standardisation(vectors: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
+    """Return each dimension's mean and deviation.
+
+    Without it the few dimensions in which language models' vectors are huge decide every code.
     """
-    mean = vectors.mean(0, dtype=np.float64).astype(np.float32)
-    centred = vectors - mean
-    scale = np.full_like(mean, max(float(np.sqrt(np.square(centred).mean())), STD_FLOOR))
-    books = fit_codebooks(centred / scale, level_sizes, seed, report)
-    return RKMeans(
-        torch.from_numpy(mean).to(device),
-        torch.from_numpy(scale).to(device),
-        tuple(torch.from_numpy(book).to(device) for book in books),
-    )
+    mean, std = vectors.mean(0, dtype=np.float64), vectors.std(0, dtype=np.float64)
+    typical = float(np.sqrt(np.square(std).mean())) or 1.0
+    return mean.astype(np.float32), np.maximum(std, STD_FLOOR * typical).astype(np.float32)

@@ -38,7 +38,7 @@ def _config(root, **sids):
     return build_config({"run": {"dir": str(root)}, "sids": tree}, where="test")
 
 
-@pytest.mark.parametrize("kind", ["rkmeans"])
+@pytest.mark.parametrize("kind", ["rkmeans", "rqvae"])
 def test_every_item_gets_its_own_sid_and_the_saved_quantiser_gives_the_first_code(tmp_path, kind):
     store, vectors = _embedded(tmp_path)
     summary = build_sids.run(_config(tmp_path, quantiser=kind), Options())

@@ -63,7 +63,7 @@ def test_every_level_adds_detail():
     assert left[0] > left[1] > left[2] and "16 of 16 codes" in reports[0]
 
 
-@pytest.mark.parametrize("kind", ["rkmeans"])
+@pytest.mark.parametrize("kind", ["rkmeans", "rqvae"])
 def test_the_same_seed_gives_the_same_codes_and_a_saved_quantiser_too(tmp_path, kind):
     config = SidsConfig(quantiser=kind, level_sizes=(8, 4), latent_dim=4, hidden_dims=(8,), epochs=5)
     first, again = (fit_quantiser(_vectors(), config, seed=3) for _ in range(2))
