@@ -1,0 +1,81 @@
+"""DeepSpeed behind the protocol of `digr.policy.engine.Engine`, on gloo and on nccl."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from digr.config.policy import TrainConfig
+
+TAG = "engine"
+
+
+class DeepSpeedEngine:
+    """One worker of DeepSpeed's data parallelism; the process group must exist already."""
+
+    def __init__(self, train: TrainConfig, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+        import deepspeed
+
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.zero_stage = train.zero_stage
+        self.engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            dist_init_required=False,
+            config={
+                # the loop sizes batches itself; DeepSpeed only has to know that each backward is a step
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": max_grad_norm,
+                "zero_optimization": {"stage": train.zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "bf16": {"enabled": train.precision == "bf16"},
+            },
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself."""
+        return self.engine.module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the module through DeepSpeed."""
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of the loss, averaged over the workers."""
+        self.engine.backward(loss)
+
+    def step(self, lr: float) -> None:
+        """Clip, update, clear."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the workers; the result is on the CPU."""
+        result = values.detach().clone().to(self.engine.device)
+        dist.all_reduce(result)
+        return result.cpu()
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Gather the weights that ZeRO-3 keeps in pieces."""
+        if self.zero_stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+
+    def save(self, folder: Path) -> None:
+        """Write this worker's part."""
+        self.engine.save_checkpoint(str(folder), tag=TAG)
+
+    def load(self, folder: Path) -> None:
+        """Restore what the same number of workers wrote."""
+        found, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        if found is None:
+            raise ValueError(f"{folder}: no DeepSpeed checkpoint of {self.world_size} workers; remove the folder to start anew")
