@@ -1,4 +1,4 @@
-"""What `train_sft` and `train_grpo` share: engine, shards, checkpoints, and the artifact a training ends in."""
+"""What `train_sft` and `train_grpo` share: the engine, checkpoints, and the artifact a training ends in."""
 
 import json
 import tempfile
@@ -7,9 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import ray.train
 import torch
@@ -18,11 +15,8 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.policy.engine import Engine, PlainEngine, make_optimizer
-from digr.policy.examples import Sids
 from digr.policy.model import SidPolicy
-from digr.policy.validation import Progress, ValidExamples
-from digr.policy.vocabulary import sid_texts
-from digr.sids.trie import SidTrie, codes_of
+from digr.policy.validation import Progress
 from jobs.deepspeed_engine import DeepSpeedEngine
 
 
@@ -38,38 +32,6 @@ def make_engine(config: Config, policy: SidPolicy, *, lr: float, weight_decay: f
 def worker_env(config: Config) -> dict[str, str]:
     """Environment of a worker: DeepSpeed must be told that there is no accelerator."""
     return {} if config.train.use_gpu else {"DS_ACCELERATOR": "cpu"}
-
-
-def absolute(store: Store) -> Store:
-    """Return the store with an absolute address: Ray Train's workers run in a folder of their own."""
-    return store if artifacts.is_remote(store.root) else store._replace(root=artifacts.filesystem_of(store.root)[1])
-
-
-def load_sids(store: Store) -> Sids:
-    """Read the text of every item's SID."""
-    table = artifacts.read_table(store, "item_sids")
-    num_levels = len(artifacts.require(store, "item_sids").facts["level_sizes"])
-    return Sids(table["item_id"].combine_chunks(), sid_texts(codes_of(table, num_levels)))
-
-
-def read_shard(name: str) -> Iterator[pa.Table]:
-    """Stream this worker's shard of a dataset; the same rows in every run, up to one row per worker less for evenness."""
-    return iter(ray.train.get_dataset_shard(name).iter_batches(batch_format="pyarrow", batch_size=4096))
-
-
-def item_positions(trie: SidTrie, item_ids: pa.ChunkedArray) -> torch.Tensor:
-    """Find items in the trie's order."""
-    return torch.from_numpy(pc.index_in(item_ids, value_set=trie.item_ids).to_numpy().astype(np.int64))
-
-
-def read_valid(name: str, trie: SidTrie, max_examples: int, seed: int) -> ValidExamples:
-    """Draw this worker's part of the validation examples."""
-    context = ray.train.get_context()
-    table = pa.concat_tables([batch.select(["prompt", "target"]) for batch in read_shard(name)])
-    share = -(-max_examples // context.get_world_size())
-    chosen = np.random.default_rng([seed, context.get_world_rank()]).permutation(len(table))[:share]
-    table = table.take(pa.array(np.sort(chosen)))
-    return ValidExamples(table["prompt"].to_pylist(), item_positions(trie, table["target"]))
 
 
 def save(record: dict[str, Any], write: Callable[[Path], None]) -> None:
@@ -91,8 +53,9 @@ def folders() -> Iterator[tuple[Path | None, Path]]:
             yield Path(folder), Path(scratch) / "best"
 
 
-def write_policy(store: Store, name: str, checkpoint: ray.train.Checkpoint) -> Progress:
+def write_policy(store: Store, name: str, checkpoint: ray.train.Checkpoint | None) -> Progress:
     """Make a policy artifact of a finished training: best weights, metrics.jsonl, rollouts.jsonl, TensorBoard events."""
+    assert checkpoint is not None and checkpoint.filesystem is not None, "a training ends with a checkpoint"
     filesystem, path = checkpoint.filesystem, checkpoint.path
     with filesystem.open_input_stream(f"{path}/progress.json") as stream:
         progress = Progress(**json.loads(stream.read()))

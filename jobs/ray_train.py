@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
+from ray.data import ExecutionOptions
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 
@@ -66,6 +67,8 @@ def fit(
             torch.set_num_threads(threads)
         train_loop(values)
 
+    # Ray's controller asks the workers this often, and a report waits for it; its own default of 2 s is longer than an epoch
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     filesystem, path = filesystem_of(work_uri)
     filesystem.create_dir(path, recursive=True)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -83,6 +86,8 @@ def fit(
             callbacks=callbacks,
         ),
         datasets=dict(datasets) if datasets else None,
+        # shards are the same rows in every run, so that a resumed training goes on with what it had
+        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     )
     listener = threading.Thread(target=_listen, args=(queue, report), daemon=True)
     listener.start()

@@ -4,7 +4,6 @@ DeepSpeed satisfies the same protocol in `jobs.policy_training`; this package do
 """
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,10 +18,12 @@ Precision = Literal["fp32", "bf16"]
 class Engine(Protocol):
     """One worker's share of data-parallel training. All workers must make the same calls in the same order."""
 
-    module: nn.Module
-    """The module itself, for decoding and saving."""
     rank: int
     world_size: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself, for decoding and saving."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the module's `forward`."""
@@ -54,10 +55,6 @@ def make_optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.o
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.98))
-
-
-MakeEngine = Callable[[nn.Module, torch.optim.Optimizer], Engine]
-"""Puts a module and its optimiser into an engine; how (clipping, precision, ZeRO) the caller has decided."""
 
 
 class PlainEngine:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from digr.config.policy import GrpoConfig
@@ -57,9 +57,9 @@ class Rewards(NamedTuple):
 
 
 class RewardFn(Protocol):
-    """Judge roll-outs against the targets of their prompts."""
+    """Judge roll-outs against the targets of their prompts; without scores a group is ranked best first already."""
 
-    def __call__(self, rollouts: Rollouts, target_index: Int[Tensor, " B"]) -> Rewards: ...
+    def __call__(self, rollouts: Rollouts, target_index: Int[Tensor, " B"], scores: Float[Tensor, "B G"] | None) -> Rewards: ...
 
 
 def train_grpo(
@@ -153,11 +153,15 @@ def train_step(
     )
     with engine.whole():
         rollouts = rollout(policy, trie, texts, config.group_size, config.rollouts, generator)
+        input_ids, mask = policy.tokenize(texts)
+        with torch.no_grad():
+            sampled = config.rollouts == "sample"
+            scores = policy(input_ids, mask, trie=trie, codes=rollouts.codes).sum(2) if sampled else None
     clock.append(time.monotonic())
-    rewards = reward_fn(rollouts, targets)
+    rewards = reward_fn(rollouts, targets, scores)
     advantages = group_advantages(rewards.total, scale_by_deviation=config.loss != "dr_grpo")
     clock.append(time.monotonic())
-    update = _update(engine, reference, trie, texts, rollouts, advantages, config)
+    update = _update(engine, reference, trie, (input_ids, mask), rollouts, advantages, config)
     clock.append(time.monotonic())
     names = ["reward", *(f"reward/{name}" for name in rewards.terms)]
     means = torch.stack([rewards.total.mean(), *(term.mean() for term in rewards.terms.values())]).double().cpu()
@@ -183,21 +187,20 @@ def _update(
     engine: Engine,
     reference: SidPolicy,
     trie: SidTrie,
-    texts: list[str],
+    inputs: tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]],
     rollouts: Rollouts,
     advantages: Advantages,
     config: GrpoConfig,
 ) -> dict[str, float]:
     """Update the weights `updates_per_rollout` times on one set of roll-outs."""
-    input_ids, mask = policy_of(engine).tokenize(texts)
     tokens = rollouts.codes >= 0
     with torch.no_grad():
-        reference_log_probs = reference(input_ids, mask, trie=trie, codes=rollouts.codes)
-    groups = torch.tensor([float(advantages.live.sum()), float(len(texts))], dtype=torch.float64)
+        reference_log_probs = reference(*inputs, trie=trie, codes=rollouts.codes)
+    groups = torch.tensor([float(advantages.live.sum()), float(len(tokens))], dtype=torch.float64)
     num_live, num_groups = engine.total(groups).tolist()
     old_log_probs, sums = None, torch.zeros(3, dtype=torch.float64)
     for _ in range(config.updates_per_rollout):
-        log_probs = engine(input_ids, mask, trie=trie, codes=rollouts.codes)
+        log_probs = engine(*inputs, trie=trie, codes=rollouts.codes)
         old_log_probs = log_probs.detach() if old_log_probs is None else old_log_probs
         parts = group_loss(
             log_probs,

@@ -19,7 +19,7 @@ CONFIG = GrpoConfig(
 )
 
 
-def exact_reward(rollouts, target_index):
+def exact_reward(rollouts, target_index, scores):
     exact = (rollouts.item_index == target_index[:, None]).float()
     return Rewards(exact, {"exact": exact})
 
@@ -62,7 +62,7 @@ def _weights(folder):
     ("loss", "rollouts"), [("grpo", "sample"), ("grpo", "beam"), ("dr_grpo", "sample"), ("dapo", "beam"), ("gspo", "sample")]
 )
 def test_every_loss_raises_the_mean_reward(tmp_path, loss, rollouts):
-    def high_items(found, target_index):
+    def high_items(found, target_index, scores):
         return Rewards(found.item_index / 24, {"high": found.item_index / 24})
 
     config = CONFIG.model_copy(update={"loss": loss, "rollouts": rollouts, "steps": 15})
@@ -81,7 +81,7 @@ def test_grpo_with_an_exact_reward_improves_validation_and_keeps_its_best_weight
 
 
 def test_a_reward_that_ruins_the_policy_returns_the_sft_weights(tmp_path):
-    def wrong(rollouts, target_index):
+    def wrong(rollouts, target_index, scores):
         total = -(rollouts.item_index == target_index[:, None]).float() - rollouts.item_index
         return Rewards(total, {"wrong": total})
 
@@ -94,7 +94,7 @@ def test_a_reward_that_ruins_the_policy_returns_the_sft_weights(tmp_path):
 
 
 def test_groups_of_equal_rewards_are_counted_and_change_nothing(tmp_path):
-    def constant(rollouts, target_index):
+    def constant(rollouts, target_index, scores):
         total = torch.ones(rollouts.item_index.shape)
         return Rewards(total, {"constant": total})
 

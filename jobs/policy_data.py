@@ -1,0 +1,105 @@
+"""What the workers of `train_sft` and `train_grpo` read: shards through Ray Data, and tables by item."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.train
+import torch
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config
+from digr.policy.examples import Sids
+from digr.policy.grpo import RewardFn, Rewards
+from digr.policy.rollouts import Rollouts
+from digr.policy.validation import ValidExamples
+from digr.policy.vocabulary import sid_texts
+from digr.rewards.interest_reward import reward_terms, reward_weights, total_reward
+from digr.sids.trie import SidTrie, codes_of
+
+
+def absolute(store: Store) -> Store:
+    """Return the store with an absolute address: Ray Train's workers run in a folder of their own."""
+    return store if artifacts.is_remote(store.root) else store._replace(root=artifacts.filesystem_of(store.root)[1])
+
+
+def load_sids(store: Store) -> Sids:
+    """Read the text of every item's SID."""
+    table = artifacts.read_table(store, "item_sids")
+    num_levels = len(artifacts.require(store, "item_sids").facts["level_sizes"])
+    return Sids(table["item_id"].combine_chunks(), sid_texts(codes_of(table, num_levels)))
+
+
+def read_shard(name: str) -> Iterator[pa.Table]:
+    """Stream this worker's shard of a dataset; the same rows in every run, up to one row per worker less for evenness."""
+    return iter(ray.train.get_dataset_shard(name).iter_batches(batch_format="pyarrow", batch_size=4096))
+
+
+def item_positions(trie: SidTrie, item_ids: pa.ChunkedArray) -> torch.Tensor:
+    """Find items in the trie's order."""
+    return torch.from_numpy(pc.index_in(item_ids, value_set=trie.item_ids).to_numpy().astype(np.int64))
+
+
+def read_valid(name: str, trie: SidTrie, max_examples: int, seed: int) -> ValidExamples:
+    """Draw this worker's part of the validation examples."""
+    context = ray.train.get_context()
+    table = concat(["prompt", "target"], read_shard(name))
+    share = -(-max_examples // context.get_world_size())
+    chosen = np.random.default_rng([seed, context.get_world_rank()]).permutation(len(table))[:share]
+    table = table.take(pa.array(np.sort(chosen)))
+    return ValidExamples(table["prompt"].to_pylist(), item_positions(trie, table["target"]))
+
+
+def read_split(store: Store, name: str, split: str) -> Any:
+    """Open one split of an artifact as a Ray Dataset."""
+    from ray.data.expressions import col
+
+    filesystem, _ = artifacts.filesystem_of(store.uri(name))
+    parts = ray.data.read_parquet(artifacts.list_parts(store.uri(name)), filesystem=filesystem)
+    return parts.filter(expr=col("split") == split)
+
+
+def concat(columns: Sequence[str], batches: Iterator[pa.Table]) -> pa.Table:
+    """Put string columns of batches into one table; no batch gives an empty one."""
+    schema = pa.schema([(column, pa.string()) for column in columns])
+    return pa.concat_tables([schema.empty_table(), *(batch.select(columns).cast(schema) for batch in batches)])
+
+
+def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.device) -> RewardFn:
+    """Read qualities and trusted-interest vectors into the trie's order, and close the reward over them."""
+    weights = reward_weights(config.grpo.reward)
+    table = artifacts.read_table(store, "item_quality")
+    quality = torch.zeros(trie.num_items)
+    quality[item_positions(trie, table["item_id"])] = torch.tensor(table["quality"].to_numpy(), dtype=torch.float32)
+    vectors = _trusted_vectors(store, trie).to(device) if weights["interest"] else None
+    quality, codes, num_levels = quality.to(device), trie.codes.to(device), len(config.sids.level_sizes)
+
+    def reward(rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None) -> Rewards:
+        terms = reward_terms(
+            rollouts.codes,
+            codes[target_index],
+            rollouts.item_index,
+            target_index,
+            quality,
+            vectors,
+            num_levels=num_levels,
+            scores=scores,
+        )
+        return Rewards(total_reward(terms, weights), terms)
+
+    return reward
+
+
+def _trusted_vectors(store: Store, trie: SidTrie) -> torch.Tensor:
+    """Read the unit vector of every item's trusted interests; zero where there is none."""
+    table = artifacts.read_table(store, "item_embeddings", ["item_id", "interest_embedding"])
+    table = table.filter(table["interest_embedding"].is_valid())
+    if not len(table):
+        return torch.zeros(trie.num_items, 1)
+    flat = table["interest_embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    vectors = torch.zeros(trie.num_items, flat.shape[1])
+    vectors[item_positions(trie, table["item_id"])] = torch.tensor(flat)
+    return vectors

@@ -1,0 +1,119 @@
+"""Refine the policy with GRPO under the interest-aware reward: artifact `policy_grpo`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config
+from digr.policy.examples import prompt_examples
+from digr.policy.grpo import Prompts, train_grpo
+from digr.policy.model import load_policy
+from digr.policy.validation import SCORE, Decoding, Progress
+from digr.sids.trie import load_trie
+from digr.tables import conform
+from jobs import policy_data as data
+from jobs import policy_training as training
+from jobs.ray_train import fit
+from jobs.runtime import Options, main, say, start_ray
+from jobs.stage import Made, run_stage
+
+STAGE = "policy_grpo"
+TOLD_STEPS = 5
+"""Steps between progress lines."""
+
+
+def train_loop(values: dict[str, Any]) -> None:
+    """Train in one worker."""
+    import ray.train.torch
+
+    config, store, device = values["config"], values["store"], ray.train.torch.get_device()
+    trie, seed, grpo = load_trie(store), config.run.seed, config.grpo
+    with artifacts.local_files(store, "policy_sft") as folder:
+        policy, reference = load_policy(folder, str(device)), load_policy(folder, str(device))
+    rows = data.concat(["example_id", "prompt", "target"], data.read_shard("train"))
+    targets = data.item_positions(trie, rows["target"])
+    prompts = Prompts(rows["example_id"].combine_chunks(), rows["prompt"].combine_chunks(), targets)
+    valid = data.read_valid("valid", trie, grpo.max_valid_examples, seed)
+    engine = training.make_engine(config, policy, lr=grpo.lr, weight_decay=0.0, max_grad_norm=grpo.max_grad_norm)
+
+    def report(record: dict[str, Any]) -> None:
+        if record["step"] % TOLD_STEPS == 0:
+            ray.train.report(record)
+
+    with training.folders() as (resume, best_folder):
+        train_grpo(
+            engine,
+            reference,
+            trie.to(device),
+            prompts,
+            valid,
+            data.load_reward(config, store, trie, device),
+            grpo,
+            decoding=Decoding(grpo.valid_beam_width, config.decoding.batch_size),
+            seed=seed,
+            best_folder=best_folder,
+            resume=resume,
+            save=training.save,
+            report=report,
+        )
+
+
+def tell(record: Mapping[str, Any]) -> None:
+    """Print the progress line of a step."""
+    line = f"step {record['step']}"
+    if "reward" in record:
+        line += f", reward {record['reward']:.4f}, dead groups {record['dead_group_rate']:.0%}, KL {record['kl']:.2e}; seconds: "
+        line += ", ".join(f"{part} {record[f'{part}_seconds']:.2f}" for part in ("rollout", "reward", "update"))
+    if SCORE in record:
+        line += f"; valid {SCORE} {record[SCORE]:.4f} (best {record['best']:.4f}), {record['valid_seconds']:.1f} s"
+    say(STAGE, line)
+
+
+def facts_of(progress: Progress) -> dict[str, Any]:
+    """Say how it went: whether anything beat the SFT policy, the mean reward of the first and last tenth of the steps."""
+    steps = [record for record in progress.records if "reward" in record]
+    tenth = max(len(steps) // 10, 1)
+
+    def mean(key: str, records: list[dict[str, Any]]) -> float:
+        return sum(record[key] for record in records) / len(records)
+
+    facts: dict[str, Any] = {
+        "steps": progress.step,
+        "best_step": progress.best_position,
+        "better_than_sft": progress.best_position > 0,
+    }
+    facts |= {f"sft_valid_{SCORE}": progress.records[0][SCORE], f"valid_{SCORE}": progress.best}
+    facts |= {"first_reward": mean("reward", steps[:tenth]), "last_reward": mean("reward", steps[-tenth:])}
+    keys = ("dead_group_rate", "rollout_seconds", "reward_seconds", "update_seconds")
+    return facts | {key: mean(key, steps) for key in keys}
+
+
+def run(config: Config, options: Options) -> dict[str, Any]:
+    """Build `policy_grpo`; if nothing beats the SFT policy on validation, its weights are the SFT weights."""
+
+    def build(store: Store, work: str) -> Mapping[str, Made]:
+        start_ray(config)
+        there = data.absolute(store)
+        max_history = config.data.max_history
+
+        def convert(rows: pa.Table) -> pa.Table:
+            return prompt_examples(conform("histories", rows, "histories"), data.load_sids(there), max_history)
+
+        datasets = {
+            split: data.read_split(store, "histories", split).map_batches(convert, batch_size=None, batch_format="pyarrow")
+            for split in ("train", "valid")
+        }
+        values = {"config": config, "store": there}
+        result = fit(config, train_loop, values, work, datasets=datasets, env=training.worker_env(config), report=tell)
+        progress = training.write_policy(store, STAGE, result.checkpoint)
+        return {STAGE: Made(facts=facts_of(progress))}
+
+    inputs = ["policy_sft", "histories", "item_sids", "item_quality", "item_embeddings"]
+    return run_stage(config, options, outputs=[STAGE], sections=["train", "grpo"], inputs=inputs, build=build)
+
+
+if __name__ == "__main__":
+    main(run)
