@@ -23,7 +23,7 @@ from jobs.runtime import Options
 
 pytestmark = pytest.mark.ray
 
-NUM_ITEMS, NUM_USERS, LENGTH = 40, 60, 6
+NUM_ITEMS, NUM_USERS = 40, 60
 SETTINGS = {
     "data": {"max_history": 8},
     "sids": {"level_sizes": [4, 4, 4]},
@@ -41,12 +41,13 @@ def _commit(store: Store, name: str, table: pa.Table, **facts: object) -> None:
 
 
 def _histories() -> pa.Table:
-    """Users who buy items in a row, each from a start of their own; the last two items held out."""
+    """Users who buy items in a row, of starts and lengths of their own; the last two items held out."""
     rows = []
     for user in range(NUM_USERS):
-        items = [f"i{(user * 7 + step) % NUM_ITEMS:02d}" for step in range(LENGTH)]
-        for at in range(1, LENGTH):
-            split = {LENGTH - 1: "test", LENGTH - 2: "valid"}.get(at, "train")
+        length = 5 + user % 4
+        items = [f"i{(user * 7 + step) % NUM_ITEMS:02d}" for step in range(length)]
+        for at in range(1, length):
+            split = {length - 1: "test", length - 2: "valid"}.get(at, "train")
             rows.append({"example_id": f"u{user:02d}-{at}", "user_id": f"u{user:02d}", "split": split})
             rows[-1] |= {"history": items[:at], "target": items[at]}
     return pa.Table.from_pylist(rows)
