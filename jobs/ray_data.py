@@ -11,7 +11,15 @@ BLOCK_ROWS = 1024
 """Items handed to an actor at once."""
 
 
-def map_items(config: Config, store: Store, worker: Callable[..., Any], output: str) -> int:
+def map_items(
+    config: Config,
+    store: Store,
+    worker: Callable[..., Any],
+    output: str,
+    *,
+    expected: int | None = None,
+    use_gpu: bool | None = None,
+) -> int:
     """Run `worker(config, store)` over batches of `items` and write what it returns as parts of `output`.
 
     The worker is made once per actor (`cluster.encode_workers` of them). Blocks keep the order of `items`, so every
@@ -19,12 +27,14 @@ def map_items(config: Config, store: Store, worker: Callable[..., Any], output: 
 
     Args:
         worker: a class with `__init__(config, store)` and `__call__(pa.Table) -> pa.Table`.
+        expected: rows that must come out, if not one per item.
+        use_gpu: give each actor a GPU, if not as `cluster.use_gpu` says.
 
     Returns:
         Rows written.
 
     Raises:
-        ValueError: other rows came out than items went in.
+        ValueError: another number of rows came out than expected.
     """
     import ray
 
@@ -40,13 +50,14 @@ def map_items(config: Config, store: Store, worker: Callable[..., Any], output: 
         zero_copy_batch=True,
         fn_constructor_args=(config, store),
         compute=ray.data.ActorPoolStrategy(size=cluster.encode_workers),
-        num_gpus=1 if cluster.use_gpu else None,
+        num_gpus=1 if (cluster.use_gpu if use_gpu is None else use_gpu) else None,
     )
     filesystem, path = artifacts.filesystem_of(store.uri(output))
     made.write_parquet(path, filesystem=filesystem)
-    rows, expected = artifacts.open_parts(store.uri(output)).count_rows(), artifacts.require(store, "items").rows
-    if rows != expected:
+    rows = artifacts.open_parts(store.uri(output)).count_rows()
+    wanted = artifacts.require(store, "items").rows if expected is None else expected
+    if rows != wanted:
         raise ValueError(
-            f"{store.uri(output)}: {rows} rows written, {store.uri('items')} has {expected}; rebuild items with --force"
+            f"{store.uri(output)}: {rows} rows came out, {wanted} expected; an input changed: rebuild it with --force"
         )
     return rows

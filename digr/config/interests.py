@@ -126,16 +126,16 @@ class ClassifierConfig(Section):
     """RLDI: the cross-encoder that tells a trustworthy interest from a bad one."""
 
     base: str = "minilm"
-    """Encoder it starts from: "minilm", a local folder or a hub name."""
+    """Sentence encoder it stands on: "minilm", a local folder or a hub name."""
     max_tokens: int = Field(96, ge=16, le=512)
-    """Longest pair of interest and item text, tokens."""
+    """Longest item text, tokens."""
     max_pairs: int = Field(8000, ge=16)
     """Training pairs drawn, positives and negatives together."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(5, ge=1)
     """Passes over the pairs."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(64, ge=1)
     """Pairs per step, over all workers."""
-    lr: float = Field(5e-5, gt=0)
+    lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     valid_share: float = Field(0.15, gt=0, lt=0.5)
     """Share of items held out for calibration and evaluation."""

@@ -1,5 +1,7 @@
 """The jobs from interests to item vectors, on a hand-made catalogue, through Ray."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,7 +10,7 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, apply_overrides, build_config
 from digr.embeddings import load_encoder
-from jobs import embed_items
+from jobs import embed_items, label_interests, train_classifier
 from jobs.runtime import Options
 
 pytestmark = pytest.mark.ray
@@ -65,3 +67,53 @@ def test_item_vectors_follow_the_labels_and_the_ablation_changes_the_embedding_o
     np.testing.assert_allclose(np.array(other["embedding"].to_pylist()), text, atol=1e-5)
     assert other["interest_embedding"].to_pylist() == table["interest_embedding"].to_pylist()
     assert embed_items.run(config, Options())["status"] == "skipped"
+
+
+THINGS = {
+    "garden": ("hose", "rake", "seed", "spade"),
+    "kitchen": ("pan", "knife", "bowl", "oven"),
+    "boat": ("rope", "anchor", "oar", "sail"),
+}
+
+
+@pytest.fixture
+def shop(tmp_path) -> Config:
+    """A catalogue whose items each have a grounded interest, and every fourth one a generic one too; the last has none."""
+    store = Store(str(tmp_path))
+    titles = [f"{place} {thing} size {size}" for place, things in THINGS.items() for thing in things for size in range(4)]
+    ids = [f"{index:02d}" for index in range(len(titles))]
+    _commit(store, "items", pa.table({"item_id": ids, "title": titles}))
+    rows = []
+    for index, title in enumerate(titles[:-1]):
+        phrases = [f"{title.split()[0]} work with a {title.split()[1]}"] + ["everyday use"] * (index % 4 == 0)
+        common = {"owner": "item", "owner_id": ids[index], "miners": ["m"], "consensus": 1.0, "confidence": 0.8}
+        rows += [common | {"rank": rank, "interest": phrase} for rank, phrase in enumerate(phrases)]
+    rows.append(common | {"owner": "user", "owner_id": "u", "rank": 0, "interest": "sailing"})
+    _commit(store, "interests", pa.Table.from_pylist(rows))
+    classifier = {"max_pairs": 150, "valid_share": 0.3, "max_tokens": 16, "epochs": 8}
+    return build_config({"run": {"dir": str(tmp_path)}, "classifier": classifier}, where="test")
+
+
+def test_the_classifier_is_trained_labels_every_interest_once_and_rates_every_item(shop, ray_local):
+    trained = train_classifier.run(shop, Options())
+    facts = trained["facts"]["classifier"]
+    assert facts["auroc"] > 0.8
+    assert 0 < facts["num_held_out_pairs"] < trained["rows"]["classifier"]
+    assert not list(Path(shop.run.dir).glob("classifier.work-*"))
+    labelled = label_interests.run(shop, Options())
+    store = Store(shop.run.dir)
+    interests = artifacts.read_table(store, "interests", owner=["item"])
+    labels = artifacts.read_table(store, "interest_labels")
+    key = ["owner", "owner_id", "rank", "interest"]
+    assert labels.select(key).equals(interests.select(key))
+    assert labelled["facts"]["interest_labels"]["num_user_interests_unlabelled"] == 1
+    probability = np.array(labels["probability"])
+    assert ((probability >= 0.5) == (np.array(labels["label"]) == 1)).all()
+    generic = np.array(labels["interest"].to_pylist()) == "everyday use"
+    assert probability[~generic].mean() > probability[generic].mean()
+    quality = artifacts.read_table(store, "item_quality")
+    assert len(quality) == 48
+    assert quality.to_pylist()[-1] == {"item_id": "47", "quality": 0.0, "num_interests": 0}
+    per_item = np.array(labels["label"].to_pylist())[np.array(labels["owner_id"].to_pylist()) == "00"]
+    assert quality["quality"][0].as_py() == pytest.approx(per_item.mean())
+    assert embed_items.run(shop, Options())["rows"] == {"item_embeddings": 48}

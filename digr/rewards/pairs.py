@@ -1,0 +1,224 @@
+"""Training pairs of the interest classifier: mined interests against swapped and blurred ones (RLDI).
+
+No label is asked of anyone: an interest is positive for the item it was mined of. Negatives teach that a phrase must be
+grounded in this item (swaps) and specific (blurred).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Int
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config.interests import ClassifierConfig
+from digr.data.texts import item_texts
+
+MINED, FAR_SWAP, NEAR_SWAP, BLURRED = KINDS = ("mined", "far_swap", "near_swap", "blurred")
+SHARES = {MINED: 0.5, FAR_SWAP: 0.15, NEAR_SWAP: 0.2, BLURRED: 0.15}
+"""Share of each kind among the pairs; a kind that runs out of candidates is smaller."""
+NEIGHBOURS = 10
+"""Most similar items a near swap is drawn from."""
+NEAR_DUPLICATE = 0.75
+"""Cosine to one of the item's own interests from which a phrase is no negative."""
+
+_GENERIC_HEADS = ("everyday", "general", "daily", "practical", "useful", "household", "basic", "common", "various", "personal")
+_GENERIC_TAILS = ("use", "needs", "tasks", "projects", "convenience", "purposes", "products", "activities", "shopping")
+
+
+class Encode(Protocol):
+    """Turn texts into unit vectors."""
+
+    def __call__(self, texts: list[str]) -> Float[np.ndarray, "N D"]: ...
+
+
+class Pairs(NamedTuple):
+    """P pairs of an item and a phrase."""
+
+    item_index: Int[np.ndarray, " P"]
+    phrases: list[str]
+    label: Int[np.ndarray, " P"]
+    kinds: list[str]
+
+
+class PairTables(NamedTuple):
+    """Pairs to train on and pairs of held-out items: item_id, text, phrase, label, kind, calibrate; in the order of item_id.
+
+    `calibrate` splits the held-out items in two: one half fits the calibration, the other measures.
+    """
+
+    train: pa.Table
+    held_out: pa.Table
+
+
+def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: np.random.Generator) -> PairTables:
+    """Draw the pairs of a run from at most about max_pairs / 2 items, chosen by the hash of their ids.
+
+    Phrases of held-out items never enter the training pairs, nor the other way round, except where both sides mined them.
+
+    Raises:
+        ValueError: a side has fewer than two items with interests.
+    """
+    share = min(1.0, 0.5 * config.max_pairs / max(1, artifacts.require(store, "items").rows or 0))
+    sample = [
+        item
+        for batch in artifacts.iter_table(store, "items", columns=["item_id"])
+        for item, number in zip(batch["item_id"].to_pylist(), id_numbers(batch["item_id"].to_pylist(), "sample"), strict=True)
+        if number < share
+    ]
+    items = artifacts.read_table(store, "items", item_id=sample)
+    interests = artifacts.read_table(store, "interests", owner=["item"], owner_id=sample)
+    ids, texts = items["item_id"].to_pylist(), np.array(item_texts(items), dtype=object)
+    item_index = pc.index_in(interests["owner_id"], items["item_id"].combine_chunks()).to_numpy()
+    distinct, phrase_index = np.unique(np.array(interests["interest"].to_pylist(), dtype=object), return_inverse=True)
+    phrases = distinct.tolist()
+    held_out = id_numbers(ids, "held out") < config.valid_share
+    calibrate = id_numbers(ids, "calibrate") < 0.5
+    sides: list[pa.Table] = []
+    num_held_out = min(2000, round(config.max_pairs * config.valid_share / (1 - config.valid_share)))
+    for side, wanted, num_pairs in (("train", ~held_out, config.max_pairs), ("held-out", held_out, num_held_out)):
+        rows = wanted[item_index] if len(item_index) else np.zeros(0, bool)
+        found = len(np.unique(item_index[rows]))
+        if found < 2:
+            raise ValueError(
+                f"{store.uri('interests')}: {found} {side} items with interests, the classifier needs at least 2; "
+                f"check what the miners returned, or set classifier.valid_share (now {config.valid_share})"
+            )
+        if not sides:
+            item_vectors, phrase_vectors = encode(texts.tolist()), encode(phrases)
+        pairs = build_pairs(
+            item_index[rows], phrase_index[rows], phrases, item_vectors, phrase_vectors, num_pairs=num_pairs, rng=rng
+        )
+        columns = {
+            "item_id": pa.array([ids[row] for row in pairs.item_index], pa.string()),
+            "text": pa.array(texts[pairs.item_index], pa.string()),
+            "phrase": pa.array(pairs.phrases, pa.string()),
+            "label": pairs.label,
+            "kind": pa.array(pairs.kinds, pa.string()),
+            "calibrate": calibrate[pairs.item_index],
+        }
+        sides.append(pa.table(columns).sort_by("item_id"))
+    return PairTables(*sides)
+
+
+def id_numbers(item_ids: Sequence[str], salt: str) -> Float[np.ndarray, " N"]:
+    """Map ids to fixed uniform numbers in [0, 1), independent for each salt.
+
+    A number depends on the id and the salt alone, so an item stays on its side when the catalogue grows.
+    """
+    digests = [hashlib.blake2b(f"{salt}:{item}".encode(), digest_size=8).digest() for item in item_ids]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.float64) / 2**64
+
+
+def build_pairs(
+    item_index: Int[np.ndarray, " M"],
+    phrase_index: Int[np.ndarray, " M"],
+    phrases: Sequence[str],
+    item_vectors: Float[np.ndarray, "N D"],
+    phrase_vectors: Float[np.ndarray, "U D"],
+    *,
+    num_pairs: int,
+    rng: np.random.Generator,
+) -> Pairs:
+    """Draw about `num_pairs` pairs, half of them mined.
+
+    A near swap is an interest that exactly one of the item's nearest neighbours has: one that several share is likely
+    true of the item too. No negative equals or nearly duplicates one of the item's own interests.
+
+    Args:
+        item_index: item of each of M mined interests, row of `item_vectors`.
+        phrase_index: phrase of each mined interest, row of `phrases`.
+        phrases: U distinct phrases.
+        item_vectors: unit vectors of the items' texts.
+        phrase_vectors: unit vectors of the phrases.
+    """
+    wanted = {kind: round(share * num_pairs) for kind, share in SHARES.items()}
+    chosen = rng.permutation(len(item_index))[: wanted[MINED]]
+    own = _own_phrases(item_index, phrase_index, len(item_vectors))
+    drawn = {MINED: (item_index[chosen], phrase_index[chosen])}
+    items = rng.permutation(np.resize(np.unique(item_index), 3 * num_pairs))
+    far = rng.choice(phrase_index, len(items))
+    drawn[FAR_SWAP] = _grounded_elsewhere(items, far, own, phrase_vectors, wanted[FAR_SWAP])
+    near_items, near = _near_candidates(item_index, phrase_index, item_vectors, rng)
+    drawn[NEAR_SWAP] = _grounded_elsewhere(near_items, near, own, phrase_vectors, wanted[NEAR_SWAP])
+    blurred = blur([phrases[row] for row in rng.choice(phrase_index, wanted[BLURRED])], phrases, rng)
+    parts = [(kind, rows, [phrases[row] for row in texts]) for kind, (rows, texts) in drawn.items()]
+    parts.append((BLURRED, items[: len(blurred)], blurred))
+    kinds = [kind for kind, rows, _ in parts for _ in rows]
+    return Pairs(
+        np.concatenate([rows for _, rows, _ in parts]),
+        [text for _, _, texts in parts for text in texts],
+        np.array([kind == MINED for kind in kinds], np.int64),
+        kinds,
+    )
+
+
+def blur(interests: Sequence[str], vocabulary: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """Make generic phrases: half keep only the commonest word of an interest beside a generic one, half keep none.
+
+    Args:
+        interests: phrases to blur.
+        vocabulary: phrases over which a word's commonness is counted.
+    """
+    words, counts = np.unique(" ".join(vocabulary).split(), return_counts=True)
+    frequency = dict(zip(words.tolist(), counts.tolist(), strict=True))
+    blurred = []
+    for interest in interests:
+        head, tail = str(rng.choice(_GENERIC_HEADS)), str(rng.choice(_GENERIC_TAILS))
+        common = max((word for word in interest.split() if len(word) > 3), key=lambda word: frequency.get(word, 0), default="")
+        blurred.append(f"{head} {common} {tail}" if common and rng.random() < 0.5 else f"{head} {tail}")
+    return blurred
+
+
+def _own_phrases(item_index: np.ndarray, phrase_index: np.ndarray, num_items: int) -> Int[np.ndarray, "N R"]:
+    """Phrases of each item, -1 padded."""
+    order = np.argsort(item_index, kind="stable")
+    counts = np.bincount(item_index, minlength=num_items)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    own = np.full((num_items, max(1, int(counts.max(initial=0)))), -1)
+    own[item_index[order], place] = phrase_index[order]
+    return own
+
+
+def _grounded_elsewhere(
+    items: np.ndarray, phrases: np.ndarray, own: Int[np.ndarray, "N R"], vectors: np.ndarray, num: int, chunk: int = 4096
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the first `num` candidates that are unlike every own interest of their item, each once."""
+    _, first = np.unique(np.stack([items, phrases]), axis=1, return_index=True)
+    items, phrases = items[np.sort(first)], phrases[np.sort(first)]
+    kept: list[np.ndarray] = []
+    for start in range(0, len(items), chunk):
+        rows = slice(start, start + chunk)
+        mine = own[items[rows]]
+        cosine = np.einsum("pd,prd->pr", vectors[phrases[rows]], vectors[mine])
+        kept.append(start + np.flatnonzero(np.where(mine >= 0, cosine, -1).max(1) < NEAR_DUPLICATE))
+        if sum(map(len, kept)) >= num:
+            break
+    chosen = np.concatenate(kept)[:num] if kept else np.zeros(0, int)
+    return items[chosen], phrases[chosen]
+
+
+def _near_candidates(
+    item_index: np.ndarray, phrase_index: np.ndarray, vectors: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """List (item, phrase of one neighbour) in random order, phrases of several neighbours left out."""
+    mined = np.unique(item_index)
+    own = _own_phrases(item_index, phrase_index, len(vectors))
+    num = min(NEIGHBOURS, len(mined) - 1)
+    if num < 1:
+        return np.zeros(0, int), np.zeros(0, int)
+    found = []
+    for rows in np.array_split(mined, max(1, len(mined) // 1024)):
+        cosine = vectors[rows] @ vectors[mined].T
+        cosine[rows[:, None] == mined[None]] = -np.inf
+        nearest = mined[np.argpartition(-cosine, num - 1, axis=1)[:, :num]]
+        candidates = own[nearest].reshape(len(rows), -1)
+        items = np.repeat(rows, candidates.shape[1])
+        pair, count = np.unique(np.stack([items, candidates.ravel()]), axis=1, return_counts=True)
+        found.append(pair[:, (count == 1) & (pair[1] >= 0)])
+    pairs = np.concatenate(found, axis=1)
+    return tuple(pairs[:, rng.permutation(pairs.shape[1])])

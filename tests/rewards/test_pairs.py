@@ -1,0 +1,146 @@
+"""Training pairs: negatives are never the item's own interests, and held-out items never train."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config.interests import ClassifierConfig
+from digr.rewards import pairs as module
+from digr.rewards.pairs import blur, build_pairs, id_numbers, pair_tables
+
+NUM_ITEMS, TOPICS = 72, ("garden care", "boat repair", "bread baking", "wood turning", "shoe polish", "circuit building")
+
+
+def _catalogue() -> tuple[list[list[str]], np.ndarray]:
+    """Items of six topics; each has an own interest, one of its topic and one shared by neighbours within the topic."""
+    topic = np.arange(NUM_ITEMS) % len(TOPICS)
+    interests = [[f"{TOPICS[t]} number {item}", TOPICS[t]] for item, t in enumerate(topic)]
+    vectors = np.eye(len(TOPICS))[topic] + 0.05 * np.random.default_rng(0).normal(size=(NUM_ITEMS, len(TOPICS)))
+    return interests, (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _pairs(num_pairs: int = 120, seed: int = 0):
+    interests, vectors = _catalogue()
+    item_index = np.repeat(np.arange(NUM_ITEMS), 2)
+    distinct, phrase_index = np.unique([phrase for own in interests for phrase in own], return_inverse=True)
+    unlike = np.eye(len(distinct), dtype=np.float32)
+    pairs = build_pairs(
+        item_index, phrase_index, distinct.tolist(), vectors, unlike, num_pairs=num_pairs, rng=np.random.default_rng(seed)
+    )
+    return pairs, interests
+
+
+def test_positives_are_mined_of_their_item_and_negatives_are_not():
+    pairs, interests = _pairs()
+    assert Counter(pairs.kinds) == {"mined": 60, "far_swap": 18, "near_swap": 24, "blurred": 18}
+    for item, phrase, label, kind in zip(*pairs[:3], pairs.kinds, strict=True):
+        assert label == (kind == "mined")
+        assert (phrase in interests[item]) == (kind == "mined")
+
+
+def test_near_swaps_come_from_a_similar_item_and_leave_out_what_the_neighbours_share():
+    pairs, _ = _pairs()
+    for item, phrase, kind in zip(pairs.item_index, pairs.phrases, pairs.kinds, strict=True):
+        if kind == "near_swap":
+            assert phrase.startswith(TOPICS[item % len(TOPICS)] + " number")
+
+
+def test_a_near_duplicate_of_an_own_interest_is_no_negative():
+    item_index, phrase_index = np.array([0, 1, 2]), np.array([0, 1, 2])
+    phrases = ["lawn care", "lawn caring", "boat repair"]
+    vectors = np.array([[1, 0], [0.9, np.sqrt(1 - 0.81)], [0, 1]], np.float32)
+    drawn = [
+        build_pairs(
+            item_index, phrase_index, phrases, np.eye(3, dtype=np.float32), vectors, num_pairs=40, rng=np.random.default_rng(seed)
+        )
+        for seed in range(5)
+    ]
+    swapped = {
+        (int(item), phrase)
+        for pairs in drawn
+        for item, phrase, kind in zip(pairs.item_index, pairs.phrases, pairs.kinds, strict=True)
+        if kind.endswith("swap")
+    }
+    assert swapped == {(0, "boat repair"), (1, "boat repair"), (2, "lawn care"), (2, "lawn caring")}
+
+
+def test_equal_seeds_give_equal_pairs_and_others_do_not():
+    assert _pairs(seed=1)[0].phrases == _pairs(seed=1)[0].phrases
+    assert _pairs(seed=1)[0].phrases != _pairs(seed=2)[0].phrases
+
+
+def test_a_blurred_phrase_keeps_at_most_the_commonest_word():
+    vocabulary = ["home repair of pumps", "home lighting", "home"]
+    for phrase in blur(["home repair of pumps"] * 50, vocabulary, np.random.default_rng(0)):
+        words = phrase.split()
+        assert words[0] in module._GENERIC_HEADS
+        assert words[-1] in module._GENERIC_TAILS
+        assert words[1:-1] in ([], ["home"])
+
+
+def test_id_numbers_are_uniform_and_belong_to_the_id():
+    numbers = id_numbers([f"item {index}" for index in range(20000)], "held out")
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    np.testing.assert_allclose(np.histogram(numbers, 10, (0, 1))[0] / 20000, 0.1, atol=0.01)
+    assert id_numbers(["item 7"], "held out")[0] == numbers[7]
+    assert id_numbers(["item 7"], "calibrate")[0] != numbers[7]
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """`items` and `interests` of the small catalogue."""
+    store, (interests, _) = Store(str(tmp_path)), _catalogue()
+    ids = [f"{item:03d}" for item in range(NUM_ITEMS)]
+    artifacts.write_table(store, "items", pa.table({"item_id": ids, "title": [f"title {item}" for item in ids]}))
+    rows = [
+        {"owner": "item", "owner_id": ids[item], "rank": rank, "interest": phrase, "miners": ["m"], "consensus": 1.0}
+        for item, own in enumerate(interests)
+        for rank, phrase in enumerate(own)
+    ]
+    rows.append({"owner": "user", "owner_id": "000", "rank": 0, "interest": "of a user", "miners": ["m"], "consensus": 1.0})
+    artifacts.write_table(store, "interests", pa.Table.from_pylist(rows))
+    for name, count in (("items", NUM_ITEMS), ("interests", len(rows))):
+        artifacts.commit(store, Manifest(name=name, rows=count))
+    return store
+
+
+def _encode(texts: list[str]) -> np.ndarray:
+    vectors = np.random.default_rng(0).normal(size=(len(texts), 32)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_no_item_is_on_both_sides_nor_both_calibrates_and_measures(store):
+    config = ClassifierConfig(max_pairs=200, valid_share=0.3)
+    train, held_out = pair_tables(store, config, encode=_encode, rng=np.random.default_rng(0))
+    trained, held = set(train["item_id"].to_pylist()), set(held_out["item_id"].to_pylist())
+    assert trained
+    assert held
+    assert not trained & held
+    fits = {item: set() for item in held}
+    for item, side in zip(held_out["item_id"].to_pylist(), held_out["calibrate"].to_pylist(), strict=True):
+        fits[item].add(side)
+    assert all(len(sides) == 1 for sides in fits.values())
+    assert {True, False} == {side for sides in fits.values() for side in sides}
+    assert "of a user" not in train["phrase"].to_pylist() + held_out["phrase"].to_pylist()
+    assert train["text"][0].as_py() == f"title {train['item_id'][0].as_py()}"
+
+
+def test_the_number_of_items_read_is_bounded_by_the_number_of_pairs(store):
+    train, held_out = pair_tables(
+        store, ClassifierConfig(max_pairs=60, valid_share=0.4), encode=_encode, rng=np.random.default_rng(0)
+    )
+    assert len(set(train["item_id"].to_pylist() + held_out["item_id"].to_pylist())) < 45
+
+
+def test_a_catalogue_with_too_few_interests_is_an_error_that_says_so(store):
+    rows = [{"owner": "item", "owner_id": "001", "rank": 0, "interest": "x", "miners": ["m"], "consensus": 1.0}]
+    artifacts.begin(store, "interests")
+    artifacts.write_table(store, "interests", pa.Table.from_pylist(rows))
+    artifacts.commit(store, Manifest(name="interests", rows=1))
+    with pytest.raises(ValueError, match=r"interests: 1 train items with interests, the classifier needs at least 2"):
+        pair_tables(store, ClassifierConfig(), encode=_encode, rng=np.random.default_rng(0))
