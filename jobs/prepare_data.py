@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.data import amazon, histories, synthetic
+from digr.data import amazon, histories, sequences, synthetic
 from digr.data.histories import Histories
 from jobs.runtime import Options, main, say
 from jobs.stage import Made, run_stage
@@ -63,7 +63,7 @@ def _from_shop(config: Config, store: Store) -> dict[str, Made]:
 def _split(config: Config, store: Store, items: pa.Table, interactions: pa.Table, rejected: dict[str, int]) -> dict[str, Made]:
     data = config.data
     assert data.split != "official"
-    kept = histories.k_core(interactions, data.core)
+    kept = sequences.k_core(interactions, data.core)
     dropped = len(interactions) - len(kept)
     if dropped:
         known = pc.is_in(items["item_id"], value_set=pc.unique(kept["item_id"]))

@@ -1,4 +1,4 @@
-"""Training, validation and test examples from interactions: k-core, splits, histories.
+"""Training, validation and test examples from interactions: splits and histories.
 
 Everything is integer arithmetic on sorted arrays; strings are looked up once, block by block, at the end.
 """
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
+from digr.data.sequences import Sequences, check_time, look_up, ranges, sequences_of
 from digr.tables import SPLITS, TABLES
 
 BLOCK_VALUES = 10_000_000
@@ -25,64 +26,24 @@ class Histories(NamedTuple):
     facts: dict[str, Any]
 
 
-class Sequences(NamedTuple):
-    """Interactions sorted by (user_id, position); N of them, of C users.
-
-    `row` is the raw row of each, `user` its index into `users`, `item` into `items`, `start` a user's first index, with
-    a last entry N.
-    """
-
-    users: pa.Array
-    items: pa.Array
-    row: Int[np.ndarray, " N"]
-    user: Int[np.ndarray, " N"]
-    item: Int[np.ndarray, " N"]
-    start: Int[np.ndarray, " C1"]
-    timestamp: pa.ChunkedArray
-    milliseconds: Int[np.ndarray, " N"]
-    timed: np.ndarray
-
-
 class _Rows(NamedTuple):
-    """Examples in the order of their targets: index of the target, length of the history, split, number in the split."""
+    """Examples in the order of their targets: index of the target, length of the history, split, number in the split, and
+    how many targets before the row of that number (0 for the row itself)."""
 
     target: Int[np.ndarray, " R"]
     length: Int[np.ndarray, " R"]
     split: Int[np.ndarray, " R"]
     number: Int[np.ndarray, " R"]
-
-
-def k_core(interactions: pa.Table, core: int) -> pa.Table:
-    """Keep the users and items with at least `core` interactions, repeatedly until none has fewer; 0 keeps all.
-
-    The raw order of the rows stays.
-
-    Raises:
-        ValueError: nothing is left.
-    """
-    if core <= 1 or not len(interactions):
-        return interactions
-    sides = [codes_of(interactions[column])[0] for column in ("user_id", "item_id")]
-    kept = np.arange(len(interactions))
-    while True:
-        before = len(kept)
-        for codes in sides:
-            counts = np.bincount(codes[kept], minlength=1)
-            kept = kept[counts[codes[kept]] >= core]
-        if not len(kept):
-            raise ValueError(
-                f"data.core: no interaction is left of {len(interactions)} with core = {core}; choose a smaller core"
-            )
-        if len(kept) == before:
-            return interactions if before == len(interactions) else interactions.take(pa.array(kept))
+    back: Int[np.ndarray, " R"]
 
 
 def build_histories(interactions: pa.Table, split: Literal["leave_one_out", "temporal"], max_history: int) -> Histories:
     """Split interactions into examples.
 
     `leave_one_out`: a user's last item is the test target, the one before the valid target, and one train row holds all
-    before (its last as target). Users with fewer than three interactions are left out; with just three a user has no
-    train row, for a history may not be empty. `temporal`: every item but a user's first is a target; the first 80 % of
+    before (its last as target), preceded by a row for each target that its history has no room for, so that every train
+    interaction is in some train row. Users with fewer than three interactions are left out; with just three a user has
+    no train row, for a history may not be empty. `temporal`: every item but a user's first is a target; the first 80 % of
     the targets by time are train, the next 10 % valid, the rest test, and equal timestamps keep the raw row order. So a
     user can be in all three, and the histories of valid and test rows may hold train targets, never the reverse.
 
@@ -95,17 +56,19 @@ def build_histories(interactions: pa.Table, split: Literal["leave_one_out", "tem
         ValueError: times contradict positions, a temporal split lacks times, or a split would be empty.
     """
     sequences = sequences_of(interactions)
-    _check_time(sequences)
+    check_time(sequences)
     if split == "leave_one_out":
         rows, rejected = _leave_one_out(sequences)
     else:
         rows, rejected = _temporal(sequences), {}
-    lengths = np.minimum(rows.length, max_history)
-    return _finish(sequences, rows._replace(length=lengths), rejected)
+    return _finish(sequences, rows, max_history, rejected)
 
 
 def from_official_splits(interactions: pa.Table, splits: Mapping[str, pa.Table], max_history: int) -> Histories:
-    """Take the published rows of a data set as they are, histories cut to the newest `max_history` items.
+    """Take the published rows of a data set, histories cut to the newest `max_history` items.
+
+    Where that takes items away from a user's first train row, rows for those targets precede it (their example ids end in
+    .1, .2 and so on, counted back from it), so that every train interaction stays in some train row.
 
     Every row is found in the interactions: the rows of a user, train then valid then test, must be the user's last
     interactions in order, and each history the items just before its target. That is what makes the splits disjoint and
@@ -120,12 +83,12 @@ def from_official_splits(interactions: pa.Table, splits: Mapping[str, pa.Table],
         ValueError: a row is not found, which means that the splits overlap, are out of order or belong to other data.
     """
     sequences = sequences_of(interactions)
-    _check_time(sequences)
+    check_time(sequences)
     sizes = [len(splits[name]) for name in SPLITS]
     together = pa.concat_tables([splits[name].select(["user_id", "history", "target"]) for name in SPLITS])
     split = np.repeat(np.arange(len(SPLITS)), sizes)
     number = np.concatenate([np.arange(size) for size in sizes])
-    user = _lookup(together["user_id"], sequences.users)
+    user = look_up(together["user_id"], sequences.users)
     order = np.argsort(user, kind="stable")
     user, split, number = user[order], split[order], number[order]
     together = together.take(pa.array(order))
@@ -134,45 +97,8 @@ def from_official_splits(interactions: pa.Table, splits: Mapping[str, pa.Table],
     ends = np.concatenate([np.zeros(int((user < 0).sum()), np.int64), (sequences.start[1:] - np.cumsum(counts))[user[user >= 0]]])
     target = ends + np.arange(len(user)) - int((user < 0).sum())
     length = pc.list_value_length(together["history"]).to_numpy().astype(np.int64)
-    _check_official(sequences, together, _Rows(target, length, split, number), user)
-    return _finish(sequences, _Rows(target, np.minimum(length, max_history), split, number), {})
-
-
-def sequences_of(interactions: pa.Table) -> Sequences:
-    """Sort interactions by (user_id, position)."""
-    user, users = codes_of(interactions["user_id"])
-    item, items = codes_of(interactions["item_id"])
-    row = np.lexsort((interactions["position"].to_numpy(), user))
-    timestamp = interactions["timestamp"].take(pa.array(row))
-    milliseconds = pc.fill_null(timestamp.cast(pa.int64()), 0).to_numpy()
-    timed = pc.is_valid(timestamp).to_numpy(zero_copy_only=False)
-    start = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))])
-    return Sequences(users, items, row, user[row], item[row], start, timestamp, milliseconds, timed)
-
-
-def codes_of(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, " N"], pa.Array]:
-    """Return the index of each value in the sorted distinct values, and these values."""
-    distinct = pc.unique(column)
-    distinct = distinct.take(pc.sort_indices(distinct))
-    return _lookup(column, distinct), distinct
-
-
-def _lookup(column: pa.ChunkedArray, values: pa.Array) -> Int[np.ndarray, " N"]:
-    """Return the index of each string in `values`, -1 where it is not among them."""
-    if not len(column):
-        return np.zeros(0, np.int64)
-    return pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy().astype(np.int64)
-
-
-def _check_time(sequences: Sequences) -> None:
-    same = (sequences.user[1:] == sequences.user[:-1]) & sequences.timed[1:] & sequences.timed[:-1]
-    wrong = np.flatnonzero(same & (np.diff(sequences.milliseconds) < 0))
-    if len(wrong):
-        user = sequences.users[sequences.user[wrong[0]]].as_py()
-        raise ValueError(
-            f"interactions: {len(wrong)} timestamps are earlier than that of the position before (first: user {user!r}); "
-            f"`position` must be the order in time"
-        )
+    _check_official(sequences, together, _Rows(target, length, split, number, np.zeros_like(target)), user)
+    return _finish(sequences, _Rows(target, length, split, number, np.zeros_like(target)), max_history, {})
 
 
 def _leave_one_out(sequences: Sequences) -> tuple[_Rows, dict[str, int]]:
@@ -189,7 +115,8 @@ def _leave_one_out(sequences: Sequences) -> tuple[_Rows, dict[str, int]]:
     for index in range(3):
         number[split == index] = np.arange(int((split == index).sum()))
     short = int((counts < 3).sum())
-    return _Rows(target, length, split, number), {"user with fewer than 3 interactions": short} if short else {}
+    rows = _Rows(target, length, split, number, np.zeros_like(target))
+    return rows, {"user with fewer than 3 interactions": short} if short else {}
 
 
 def _temporal(sequences: Sequences) -> _Rows:
@@ -208,17 +135,17 @@ def _temporal(sequences: Sequences) -> _Rows:
     rank = np.empty(len(target), np.int64)
     rank[ranked] = np.arange(len(target))
     split = np.searchsorted(cuts, rank, side="right") - 1
-    return _Rows(target, length[target], split, rank - cuts[split])
+    return _Rows(target, length[target], split, rank - cuts[split], np.zeros_like(target))
 
 
 def _check_official(sequences: Sequences, together: pa.Table, rows: _Rows, user: Int[np.ndarray, " R"]) -> None:
     start = np.where(user >= 0, sequences.start[user], 0)
     inside = (user >= 0) & (rows.length > 0) & (rows.target - rows.length >= start)
     safe = np.where(inside, rows.target, 0)
-    good = inside & (sequences.item[safe] == _lookup(together["target"], sequences.items))
+    good = inside & (sequences.item[safe] == look_up(together["target"], sequences.items))
     length = np.where(good, rows.length, 0)
-    found = _lookup(pc.list_flatten(together["history"].filter(pa.array(good))), sequences.items)
-    differs = np.flatnonzero(found != sequences.item[_ranges(safe - length, length)])
+    found = look_up(pc.list_flatten(together["history"].filter(pa.array(good))), sequences.items)
+    differs = np.flatnonzero(found != sequences.item[ranges(safe - length, length)])
     owner = np.repeat(np.arange(len(good)), length)
     good[owner[differs]] = False
     if good.all():
@@ -233,13 +160,22 @@ def _check_official(sequences: Sequences, together: pa.Table, rows: _Rows, user:
     )
 
 
-def _ranges(start: Int[np.ndarray, " R"], length: Int[np.ndarray, " R"]) -> Int[np.ndarray, " S"]:
-    """Concatenate the ranges [start, start + length)."""
-    offset = np.cumsum(length) - length
-    return np.arange(int(length.sum())) - np.repeat(offset - start, length)
+def _with_earlier_rows(sequences: Sequences, rows: _Rows, max_history: int) -> _Rows:
+    """Cut histories, and precede a user's first train row with rows for the targets that its cut history lost."""
+    train = np.flatnonzero(rows.split == 0)
+    user = sequences.user[rows.target[train]]
+    first = train[np.append(True, user[1:] != user[:-1])[: len(train)]]
+    lost = np.maximum(rows.length[first] - max_history, 0)
+    target = ranges(rows.target[first] - lost, lost)
+    back = np.repeat(rows.target[first], lost) - target
+    earlier = _Rows(target, np.full_like(target, max_history), np.zeros_like(target), np.repeat(rows.number[first], lost), back)
+    whole = _Rows(*(np.concatenate(pair) for pair in zip(earlier, rows, strict=True)))
+    order = np.argsort(whole.target, kind="stable")
+    return _Rows(*(part[order] for part in whole._replace(length=np.minimum(whole.length, max_history))))
 
 
-def _finish(sequences: Sequences, rows: _Rows, rejected: dict[str, int]) -> Histories:
+def _finish(sequences: Sequences, rows: _Rows, max_history: int, rejected: dict[str, int]) -> Histories:
+    rows = _with_earlier_rows(sequences, rows, max_history)
     sizes = {name: int((rows.split == index).sum()) for index, name in enumerate(SPLITS)}
     for name, size in sizes.items():
         if not size:
@@ -252,6 +188,7 @@ def _finish(sequences: Sequences, rows: _Rows, rejected: dict[str, int]) -> Hist
     equal = same_user & sequences.timed[1:] & sequences.timed[:-1] & (np.diff(sequences.milliseconds) == 0)
     facts = {
         "split_rows": sizes,
+        "earlier_train_rows": int((rows.back > 0).sum()),
         "num_users": len(np.unique(sequences.user[rows.target])),
         "num_targets": len(np.unique(sequences.item[rows.target])),
         "equal_timestamp_rate": round(float(equal.sum() / max(1, same_user.sum())), 6),
@@ -261,12 +198,14 @@ def _finish(sequences: Sequences, rows: _Rows, rejected: dict[str, int]) -> Hist
 
 
 def _block(sequences: Sequences, rows: _Rows) -> pa.Table:
-    flat = sequences.items.take(pa.array(sequences.item[_ranges(rows.target - rows.length, rows.length)]))
+    flat = sequences.items.take(pa.array(sequences.item[ranges(rows.target - rows.length, rows.length)]))
     offsets = np.concatenate([[0], np.cumsum(rows.length)]).astype(np.int32)
     split = pa.array(SPLITS).take(pa.array(rows.split))
     number = pc.utf8_lpad(pa.array(rows.number).cast(pa.string()), width=9, padding="0")
+    back = pa.array(rows.back).cast(pa.string())
+    tail = pc.if_else(pa.array(rows.back > 0), pc.binary_join_element_wise(number, back, "."), number)
     columns = {
-        "example_id": pc.binary_join_element_wise(split, number, "-"),
+        "example_id": pc.binary_join_element_wise(split, tail, "-"),
         "user_id": sequences.users.take(pa.array(sequences.user[rows.target])),
         "split": split,
         "history": pa.ListArray.from_arrays(pa.array(offsets), flat),

@@ -32,64 +32,59 @@ INTERESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 """Interests and, for each, related phrases; both recur word for word over items of every category."""
 
 EVIDENCE = (
-    "{} is what it was made for.",
-    "It comes into its own for {}.",
-    "People who care about {} reach for it first.",
-    "Think of {} and you know why it exists.",
-    "Many buyers use it for {}.",
-    "A quiet favourite among fans of {}.",
+    "Made for {}.",
+    "Perfect for {}.",
+    "A favourite for {}.",
+    "At its best in {}.",
+    "Made with {} in mind.",
+    "Ideal for {}.",
+    "Popular for {}.",
+    "Ready for {}.",
+    "Our answer to {}.",
 )
-"""Sentences around the phrase of an interest."""
+"""Sentences around the phrase of an interest; their own words are few and common, so that they are nobody's key phrase."""
 
 RELATED = (
-    "Just as handy for {}.",
-    "It earns its place when {}.",
-    "Customers mention {} again and again.",
-    "Also good company for {}.",
+    "Handy for {} and {}.",
+    "Just right for {} or {}.",
+    "Helps with {} and {}.",
+    "Good for {}, for {} too.",
+    "Suits {} and {}.",
 )
-"""Sentences around a related phrase."""
+"""Sentences around two more phrases."""
 
 CATEGORIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Bags", "Backpacks", ("Backpack", "Rucksack")),
     ("Bags", "Pouches", ("Pouch", "Zip Pouch")),
-    ("Lighting", "Lamps", ("Clip Lamp", "Table Lamp")),
+    ("Lighting", "Lamps", ("Lamp", "Table Lamp")),
     ("Clothing", "Jackets", ("Jacket", "Overshirt")),
-    ("Clothing", "Gloves", ("Gloves", "Half Finger Gloves")),
+    ("Clothing", "Gloves", ("Gloves", "Mittens")),
     ("Clothing", "Aprons", ("Apron", "Work Apron")),
     ("Kitchen", "Bottles", ("Bottle", "Flask")),
-    ("Kitchen", "Mugs", ("Mug", "Travel Cup")),
-    ("Stationery", "Notebooks", ("Notebook", "Pocket Logbook")),
-    ("Storage", "Boxes", ("Storage Box", "Drawer Case")),
-    ("Furniture", "Stools", ("Folding Stool", "Low Stool")),
-    ("Tools", "Knives", ("Folding Knife", "Pocket Multitool")),
-    ("Home", "Towels", ("Towel", "Cloth Set")),
-    ("Electronics", "Timers", ("Timer", "Digital Clock")),
+    ("Kitchen", "Mugs", ("Mug", "Cup")),
+    ("Stationery", "Notebooks", ("Notebook", "Logbook")),
+    ("Storage", "Boxes", ("Storage Box", "Case")),
+    ("Furniture", "Stools", ("Stool", "Folding Stool")),
+    ("Tools", "Knives", ("Folding Knife", "Multitool")),
+    ("Home", "Towels", ("Towel", "Cloth")),
+    ("Electronics", "Timers", ("Timer", "Clock")),
 )
 """Department, category and nouns; no interest prefers one."""
 
-BRANDS = ("Arvena", "Bolder & Pine", "Calder", "Dunmore", "Estrid", "Fennimore", "Galten", "Harrow Lane", "Ingvar", "Juno Works")
-MATERIALS = (
-    "Waxed Canvas",
-    "Brushed Steel",
-    "Recycled Nylon",
-    "Oak",
-    "Organic Cotton",
-    "Silicone",
-    "Merino Wool",
-    "Anodised Aluminium",
-)
+BRANDS = ("Arvena", "Bolder", "Calder", "Dunmore", "Estrid", "Fennimore", "Galten", "Harrow", "Ingvar", "Juno")
+MATERIALS = ("Canvas", "Steel", "Recycled Nylon", "Oak", "Organic Cotton", "Silicone", "Wool", "Aluminium")
 COLOURS = ("Olive", "Charcoal", "Sand", "Navy", "Rust", "Cream", "Forest", "Slate")
 
 FILLER = (
-    "This {colour} {noun} from {brand} is made of {material} and built to last.",
-    "The {material} feels solid, and the {colour} finish does not fade.",
-    "{brand} tests every {noun} by hand before it leaves the workshop.",
-    "A clean design in {colour} with reinforced edges.",
+    "Material: {material}; colour: {colour}; made by {brand}.",
+    "As a {noun}: solid, and its finish does not fade.",
+    "Tested by hand before it leaves the workshop.",
+    "A clean design with reinforced edges, in {colour}.",
     "Comes in a recyclable box with a two year warranty.",
     "Wipes clean in seconds and keeps its shape.",
-    "One of the best selling {category} of the season.",
-    "The {noun} weighs little, packs flat and is easy to store.",
-    "Premium {material}, honest price, free returns.",
-    "Now with an improved {material} core and a softer touch.",
+    "One of the best sellers of the season among all {category}.",
+    "It is a {noun}; it weighs little, packs flat and is easy to store.",
+    "Premium quality, honest price, free returns.",
+    "Now with an improved core and a softer touch: {material}.",
 )
 """Marketing sentences that say nothing of an interest."""

@@ -1,7 +1,7 @@
 """The embedded shop: a generated catalogue and its shoppers, whose interests are known because they were planted.
 
-Product texts are mostly about category, brand, material and colour, which say nothing of what people buy next. One or
-two sentences of each, and the motif of its drawn image, are evidence of the item's planted interests, which drive all
+Product texts are mostly about category, brand, material and colour, which say nothing of what people buy next. Two
+sentences of each, and the motif of its drawn image, are evidence of the item's planted interests, which drive all
 behaviour. Every table is a function of the seed.
 """
 
@@ -118,7 +118,7 @@ def _items(plan: _Plan, rng: np.random.Generator) -> tuple[pa.Table, pa.Table, I
             "noun": noun,
             "category": department[1],
         }
-        titles.append("{brand} {material} {noun}, {colour}".format(**words))
+        titles.append("{noun} ({brand}, {material}, {colour})".format(**words))
         descriptions.append(_description(plan.main[index], plan.second[index], words, rng))
     items = pa.table(
         {
@@ -146,15 +146,17 @@ def _item_ids(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _description(main: int, second: int, words: dict[str, str], rng: np.random.Generator) -> str:
-    """Write filler with one or two sentences of evidence among it."""
+    """Write filler with two sentences of evidence among it."""
     sentences = [str(text).format(**words) for text in rng.choice(FILLER, size=4, replace=False)]
     phrase, related = INTERESTS[main]
-    about = [str(rng.choice(RELATED)).format(text) for text in rng.choice(related, size=2, replace=False)]
-    evidence = about if rng.random() > PHRASE_RATE else [str(rng.choice(EVIDENCE)).format(phrase), about[0]]
-    if second >= 0:
-        evidence[1] = str(rng.choice(EVIDENCE)).format(INTERESTS[second][0])
+    first, other, third = rng.permutation(np.array(related))
+    other = INTERESTS[second][0] if second >= 0 else other
+    evidence = (
+        str(rng.choice(EVIDENCE)).format(phrase if rng.random() < PHRASE_RATE else third),
+        str(rng.choice(RELATED)).format(first, other),
+    )
     for text in evidence:
-        sentences.insert(int(rng.integers(1, len(sentences) + 1)), text[0].upper() + text[1:])
+        sentences.insert(int(rng.integers(1, len(sentences) + 1)), text)
     return " ".join(sentences)
 
 

@@ -5,12 +5,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digr.data import amazon
-from digr.data.histories import BLOCK_VALUES, build_histories, from_official_splits, k_core
+from digr.data.histories import BLOCK_VALUES, build_histories, from_official_splits
+from digr.data.sequences import k_core
 from digr.tables import SPLITS, TABLES, check_table
 from tests.real_data import real_folder
 
@@ -72,7 +74,34 @@ def test_users_too_short_for_leave_one_out_are_left_out_and_counted():
 
 def test_a_history_keeps_the_newest_items_oldest_first():
     made = build_histories(_interactions(_of("u", "abcdefgh")), "leave_one_out", max_history=3)
-    assert [row[2] for row in _short(made.table)] == ["cde", "def", "efg"]
+    assert [row[2:] for row in _short(made.table)][-3:] == [("cde", "f"), ("def", "g"), ("efg", "h")]
+
+
+def test_a_train_history_too_long_for_its_row_continues_in_rows_before_it():
+    made = build_histories(_interactions(_of("u", "abcdefgh") + _of("v", "abcd")), "leave_one_out", max_history=3)
+    assert _short(made.table)[:3] == [
+        ("train-000000000.2", "u", "abc", "d"),
+        ("train-000000000.1", "u", "bcd", "e"),
+        ("train-000000000", "u", "cde", "f"),
+    ]
+    assert (made.facts["earlier_train_rows"], made.facts["split_rows"]) == (2, {"train": 4, "valid": 2, "test": 2})
+
+
+@settings(max_examples=30, deadline=None)
+@given(logs(timed=False), st.integers(1, 4))
+def test_train_rows_hold_every_train_interaction_once_as_first_history_or_target(rows, max_history):
+    sequences = defaultdict(str)
+    for user, _, item, _ in sorted(rows):
+        sequences[user] += item
+    try:
+        table = build_histories(_interactions(rows), "leave_one_out", max_history).table
+    except ValueError as error:
+        assert "is empty" in str(error) and max(map(len, sequences.values())) < 4
+        return
+    seen = {}
+    for row in table.filter(pc.equal(table["split"], "train")).to_pylist():
+        seen[row["user_id"]] = seen.get(row["user_id"], "".join(row["history"])) + row["target"]
+    assert seen == {user: items[:-2] for user, items in sequences.items() if len(items) > 3}
 
 
 def test_temporal_splits_cut_the_targets_of_all_users_by_time():

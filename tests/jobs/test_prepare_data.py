@@ -22,7 +22,7 @@ def _run(tmp_path: Path, options: Options = Options(), **data) -> dict:
 
 
 def test_the_embedded_shop_becomes_three_artifacts_and_its_images(tmp_path):
-    assert _run(tmp_path, synthetic=SHOP)["status"] == "built"
+    assert _run(tmp_path, synthetic=SHOP, max_history=20)["status"] == "built"
     store = Store(str(tmp_path / "run"))
     items = artifacts.read_table(store, "items")
     assert items["item_id"].to_pylist() == sorted(items["item_id"].to_pylist())
