@@ -13,6 +13,7 @@ import pyarrow.dataset as pads
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.data.ids import build_id_index
 from digr.evaluation.baselines import BASELINES, collect_examples, count_training, recommend_baseline
 from digr.evaluation.metrics import evaluate_split
 from digr.evaluation.report import RunDescription, build_report, metrics_json, metrics_text
@@ -60,15 +61,15 @@ def _artifact_names(variant: str, stage: str) -> list[str]:
 
 def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
     rng = np.random.default_rng(config.run.seed)
-    item_ids = artifacts.read_table(store, "items", ["item_id"])["item_id"].combine_chunks()
-    counts = count_training(_histories(store, "train", ["user_id", "history", "target"]), item_ids, rng)
+    items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
+    counts = count_training(_histories(store, "train", ["user_id", "history", "target"]), items, rng)
     rows, comparisons = [], []
     for split in SPLITS:
         examples = collect_examples(_histories(store, split, ["example_id", "history", "target"]), counts, f"histories, {split}")
         systems = _baselines(store, split, counts, max(config.evaluation.ks)) | _trained(config, split)
         say("metrics", f"{split}: {len(examples.targets)} examples, {len(systems)} systems")
         found = evaluate_split(
-            systems, examples, item_ids, split, ks=config.evaluation.ks, resamples=config.evaluation.bootstrap, rng=rng
+            systems, examples, items, split, ks=config.evaluation.ks, resamples=config.evaluation.bootstrap, rng=rng
         )
         rows += found[0]
         comparisons += found[1]

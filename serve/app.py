@@ -57,11 +57,10 @@ class Recommender:
         """List the k items most likely to come next, best first, with the interests that speak for each."""
         if request.k > self.largest_k:
             raise ProblemError(k_too_large(request.k, self.beam_width, self.run.trie.num_items))
-        found = self.run.places(request.history)
-        unknown = [item for item, place in zip(request.history, found, strict=True) if place is None]
+        history = self.run.items.find(request.history).tolist()
+        unknown = [item for item, place in zip(request.history, history, strict=True) if place < 0]
         if unknown:
             raise ProblemError(unknown_items(unknown))
-        history = [place for place in found if place is not None]
         ranked = await self._decode(self.run.prompt(history))
         places = ranked.places[: request.k]
         titles = self.run.titles.take(pa.array(places)).to_pylist()

@@ -1,6 +1,5 @@
 """A trained run in the form in which requests need it: Arrow columns and tensors, no object per item."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from jaxtyping import Int
 
 from digr import artifacts
 from digr.artifacts import Store
+from digr.data.ids import IdIndex, build_id_index
 from digr.policy.beam import Recommendation, recommend
 from digr.policy.model import SidPolicy, load_policy
 from digr.policy.reasons import ItemInterests, load_item_interests, shared_interests
@@ -30,17 +30,7 @@ class ServedRun(NamedTuple):
     interests: ItemInterests
     max_history: int
     """Newest items of a history that the policy was trained to see."""
-    sorted_ids: pa.Array
-    sorted_places: Int[np.ndarray, " N"]
-
-    def places(self, item_ids: Sequence[str]) -> list[int | None]:
-        """Find items by binary search, so that no table of strings is kept per item; None for an unknown one."""
-        found: list[int | None] = []
-        for item_id in item_ids:
-            at = bisect_left(self.sorted_ids, item_id, key=lambda value: value.as_py())
-            known = at < len(self.sorted_ids) and self.sorted_ids[at].as_py() == item_id
-            found.append(int(self.sorted_places[at]) if known else None)
-        return found
+    items: IdIndex
 
     def prompt(self, places: Sequence[int]) -> str:
         """Write the newest items of a history as the policy's prompt."""
@@ -71,7 +61,6 @@ def load_run(run_dir: str, device: str) -> ServedRun:
         policy = load_policy(folder, device)
     items = artifacts.read_table(store, "items", ["item_id", "title"])
     titles = items["title"].take(pc.index_in(trie.item_ids, value_set=items["item_id"])).combine_chunks()
-    order = pc.sort_indices(trie.item_ids)
     return ServedRun(
         policy_name=name,
         policy_digest=manifest.digest,
@@ -80,6 +69,5 @@ def load_run(run_dir: str, device: str) -> ServedRun:
         titles=titles,
         interests=load_item_interests(store, trie.item_ids),
         max_history=artifacts.require(store, "histories").config["data"]["max_history"],
-        sorted_ids=trie.item_ids.take(order),
-        sorted_places=order.to_numpy(),
+        items=build_id_index(trie.item_ids),
     )

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
+from digr.data.ids import IdIndex, build_id_index
 from digr.evaluation.metrics import Examples, target_ranks, target_slices
 
 BASELINES = {"popularity": 0, "transition_counts": 1, "transition_counts_history": 1000}
@@ -22,7 +23,7 @@ BASELINES = {"popularity": 0, "transition_counts": 1, "transition_counts_history
 class TrainingCounts(NamedTuple):
     """What occurs and what follows what in the training sequences, in rows of successors sorted best first."""
 
-    item_ids: pa.Array
+    items: IdIndex
     frequency: Int[np.ndarray, " N"]
     popular: Int[np.ndarray, " N"]
     """Item indices, most frequent first."""
@@ -31,23 +32,8 @@ class TrainingCounts(NamedTuple):
     successors: Int[np.ndarray, " P"]
 
 
-def index_items(ids: pa.Array | pa.ChunkedArray, item_ids: pa.Array, where: str) -> Int[np.ndarray, " B"]:
-    """Return the place of each id in `item_ids`.
-
-    Raises:
-        ValueError: an id is not there.
-    """
-    places = pc.index_in(ids, value_set=item_ids)
-    if places.null_count:
-        stranger = pc.filter(ids, pc.is_null(places))[0].as_py()
-        raise ValueError(
-            f"{where}: item {stranger!r} is not among the {len(item_ids)} items of the catalogue; run jobs.prepare_data"
-        )
-    return places.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
 def count_training(
-    batches: Iterable[pa.RecordBatch], item_ids: pa.Array, rng: np.random.Generator, where: str = "histories"
+    batches: Iterable[pa.RecordBatch], items: IdIndex, rng: np.random.Generator, where: str = "histories"
 ) -> TrainingCounts:
     """Count items and transitions of the training rows of `histories`, each interaction once.
 
@@ -58,7 +44,7 @@ def count_training(
     Args:
         batches: columns user_id, history (oldest first) and target.
     """
-    num = len(item_ids)
+    num = len(items)
     frequency = np.zeros(num, np.int64)
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     previous_user = None
@@ -68,13 +54,13 @@ def count_training(
         users = batch["user_id"].to_numpy(zero_copy_only=False)
         first = np.concatenate([[users[0] != previous_user], users[1:] != users[:-1]])
         previous_user = users[-1]
-        targets = index_items(batch["target"], item_ids, where)
-        items, rows = _flat_histories(batch["history"], item_ids, where)
-        frequency += np.bincount(targets, minlength=num) + np.bincount(items[first[rows]], minlength=num)
+        targets = items.find_all(batch["target"], where)
+        flat, rows = _flat_histories(batch["history"], items, where)
+        frequency += np.bincount(targets, minlength=num) + np.bincount(flat[first[rows]], minlength=num)
         inner = (rows[1:] == rows[:-1]) & first[rows[1:]]
         last = np.append(rows[1:] != rows[:-1], True)[: len(rows)]
-        sources = np.concatenate([items[:-1][inner], items[last]])
-        followers = np.concatenate([items[1:][inner], targets[rows[last]]])
+        sources = np.concatenate([flat[:-1][inner], flat[last]])
+        followers = np.concatenate([flat[1:][inner], targets[rows[last]]])
         keys, counts = _merge_counts(keys, counts, sources * num + followers)
     popular = np.lexsort((rng.permutation(num), -frequency))
     standing = np.empty(num, np.int64)
@@ -82,17 +68,17 @@ def count_training(
     sources, followers = keys // max(num, 1), keys % max(num, 1)
     order = np.lexsort((standing[followers], -counts, sources))
     offsets = np.searchsorted(sources[order], np.arange(num + 1))
-    return TrainingCounts(item_ids, frequency, popular, offsets, followers[order])
+    return TrainingCounts(items, frequency, popular, offsets, followers[order])
 
 
 def recent_items(history: pa.ListArray, counts: TrainingCounts, depth: int, where: str = "histories") -> Int[np.ndarray, "B T"]:
     """Return the `depth` newest items of each history, newest first, padded with -1 to the longest."""
-    items, rows = _flat_histories(history, counts.item_ids, where)
+    flat, rows = _flat_histories(history, counts.items, where)
     lengths = np.bincount(rows, minlength=len(history))
     width = min(depth, int(lengths.max(initial=0)))
     places = np.cumsum(lengths)[:, None] - 1 - np.arange(width)
     inside = np.arange(width) < lengths[:, None]
-    return np.where(inside, items[np.where(inside, places, 0)], -1) if width else np.full((len(history), 0), -1)
+    return np.where(inside, flat[np.where(inside, places, 0)], -1) if width else np.full((len(history), 0), -1)
 
 
 def back_off_lists(counts: TrainingCounts, recent: Int[np.ndarray, "B T"], k: int) -> Int[np.ndarray, "B k"]:
@@ -120,12 +106,12 @@ def recommend_baseline(
         batches: columns example_id and history.
         depth: history items walked back through, see `BASELINES`.
     """
-    k = min(k, len(counts.item_ids))
+    k = min(k, len(counts.items))
     for batch in batches:
         for start in range(0, len(batch), rows):
             part = batch.slice(start, rows)
             lists = back_off_lists(counts, recent_items(part["history"], counts, depth), k)
-            flat = counts.item_ids.take(pa.array(lists.ravel()))
+            flat = counts.items.ids.take(pa.array(lists.ravel()))
             lists = pa.ListArray.from_arrays(pa.array(np.arange(0, lists.size + 1, k), pa.int32()), flat)
             yield pa.record_batch({"example_id": part["example_id"], "item_ids": lists})
 
@@ -144,14 +130,14 @@ def collect_examples(batches: Iterable[pa.RecordBatch], counts: TrainingCounts, 
     if not sum(map(len, ids)):
         raise ValueError(f"{where}: this split has no examples, so nothing can be evaluated; choose another data.split")
     example_ids, target_ids = pa.concat_arrays(ids), pa.concat_arrays(targets)
-    indices = index_items(target_ids, counts.item_ids, where)
-    return Examples(example_ids, target_ids, target_slices(counts.frequency, indices, np.concatenate(repeated)))
+    indices = counts.items.find_all(target_ids, where)
+    return Examples(build_id_index(example_ids), target_ids, target_slices(counts.frequency, indices, np.concatenate(repeated)))
 
 
-def _flat_histories(history: pa.ListArray, item_ids: pa.Array, where: str) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " F"]]:
+def _flat_histories(history: pa.ListArray, items: IdIndex, where: str) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " F"]]:
     """Item indices of all histories one after another, and the row each belongs to."""
     lengths = pc.list_value_length(history).to_numpy(zero_copy_only=False).astype(np.int64)
-    return index_items(history.flatten(), item_ids, where), np.repeat(np.arange(len(history)), lengths)
+    return items.find_all(history.flatten(), where), np.repeat(np.arange(len(history)), lengths)
 
 
 def _merge_counts(

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
+from digr.data.ids import IdIndex
+
 HEAD_RATE = 0.2
 """Share of the items seen in training, the most frequent, whose targets make the slice `head`."""
 
@@ -23,7 +25,7 @@ INTERVAL = (2.5, 97.5)
 class Examples(NamedTuple):
     """The held-out examples of one split, in the order of `histories`."""
 
-    example_ids: pa.Array
+    example_ids: IdIndex
     targets: pa.Array
     slices: Mapping[str, Bool[np.ndarray, " B"]]
 
@@ -73,11 +75,7 @@ def rank_system(batches: Iterable[pa.RecordBatch | pa.Table], examples: Examples
         {"item_id": pa.array([], pa.string()), "best": pa.array([], pa.int64()), "count": pa.array([], pa.int64())}
     )
     for batch in batches:
-        places = pc.index_in(batch["example_id"], value_set=examples.example_ids)
-        if places.null_count:
-            stranger = pc.filter(batch["example_id"], pc.is_null(places))[0].as_py()
-            raise ValueError(f"{where}: example {stranger!r} is not among the {len(ranks)} examples of this split")
-        chosen = places.to_numpy(zero_copy_only=False).astype(np.int64)
+        chosen = examples.example_ids.find_all(batch["example_id"], where)
         if (ranks[chosen] >= 0).any() or len(np.unique(chosen)) < len(chosen):
             raise ValueError(f"{where}: an example has more than one list; expected one per example")
         lists = _one_chunk(batch["item_ids"])
@@ -85,7 +83,7 @@ def rank_system(batches: Iterable[pa.RecordBatch | pa.Table], examples: Examples
         exposure = _merge_exposure(exposure, lists)
     missing = np.flatnonzero(ranks < 0)
     if len(missing):
-        first = examples.example_ids[int(missing[0])].as_py()
+        first = examples.example_ids.ids[int(missing[0])].as_py()
         raise ValueError(f"{where}: {len(missing)} of {len(ranks)} examples have no list (first {first!r}); run the job again")
     return SystemLists(ranks, exposure)
 
@@ -122,14 +120,14 @@ def evaluate_ranks(
     return rows
 
 
-def evaluate_exposure(lists: SystemLists, item_ids: pa.Array, ks: Sequence[int]) -> list[dict[str, Any]]:
+def evaluate_exposure(lists: SystemLists, items: IdIndex, ks: Sequence[int]) -> list[dict[str, Any]]:
     """Return coverage@k (share of the catalogue in some top k) and the invalid rate (share of listed ids that are no item).
 
     Neither is a mean over examples, so their intervals are NaN.
     """
-    real = pc.is_in(lists.exposure["item_id"], value_set=item_ids).to_numpy()
+    real = items.find(lists.exposure["item_id"]) >= 0
     best, counts = lists.exposure["best"].to_numpy(), lists.exposure["count"].to_numpy()
-    values = [("coverage", k, float(((best <= k) & real).sum() / max(len(item_ids), 1))) for k in ks]
+    values = [("coverage", k, float(((best <= k) & real).sum() / max(len(items), 1))) for k in ks]
     values.append(("invalid_rate", max(ks), float(counts[~real].sum() / max(counts.sum(), 1))))
     nothing = {"low": float("nan"), "high": float("nan"), "num_examples": len(lists.ranks), "slice": "all"}
     return [nothing | {"name": name, "k": k, "value": value} for name, k, value in values]
@@ -169,7 +167,7 @@ def compare_ranks(
 def evaluate_split(
     systems: Mapping[str, Callable[[], Iterable[pa.RecordBatch | pa.Table]]],
     examples: Examples,
-    item_ids: pa.Array,
+    items: IdIndex,
     split: str,
     *,
     ks: Sequence[int],
@@ -187,7 +185,7 @@ def evaluate_split(
     for system, open_batches in systems.items():
         lists = rank_system(open_batches(), examples, f"{system}, {split}")
         found = evaluate_ranks(lists.ranks, examples.slices, ks, resamples=resamples, rng=rng)
-        found += evaluate_exposure(lists, item_ids, ks)
+        found += evaluate_exposure(lists, items, ks)
         rows += [{"system": system, "split": split} | row for row in found]
         for baseline, theirs in ranks.items():
             for name in ("hr", "ndcg"):

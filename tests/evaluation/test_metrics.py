@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from digr.data.ids import build_id_index
 from digr.evaluation.metrics import (
     Examples,
     compare_ranks,
@@ -22,7 +23,7 @@ from digr.evaluation.metrics import (
 
 def _examples(targets: list[str], **slices: list[bool]) -> Examples:
     masks = {"all": np.ones(len(targets), bool)} | {name: np.array(mask) for name, mask in slices.items()}
-    return Examples(pa.array([f"e{index}" for index in range(len(targets))]), pa.array(targets), masks)
+    return Examples(build_id_index(pa.array([f"e{index}" for index in range(len(targets))])), pa.array(targets), masks)
 
 
 def _batch(ids: list[str], lists: list[list[str]]) -> pa.RecordBatch:
@@ -99,7 +100,7 @@ def test_recommendations_may_come_in_any_order_and_in_parts():
     ("batches", "message"),
     [
         ([_batch(["e0"], [["a"]])], r"sft: 1 of 2 examples have no list \(first 'e1'\)"),
-        ([_batch(["e0", "e9"], [["a"], ["a"]])], "sft: example 'e9' is not among the 2 examples"),
+        ([_batch(["e0", "e9"], [["a"], ["a"]])], "sft: 'e9' is not among the 2 known ids"),
         ([_batch(["e0", "e0"], [["a"], ["a"]])], "sft: an example has more than one list"),
         ([_batch(["e0"], [["a"]]), _batch(["e0"], [["a"]])], "sft: an example has more than one list"),
     ],
@@ -111,7 +112,7 @@ def test_lists_that_do_not_match_the_examples_are_errors(batches, message):
 
 def test_coverage_counts_real_items_in_the_top_k_and_the_invalid_rate_the_rest():
     lists = rank_system([_batch(["e0", "e1"], [["a", "ghost", "b"], ["b", "a", "c"]])], _examples(["a", "b"]), "sft")
-    rows = evaluate_exposure(lists, pa.array(["a", "b", "c", "d"]), (1, 2, 3))
+    rows = evaluate_exposure(lists, build_id_index(pa.array(["a", "b", "c", "d"])), (1, 2, 3))
     assert [(row["name"], row["k"], row["value"]) for row in rows] == [
         ("coverage", 1, 0.5),
         ("coverage", 2, 0.5),
@@ -136,7 +137,7 @@ def test_each_system_is_compared_with_all_before_it():
     examples = _examples(["a", "b"])
     systems = {name: lambda: [_batch(["e0", "e1"], [["a"], ["b"]])] for name in ("popularity", "sft", "grpo")}
     rows, comparisons = evaluate_split(
-        systems, examples, pa.array(["a", "b"]), "test", ks=(1,), resamples=100, rng=np.random.default_rng(0)
+        systems, examples, build_id_index(pa.array(["a", "b"])), "test", ks=(1,), resamples=100, rng=np.random.default_rng(0)
     )
     assert {(row["system"], row["baseline"]) for row in comparisons} == {
         ("sft", "popularity"),
