@@ -19,6 +19,9 @@ class DeepSpeedEngine:
     def __init__(self, train: TrainConfig, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
         import deepspeed
 
+        # DeepSpeed would compile a shared-memory all-reduce at its first start: a minute, and a C++ compiler that a
+        # laptop may lack. Gloo, which the process group already has, does the same.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.zero_stage = train.zero_stage
         self.engine, *_ = deepspeed.initialize(

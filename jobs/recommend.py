@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.data.ids import build_id_index
 from digr.policy.beam import recommend
 from digr.policy.examples import Sids, prompt_examples
 from digr.policy.model import load_policy
@@ -33,6 +34,7 @@ class Recommend:
         device = "cuda" if config.cluster.use_gpu else "cpu"
         self.config, self.split = config, split
         self.trie = load_trie(store)
+        self.ids = build_id_index(self.trie.item_ids)
         self.interests = load_item_interests(store, self.trie.item_ids)
         self.sids = Sids(self.trie.item_ids, sid_texts(self.trie.codes.numpy()))
         self.trie = self.trie.to(device)
@@ -48,8 +50,8 @@ class Recommend:
             batch = prompts[start : start + decoding.batch_size]
             found += recommend(self.policy, self.trie, batch, decoding.k, decoding.beam_width)
         history = rows["history"].combine_chunks()
-        places = np.asarray(pc.index_in(history.flatten(), value_set=self.trie.item_ids))
-        spans = np.split(places, history.value_lengths().to_numpy().cumsum()[:-1])
+        places, ends = self.ids.find(history.flatten()), history.value_lengths().to_numpy().cumsum()
+        spans = np.split(places, ends)[: len(found)]  # behind the last end stands an empty piece
         shared = [shared_interests(self.interests, span, one.places) for span, one in zip(spans, found, strict=True)]
         columns = {
             "example_id": rows["example_id"].combine_chunks(),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -41,6 +42,7 @@ def start_ray(config: Config) -> None:
     )
     ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # jobs print their own progress
 
 
 def main(
