@@ -50,6 +50,7 @@ JOB_OF = {
     "item_embeddings": "embed_items",
     "item_sids": "build_sids",
     "quantiser": "build_sids",
+    "codebook_sweep": "tune_codebooks",
     "policy_examples": "train_sft",
     "policy_sft": "train_sft",
     "policy_grpo": "train_grpo",

@@ -49,6 +49,10 @@ class TuneConfig(Section):
     """Candidates of sids.level_sizes."""
     quantisers: tuple[Literal["rqvae", "rkmeans"], ...] = ("rqvae", "rkmeans")
     """Candidates of sids.quantiser."""
+    metric: Literal["raw_collision_rate", "reconstruction_r2", "neighbour_prefix_share", "cointeraction_prefix_share"] = (
+        "raw_collision_rate"
+    )
+    """What the best candidate is best in: fewest collisions, or most of the others (shares: of the first code)."""
     max_concurrent: int = Field(2, ge=1)
     """Trials at once."""
     cpus_per_trial: float = Field(1.0, gt=0)
