@@ -91,8 +91,8 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
 
 def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
     start_ray(config)
-    rows = []
-    for result in _sweep(config, store, work):
+    rows, results = [], _sweep(config, store, work)
+    for result in map(results.__getitem__, range(len(results))):
         # Ray's error is a whole traceback; its last line is what the trial raised
         error = str(result.error).strip().splitlines()[-1] if result.error else None
         row = {"trial": _name(result.config), **result.config, "status": "error" if error else "ok", "error": error}
