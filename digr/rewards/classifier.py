@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize, scaled_dot_product_attention
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from digr.config.interests import ClassifierConfig
@@ -30,12 +30,14 @@ class CrossHead(nn.Module):
     best text token (late interaction, ColBERT, 2004.12832), so that training only has to correct them.
     """
 
-    def __init__(self, dim: int, hidden_dim: int = 128, dropout: float = 0.3) -> None:
+    def __init__(self, dim: int, inner_dim: int = 128, num_heads: int = 4, dropout: float = 0.3) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.attention = nn.MultiheadAttention(dim, max(1, dim // 64), dropout=dropout, batch_first=True)
-        last = nn.Linear(hidden_dim, 1)
-        self.network = nn.Sequential(nn.Dropout(dropout), nn.Linear(4 * dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), last)
+        self.num_heads = num_heads
+        self.query, self.key_value = nn.Linear(dim, inner_dim), nn.Linear(dim, 2 * inner_dim)
+        last = nn.Linear(inner_dim, 1)
+        self.network = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(3 * dim + inner_dim, inner_dim), nn.GELU(), nn.Dropout(dropout), last
+        )
         self.similarity = nn.Linear(2, 1)
         nn.init.constant_(self.similarity.weight, 4.0)
         nn.init.constant_(self.similarity.bias, -3.0)
@@ -51,11 +53,15 @@ class CrossHead(nn.Module):
     ) -> Float[Tensor, " B"]:
         """Return one logit per pair; masks are true on real tokens."""
         phrase, item = _mean(interest, interest_mask), _mean(text, text_mask)
-        close = torch.einsum("bsd,btd->bst", normalize(interest, dim=-1), normalize(text, dim=-1))
+        close = torch.einsum("bsd,btd->bst", interest, text) / (
+            interest.norm(dim=-1)[..., None] * text.norm(dim=-1)[:, None] + 1e-6
+        )
         best = close.masked_fill(~text_mask[:, None], -1).amax(-1)
         best = (best * interest_mask).sum(-1) / interest_mask.sum(-1)
-        query, key = self.norm(interest), self.norm(text)
-        read, _ = self.attention(query, key, key, key_padding_mask=~text_mask, need_weights=False)
+        query = self.query(interest)
+        key, value = self.key_value(text).chunk(2, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+        read = scaled_dot_product_attention(q, k, v, attn_mask=text_mask[:, None, None]).transpose(1, 2).flatten(2)
         scale = interest.shape[-1] ** 0.5
         features = [phrase * scale, phrase * item * scale, (phrase - item).abs() * scale, _mean(query * read, interest_mask)]
         similarity = torch.stack([(phrase * item).sum(-1), best], dim=-1)
