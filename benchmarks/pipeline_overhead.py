@@ -1,0 +1,227 @@
+"""What Ray costs on one machine: stage seconds of the quickstart against the same library calls in one process.
+
+The pipeline runs first, then each of its Ray stages again on the artifacts it read, without Ray: one process with as many
+PyTorch threads as the pipeline's workers have together, plain PyTorch in the place of DeepSpeed. Stages that use no Ray
+(data, semantic IDs, evaluation) are left out of the ratio. Epochs and steps are fixed, so both do the same work.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from benchmarks.harness import Measurement, main
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config, load_config
+from digr.config.interests import ExtractiveMiner
+from digr.embeddings import encoder_path, load_encoder
+from digr.interests.extractive import Counts, count_phrases, extract_interests, num_buckets
+from digr.interests.ledger import finish_responses, raw_responses
+from digr.interests.merging import merge_responses
+from digr.interests.prompts import item_requests, prompt_version, request_key
+from digr.policy.engine import PlainEngine, make_optimizer
+from digr.policy.examples import policy_examples, prompt_examples
+from digr.policy.grpo import Prompts, train_grpo
+from digr.policy.model import SidPolicy, build_policy, load_policy
+from digr.policy.sft import pack_sequences, train_sft
+from digr.policy.validation import Decoding, ValidExamples
+from digr.rewards.calibration import calibrate
+from digr.rewards.classifier import build_classifier, fit_head
+from digr.rewards.pairs import pair_tables
+from digr.sids.trie import load_trie
+
+BAR = 1.5
+FIXED = ["sft.patience=1000", "sft.epochs=6", "grpo.steps=40", "ablations=[]"]
+QUICK = [
+    "data.synthetic.num_items=60",
+    "data.synthetic.num_users=200",
+    "data.synthetic.num_interests=6",
+    "classifier.max_pairs=200",
+    "sids.level_sizes=[8, 8]",
+    "sids.epochs=20",
+    "policy.num_layers=1",
+    "sft.epochs=2",
+    "grpo.steps=4",
+    "grpo.eval_every_steps=4",
+    "evaluation.bootstrap=100",
+]
+
+
+def mine(config: Config, store: Store) -> None:
+    """Find key phrases of every item's text and merge them."""
+    chosen, miner = config.interests, ExtractiveMiner()
+    encoder = load_encoder(chosen.encoder, 128, batch_size=config.cluster.encode_batch_size)
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return encoder(texts)
+
+    items = artifacts.read_table(store, "items")
+    requests = item_requests(items, request_key("item", miner.model_dump(mode="json")), "text", chosen.max_text_chars)
+    texts, buckets = requests["text"].to_pylist(), num_buckets(len(items))
+    counts = Counts(count_phrases(texts, miner.max_words, buckets), len(texts))
+    limits = {"max_words": miner.max_words, "min_owners": miner.min_owners, "max_interests": chosen.max_interests}
+    found = extract_interests(texts, counts, encode, **limits)
+    raw = raw_responses(requests, miner.name, prompt_version("item", "text"), "text", response=found)
+    responses = finish_responses(raw)
+    merge_responses(responses, encode, similarity=chosen.merge_similarity, max_interests=chosen.max_interests)
+
+
+def classify(config: Config, store: Store) -> None:
+    """Draw pairs, train the interest classifier and calibrate it."""
+    chosen, rng = config.classifier, np.random.default_rng(config.run.seed)
+    base = encoder_path(chosen.base)
+    sides = pair_tables(store, chosen, encode=load_encoder(base, 32), rng=rng)
+    classifier = build_classifier(base, chosen.max_tokens)
+    pairs = classifier.encode(sides.train["phrase"].to_pylist(), sides.train["text"].to_pylist())
+    fit_head(classifier.head, pairs, sides.train["label"].to_numpy(), chosen, rng=rng)
+    held_out = sides.held_out
+    logits = classifier.logits(held_out["phrase"].to_pylist(), held_out["text"].to_pylist())
+    calibrate(logits, held_out["label"].to_numpy(), held_out["kind"].to_pylist(), held_out["calibrate"].to_numpy())
+
+
+def label(config: Config, store: Store) -> None:
+    """Label and rate every item's interests, by the functions that the Ray workers map."""
+    from jobs.label_interests import Label, Rate
+
+    items = artifacts.read_table(store, "items")
+    Label(config, store)(items)
+    Rate(config, store)(items)
+
+
+def embed(config: Config, store: Store) -> None:
+    """Embed every item, by the function that the Ray workers map."""
+    from jobs.embed_items import Embed
+
+    Embed(config, store)(artifacts.read_table(store, "items"))
+
+
+def recommend(config: Config, store: Store) -> None:
+    """Rank items for both policies and both splits, by the function that the Ray workers map."""
+    from jobs.recommend import SPLITS, Recommend
+
+    histories = artifacts.read_table(store, "histories")
+    for policy in ("sft", "grpo"):
+        for split in SPLITS:
+            Recommend(config, store, policy, split)(histories)
+
+
+def fine_tune(config: Config, store: Store) -> None:
+    """Make the training sequences and train the policy."""
+    from jobs.policy_data import load_sids
+
+    trie, sft = load_trie(store), config.sft
+    examples = policy_examples(artifacts.read_table(store, "histories"), load_sids(store), config.data.max_history)
+    train = examples.filter(pc.equal(examples["split"], "train"))
+    policy = build_policy(config.policy, trie.level_sizes, config.run.seed)
+    texts = [(train["prompt"].to_pylist(), train["completion"].to_pylist())]
+    sequences = pack_sequences(policy.tokenizer, texts, config.policy.max_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        train_sft(
+            _engine(policy, sft.lr, sft.weight_decay, sft.max_grad_norm),
+            trie,
+            sequences,
+            _valid(config, store, trie, examples, sft.max_valid_examples),
+            sft,
+            decoding=Decoding(sft.valid_beam_width, config.decoding.batch_size),
+            seed=config.run.seed,
+            best_folder=Path(folder) / "best",
+            resume=None,
+            save=_save,
+            report=_ignore,
+        )
+
+
+def reinforce(config: Config, store: Store) -> None:
+    """Train the fine-tuned policy with GRPO."""
+    from jobs.policy_data import item_positions, load_reward, load_sids
+
+    trie, grpo = load_trie(store), config.grpo
+    rows = prompt_examples(artifacts.read_table(store, "histories"), load_sids(store), config.data.max_history)
+    train = rows.filter(pc.equal(rows["split"], "train"))
+    prompts = Prompts(
+        train["example_id"].combine_chunks(), train["prompt"].combine_chunks(), item_positions(trie, train["target"])
+    )
+    with artifacts.local_files(store, "policy_sft") as files, tempfile.TemporaryDirectory() as folder:
+        train_grpo(
+            _engine(load_policy(files, "cpu"), grpo.lr, 0.0, grpo.max_grad_norm),
+            load_policy(files, "cpu"),
+            trie,
+            prompts,
+            _valid(config, store, trie, rows, grpo.max_valid_examples),
+            load_reward(config, store, trie, torch.device("cpu")),
+            grpo,
+            decoding=Decoding(grpo.valid_beam_width, config.decoding.batch_size),
+            seed=config.run.seed,
+            best_folder=Path(folder) / "best",
+            resume=None,
+            save=_save,
+            report=_ignore,
+        )
+
+
+STAGES: dict[str, Callable[[Config, Store], None]] = {
+    "mine_interests": mine,
+    "train_classifier": classify,
+    "label_interests": label,
+    "embed_items": embed,
+    "train_sft": fine_tune,
+    "train_grpo": reinforce,
+    "recommend": recommend,
+}
+"""Job -> the same work without Ray."""
+
+
+def _engine(policy: SidPolicy, lr: float, weight_decay: float, max_grad_norm: float) -> PlainEngine:
+    optimizer = make_optimizer(policy, lr, weight_decay)
+    return PlainEngine(policy, optimizer, max_grad_norm=max_grad_norm, precision="fp32")
+
+
+def _valid(config: Config, store: Store, trie, examples: pa.Table, max_examples: int) -> ValidExamples:
+    from jobs.policy_data import item_positions
+
+    valid = examples.filter(pc.equal(examples["split"], "valid"))
+    rows = np.sort(np.random.default_rng(config.run.seed).permutation(len(valid))[:max_examples])
+    valid = valid.take(pa.array(rows))
+    return ValidExamples(valid["prompt"].to_pylist(), item_positions(trie, valid["target"]))
+
+
+def _save(record: dict, write: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+
+
+def _ignore(record: dict) -> None:
+    pass
+
+
+def measure(quick: bool) -> Measurement:
+    """Run the pipeline, then its Ray stages without Ray."""
+    from jobs.pipeline import run
+    from jobs.runtime import Options
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config("configs/quickstart.toml", [*FIXED, *(QUICK if quick else []), f"run.dir={folder}"])
+        jobs = run(config, Options())["jobs"]
+        with_ray = {job["job"]: job["seconds"] for job in jobs if job["job"] in STAGES}
+        torch.set_num_threads(config.train.num_workers * config.train.threads_per_worker)
+        without = {}
+        for job, work in STAGES.items():
+            start = time.monotonic()
+            work(config, Store(folder))
+            without[job] = round(time.monotonic() - start, 2)
+    figures: dict[str, float] = {}
+    for job in STAGES:
+        figures |= {f"{job}_pipeline_seconds": with_ray[job], f"{job}_library_seconds": without[job]}
+    total, peer = sum(with_ray.values()), sum(without.values())
+    figures |= {"pipeline_seconds": round(total, 1), "library_seconds": round(peer, 1)}
+    return Measurement(figures, ratio=total / peer, bar=BAR)
+
+
+if __name__ == "__main__":
+    main(measure)
