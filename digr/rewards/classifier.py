@@ -1,8 +1,8 @@
 """The interest classifier: a light cross-encoder (interest, item text) -> calibrated probability (RLDI).
 
 A frozen sentence encoder reads both sides; one trained cross-attention layer lets the interest's tokens read the text's.
-Each text and each phrase is encoded once, however many pairs it is in. Training all of a small encoder on whole pairs
-instead learns nothing from a few thousand of them: its similarity has to be found again from nothing.
+Each text and each phrase is encoded once, however many pairs it is in, and a few thousand pairs are enough, because
+the similarity that the encoder brings need not be learnt again.
 """
 
 import json
