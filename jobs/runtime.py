@@ -24,6 +24,10 @@ def say(stage: str, text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {stage}: {text}", flush=True)
 
 
+LOCAL_RAY_ENV = {"RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1"}
+"""Ray Data starts 32 processes per read to look at Parquet footers; on one machine that costs more than the read."""
+
+
 def start_ray(config: Config) -> None:
     """Join the configured Ray, or start one on this machine; a second call does nothing.
 
@@ -40,6 +44,8 @@ def start_ray(config: Config) -> None:
         if address == "local"
         else {}
     )
+    if local:
+        os.environ.update({name: value for name, value in LOCAL_RAY_ENV.items() if name not in os.environ})
     ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # jobs print their own progress

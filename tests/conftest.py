@@ -1,6 +1,7 @@
 """What all tests share: a local Ray, and tiers that skip with a reason."""
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -26,6 +27,9 @@ def ray_local() -> Iterator[None]:
     """Start one Ray on this machine for the whole session."""
     import ray
 
+    from jobs.runtime import LOCAL_RAY_ENV
+
+    os.environ.update(LOCAL_RAY_ENV)
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
