@@ -1,12 +1,68 @@
 """Miners that ask a language model: vLLM on this cluster, or an endpoint that speaks the OpenAI protocol."""
 
-from ray.data import Dataset
+import json
+import pyarrow as pa
+from ray.data import ActorPoolStrategy, Dataset
 
 from digr.config import Config
 from digr.config.interests import OpenAIMiner, VllmMiner
-from digr.interests.prompts import Owner
+from digr.interests.endpoint import ask_endpoint
+from digr.interests.images import show_images
+from digr.interests.ledger import raw_responses
+from digr.interests.prompts import Owner, chat_messages, prompt_modality, prompt_version
+from jobs import vllm_engine
+from jobs.ledger_tasks import map_tables
 
 
 def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, missing: Dataset) -> Dataset:
     """Return the raw responses of a language model to the missing requests."""
-    raise NotImplementedError
+    rows = miner.batch_size if isinstance(miner, VllmMiner) else max(64, 4 * miner.concurrency)
+    limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
+    prompts = map_tables(missing.repartition(target_num_rows_per_block=rows), _with_messages, miner=miner, limits=limits)
+    if isinstance(miner, OpenAIMiner):
+        return prompts.map_batches(
+            _Ask, batch_size=None, batch_format="pyarrow", fn_constructor_args=(owner, miner), compute=ActorPoolStrategy(size=1)
+        )
+    return vllm_engine.generate(miner, owner, prompts)
+
+
+def _with_messages(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: dict[str, int]) -> pa.Table:
+    """Add each request's chat as JSON, what it really shows, and why its image is missing."""
+    owners, texts = requests["owner"].to_pylist(), requests["text"].to_pylist()
+    sees = [prompt_modality(owner, miner.modality) != "text" for owner in owners]
+    uris = [uri if seen else None for uri, seen in zip(requests["image_uri"].to_pylist(), sees, strict=True)]
+    images = show_images(uris, **limits) if any(sees) else [None] * len(texts)
+    messages, shown, reasons = [], [], []
+    for owner, text, seen, image in zip(owners, texts, sees, images, strict=True):
+        url = image.url if seen and image else None
+        messages.append(json.dumps(chat_messages(owner, miner.modality, text, url)))
+        shown.append(miner.modality if url else "text")
+        reasons.append(image.reason if seen and image else None)
+    columns = {"messages": messages, "modality": shown, "image_reason": pa.array(reasons, pa.string())}
+    for name, values in columns.items():
+        requests = requests.append_column(name, values if isinstance(values, pa.Array) else pa.array(values, pa.string()))
+    return requests.select([*vllm_engine.KEPT, "messages"])
+
+
+class _Ask:
+    """Send batches of prompts to an endpoint."""
+
+    def __init__(self, owner: Owner, miner: OpenAIMiner):
+        self.miner, self.version = miner, prompt_version(owner, miner.modality)
+
+    def __call__(self, prompts: pa.Table) -> pa.Table:
+        miner = self.miner
+        answers = ask_endpoint(miner, [json.loads(text) for text in prompts["messages"].to_pylist()])
+        prices = miner.usd_per_million_input_tokens, miner.usd_per_million_output_tokens
+        return raw_responses(
+            prompts,
+            miner.name,
+            self.version,
+            prompts["modality"].to_pylist(),
+            response=[one.response for one in answers],
+            status=[one.status for one in answers],
+            reason=vllm_engine.reasons_of(prompts, [one.reason for one in answers]),
+            input_tokens=[one.input_tokens for one in answers],
+            output_tokens=[one.output_tokens for one in answers],
+            cost_usd=[(one.input_tokens * prices[0] + one.output_tokens * prices[1]) / 1e6 for one in answers],
+        )

@@ -31,7 +31,7 @@ def requests_of(config: Config, store: Store, owner: Owner, miner: Miner) -> Dat
         blocks = items.repartition(target_num_rows_per_block=BLOCK_ROWS)
         return map_tables(blocks, item_requests, key=key, modality=modality, max_text_chars=chars)
     parts = artifacts.list_parts(store.uri("histories"))
-    users = ray.data.read_parquet(parts, filesystem=filesystem, columns=["user_id"]).groupby("user_id").count()
+    users = ray.data.read_parquet(parts, filesystem=filesystem).select_columns(["user_id"]).groupby("user_id").count()
     blocks = users.repartition(target_num_rows_per_block=BLOCK_ROWS)
     return map_tables(blocks, _user_batch, store=store, key=key, max_text_chars=chars)
 

@@ -12,6 +12,7 @@ from digr.artifacts import Manifest, Store
 from digr.config import build_config
 from jobs import mine_interests
 from jobs.runtime import Options
+from tests.real_data import real_folder
 
 pytestmark = pytest.mark.ray
 
@@ -110,6 +111,8 @@ def test_no_owner_disappears_and_a_second_run_asks_only_for_what_changed(config,
 
 
 def test_a_killed_run_keeps_its_finished_batches_and_failures_are_retried_on_demand(config, ray_local, tmp_path):
+    miners = (config.interests.miners[0], config.interests.miners[0].model_copy(update={"name": "other"}))
+    config = config.model_copy(update={"interests": config.interests.model_copy(update={"miners": miners})})
     mine_interests.run(config, Options())
     store = Store(config.run.dir)
     expected = artifacts.read_table(store, "interests").to_pylist()
@@ -128,7 +131,7 @@ def test_a_killed_run_keeps_its_finished_batches_and_failures_are_retried_on_dem
     retrying = config.model_copy(update={"interests": config.interests.model_copy(update={"retry_failed": True})})
     mine_interests.run(retrying, Options(force="all"))
     asked = pa.concat_tables([pq.read_table(part) for part in _parts(config) if part not in before]).to_pylist()
-    assert {(row["owner_id"], row["miner"]) for row in asked} == {("c", "llm"), ("d", "llm"), ("e", "llm"), ("e", "extractive")}
+    assert {(row["owner_id"], row["miner"]) for row in asked} == {(item, miner) for item in "cde" for miner in ("llm", "other")}
     assert artifacts.read_table(store, "interests").to_pylist() == expected
     assert mine_interests.run(config, Options())["status"] == "skipped"
 
@@ -140,12 +143,11 @@ def test_users_are_asked_about_their_training_titles_only(config, ray_local):
     assert [(row["owner_id"], row["text"]) for row in rows] == [("u1", "\n".join([ITEMS["a"], ITEMS["b"], ITEMS["c"]]))]
 
 
-def test_the_recorded_interests_of_a_real_catalogue_come_back_whole(tmp_path, data_dir, ray_local):
-    folder = data_dir / "industrial_interests"
-    source = pq.read_table(data_dir / "amazon18_industrial_minionerec" / "items.parquet", columns=["item_id", "title"])
+def test_the_recorded_interests_of_a_real_catalogue_come_back_whole(tmp_path, ray_local):
+    source = pq.read_table(f"{real_folder('amazon18_industrial_minionerec')}/items.parquet", columns=["item_id", "title"])
     store = Store(str(tmp_path))
     _commit(store, "items", source.sort_by("item_id"))
-    miner = {"kind": "replay", "name": "recorded-llm", "path": str(folder / "responses.parquet")}
+    miner = {"kind": "replay", "name": "recorded-llm", "path": f"{real_folder('industrial_interests')}/responses.parquet"}
     summary = mine_interests.run(
         build_config({"run": {"dir": store.root}, "interests": {"miners": [miner]}}, where="test"), Options()
     )

@@ -1,0 +1,77 @@
+"""The vLLM engine inside Ray Data: prompts in, guided JSON out, no row lost."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Dataset
+
+from digr.config.interests import VllmMiner
+from digr.interests.ledger import raw_responses
+from digr.interests.prompts import RESPONSE_SCHEMA, Owner, prompt_modality, prompt_version
+from jobs.ledger_tasks import map_tables
+
+KEPT = ("owner", "owner_id", "request_digest", "modality", "image_reason")
+"""Columns of a prompt that travel with its answer."""
+
+
+def reasons_of(prompts: pa.Table, reasons: list[str | None]) -> list[str | None]:
+    """Join why an image is missing with what else is to say of a row."""
+    both = zip(prompts["image_reason"].to_pylist(), reasons, strict=True)
+    return ["; ".join(part for part in pair if part) or None for pair in both]
+
+
+def generate(miner: VllmMiner, owner: Owner, prompts: Dataset) -> Dataset:
+    """Run the engine over prompts; a row that fails comes back with `__inference_error__` instead of killing the job."""
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    engine: dict[str, Any] = {"max_model_len": miner.max_model_len, "tensor_parallel_size": miner.tensor_parallel}
+    # a guided model may otherwise pad its JSON with blanks until its tokens are used up
+    engine["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
+    cpu: dict[str, Any] = {}
+    if miner.on_cpu:
+        engine["enforce_eager"] = True
+        cpu = {
+            "placement_group_config": {"bundles": [{"CPU": 1}]},
+            "runtime_env": {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"}},
+        }
+    config = vLLMEngineProcessorConfig(
+        model_source=miner.model,
+        engine_kwargs=engine,
+        concurrency=miner.concurrency,
+        batch_size=miner.batch_size,
+        should_continue_on_error=True,
+        log_engine_metrics=False,
+        prepare_multimodal_stage=prompt_modality(owner, miner.modality) != "text",
+        **cpu,
+    )
+    sampling = {"temperature": miner.temperature, "max_tokens": miner.max_tokens}
+    guide = json.dumps(RESPONSE_SCHEMA)
+
+    def to_engine(row: dict[str, Any]) -> dict[str, Any]:
+        messages = json.loads(row["messages"])
+        return {"messages": messages, "sampling_params": sampling | {"structured_outputs": {"json": guide}}}
+
+    def from_engine(row: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: row[name] for name in KEPT}
+        return kept | {name: row[name] for name in ("generated_text", "num_input_tokens", "num_generated_tokens")}
+
+    generated = build_processor(config, preprocess=to_engine, postprocess=from_engine)(prompts)
+    return map_tables(generated, _from_engine, owner=owner, miner=miner)
+
+
+def _from_engine(rows: pa.Table, owner: Owner, miner: VllmMiner) -> pa.Table:
+    errors = [text or None for text in rows["__inference_error__"].to_pylist()]
+    generated = rows["num_generated_tokens"].to_pylist()
+    cut = ["stopped at max_tokens" if tokens >= miner.max_tokens else None for tokens in generated]
+    return raw_responses(
+        rows,
+        miner.name,
+        prompt_version(owner, miner.modality),
+        rows["modality"].to_pylist(),
+        response=[None if error else text for error, text in zip(errors, rows["generated_text"].to_pylist(), strict=True)],
+        status=["error" if error else None for error in errors],
+        reason=reasons_of(rows, [error or note for error, note in zip(errors, cut, strict=True)]),
+        input_tokens=rows["num_input_tokens"].to_pylist(),
+        output_tokens=generated,
+    )
