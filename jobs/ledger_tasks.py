@@ -90,6 +90,9 @@ def _write(raw: pa.Table, uri: str) -> pa.Table:
 
 
 def statuses(responses: pa.Table) -> pa.Table:
-    """Count the statuses of whole owners' responses, each request once."""
-    counted = pc.value_counts(latest_responses(responses)["status"].combine_chunks())
-    return pa.table({"status": counted.field("values"), "rows": counted.field("counts")})
+    """Count how whole owners' requests ended, each once, and how many were asked without their broken image."""
+    latest = latest_responses(responses)
+    counted = pc.value_counts(latest["status"].combine_chunks())
+    broken = pc.sum(pc.starts_with(latest["reason"], "broken image")).as_py() or 0
+    found = [*counted.field("values").to_pylist(), "broken image"]
+    return pa.table({"outcome": found, "rows": [*counted.field("counts").to_pylist(), broken]})

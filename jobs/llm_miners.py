@@ -1,12 +1,13 @@
 """Miners that ask a language model: vLLM on this cluster, or an endpoint that speaks the OpenAI protocol."""
 
 import json
+
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
 from digr.config import Config
 from digr.config.interests import OpenAIMiner, VllmMiner
-from digr.interests.endpoint import ask_endpoint
+from digr.interests.endpoint import api_key, ask_endpoint
 from digr.interests.images import show_images
 from digr.interests.ledger import raw_responses
 from digr.interests.prompts import Owner, chat_messages, prompt_modality, prompt_version
@@ -21,7 +22,11 @@ def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMin
     prompts = map_tables(missing.repartition(target_num_rows_per_block=rows), _with_messages, miner=miner, limits=limits)
     if isinstance(miner, OpenAIMiner):
         return prompts.map_batches(
-            _Ask, batch_size=None, batch_format="pyarrow", fn_constructor_args=(owner, miner), compute=ActorPoolStrategy(size=1)
+            _Ask,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_constructor_args=(owner, miner, api_key(miner)),
+            compute=ActorPoolStrategy(size=1),
         )
     return vllm_engine.generate(miner, owner, prompts)
 
@@ -47,12 +52,12 @@ def _with_messages(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: d
 class _Ask:
     """Send batches of prompts to an endpoint."""
 
-    def __init__(self, owner: Owner, miner: OpenAIMiner):
-        self.miner, self.version = miner, prompt_version(owner, miner.modality)
+    def __init__(self, owner: Owner, miner: OpenAIMiner, key: str):
+        self.miner, self.key, self.version = miner, key, prompt_version(owner, miner.modality)
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
         miner = self.miner
-        answers = ask_endpoint(miner, [json.loads(text) for text in prompts["messages"].to_pylist()])
+        answers = ask_endpoint(miner, self.key, [json.loads(text) for text in prompts["messages"].to_pylist()])
         prices = miner.usd_per_million_input_tokens, miner.usd_per_million_output_tokens
         return raw_responses(
             prompts,

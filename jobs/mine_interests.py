@@ -70,26 +70,29 @@ def _merge(config: Config, store: Store, uri: str, wanted: Any, num_requests: in
     responses = responses.repartition(blocks).sort(["owner", "owner_id"]).materialize()
     filesystem, path = artifacts.filesystem_of(store.uri("interests"))
     phrase_tasks.merge(config, responses).write_parquet(path, filesystem=filesystem)
-    statuses = Counter[str]()
+    outcomes = Counter[str]()
     for batch in ledger_tasks.map_tables(responses, ledger_tasks.statuses).iter_batches():
-        statuses.update(dict(zip(batch["status"].tolist(), batch["rows"].tolist(), strict=True)))
-    if sum(statuses.values()) != num_requests:
-        raise ValueError(f"{uri}: {num_requests} requests have {sum(statuses.values())} answers; run the job again")
-    return _made(config, store, uri, statuses)
+        for outcome, rows in zip(batch["outcome"].tolist(), batch["rows"].tolist(), strict=True):
+            outcomes[outcome] += rows
+    broken = outcomes.pop("broken image", 0)
+    if sum(outcomes.values()) != num_requests:
+        raise ValueError(f"{uri}: {num_requests} requests have {sum(outcomes.values())} answers; run the job again")
+    return _made(config, store, uri, outcomes, broken)
 
 
-def _made(config: Config, store: Store, uri: str, statuses: Counter[str]) -> dict[str, Made]:
+def _made(config: Config, store: Store, uri: str, statuses: Counter[str], broken_images: int) -> dict[str, Made]:
     table = artifacts.open_parts(store.uri("interests"), TABLES["interests"].schema)
     rows, with_any = table.count_rows(), table.count_rows(filter=pc.field("rank") == 0)
     owners = sum(statuses.values()) // len(config.interests.miners)
-    say(STAGE, f"{rows} interests of {with_any} of {owners} owners; responses {dict(statuses)}")
+    say(STAGE, f"{rows} interests of {with_any} of {owners} owners; responses {dict(statuses)}; {broken_images} broken images")
     failed = {f"response {status}": count for status, count in sorted(statuses.items()) if status != "ok"}
+    broken = {"broken image, asked without it": broken_images} if broken_images else {}
     without = {"owner without interests": owners - with_any} if owners > with_any else {}
     facts = {"num_owners": owners, "num_owners_with_interests": with_any}
     counted = {"num_requests": sum(statuses.values()), "statuses": dict(sorted(statuses.items()))}
     return {
         "interests": Made(rows, without, facts),
-        ledger.LEDGER: Made(artifacts.open_parts(uri).count_rows(), failed, counted),
+        ledger.LEDGER: Made(artifacts.open_parts(uri).count_rows(), failed | broken, counted),
     }
 
 

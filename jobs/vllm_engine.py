@@ -42,6 +42,9 @@ def generate(miner: VllmMiner, owner: Owner, prompts: Dataset) -> Dataset:
         batch_size=miner.batch_size,
         should_continue_on_error=True,
         log_engine_metrics=False,
+        # one process less each: the engine detokenises anyway, and on CPU nothing waits for its tokeniser
+        tokenize_stage=not miner.on_cpu,
+        detokenize_stage=False,
         prepare_multimodal_stage=prompt_modality(owner, miner.modality) != "text",
         **cpu,
     )

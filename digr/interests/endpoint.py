@@ -22,14 +22,11 @@ class Answer(NamedTuple):
     output_tokens: int = 0
 
 
-def ask_endpoint(miner: OpenAIMiner, conversations: Sequence[list[dict[str, Any]]]) -> list[Answer]:
-    """Send chat conversations, `miner.concurrency` in flight, and return the answers in their order.
-
-    The client retries 408, 409, 429, 5xx and lost connections with growing pauses, and heeds Retry-After; what still
-    fails is an answer of status "error".
+def api_key(miner: OpenAIMiner) -> str:
+    """Return the key of a miner's endpoint from the environment variable its config names.
 
     Raises:
-        ValueError: the environment variable that should hold the key is empty.
+        ValueError: the variable is empty.
     """
     key = os.environ.get(miner.api_key_env, "")
     if not key:
@@ -37,10 +34,19 @@ def ask_endpoint(miner: OpenAIMiner, conversations: Sequence[list[dict[str, Any]
             f"miner {miner.name}: environment variable {miner.api_key_env} is empty; set it to the key of {miner.base_url} "
             f"(any word where the endpoint needs none)"
         )
-    return asyncio.run(_ask_all(miner, conversations, key))
+    return key
 
 
-async def _ask_all(miner: OpenAIMiner, conversations: Sequence[list[dict[str, Any]]], key: str) -> list[Answer]:
+def ask_endpoint(miner: OpenAIMiner, key: str, conversations: Sequence[list[dict[str, Any]]]) -> list[Answer]:
+    """Send chat conversations, `miner.concurrency` in flight, and return the answers in their order.
+
+    The client retries 408, 409, 429, 5xx and lost connections with growing pauses, and heeds Retry-After; what still
+    fails is an answer of status "error".
+    """
+    return asyncio.run(_ask_all(miner, key, conversations))
+
+
+async def _ask_all(miner: OpenAIMiner, key: str, conversations: Sequence[list[dict[str, Any]]]) -> list[Answer]:
     slots = asyncio.Semaphore(miner.concurrency)
     async with openai.AsyncOpenAI(
         base_url=miner.base_url, api_key=key, max_retries=miner.max_retries, timeout=miner.timeout_seconds
@@ -53,7 +59,7 @@ async def _ask_all(miner: OpenAIMiner, conversations: Sequence[list[dict[str, An
         return list(await asyncio.gather(*(ask(messages) for messages in conversations)))
 
 
-async def _ask_one(client: openai.AsyncOpenAI, miner: OpenAIMiner, messages: list[dict[str, Any]]) -> Answer:
+async def _ask_one(client: openai.AsyncOpenAI, miner: OpenAIMiner, messages: Any) -> Answer:
     extra: dict[str, Any] = {}
     if miner.json_schema:
         schema = {"name": "interests", "schema": RESPONSE_SCHEMA, "strict": True}

@@ -23,7 +23,8 @@ _REFUSAL = re.compile(
 )
 _NOT_IN_A_PHRASE = re.compile(r"[^\w\s'&/+-]|_")
 _OPENING = re.compile(r"[{\[]")
-_DECODER = json.JSONDecoder()
+# models write line breaks and other control characters into strings, which strict JSON forbids
+_DECODER = json.JSONDecoder(strict=False)
 
 
 class Parsed(NamedTuple):

@@ -33,9 +33,10 @@ def test_a_whole_answer_gives_normalised_interests_strongest_first():
         f"Sure! Here you go [as asked]:\n{GOOD}\nLet me know {{if}} you need more.",
         json.dumps(json.loads(GOOD)["interests"]),
         GOOD.replace("An angler", 'An "angler"'),
+        GOOD.replace("An angler", "An\n\x10angler"),
         f"<think>maybe {{}} or []</think>{GOOD}",
     ],
-    ids=["fences", "prose around", "bare list", "broken quote in the reasoning", "thinking"],
+    ids=["fences", "prose around", "bare list", "broken quote in the reasoning", "control characters", "thinking"],
 )
 def test_wrappings_do_not_matter(text):
     assert parse_response(text)[:2] == ("ok", EXPECTED)

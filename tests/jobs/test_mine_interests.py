@@ -12,6 +12,7 @@ from digr.artifacts import Manifest, Store
 from digr.config import build_config
 from jobs import mine_interests
 from jobs.runtime import Options
+from tests.interests.endpoint_server import serve_endpoint
 from tests.real_data import real_folder
 
 pytestmark = pytest.mark.ray
@@ -141,6 +142,27 @@ def test_users_are_asked_about_their_training_titles_only(config, ray_local):
 
     rows = requests_of(config, Store(config.run.dir), "user", config.interests.miners[1]).take_all()
     assert [(row["owner_id"], row["text"]) for row in rows] == [("u1", "\n".join([ITEMS["a"], ITEMS["b"], ITEMS["c"]]))]
+
+
+def test_an_endpoint_that_fails_some_requests_loses_no_owner_and_its_tokens_are_priced(tmp_path, ray_local, monkeypatch):
+    monkeypatch.setenv("DIGR_TEST_KEY", "any")
+    store = Store(str(tmp_path))
+    _write_items(store, {"a": "fine", "b": "busy", "c": "broken", "d": "garbage", "e": "half"})
+    with serve_endpoint() as server:
+        miner = {"kind": "openai", "name": "api", "base_url": server.url, "model": "x", "api_key_env": "DIGR_TEST_KEY"}
+        miner |= {"max_retries": 1, "usd_per_million_input_tokens": 1.0, "usd_per_million_output_tokens": 10.0}
+        config = build_config({"run": {"dir": store.root}, "interests": {"miners": [miner]}}, where="test")
+        mine_interests.run(config, Options())
+    rows = {row["owner_id"]: row for row in artifacts.read_table(store, "interest_responses").to_pylist()}
+    assert {item: row["status"] for item, row in rows.items()} == {
+        "a": "ok",
+        "b": "ok",
+        "c": "error",
+        "d": "error",
+        "e": "truncated",
+    }
+    assert rows["a"]["cost_usd"] == pytest.approx((100 * 1.0 + 10 * 10.0) / 1e6) and rows["c"]["input_tokens"] == 0
+    assert set(artifacts.read_table(store, "interests")["owner_id"].to_pylist()) == {"a", "b"}
 
 
 def test_the_recorded_interests_of_a_real_catalogue_come_back_whole(tmp_path, ray_local):

@@ -14,7 +14,7 @@ class _DeclareOperators(importlib.abc.MetaPathFinder):
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname != "torchvision":
-            return None
+            return
         sys.meta_path.remove(self)
         import torch
 
@@ -24,7 +24,7 @@ class _DeclareOperators(importlib.abc.MetaPathFinder):
             library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             # a library that is collected takes its definitions along
             sys.modules["torch"]._torchvision_operators = library
-        return None
+        return
 
 
 sys.meta_path.insert(0, _DeclareOperators())

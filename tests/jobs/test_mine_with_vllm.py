@@ -1,0 +1,62 @@
+"""The vLLM miner on the real engine (its CPU build), with tiny random models: what they write is mostly nonsense."""
+
+import json
+import runpy
+from pathlib import Path
+
+import jsonschema
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config import build_config
+from digr.interests.prompts import RESPONSE_SCHEMA
+from digr.tables import STATUSES
+from jobs import mine_interests
+from jobs.runtime import Options
+from tests.tiny_models import make_text_model, make_vision_model
+
+# the engines start twice, which on a busy machine takes minutes
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1200)]
+
+
+def _write_items(store, folder):
+    """Six items: four with images, one of them broken, and one whose text is too long for the model."""
+    for index in range(4):
+        Image.new("RGB", (64, 64), (index * 60, 20, 20)).save(folder / f"{index}.png")
+    (folder / "2.png").write_text("broken")
+    titles = ["rod", "reel", "hat", "lamp", "x " * 2500, "mug"]
+    images = [str(folder / f"{index}.png") if index < 4 else None for index in range(6)]
+    items = pa.table({"item_id": list("abcdef"), "title": titles, "image_uri": images})
+    artifacts.begin(store, "items")
+    artifacts.write_table(store, "items", items)
+    artifacts.commit(store, Manifest(name="items", rows=len(items)))
+
+
+def test_tiny_random_models_with_and_without_images_lose_no_row_and_keep_to_the_schema(tmp_path, ray_local):
+    runpy.run_path(str(Path(__file__).parents[1] / "vllm_support" / "sitecustomize.py"))
+    store = Store(str(tmp_path / "run"))
+    _write_items(store, tmp_path)
+    common = {"kind": "vllm", "on_cpu": True, "max_model_len": 2048, "max_tokens": 192, "batch_size": 8}
+    text = common | {"name": "text", "model": str(make_text_model(tmp_path / "text"))}
+    both = common | {"name": "both", "model": str(make_vision_model(tmp_path / "both")), "modality": "both"}
+    interests = {"miners": [text, both], "max_text_chars": 5000}
+    mine_interests.run(build_config({"run": {"dir": store.root}, "interests": interests}, where="test"), Options())
+
+    rows = {(row["miner"], row["owner_id"]): row for row in artifacts.read_table(store, "interest_responses").to_pylist()}
+    assert set(rows) == {(miner, item) for miner in ("text", "both") for item in "abcdef"}
+    assert {row["status"] for row in rows.values()} <= set(STATUSES)
+    for (_, item), row in rows.items():
+        assert (row["status"] == "error") == (item == "e")
+        if item == "e":
+            assert "maximum context length" in row["reason"]
+        elif "max_tokens" in (row["reason"] or ""):
+            assert row["output_tokens"] == 192
+        else:
+            jsonschema.validate(json.loads(row["response"], strict=False), RESPONSE_SCHEMA)
+    assert [rows["both", item]["modality"] for item in "abcdef"] == ["both", "both", "text", "both", "text", "text"]
+    assert rows["both", "c"]["reason"].startswith("broken image")
+    assert rows["both", "a"]["input_tokens"] > rows["both", "c"]["input_tokens"]
+    assert artifacts.require(store, "interest_responses").rejected["broken image, asked without it"] == 1
