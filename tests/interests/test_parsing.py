@@ -82,7 +82,7 @@ def test_duplicates_keep_the_highest_confidence_and_confidences_are_clipped():
         ("ice fishing", 1.0),
         ("camp cooking", 0.5),
         ("flies", 0.0),
-        ("maps", None),
+        ("map reading", None),
         ("knots", None),
     ]
 
