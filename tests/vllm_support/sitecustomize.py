@@ -1,8 +1,8 @@
 """Let torchvision be imported beside a CPU build of torch.
 
 The package index has torchvision built for CUDA only; its import registers kernels for two operators that the CPU build
-of torch does not know, and fails. Declaring the two schemas first is enough. Put this folder on PYTHONPATH; every Python
-start runs this file, so it only sets a hook and imports nothing heavy.
+of torch does not know, and fails. Declaring the two schemas first is enough. `make test` puts this file into the
+environment's site-packages; every Python start runs it, so it only sets a hook and imports nothing heavy.
 """
 
 import importlib.abc
