@@ -95,7 +95,8 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
     for result in map(results.__getitem__, range(len(results))):
         # Ray's error is a whole traceback; its last line is what the trial raised
         error = str(result.error).strip().splitlines()[-1] if result.error else None
-        row = {"trial": _name(result.config), **result.config, "status": "error" if error else "ok", "error": error}
+        candidate = dict(result.config or {})
+        row = {"trial": _name(candidate), **candidate, "status": "error" if error else "ok", "error": error}
         rows.append(row | {name: (result.metrics or {}).get(name) for name in (*MEASURED, "seconds", "score")})
     sign = 1 if config.tune.metric == "raw_collision_rate" else -1
     ranked = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: sign * row["score"])
@@ -109,11 +110,10 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
             f"R2 {row['reconstruction_r2']:.3f}  neighbours {shares[0]:.3f}  co-interaction "
             f"{row['cointeraction_prefix_share'][0]:.3f}  {row['seconds']:.0f} s",
         )
-    best = ranked[0]["trial"]
-    say("codebook_sweep", f"best by {config.tune.metric}: {best}")
-    failed = {"trial failed": len(rows) - len(ranked)} if len(ranked) < len(rows) else {}
+    facts = {"metric": config.tune.metric, "best": ranked[0]["trial"]}
+    say("codebook_sweep", f"best by {facts['metric']}: {facts['best']}")
     artifacts.write_table(store, "codebook_sweep", pa.Table.from_pylist(rows))
-    return {"codebook_sweep": Made(len(rows), failed, {"metric": config.tune.metric, "best": best})}
+    return {"codebook_sweep": Made(len(rows), {"trial failed": len(rows) - len(ranked)}, facts)}
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ def cointeraction_shares(
 
     Args:
         batches: rows of `histories` with split, history and target; rows of other splits are left out, so that no
-            held-out target is looked at. A pair is the newest item of a history and its target.
+            held-out target is looked at. A pair is the newest item of a history and its target, if they differ: an item
+            bought twice says nothing of its neighbours.
         item_ids: ids of the rows of `codes`; pairs with other items are left out.
     """
     ids = item_ids.combine_chunks() if isinstance(item_ids, pa.ChunkedArray) else item_ids
@@ -104,7 +105,7 @@ def cointeraction_shares(
         ends = np.cumsum(pc.list_value_length(rows["history"]).to_numpy(zero_copy_only=False)) - 1
         newest = pc.list_flatten(rows["history"]).take(pa.array(ends))
         left, right = (pc.fill_null(pc.index_in(side, ids), -1).to_numpy() for side in (newest, rows["target"]))
-        known = (left >= 0) & (right >= 0)
+        known = (left >= 0) & (right >= 0) & (left != right)
         equal += np.array(prefix_shares(codes[left[known]], codes[right[known]])) * known.sum()
         num_pairs += int(known.sum())
     return (equal / max(num_pairs, 1)).tolist(), num_pairs

@@ -72,12 +72,12 @@ def test_reconstructing_the_codewords_themselves_is_perfect():
     assert reconstruction(quantiser, vectors, quantiser.assign(vectors)) == (0.0, 1.0)
 
 
-def test_cointeraction_pairs_are_the_newest_history_item_and_the_target_of_train_rows():
+def test_cointeraction_pairs_are_the_newest_history_item_and_another_target_of_train_rows():
     rows = pa.record_batch(
         {
-            "split": ["train", "train", "test", "train", "train"],
-            "history": [["c", "a"], ["a"], ["a"], [], ["gone"]],
-            "target": ["b", "c", "b", "a", "a"],
+            "split": ["train", "train", "test", "train", "train", "train"],
+            "history": [["c", "a"], ["a"], ["a"], [], ["gone"], ["b"]],
+            "target": ["b", "c", "b", "a", "a", "b"],
         }
     )
     codes = np.array([[0, 0], [0, 1], [1, 1]], np.int32)
