@@ -1,5 +1,6 @@
 """Sweep codebook sizes and quantisers with Ray Tune on cheap diagnostics; a killed sweep goes on where it was."""
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -32,8 +33,7 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print one line."""
-        done = sum(other.is_finished() for other in trials)
-        say("codebook_sweep", f"{done} of {len(trials)} trials, {_name(trial.config)}: score {trial.last_result['score']:.4f}")
+        say("codebook_sweep", f"{_name(trial.config)}: score {trial.last_result['score']:.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print one line."""
@@ -63,6 +63,8 @@ def _name(candidate: Mapping[str, Any]) -> str:
 def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     """Run the trials that are not finished yet; each reads the vectors itself."""
     metric = config.tune.metric
+    # Ray would save the sweep's state only now and then: a kill would lose trials that have finished
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
 
     def trial(candidate: dict[str, Any]) -> None:
         tried = apply_overrides(config, {f"sids.{key}": value for key, value in candidate.items()})
@@ -71,10 +73,9 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
         score = facts[metric][0] if isinstance(facts[metric], list) else facts[metric]
         tune.report({name: facts[name] for name in MEASURED} | {"score": score, "seconds": time.monotonic() - start})
 
-    resources = {"cpu": config.tune.cpus_per_trial, "gpu": float(config.cluster.use_gpu)}
     filesystem, path = artifacts.filesystem_of(work)
     filesystem.create_dir(path, recursive=True)
-    trainable = tune.with_resources(trial, resources)
+    trainable = tune.with_resources(trial, {"cpu": config.tune.cpus_per_trial, "gpu": float(config.cluster.use_gpu)})
     if tune.Tuner.can_restore(f"{path}/sweep", storage_filesystem=filesystem):
         say("codebook_sweep", "going on with the sweep that was interrupted")
         return tune.Tuner.restore(f"{path}/sweep", trainable, restart_errored=True, storage_filesystem=filesystem).fit()
@@ -98,16 +99,15 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
         candidate = dict(result.config or {})
         row = {"trial": _name(candidate), **candidate, "status": "error" if error else "ok", "error": error}
         rows.append(row | {name: (result.metrics or {}).get(name) for name in (*MEASURED, "seconds", "score")})
-    sign = 1 if config.tune.metric == "raw_collision_rate" else -1
-    ranked = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: sign * row["score"])
+    ranked = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["score"])
+    ranked = ranked if config.tune.metric == "raw_collision_rate" else ranked[::-1]
     if not ranked:
         raise ValueError(f"codebook_sweep: all {len(rows)} trials failed; the first: {rows[0]['error']}")
     for row in ranked:
-        usage, shares = min(row["usage_rate"]), row["neighbour_prefix_share"]
         say(
             "codebook_sweep",
-            f"{row['trial']:28} usage >= {usage:6.1%}  colliding {row['raw_collision_rate']:6.1%}  "
-            f"R2 {row['reconstruction_r2']:.3f}  neighbours {shares[0]:.3f}  co-interaction "
+            f"{row['trial']:28} usage >= {min(row['usage_rate']):6.1%}  colliding {row['raw_collision_rate']:6.1%}  "
+            f"R2 {row['reconstruction_r2']:.3f}  neighbours {row['neighbour_prefix_share'][0]:.3f}  co-interaction "
             f"{row['cointeraction_prefix_share'][0]:.3f}  {row['seconds']:.0f} s",
         )
     facts = {"metric": config.tune.metric, "best": ranked[0]["trial"]}
