@@ -29,6 +29,8 @@ STOPWORDS = frozenset(_COMMON.split())
 _CHUNK = 1024
 _SHORTLIST = 12
 """Phrases per owner that the encoder sees."""
+_MIN_UNITY = 0.2
+"""A run of words below this is a fragment of another, or has chance neighbours."""
 _MAX_OWNERS_RATE = 0.2
 """A phrase that a larger share of the owners uses names no interest."""
 
@@ -149,7 +151,7 @@ def _shortlists(texts: Sequence[str], counts: Counts, max_words: int, min_owners
     owners = np.where(grid.buckets >= 0, counts.owners[grid.buckets], 0).astype(np.float64)
     unity = phrase_unity(owners)
     most = max(_MAX_OWNERS_RATE * counts.num_owners, min_owners)
-    candidate = (owners >= min_owners) & (owners <= most) & (unity > 0)
+    candidate = (owners >= min_owners) & (owners <= most) & (unity >= _MIN_UNITY)
     # single words only where a text has nothing longer
     longer = np.zeros(len(texts), bool)
     longer[grid.documents[candidate[1:].any(0)]] = True

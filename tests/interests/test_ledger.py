@@ -1,0 +1,139 @@
+"""The ledger: what is done is found fast, parts appear whole, and a recording answers in its place."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config import build_config
+from digr.interests import ledger
+from digr.interests.prompts import chat_messages, item_requests, request_key, user_requests
+from digr.interests.replay import open_recording, replay
+from digr.tables import conform
+
+ITEMS = conform("items", pa.table({"item_id": ["a", "b"], "title": ["Rod", "Hat"], "image_uri": ["x.png", None]}), where="test")
+
+
+def _key(**changes):
+    miner = {"kind": "openai", "name": "m", "base_url": "http://x/v1", "model": "x"} | changes
+    config = build_config({"run": {"dir": "x"}, "interests": {"miners": [miner]}}, where="test")
+    return request_key("item", config.interests.miners[0].model_dump(mode="json"))
+
+
+def _digests(key, modality="text", items=ITEMS):
+    return item_requests(items, key, modality, 100)["request_digest"].to_pylist()
+
+
+def test_a_digest_changes_with_what_decides_the_answer_and_with_nothing_else():
+    base = _digests(_key())
+    assert base == _digests(_key(concurrency=2, max_retries=0, usd_per_million_input_tokens=3.0, base_url="http://y/v1"))
+    for changed in ({"model": "y"}, {"temperature": 0.5}, {"max_tokens": 9}, {"name": "n"}, {"modality": "both"}):
+        assert not set(base) & set(_digests(_key(**changed)))
+    other = ITEMS.set_column(1, "title", pa.array(["Rod", "Cap"]))
+    assert [old == new for old, new in zip(base, _digests(_key(), items=other), strict=True)] == [True, False]
+    images = ITEMS.set_column(ITEMS.column_names.index("image_uri"), "image_uri", pa.array(["y.png", None]))
+    assert _digests(_key(), items=images) == base and _digests(_key(), "both", images)[0] != _digests(_key(), "both")[0]
+
+
+def test_a_user_is_shown_titles_of_training_rows_in_order_the_newest_where_space_is_short():
+    rows = [("u", "train", ["a"], "b"), ("u", "valid", ["a", "b"], "c"), ("v", "test", ["a"], "b")]
+    histories = pa.table(dict(zip(("user_id", "split", "history", "target"), map(list, zip(*rows, strict=True)), strict=True)))
+    titles = {"a": "Rod", "b": "Hat"}
+    assert user_requests(histories, titles, "k", 100).select(["owner_id", "text"]).to_pylist() == [
+        {"owner_id": "u", "text": "Rod\nHat"}
+    ]
+    assert user_requests(histories, titles, "k", 100, {"a": ["fishing"]})["text"].to_pylist() == ["Rod (fishing)\nHat"]
+    assert user_requests(histories, titles, "k", 5)["text"].to_pylist() == ["Hat"]
+    with pytest.raises(ValueError, match="user 'u': item 'b' is not in table items"):
+        user_requests(histories, {"a": "Rod"}, "k", 100)
+
+
+def test_a_prompt_without_its_image_falls_back_to_text():
+    shown = chat_messages("item", "image", "Rod", "data:x")
+    assert [part["type"] for part in shown[1]["content"]] == ["image_url", "text"] and "Rod" not in str(shown)
+    assert chat_messages("item", "image", "Rod")[1]["content"] == [{"type": "text", "text": "Product:\nRod"}]
+    assert chat_messages("user", "both", "Rod")[1]["content"] == "Products chosen, oldest first:\nRod"
+
+
+def test_digests_become_numbers_and_back():
+    digests = pa.chunked_array([["00000000000000ff"], ["ffffffffffffffff", "0123456789abcdef"]])
+    expected = [0xFF, 0xFFFFFFFFFFFFFFFF, 0x0123456789ABCDEF]
+    assert ledger.digest_numbers(digests).tolist() == expected
+    assert ledger.digest_numbers(digests.slice(1)).tolist() == expected[1:]
+    done = np.sort(np.array(expected[1:], np.uint64))
+    assert ledger.contains(done, digests).to_pylist() == [False, True, True]
+    assert ledger.contains(done[:0], digests).to_pylist() == [False] * 3
+    with pytest.raises(ValueError, match="expected 16 hexadecimal digits"):
+        ledger.digest_numbers(pa.array(["abc"]))
+
+
+def _responses(statuses):
+    requests = item_requests(ITEMS, _key(), "text", 100)
+    return ledger.finish_responses(ledger.raw_responses(requests, "m", "v1", "text", response=["x", "y"], status=statuses))
+
+
+def test_done_requests_survive_and_failures_are_asked_again_only_on_demand(tmp_path):
+    store = Store(str(tmp_path))
+    uri = ledger.open_ledger(store)
+    rows = _responses(["ok", "error"])
+    ledger.append(uri, rows)
+    artifacts.commit(store, Manifest(name="interest_responses"))
+    (tmp_path / "interest_responses" / ".draft-x").write_text("killed")
+    assert ledger.open_ledger(store) == uri and artifacts.read_manifest(store, "interest_responses") is None
+    assert [path.suffix for path in (tmp_path / "interest_responses").iterdir()] == [".parquet"]
+    numbers = ledger.digest_numbers(rows["request_digest"])
+    assert ledger.done_numbers(uri).tolist() == sorted(numbers.tolist())
+    assert ledger.done_numbers(uri, retry_failed=True).tolist() == numbers[:1].tolist()
+    assert ledger.done_numbers(str(tmp_path / "none")).tolist() == []
+
+
+def test_text_that_is_no_unicode_does_not_break_the_ledger():
+    requests = item_requests(ITEMS, _key(), "text", 100)
+    rows = ledger.finish_responses(
+        ledger.raw_responses(requests, "m", "v1", "text", response=[None, '{"interests": ["camp \\ud800 cooking"]}'])
+    )
+    assert rows["status"].to_pylist() == ["empty", "ok"] and rows["reason"].to_pylist() == ["no text", None]
+
+
+def _record(path, **changes):
+    columns = {"owner": ["item"], "owner_id": ["a"], "miner": ["llm"], "prompt_version": ["p"], "modality": ["text"]}
+    columns |= {"response": ['{"interests": ["camp cooking"]}'], "status": ["ok"]} | changes
+    pq.write_table(pa.table({name: values for name, values in columns.items() if values is not None}), path)
+    return str(path)
+
+
+def test_a_recording_answers_by_owner_and_a_missing_owner_gets_a_row(tmp_path):
+    requests = item_requests(ITEMS, "k", "text", 100)
+    rows = ledger.finish_responses(replay(requests, _record(tmp_path / "r.parquet"), "mine")).to_pylist()
+    assert [(row["owner_id"], row["miner"], row["status"], row["reason"], row["prompt_version"]) for row in rows] == [
+        ("a", "mine", "ok", None, "p"),
+        ("b", "mine", "empty", "not in the recording", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"status": None}, "lacks column status"),
+        ({"mood": ["good"]}, "has unknown column mood"),
+        ({"owner_id": [7]}, "column owner_id: expected string, found int64"),
+    ],
+)
+def test_a_recording_of_another_form_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        open_recording(_record(tmp_path / "r.parquet", **changes))
+
+
+def test_a_recording_with_two_answers_of_an_owner_must_be_narrowed(tmp_path):
+    requests = item_requests(ITEMS, "k", "text", 100)
+    twice = {name: values * 2 for name, values in pq.read_table(_record(tmp_path / "x.parquet")).to_pydict().items()}
+    path = _record(tmp_path / "r.parquet", **twice)
+    with pytest.raises(ValueError, match="item 'a' has several rows .* name one with recorded_miner"):
+        replay(requests, path, "mine")
+    assert replay(requests, path, "mine", "other")["status"].to_pylist() == ["empty", "empty"]
+    with pytest.raises(ValueError, match="status 'fine' is none of ok"):
+        replay(requests, _record(tmp_path / "y.parquet", status=["fine"]), "mine")
+    with pytest.raises(ValueError, match="no Parquet file is there"):
+        open_recording(str(tmp_path / "absent"))
