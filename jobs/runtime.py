@@ -39,12 +39,11 @@ def start_ray(config: Config) -> None:
         return
     # `ray job submit` sets RAY_ADDRESS for its entry point; "local" keeps off a cluster that happens to run here
     address = config.cluster.address or os.environ.get("RAY_ADDRESS") or "local"
-    local: dict[str, Any] = (
-        {"num_cpus": config.cluster.num_cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
-        if address == "local"
-        else {}
-    )
-    if local:
+    local: dict[str, Any] = {}
+    if address == "local":
+        cpus = config.cluster.num_cpus or max(8, os.cpu_count() or 1)
+        # as many workers may start at once as there are logical CPUs; Ray warns of every further one otherwise
+        local = {"num_cpus": cpus, "include_dashboard": False, "_system_config": {"worker_maximum_startup_concurrency": cpus}}
         os.environ.update({name: value for name, value in LOCAL_RAY_ENV.items() if name not in os.environ})
     ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
     ray.data.DataContext.get_current().enable_progress_bars = False
