@@ -79,7 +79,7 @@ def test_no_text_gives_an_answer_without_interests():
 
 
 def test_most_planted_interests_of_the_embedded_shop_are_among_the_top_five():
-    shop = build_shop(SyntheticConfig(num_items=96, num_users=20, num_interests=6), 0)
+    shop = build_shop(SyntheticConfig(num_items=120, num_users=20, num_interests=12), 0)
     texts = item_texts(shop.items)
     counts = Counts(count_phrases(texts, 5, num_buckets(len(texts))), len(texts))
     answers = extract_interests(texts, counts, load_encoder("minilm", 128), max_words=5, min_owners=2, max_interests=5)
