@@ -38,9 +38,17 @@ def read_shard(name: str) -> Iterator[pa.Table]:
     return iter(ray.train.get_dataset_shard(name).iter_batches(batch_format="pyarrow", batch_size=4096))
 
 
-def item_positions(trie: SidTrie, item_ids: pa.ChunkedArray) -> torch.Tensor:
-    """Find items in the trie's order."""
-    return torch.from_numpy(pc.index_in(item_ids, value_set=trie.item_ids).to_numpy().astype(np.int64))
+def item_positions(trie: SidTrie, item_ids: pa.ChunkedArray, name: str) -> torch.Tensor:
+    """Find the items of an artifact in the trie's order.
+
+    Raises:
+        ValueError: an item has no semantic ID.
+    """
+    found = pc.index_in(item_ids, value_set=trie.item_ids)
+    if found.null_count:
+        missing = item_ids.filter(found.is_null())[0].as_py()
+        raise ValueError(f"{name}: item {missing!r} has no semantic ID in item_sids; rebuild both from this run's items")
+    return torch.from_numpy(found.to_numpy().astype(np.int64))
 
 
 def read_valid(name: str, trie: SidTrie, max_examples: int, seed: int) -> ValidExamples:
@@ -50,7 +58,7 @@ def read_valid(name: str, trie: SidTrie, max_examples: int, seed: int) -> ValidE
     share = -(-max_examples // context.get_world_size())
     chosen = np.random.default_rng([seed, context.get_world_rank()]).permutation(len(table))[:share]
     table = table.take(pa.array(np.sort(chosen)))
-    return ValidExamples(table["prompt"].to_pylist(), item_positions(trie, table["target"]))
+    return ValidExamples(table["prompt"].to_pylist(), item_positions(trie, table["target"], "histories"))
 
 
 def read_split(store: Store, name: str, split: str) -> Any:
@@ -73,7 +81,7 @@ def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.devic
     weights = reward_weights(config.grpo.reward)
     table = artifacts.read_table(store, "item_quality")
     quality = torch.zeros(trie.num_items)
-    quality[item_positions(trie, table["item_id"])] = torch.tensor(table["quality"].to_numpy(), dtype=torch.float32)
+    quality[item_positions(trie, table["item_id"], "item_quality")] = torch.tensor(table["quality"].to_numpy(), dtype=torch.float32)
     vectors = _trusted_vectors(store, trie).to(device) if weights["interest"] else None
     quality, codes, num_levels = quality.to(device), trie.codes.to(device), len(config.sids.level_sizes)
 
@@ -101,5 +109,5 @@ def _trusted_vectors(store: Store, trie: SidTrie) -> torch.Tensor:
         return torch.zeros(trie.num_items, 1)
     flat = table["interest_embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     vectors = torch.zeros(trie.num_items, flat.shape[1])
-    vectors[item_positions(trie, table["item_id"])] = torch.tensor(flat)
+    vectors[item_positions(trie, table["item_id"], "item_embeddings")] = torch.tensor(flat)
     return vectors

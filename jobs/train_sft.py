@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from digr import artifacts
 from digr.artifacts import Store
@@ -53,6 +54,7 @@ def train_loop(values: dict[str, Any]) -> None:
 
     config, store, device = values["config"], values["store"], ray.train.torch.get_device()
     trie, seed = load_trie(store), config.run.seed
+    torch.manual_seed(seed)  # all workers must give new SID tokens of a Hugging Face model the same embeddings
     policy = build_policy(config.policy, trie.level_sizes, seed).to(device)
     sequences = pack_sequences(policy.tokenizer, _texts(data.read_shard("train")), config.policy.max_tokens)
     valid = data.read_valid("valid", trie, config.sft.max_valid_examples, seed)
