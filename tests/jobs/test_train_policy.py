@@ -2,10 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,12 @@ import torch
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, apply_overrides, build_config
-from digr.policy.model import load_policy
+from digr.policy.engine import Engine, PlainEngine, make_optimizer
+from digr.policy.model import build_policy, load_policy
+from digr.policy.validation import policy_of
+from digr.sids.trie import SidTrie, load_trie
 from jobs import train_grpo, train_sft
+from jobs.policy_training import make_engine
 from jobs.ray_train import fit
 from jobs.runtime import Options
 
@@ -99,32 +103,28 @@ def test_two_deepspeed_workers_train_the_policy_and_grpo_refines_it(config, ray_
     load_policy(Path(config.run.dir) / "policy_grpo")
 
 
-def test_a_job_killed_while_training_goes_on_to_the_same_losses(config, tmp_path, ray_local):
+def test_a_job_killed_while_training_goes_on_to_the_same_losses(config, tmp_path, ray_local, capsys):
+    config = apply_overrides(config, {"sft.epochs": 40, "sft.patience": 99})
     toml = tmp_path / "config.toml"
-    overrides = {"sft.epochs": 8, "run.dir": str(tmp_path / "killed")}
-    config = apply_overrides(config, overrides)
-    (tmp_path / "run").rename(tmp_path / "killed")
     sections = json.loads(config.model_dump_json(exclude={"interests", "ablations", "cluster"}))
     toml.write_text("".join(_section(name, values) for name, values in sections.items()))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-m", "jobs.train_sft", "--config", str(toml), "cluster.num_cpus=4"]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     assert job.stdout is not None
-    for line in job.stdout:
-        if "epoch 4," in line:
-            break
+    assert any("epoch 4," in line for line in job.stdout)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
-    deadline = time.monotonic() + 60
-    store = Store(config.run.dir)
-    assert artifacts.read_manifest(store, "policy_sft") is None
+    assert artifacts.read_manifest(Store(config.run.dir), "policy_sft") is None
+    capsys.readouterr()
     train_sft.run(config, Options())
-    resumed = _metrics(config, "policy_sft")
-    assert [record["epoch"] for record in resumed] == list(range(1, 9))
-    assert time.monotonic() < deadline + 120
+    first = int(re.findall(r"epoch (\d+),", capsys.readouterr().out)[0])
+    assert first > 2 and first % config.sft.eval_every_epochs == 1
+    resumed = [record["loss"] for record in _metrics(config, "policy_sft")]
+    assert len(resumed) == 40
     train_sft.run(config, Options(force="all"))
-    whole = _metrics(config, "policy_sft")
-    assert [record["loss"] for record in resumed] == pytest.approx([record["loss"] for record in whole], rel=1e-6)
+    whole = [record["loss"] for record in _metrics(config, "policy_sft")]
+    assert resumed == pytest.approx(whole, rel=1e-6)
 
 
 def _section(name: str, values: dict[str, object]) -> str:
@@ -134,42 +134,48 @@ def _section(name: str, values: dict[str, object]) -> str:
     return f"[{name}]\n" + "\n".join(lines) + "\n" + "".join(_section(f"{name}.{key}", value) for key, value in nested.items())
 
 
-def _compare_steps(values: dict) -> None:
-    """Take 20 steps on given batches, each worker on its rows, and write the mean losses."""
-    import ray.train
-    from torch.distributed import get_world_size
+CASES = {"zero-2": {"zero_stage": 2}, "zero-3": {"zero_stage": 3}, "zero-2 in bf16": {"zero_stage": 2, "precision": "bf16"}}
 
-    from digr.policy.model import build_policy
-    from digr.sids.trie import load_trie
-    from jobs.policy_training import make_engine
 
-    config, rank = values["config"], ray.train.get_context().get_world_rank()
-    trie = load_trie(values["store"])
-    engine = make_engine(config, build_policy(config.policy, trie.level_sizes, 0), lr=1e-2, weight_decay=0.05, max_grad_norm=1.0)
-    codes = trie.codes.long()
-    losses = []
+def _losses(engine: Engine, trie: SidTrie) -> list[float]:
+    """Take 20 steps on given batches, each worker on its rows, and return the mean losses over all workers."""
+    policy, losses = policy_of(engine), []
     for step in range(20):
-        chosen = torch.randint(0, NUM_ITEMS, (16, 4), generator=torch.Generator().manual_seed(step))
-        tokens = torch.stack([engine.module.token_ids(level)[codes[chosen][..., level]] for level in range(3)], -1).flatten(1)
-        mine = tokens[rank :: get_world_size()]
+        starts = torch.randint(0, NUM_ITEMS, (16, 1), generator=torch.Generator().manual_seed(step))
+        codes = trie.codes.long()[(starts + torch.arange(4)) % NUM_ITEMS]
+        tokens = torch.stack([policy.token_ids(level)[codes[..., level]] for level in range(3)], -1).flatten(1)
+        mine = tokens[engine.rank :: engine.world_size]
         completion = torch.ones_like(mine, dtype=torch.bool)
         completion[:, :3] = False
-        loss = -engine(mine, torch.ones_like(completion), completion, trie).sum() / (16 * 9) * get_world_size()
-        losses.append(engine.total(loss.detach()[None].double()).item() / get_world_size())
+        loss = -engine(mine, torch.ones_like(completion), completion, trie).sum() / (16 * 9) * engine.world_size
+        losses.append(engine.total(loss.detach()[None].double()).item() / engine.world_size)
         engine.backward(loss)
-        engine.step(1e-2)
-    ray.train.report({"losses": losses})
+        engine.step(3e-3)
+    return losses
 
 
-@pytest.mark.parametrize(("stage", "precision", "tolerance"), [(2, "fp32", 1e-4), (3, "fp32", 1e-4), (2, "bf16", 0.03)])
-def test_two_workers_take_the_steps_of_one_plain_process(config, tmp_path, ray_local, stage, precision, tolerance):
-    base = {"policy.dropout": 0.0}
-    plain = apply_overrides(config, base | {"train.engine": "plain", "train.num_workers": 1})
-    two = apply_overrides(config, base | {"train.zero_stage": stage, "train.precision": precision})
-    found = {}
-    for name, run_config in (("plain", plain), ("two", two)):
-        values = {"config": run_config, "store": Store(config.run.dir)}
-        result = fit(run_config, _compare_steps, values, f"{tmp_path}/{name}", env={"DS_ACCELERATOR": "cpu"})
-        found[name] = result.metrics["losses"]
-    assert found["plain"][-1] < found["plain"][0]
-    np.testing.assert_allclose(found["two"], found["plain"], rtol=tolerance)
+def _run_cases(values: dict) -> None:
+    import ray.train
+
+    losses = {}
+    for name, settings in CASES.items():
+        config = apply_overrides(values["config"], {f"train.{key}": value for key, value in settings.items()})
+        policy = build_policy(config.policy, values["trie"].level_sizes, 0)
+        engine = make_engine(config, policy, lr=1e-2, weight_decay=0.05, max_grad_norm=1.0)
+        losses[name] = _losses(engine, values["trie"])
+    ray.train.report(losses)
+
+
+def test_two_deepspeed_workers_take_the_steps_of_one_plain_process(config, tmp_path, ray_local):
+    config = apply_overrides(config, {"policy.dropout": 0.0})
+    trie = load_trie(Store(config.run.dir))
+    policy = build_policy(config.policy, trie.level_sizes, 0)
+    plain = _losses(PlainEngine(policy, make_optimizer(policy, 1e-2, 0.05), max_grad_norm=1.0), trie)
+    assert plain[-1] < 0.95 * plain[0]
+    reported: list[dict] = []
+    values = {"config": config, "trie": trie}
+    fit(config, _run_cases, values, f"{tmp_path}/work", env={"DS_ACCELERATOR": "cpu"}, report=reported.append)
+    for name in ("zero-2", "zero-3"):
+        np.testing.assert_allclose(reported[-1][name][:12], plain[:12], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(reported[-1][name], plain, rtol=5e-3, err_msg=name)  # rounding grows with the steps
+    np.testing.assert_allclose(reported[-1]["zero-2 in bf16"], plain, rtol=0.02)
