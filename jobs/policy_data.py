@@ -38,7 +38,7 @@ def read_shard(name: str) -> Iterator[pa.Table]:
     return iter(ray.train.get_dataset_shard(name).iter_batches(batch_format="pyarrow", batch_size=4096))
 
 
-def item_positions(trie: SidTrie, item_ids: pa.ChunkedArray, name: str) -> torch.Tensor:
+def item_positions(trie: SidTrie, item_ids: pa.ChunkedArray, name: str = "histories") -> torch.Tensor:
     """Find the items of an artifact in the trie's order.
 
     Raises:
@@ -80,8 +80,8 @@ def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.devic
     """Read qualities and trusted-interest vectors into the trie's order, and close the reward over them."""
     weights = reward_weights(config.grpo.reward)
     table = artifacts.read_table(store, "item_quality")
-    quality = torch.zeros(trie.num_items)
-    quality[item_positions(trie, table["item_id"], "item_quality")] = torch.tensor(table["quality"].to_numpy(), dtype=torch.float32)
+    found, quality = torch.tensor(table["quality"].to_numpy()), torch.zeros(trie.num_items)
+    quality[item_positions(trie, table["item_id"], "item_quality")] = found.float()
     vectors = _trusted_vectors(store, trie).to(device) if weights["interest"] else None
     quality, codes, num_levels = quality.to(device), trie.codes.to(device), len(config.sids.level_sizes)
 

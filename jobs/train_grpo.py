@@ -34,7 +34,7 @@ def train_loop(values: dict[str, Any]) -> None:
     with artifacts.local_files(store, "policy_sft") as folder:
         policy, reference = load_policy(folder, str(device)), load_policy(folder, str(device))
     rows = data.concat(["example_id", "prompt", "target"], data.read_shard("train"))
-    targets = data.item_positions(trie, rows["target"], "histories")
+    targets = data.item_positions(trie, rows["target"])
     prompts = Prompts(rows["example_id"].combine_chunks(), rows["prompt"].combine_chunks(), targets)
     valid = data.read_valid("valid", trie, grpo.max_valid_examples, seed)
     engine = training.make_engine(config, policy, lr=grpo.lr, weight_decay=0.0, max_grad_norm=grpo.max_grad_norm)

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digr.policy.examples import Sids, cut_windows, policy_examples, sequence_examples
@@ -69,6 +69,7 @@ def test_validation_rows_keep_their_history_as_prompt_and_test_rows_are_left_out
     assert table["split"].to_pylist() == ["train", "valid"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=6), st.integers(1, 8))
 def test_every_interaction_but_a_users_first_is_a_target_exactly_once(lengths, max_history):
     rng = np.random.default_rng(len(lengths))
@@ -85,6 +86,7 @@ def test_every_interaction_but_a_users_first_is_a_target_exactly_once(lengths, m
     assert len(set(table["example_id"].to_pylist())) == len(table)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 60), st.integers(2, 12))
 def test_later_windows_are_at_least_half_prompt(length, window):
     windows = cut_windows(np.array([length]), np.array([1]), window)

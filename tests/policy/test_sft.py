@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digr.config.policy import SftConfig
@@ -90,6 +90,7 @@ def test_training_stops_when_validation_no_longer_improves(tmp_path):
     assert progress.position == 3 and progress.best_position == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=200), st.integers(60, 400))
 def test_batches_hold_every_sequence_once_within_the_budget(lengths, budget):
     lengths = np.array(lengths)
