@@ -1,9 +1,18 @@
 """The pipeline runs every job in order, skips what is done, and its planted interests are found again."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from digr import artifacts
+from digr.artifacts import Store
 from digr.config import build_config
 from jobs.pipeline import MINING, MODEL, plan
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _config(**sections):
@@ -41,3 +50,70 @@ def test_an_ablation_runs_from_the_embeddings_on_with_its_own_choices_before_the
 def test_a_wrong_override_of_an_ablation_stops_the_run_before_it_starts():
     with pytest.raises(ValueError, match=r"embeddings\.interest: unknown key; the nearest known key is embeddings\.interests"):
         plan(_config(ablations=[{"name": "plain", "overrides": {"embeddings.interest": "none"}}]))
+
+
+SHOP = [
+    "data.synthetic.num_items=240",
+    "data.synthetic.num_users=800",
+    "data.synthetic.num_interests=12",
+    "classifier.max_pairs=1000",
+    "sids.level_sizes=[16, 16, 16]",
+    "sids.epochs=100",
+    "policy.hidden_dim=64",
+    "policy.num_layers=2",
+    "sft.epochs=10",
+    "grpo.steps=40",
+    "grpo.prompts_per_step=32",
+    "grpo.group_size=8",
+]
+MARGIN = 0.01
+"""NDCG@10 on test by which semantic IDs with interests beat those without."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[list[str], dict]:
+    """Run the pipeline on a small shop as a user would, and again; gives the first output and the second summary."""
+    command = [sys.executable, "-m", "jobs.pipeline", "--config", "configs/quickstart.toml", *SHOP]
+    command.append(f"run.dir={tmp_path_factory.mktemp('shop')}")
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert first.returncode == 0, first.stdout + first.stderr
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert second.returncode == 0, second.stdout + second.stderr
+    return first.stdout.splitlines(), json.loads(second.stdout.splitlines()[-1])
+
+
+def _ndcg(run_dir: str, split: str) -> dict[str, float]:
+    metrics = artifacts.read_table(Store(run_dir), "metrics", split=[split], name=["ndcg"]).to_pylist()
+    return {row["system"]: row["value"] for row in metrics if row["k"] == 10 and row["slice"] == "all"}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_run_tells_each_job_and_ends_with_the_table_the_report_and_a_summary(finished):
+    lines, _ = finished
+    steps = [line for line in lines if "] pipeline: " in line and "/14 " in line]
+    assert len(steps) == 14
+    assert any("sid_grpo" in line for line in lines)
+    summary = json.loads(lines[-1])
+    assert summary["status"] == "done"
+    assert Path(summary["report"]).is_file()
+
+
+@pytest.mark.ray
+def test_a_second_run_skips_every_job(finished):
+    _, summary = finished
+    assert {job["status"] for job in summary["jobs"]} == {"skipped"}
+
+
+@pytest.mark.ray
+def test_semantic_ids_with_interests_beat_those_without_them(finished):
+    _, summary = finished
+    ndcg = _ndcg(summary["run_dir"], "test")
+    assert ndcg["sid_sft"] >= ndcg["sid_sft[without_interests]"] + MARGIN, ndcg
+
+
+@pytest.mark.ray
+def test_grpo_does_not_lower_ndcg_on_valid(finished):
+    _, summary = finished
+    ndcg = _ndcg(summary["run_dir"], "valid")
+    assert ndcg["sid_grpo"] >= ndcg["sid_sft"], ndcg
