@@ -16,6 +16,9 @@ from digr.interests.merging import Encode, latest_responses, merge_responses
 from digr.interests.prompts import Owner, prompt_version
 from jobs.ledger_tasks import map_tables
 
+MAX_TOKENS = 64
+"""Longest text encoded, tokens: an interest is a few words, and the start of a text says what it is about."""
+
 
 def extract(
     config: Config, owner: Owner, miner: ExtractiveMiner, missing: Dataset, everything: Dataset, num_owners: int
@@ -47,7 +50,7 @@ def _load_encoder(config: Config) -> Encode:
 
     torch.set_num_threads(config.cluster.encode_threads)
     device = "cuda" if config.cluster.use_gpu else "cpu"
-    encoder = load_encoder(config.interests.encoder, 128, device, config.cluster.encode_batch_size)
+    encoder = load_encoder(config.interests.encoder, MAX_TOKENS, device, config.cluster.encode_batch_size)
     return lambda texts: encoder(texts)
 
 

@@ -29,7 +29,7 @@ STOPWORDS = frozenset(_COMMON.split())
 _CHUNK = 1024
 _SHORTLIST = 12
 """Phrases per owner that the encoder sees."""
-_MIN_UNITY = 0.2
+_MIN_UNITY = 0.1
 """A run of words below this is a fragment of another, or has chance neighbours."""
 _MAX_OWNERS_RATE = 0.2
 """A phrase that a larger share of the owners uses names no interest."""
