@@ -21,11 +21,6 @@ from digr.rewards.interest_reward import reward_terms, reward_weights, total_rew
 from digr.sids.trie import SidTrie, codes_of
 
 
-def absolute(store: Store) -> Store:
-    """Return the store with an absolute address: Ray Train's workers run in a folder of their own."""
-    return store if artifacts.is_remote(store.root) else store._replace(root=artifacts.filesystem_of(store.root)[1])
-
-
 def load_sids(store: Store) -> Sids:
     """Read the text of every item's SID."""
     table = artifacts.read_table(store, "item_sids")

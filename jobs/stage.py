@@ -23,8 +23,12 @@ class Made(NamedTuple):
 
 
 def store_of(config: Config) -> Store:
-    """Return the artifacts of the configured run and variant."""
-    return Store(config.run.dir, config.run.variant)
+    """Return the artifacts of the configured run and variant; a local folder by its absolute path.
+
+    Workers of Ray Train and Ray Serve have a working directory of their own.
+    """
+    root = config.run.dir
+    return Store(root if artifacts.is_remote(root) else artifacts.filesystem_of(root)[1], config.run.variant)
 
 
 def run_stage(

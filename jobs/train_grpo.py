@@ -96,17 +96,16 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
-        there = data.absolute(store)
         max_history = config.data.max_history
 
         def convert(rows: pa.Table) -> pa.Table:
-            return prompt_examples(conform("histories", rows, "histories"), data.load_sids(there), max_history)
+            return prompt_examples(conform("histories", rows, "histories"), data.load_sids(store), max_history)
 
         datasets = {
             split: data.read_split(store, "histories", split).map_batches(convert, batch_size=None, batch_format="pyarrow")
             for split in ("train", "valid")
         }
-        values = {"config": config, "store": there}
+        values = {"config": config, "store": store}
         result = fit(config, train_loop, values, work, datasets=datasets, env=training.worker_env(config), report=tell)
         progress = training.write_policy(store, STAGE, result.checkpoint)
         return {STAGE: Made(facts=facts_of(progress))}

@@ -95,12 +95,12 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     def examples(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
-        return {EXAMPLES: build_examples(config, data.absolute(store))}
+        return {EXAMPLES: build_examples(config, store)}
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
         datasets = {split: data.read_split(store, EXAMPLES, split) for split in ("train", "valid")}
-        values = {"config": config, "store": data.absolute(store)}
+        values = {"config": config, "store": store}
         result = fit(config, train_loop, values, work, datasets=datasets, env=training.worker_env(config), report=tell)
         progress = training.write_policy(store, STAGE, result.checkpoint)
         facts = {"best_epoch": progress.best_position, "epochs": progress.position, "steps": progress.step}
