@@ -25,16 +25,16 @@ TINY = [
     "policy.hidden_dim=32",
     "policy.num_layers=1",
     "policy.num_heads=2",
-    "sft.epochs=4",
+    "sft.epochs=2",
     "sft.eval_every_epochs=1",
-    "grpo.steps=8",
-    "grpo.eval_every_steps=2",
+    "grpo.steps=2",
+    "grpo.eval_every_steps=1",
     "grpo.prompts_per_step=8",
     "grpo.group_size=4",
     "evaluation.bootstrap=100",
     "ablations=[]",
 ]
-KILLED_IN = ("interests", "classifier", "item_embeddings", "policy_sft", "policy_grpo", "recommendations/sft_test")
+KILLED_IN = ("interests", "policy_sft", "recommendations/sft_test")
 
 
 class Pipeline:
