@@ -16,6 +16,9 @@ from digr.artifacts import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
+    "train.engine=plain",  # starts faster; test_train_policy.py trains with DeepSpeed
+    "train.num_workers=1",
+    "train.threads_per_worker=2",
     "data.synthetic.num_items=60",
     "data.synthetic.num_users=200",
     "data.synthetic.num_interests=6",

@@ -53,6 +53,9 @@ def test_a_wrong_override_of_an_ablation_stops_the_run_before_it_starts():
 
 
 SHOP = [
+    "train.engine=plain",  # starts faster; test_train_policy.py trains with DeepSpeed
+    "train.num_workers=1",
+    "train.threads_per_worker=2",
     "data.synthetic.num_items=240",
     "data.synthetic.num_users=800",
     "data.synthetic.num_interests=12",
