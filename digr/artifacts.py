@@ -238,7 +238,7 @@ def list_parts(uri: str) -> list[str]:
     return sorted(entry.path for entry in entries if entry.is_file and entry.path.endswith(".parquet"))
 
 
-def read_table(store: Store, name: str, columns: Sequence[str] | None = None, **filters: Iterable[str]) -> pa.Table:
+def read_table(store: Store, name: str, /, columns: Sequence[str] | None = None, **filters: Iterable[str]) -> pa.Table:
     """Read an artifact into memory, with some columns only, and only the rows whose column is among given values.
 
     Filters are pushed into the Parquet statistics. Item tables are written in the order of their ids, so a batch of

@@ -81,3 +81,11 @@ def test_variants_share_what_comes_before_the_embeddings():
     assert store.uri("interests") == "runs/x/interests"
     assert store.uri("item_sids") == "runs/x/variants/without_interests/item_sids"
     assert store.uri("recommendations/sft_test") == "runs/x/variants/without_interests/recommendations/sft_test"
+
+
+def test_a_table_is_filtered_by_a_column_called_name(tmp_path):
+    row = {"system": "a", "split": "test", "slice": "all", "k": 10, "value": 0.5, "low": 0.4, "high": 0.6, "num_examples": 9}
+    store = Store(str(tmp_path))
+    artifacts.write_table(store, "metrics", pa.Table.from_pylist([row | {"name": "hr"}, row | {"name": "ndcg"}]))
+    artifacts.commit(store, Manifest(name="metrics", rows=2))
+    assert artifacts.read_table(store, "metrics", name=["ndcg"])["name"].to_pylist() == ["ndcg"]
