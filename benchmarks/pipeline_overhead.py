@@ -105,10 +105,9 @@ def recommend(config: Config, store: Store) -> None:
     """Rank items for both policies and both splits, by the function that the Ray workers map."""
     from jobs.recommend import SPLITS, Recommend
 
-    histories = artifacts.read_table(store, "histories")
+    histories = artifacts.read_table(store, "histories", split=SPLITS)
     for policy in ("sft", "grpo"):
-        for split in SPLITS:
-            Recommend(config, store, policy, split)(histories)
+        Recommend(config, store, policy)(histories)
 
 
 def fine_tune(config: Config, store: Store) -> None:

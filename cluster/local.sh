@@ -12,6 +12,8 @@ export PATH="$PWD/.venv/bin:$PATH"
 command -v ray >/dev/null || { echo "error: no ray command; run 'make setup' first" >&2; exit 1; }
 
 export RAY_AUTH_MODE=token
+# Ray Data starts 32 processes per read to look at Parquet footers; on one machine that costs more than the read
+export RAY_DATA_PARQUET_FOOTER_NUM_ACTORS="${RAY_DATA_PARQUET_FOOTER_NUM_ACTORS:-1}"
 ray get-auth-token --generate >/dev/null
 
 cat <<TEXT

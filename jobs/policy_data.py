@@ -1,17 +1,18 @@
 """What the workers of `train_sft` and `train_grpo` read: shards through Ray Data, and tables by item."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray.train
 import torch
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.data.ids import build_id_index
 from digr.policy.examples import Sids
 from digr.policy.grpo import RewardFn, Rewards
 from digr.policy.rollouts import Rollouts
@@ -22,10 +23,15 @@ from digr.sids.trie import SidTrie, codes_of
 
 
 def load_sids(store: Store) -> Sids:
-    """Read the text of every item's SID."""
+    """Read the text of every item's SID; a process that has read it keeps it."""
+    return _read_sids(store, artifacts.require(store, "item_sids").digest)
+
+
+@lru_cache(maxsize=1)
+def _read_sids(store: Store, digest: str) -> Sids:
     table = artifacts.read_table(store, "item_sids")
     num_levels = len(artifacts.require(store, "item_sids").facts["level_sizes"])
-    return Sids(table["item_id"].combine_chunks(), sid_texts(codes_of(table, num_levels)))
+    return Sids(build_id_index(table["item_id"]), sid_texts(codes_of(table, num_levels)))
 
 
 def read_shard(name: str) -> Iterator[pa.Table]:
@@ -39,11 +45,11 @@ def item_positions(trie: SidTrie, item_ids: pa.ChunkedArray, name: str = "histor
     Raises:
         ValueError: an item has no semantic ID.
     """
-    found = pc.index_in(item_ids, value_set=trie.item_ids)
-    if found.null_count:
-        missing = item_ids.filter(found.is_null())[0].as_py()
+    found = build_id_index(trie.item_ids).find(item_ids)
+    if (found < 0).any():
+        missing = item_ids[int((found < 0).argmax())].as_py()
         raise ValueError(f"{name}: item {missing!r} has no semantic ID in item_sids; rebuild both from this run's items")
-    return torch.from_numpy(found.to_numpy().astype(np.int64))
+    return torch.from_numpy(found)
 
 
 def read_valid(name: str, trie: SidTrie, max_examples: int, seed: int) -> ValidExamples:

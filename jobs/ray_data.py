@@ -1,7 +1,12 @@
-"""Ray Data shared by the jobs that turn every item into a row: a pool of actors over `items`, in the order of the ids."""
+"""Ray Data shared by several jobs: a pool of actors over `items`, in the order of the ids, and a sink that splits rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from ray.data import Datasink
 
 from digr import artifacts
 from digr.artifacts import Store
@@ -61,3 +66,20 @@ def map_items(
             f"{store.uri(output)}: {rows} rows came out, {wanted} expected; an input changed: rebuild it with --force"
         )
     return rows
+
+
+class SplitSink(Datasink[None]):
+    """Write each split's rows into a folder of its own; a repeated task writes the same files again."""
+
+    def __init__(self, folders: Mapping[str, str]) -> None:
+        self.folders = dict(folders)
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> None:
+        """Write one part per split that occurs in the blocks."""
+        rows = pa.concat_tables(blocks)
+        for split, folder in self.folders.items():
+            part = rows.filter(pc.equal(rows["split"], split)).drop_columns("split")
+            if len(part):
+                filesystem, path = artifacts.filesystem_of(folder)
+                filesystem.create_dir(path, recursive=True)
+                pq.write_table(part, f"{path}/part-{ctx.task_idx:06d}.parquet", filesystem=filesystem)

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,7 +62,11 @@ def fit(
     threads, variables = train.threads_per_worker, dict(env or {})
     callbacks: list[Any] = [_Tell(queue)]
 
+    folder = Path.cwd()
+
     def loop(values: dict[str, Any]) -> None:
+        if folder.is_dir():  # Ray gives workers a folder of their own, where a config's relative paths would not be found
+            os.chdir(folder)
         os.environ.update(variables)
         if not torch.cuda.is_available():
             torch.set_num_threads(threads)

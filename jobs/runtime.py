@@ -46,8 +46,27 @@ def start_ray(config: Config) -> None:
         local = {"num_cpus": cpus, "include_dashboard": False, "_system_config": {"worker_maximum_startup_concurrency": cpus}}
         os.environ.update({name: value for name, value in LOCAL_RAY_ENV.items() if name not in os.environ})
     ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # so that a user's mistake is told from a failure
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # jobs print their own progress
+
+
+def _user_error(error: BaseException | None) -> str | None:
+    """Return the message of the ValueError, which a user can mend, behind an error of the driver, Ray Data or Ray Train."""
+    from ray.exceptions import RayTaskError
+    from ray.train import WorkerGroupError
+
+    while error:
+        if isinstance(error, WorkerGroupError):
+            error = next(iter(error.worker_failures.values()))
+        elif isinstance(error, RayTaskError):  # one that wraps a ValueError is a ValueError too, whose text is a traceback
+            error = error.cause
+        elif isinstance(error, ValueError):
+            return str(error).partition("\nFailed to apply UDF transform")[0]  # Ray Data adds advice of its own
+        else:
+            error = error.__cause__
+    return None
 
 
 def main(
@@ -72,9 +91,11 @@ def main(
             return
         summary |= run(config, Options(force if arguments.force else "no", arguments.dry_run))
         code = 0
-    except ValueError as error:
-        summary |= {"error": str(error)}
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except Exception as error:
+        if (found := _user_error(error)) is None:
+            raise
+        summary |= {"error": found}
+        print(f"error: {found}", file=sys.stderr, flush=True)
         code = 2
     finally:
         if not arguments.print_config or code:

@@ -31,6 +31,8 @@ def ray_local() -> Iterator[None]:
 
     os.environ.update(LOCAL_RAY_ENV)
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     yield
     ray.shutdown()

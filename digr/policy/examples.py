@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
+from digr.data.ids import IdIndex
 from digr.policy.vocabulary import history_prompt
 from digr.tables import table_spec
 
@@ -20,9 +21,9 @@ from digr.tables import table_spec
 class Sids(NamedTuple):
     """The text of every item's SID."""
 
-    item_ids: pa.StringArray
+    item_index: IdIndex
     texts: list[str]
-    """Text of each of `item_ids`, see `vocabulary.sid_texts`."""
+    """Text of each of `item_index.ids`, see `vocabulary.sid_texts`."""
 
 
 class _Rows(NamedTuple):
@@ -83,7 +84,7 @@ def sequence_examples(train: pa.Table, sids: Sids, max_history: int) -> pa.Table
         split="train",
         prompts=[history_prompt(texts[a:b].tolist()) for a, b in zip(begin.tolist(), first.tolist(), strict=True)],
         completions=["".join(texts[a:b].tolist()) for a, b in zip(first.tolist(), end.tolist(), strict=True)],
-        targets=sids.item_ids.take(pa.array(items[end - 1])),
+        targets=sids.item_index.ids.take(pa.array(items[end - 1])),
     )
 
 
@@ -147,14 +148,15 @@ def _rows_of(table: pa.Table, sids: Sids, max_history: int) -> _Rows:
 
 
 def _positions(values: pa.Array, sids: Sids, example_at: Callable[[int], pa.Scalar]) -> Int[np.ndarray, " P"]:
-    found = pc.index_in(values, value_set=sids.item_ids)
-    if found.null_count:
-        at = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
+    found = sids.item_index.find(values)
+    unknown = np.flatnonzero(found < 0)
+    if len(unknown):
+        at = int(unknown[0])
         raise ValueError(
             f"histories: item {values[at].as_py()!r} of example {example_at(at)} has no semantic ID in item_sids "
-            f"({found.null_count} such mentions); rebuild item_sids from this run's items"
+            f"({len(unknown)} such mentions); rebuild item_sids from this run's items"
         )
-    return found.to_numpy().astype(np.int64)
+    return found
 
 
 def _goes_on(rows: _Rows) -> Bool[np.ndarray, " R"]:

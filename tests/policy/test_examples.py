@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from digr.data.ids import build_id_index
 from digr.policy.examples import Sids, cut_windows, policy_examples, sequence_examples
 from digr.tables import conform
 
 ITEMS = [chr(ord("a") + index) for index in range(26)]
-SIDS = Sids(pa.array(ITEMS), [f"<{item}>" for item in ITEMS])
+SIDS = Sids(build_id_index(pa.array(ITEMS)), [f"<{item}>" for item in ITEMS])
 
 
 def _histories(*rows: tuple[str, str, str, str]) -> pa.Table:
