@@ -1,6 +1,7 @@
 """The pipeline runs every job in order, skips what is done, and its planted interests are found again."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,14 +76,22 @@ MARGIN = 0.05
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[list[str], dict]:
-    """Run the pipeline on a small shop as a user would, and again; gives the first output and the second summary."""
+    """Run the pipeline on a small shop as a user would: killed in the fine-tuning, started again, and once more.
+
+    Gives the output of the second start, and the summary of the third.
+    """
     command = [sys.executable, "-m", "jobs.pipeline", "--config", "configs/quickstart.toml", *SHOP]
     command.append(f"run.dir={tmp_path_factory.mktemp('shop')}")
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert first.returncode == 0, first.stdout + first.stderr
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    assert any("policy_sft: epoch 4," in line for line in killed.stdout)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert second.returncode == 0, second.stdout + second.stderr
-    return first.stdout.splitlines(), json.loads(second.stdout.splitlines()[-1])
+    third = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert third.returncode == 0, third.stdout + third.stderr
+    return second.stdout.splitlines(), json.loads(third.stdout.splitlines()[-1])
 
 
 def _ndcg(run_dir: str, split: str) -> dict[str, float]:
@@ -103,7 +112,15 @@ def test_a_run_tells_each_job_and_ends_with_the_table_the_report_and_a_summary(f
 
 
 @pytest.mark.ray
-def test_a_second_run_skips_every_job(finished):
+def test_a_killed_run_goes_on_where_it_was(finished):
+    lines, _ = finished
+    assert [job["status"] for job in json.loads(lines[-1])["jobs"]] == ["skipped"] * 6 + ["built"] * 8
+    first_epoch = next(line for line in lines if "policy_sft: epoch" in line)
+    assert "epoch 3," in first_epoch or "epoch 5," in first_epoch  # checkpoints are written after every second epoch
+
+
+@pytest.mark.ray
+def test_another_run_skips_every_job(finished):
     _, summary = finished
     assert {job["status"] for job in summary["jobs"]} == {"skipped"}
 
