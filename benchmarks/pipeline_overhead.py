@@ -5,6 +5,7 @@ PyTorch threads as the pipeline's workers have together, plain PyTorch in the pl
 (data, semantic IDs, evaluation) are left out of the ratio. Epochs and steps are fixed, so both do the same work.
 """
 
+import importlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -43,14 +44,9 @@ QUICK = [
     "data.synthetic.num_users=200",
     "data.synthetic.num_interests=6",
     "classifier.max_pairs=200",
-    "sids.level_sizes=[8, 8]",
-    "sids.epochs=20",
-    "policy.num_layers=1",
-    "sft.epochs=2",
-    "grpo.steps=4",
-    "grpo.eval_every_steps=4",
-    "evaluation.bootstrap=100",
 ]
+QUICK_JOBS = 5
+"""Jobs of the quick form."""
 
 
 def mine(config: Config, store: Store) -> None:
@@ -200,24 +196,26 @@ def _ignore(record: dict) -> None:
 
 
 def measure(quick: bool) -> Measurement:
-    """Run the pipeline, then its Ray stages without Ray."""
-    from jobs.pipeline import run
+    """Run the pipeline, then its Ray stages without Ray; the quick form stops after the embeddings, before any training."""
+    from jobs.pipeline import plan
     from jobs.runtime import Options
 
     with tempfile.TemporaryDirectory() as folder:
         config = load_config("configs/quickstart.toml", [*FIXED, *(QUICK if quick else []), f"run.dir={folder}"])
-        jobs = run(config, Options())["jobs"]
-        with_ray = {job["job"]: job["seconds"] for job in jobs if job["job"] in STAGES}
-        torch.set_num_threads(config.train.num_workers * config.train.threads_per_worker)
-        without = {}
-        for job, work in STAGES.items():
+        with_ray, without = dict[str, float](), dict[str, float]()
+        for step in plan(config)[: QUICK_JOBS if quick else None]:
             start = time.monotonic()
-            work(config, Store(folder))
+            importlib.import_module(f"jobs.{step.job}").run(step.config, Options())
+            with_ray[step.job] = round(time.monotonic() - start, 2)
+        torch.set_num_threads(config.train.num_workers * config.train.threads_per_worker)
+        for job in (job for job in STAGES if job in with_ray):
+            start = time.monotonic()
+            STAGES[job](config, Store(folder))
             without[job] = round(time.monotonic() - start, 2)
     figures: dict[str, float] = {}
-    for job in STAGES:
-        figures |= {f"{job}_pipeline_seconds": with_ray[job], f"{job}_library_seconds": without[job]}
-    total, peer = sum(with_ray.values()), sum(without.values())
+    for job, seconds in without.items():
+        figures |= {f"{job}_pipeline_seconds": with_ray[job], f"{job}_library_seconds": seconds}
+    total, peer = sum(with_ray[job] for job in without), sum(without.values())
     figures |= {"pipeline_seconds": round(total, 1), "library_seconds": round(peer, 1)}
     return Measurement(figures, ratio=total / peer, bar=BAR)
 

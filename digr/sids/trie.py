@@ -137,9 +137,10 @@ def build_trie(item_ids: Sequence[str] | pa.Array, codes: np.ndarray, level_size
     parent = keys[1:] // width
     num_children = np.bincount(parent, minlength=total)
     item_start, item_end = np.concatenate(starts), np.concatenate(ends)
-    _check_prefix_free(codes, num_children, item_start, item_end, ids.take(pa.array(order)))
+    ids = ids.take(pa.array(order))
+    _check_prefix_free(codes, ids)
     return SidTrie(
-        item_ids=ids.take(pa.array(order)),
+        item_ids=ids,
         codes=torch.from_numpy(codes),
         level_sizes=tuple(int(size) for size in level_sizes),
         node_code=torch.from_numpy(np.concatenate(node_code).astype(np.int32)),
@@ -162,18 +163,14 @@ def _check_codes(codes: np.ndarray, num_ids: int, level_sizes: Sequence[int]) ->
         raise ValueError(f"trie: codes must be in [0, level size) for level sizes {list(level_sizes)}, -1 only at the end")
 
 
-def _check_prefix_free(codes: np.ndarray, num_children: np.ndarray, start: np.ndarray, end: np.ndarray, ids: pa.Array) -> None:
-    """Refuse a SID that begins another: an inner node whose first item (shorter ones sort first) ends there."""
+def _check_prefix_free(codes: Int[np.ndarray, "N L"], ids: pa.Array) -> None:
+    """Refuse a SID that begins another; in sorted order the one behind it begins with it too."""
     lengths = (codes >= 0).sum(1)
-    depth = lengths[end - 1]  # an inner node's last item is longer than the node is deep
-    inner = (num_children > 0) & (lengths[start] < depth)
-    inner[ROOT] = False
-    shorter = np.flatnonzero(inner)
-    for node in shorter:
-        first, last = int(start[node]), int(end[node]) - 1
-        length = int(lengths[first])
-        if (codes[first, :length] == codes[last, :length]).all():
-            raise ValueError(f"trie: the SID of item {ids[first].as_py()!r} is the beginning of that of {ids[last].as_py()!r}")
+    within = np.arange(codes.shape[1]) < lengths[:-1, None]
+    begins = ((codes[:-1] == codes[1:]) | ~within).all(1) & (lengths[:-1] < lengths[1:])
+    if begins.any():
+        at = int(begins.argmax())
+        raise ValueError(f"trie: the SID of item {ids[at].as_py()!r} is the beginning of that of {ids[at + 1].as_py()!r}")
 
 
 def codes_of(sids: pa.Table, num_levels: int) -> np.ndarray:

@@ -1,0 +1,112 @@
+"""Constrained beam search against `transformers.generate(num_beams, prefix_allowed_tokens_fn)`: same weights, same lists.
+
+The peer is how public systems constrain decoding: a Python function per beam and step that looks up the prefix in a
+dictionary. It gets `renormalize_logits`, so that both rank by the probability normalised on the trie, and every list is
+compared. Prompts have ten items, all of one length: the peer would need left padding otherwise.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Measurement, main
+from digr.config.policy import PolicyConfig
+from digr.policy.beam import recommend
+from digr.policy.model import SidPolicy, build_scratch_policy
+from digr.policy.vocabulary import history_prompt, sid_texts
+from digr.sids.trie import SidTrie, build_trie
+
+Allowed = Callable[[int, torch.Tensor], list[int]]
+"""What `generate` asks for every beam: (row, tokens so far) to the tokens that may follow."""
+
+BAR = 10.0
+LEVELS = (256, 256, 256)
+HISTORY = 10
+CATALOGUES = (3_700, 100_000, 1_000_000)
+BEAMS = (10, 20, 50)
+BATCHES = (1, 32)
+
+
+def random_trie(num_items: int, rng: np.random.Generator) -> SidTrie:
+    """Build a trie of distinct random SIDs."""
+    keys = rng.choice(int(np.prod(LEVELS)), num_items, replace=False)
+    codes = np.stack(np.unravel_index(keys, LEVELS), 1).astype(np.int32)
+    return build_trie([f"item-{key:08d}" for key in keys], codes, LEVELS)
+
+
+def allowed_tokens(policy: SidPolicy, trie: SidTrie, prompt_length: int) -> Allowed:
+    """Index the trie in dictionaries, and return the function that `generate` asks for every beam."""
+    children: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    tokens = np.stack([policy.token_ids(level).numpy()[trie.codes[:, level]] for level in range(len(LEVELS))], 1)
+    for depth in range(len(LEVELS)):
+        for row in np.unique(tokens[:, : depth + 1], axis=0).tolist():
+            children[tuple(row[:-1])].append(row[-1])
+    return lambda _, ids: children[tuple(ids[prompt_length:].tolist())]
+
+
+def peer_lists(policy: SidPolicy, trie: SidTrie, prompts: Sequence[str], beams: int, allowed: Allowed) -> list[list[str]]:
+    """Decode with `transformers` and turn the tokens into items."""
+    input_ids, mask = policy.tokenize(prompts)
+    sequences = policy.lm.generate(  # type: ignore[operator]
+        input_ids=input_ids,
+        attention_mask=mask,
+        num_beams=beams,
+        num_return_sequences=beams,
+        max_new_tokens=len(LEVELS),
+        min_new_tokens=len(LEVELS),
+        do_sample=False,
+        early_stopping=True,
+        use_cache=True,
+        renormalize_logits=True,
+        prefix_allowed_tokens_fn=allowed,
+        pad_token_id=policy.tokenizer.pad_token_id,
+    )
+    codes = policy.token_code[sequences[:, input_ids.shape[1] :]]
+    node = torch.zeros(len(codes), dtype=torch.long)
+    for level in range(len(LEVELS)):
+        node = trie.child(node, codes[:, level])
+    return np.array(trie.item_ids.take(trie.item_start[node].numpy())).reshape(len(prompts), beams).tolist()
+
+
+def _seconds(work: Callable[[], object], repeats: int) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+@torch.inference_mode()
+def measure(quick: bool) -> Measurement:
+    """Time both on every catalogue, beam width and batch size; the ratio is the smallest speed-up at the widest beam."""
+    rng, figures, ratios = np.random.default_rng(0), dict[str, float](), []
+    policy = build_scratch_policy(PolicyConfig(), LEVELS, seed=0).eval()
+    for num_items in CATALOGUES[:1] if quick else CATALOGUES:
+        trie = random_trie(num_items, rng)
+        texts = sid_texts(trie.codes[torch.from_numpy(rng.integers(num_items, size=max(BATCHES) * HISTORY))].numpy())
+        prompts = [history_prompt(texts[start : start + HISTORY]) for start in range(0, len(texts), HISTORY)]
+        allowed = allowed_tokens(policy, trie, policy.tokenize(prompts[:1])[0].shape[1])
+        for beams in BEAMS[-1:] if quick else BEAMS:
+            for batch in BATCHES:
+                some = prompts[:batch]
+                ours = [found.item_ids for found in recommend(policy, trie, some, beams, beams)]
+                same = np.mean([a == b for a, b in zip(ours, peer_lists(policy, trie, some, beams, allowed), strict=True)])
+                assert same == 1.0, f"{num_items} items, beam {beams}, batch {batch}: {same:.0%} of the lists are equal"
+                fast = _seconds(partial(recommend, policy, trie, some, beams, beams), 9)
+                slow = _seconds(partial(peer_lists, policy, trie, some, beams, allowed), 3)
+                name = f"{num_items}_items_beam_{beams}_batch_{batch}"
+                figures |= {f"{name}_ms": round(fast * 1e3, 2), f"{name}_transformers_ms": round(slow * 1e3, 2)}
+                figures[f"{name}_speedup"] = round(slow / fast, 1)
+                if beams == BEAMS[-1]:
+                    ratios.append(slow / fast)
+    return Measurement(figures, ratio=min(ratios), bar=BAR, better="at_least")
+
+
+if __name__ == "__main__":
+    main(measure)
