@@ -72,7 +72,8 @@ def peer_lists(policy: SidPolicy, trie: SidTrie, prompts: Sequence[str], beams: 
     return np.array(trie.item_ids.take(trie.item_start[node].numpy())).reshape(len(prompts), beams).tolist()
 
 
-def _seconds(work: Callable[[], object], repeats: int) -> float:
+def seconds_of(work: Callable[[], object], repeats: int) -> float:
+    """Return the median seconds of some calls after a first one."""
     work()
     times = []
     for _ in range(repeats):
@@ -98,8 +99,8 @@ def measure(quick: bool) -> Measurement:
                 ours = [found.item_ids for found in recommend(policy, trie, some, beams, beams)]
                 same = np.mean([a == b for a, b in zip(ours, peer_lists(policy, trie, some, beams, allowed), strict=True)])
                 assert same == 1.0, f"{num_items} items, beam {beams}, batch {batch}: {same:.0%} of the lists are equal"
-                fast = _seconds(partial(recommend, policy, trie, some, beams, beams), 9)
-                slow = _seconds(partial(peer_lists, policy, trie, some, beams, allowed), 3)
+                fast = seconds_of(partial(recommend, policy, trie, some, beams, beams), 9)
+                slow = seconds_of(partial(peer_lists, policy, trie, some, beams, allowed), 3)
                 name = f"{num_items}_items_beam_{beams}_batch_{batch}"
                 figures |= {f"{name}_ms": round(fast * 1e3, 2), f"{name}_transformers_ms": round(slow * 1e3, 2)}
                 figures[f"{name}_speedup"] = round(slow / fast, 1)

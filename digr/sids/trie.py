@@ -7,12 +7,12 @@ and the endpoint.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from digr import artifacts
@@ -43,6 +43,10 @@ class SidTrie(NamedTuple):
     num_children: Int[Tensor, " nodes"]
     item_start: Int[Tensor, " nodes"]
     item_end: Int[Tensor, " nodes"]
+    level_start: tuple[int, ...]
+    """First node of each depth, 0 to L - 1."""
+    child_bits: tuple[UInt8[Tensor, "P K8"] | None, ...]
+    """Per level with many children per node: the codes that may follow each node of that depth, one bit each; else None."""
 
     @property
     def num_items(self) -> int:
@@ -56,9 +60,9 @@ class SidTrie(NamedTuple):
 
     def to(self, device: str | torch.device) -> "SidTrie":
         """Return the trie with its tensors on a device."""
-        return self._replace(
-            **{name: getattr(self, name).to(device) for name in self._fields if name not in ("item_ids", "level_sizes")}
-        )
+        tensors: dict[str, Any] = {name: value.to(device) for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        bits = tuple(None if one is None else one.to(device) for one in self.child_bits)
+        return self._replace(**tensors, child_bits=bits)
 
     def is_leaf(self, nodes: Int[Tensor, "*P"]) -> Bool[Tensor, "*P"]:
         """Whether nodes end a SID."""
@@ -86,7 +90,12 @@ class SidTrie(NamedTuple):
                 code is then allowed only if an allowed item lies below it.
             request: row of `items_before` for each node.
         """
-        mask = torch.zeros(len(nodes), self.level_sizes[level], dtype=torch.bool, device=self.codes.device)
+        bits, size = self.child_bits[level], self.level_sizes[level]
+        if bits is not None and items_before is None:
+            found = bits[(nodes - self.level_start[level]).clamp(min=0)][..., None]
+            places = torch.arange(8, dtype=torch.uint8, device=nodes.device)
+            return ((found >> places) & 1).bool().flatten(1)[:, :size] & (nodes >= 0)[:, None]
+        mask = torch.zeros(len(nodes), size, dtype=torch.bool, device=self.codes.device)
         counts = torch.where(nodes >= 0, self.num_children[nodes], 0)
         row = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), counts)
         first = self.first_child[nodes] - (counts.cumsum(0) - counts)
@@ -135,6 +144,7 @@ def build_trie(item_ids: Sequence[str] | pa.Array, codes: np.ndarray, level_size
         total += len(begin)
     keys = np.concatenate(node_key)
     parent = keys[1:] // width
+    depth_starts = np.cumsum([0, *map(len, node_key)])  # depth 0 is the root
     num_children = np.bincount(parent, minlength=total)
     item_start, item_end = np.concatenate(starts), np.concatenate(ends)
     ids = ids.take(pa.array(order))
@@ -149,7 +159,24 @@ def build_trie(item_ids: Sequence[str] | pa.Array, codes: np.ndarray, level_size
         num_children=torch.from_numpy(num_children),
         item_start=torch.from_numpy(item_start.astype(np.int64)),
         item_end=torch.from_numpy(item_end.astype(np.int64)),
+        level_start=tuple(depth_starts[:num_levels].tolist()),
+        child_bits=tuple(
+            _child_bits(parent[begin - 1 : end - 1] - before, node_code[level + 1], begin - before, level_sizes[level])
+            for level, (before, begin, end) in enumerate(zip(depth_starts, depth_starts[1:], depth_starts[2:], strict=False))
+        ),
     )
+
+
+def _child_bits(
+    parent: Int[np.ndarray, " C"], code: Int[np.ndarray, " C"], num_nodes: int, size: int
+) -> UInt8[Tensor, "P K8"] | None:
+    """Pack the children of a level's nodes as bits, where that takes at most four bytes per child."""
+    width = -(-size // 8)
+    if num_nodes * width > 4 * len(code):
+        return None
+    bits = np.zeros((num_nodes, width), np.uint8)
+    np.bitwise_or.at(bits, (parent, code // 8), (1 << (code % 8)).astype(np.uint8))
+    return torch.from_numpy(bits)
 
 
 def _check_codes(codes: np.ndarray, num_ids: int, level_sizes: Sequence[int]) -> None:
