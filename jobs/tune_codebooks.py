@@ -11,7 +11,7 @@ from ray import tune
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config, apply_overrides
-from jobs.build_sids import fit_and_assign
+from digr.sids.building import fit_and_assign
 from jobs.runtime import Options, main, say, start_ray
 from jobs.stage import Made, run_stage
 
@@ -69,7 +69,8 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     def trial(candidate: dict[str, Any]) -> None:
         tried = apply_overrides(config, {f"sids.{key}": value for key, value in candidate.items()})
         start = time.monotonic()
-        facts = fit_and_assign(store, tried, lambda text: None).facts
+        device = "cuda" if config.cluster.use_gpu else "cpu"
+        facts = fit_and_assign(store, tried.sids, seed=config.run.seed, report=lambda text: None, device=device).facts
         score = facts[metric][0] if isinstance(facts[metric], list) else facts[metric]
         tune.report({name: facts[name] for name in MEASURED} | {"score": score, "seconds": time.monotonic() - start})
 

@@ -17,7 +17,9 @@ class SidsConfig(Section):
     disambiguation: Literal["colliding", "all", "none"] = "colliding"
     """Which items get a suffix code."""
     spread: bool = True
-    """Before any suffix code, move colliding items to their nearest free code of the last level."""
+    """Balanced assignment: before any suffix code, move colliding items to their nearest free code of the last level."""
+    keep_from: str = ""
+    """Folder of an earlier run whose quantiser is used and whose items keep their SIDs; empty fits a new quantiser."""
     latent_dim: int = Field(32, ge=2)
     """Width of the quantised latent (rqvae)."""
     hidden_dims: tuple[int, ...] = (256,)

@@ -53,8 +53,9 @@ def assign_sids(
         batches: starts the stream of vectors; it is read once, and once more if items are to be spread.
         disambiguation: "colliding" gives a suffix code to items whose codes are equal, "all" to every item, "none" leaves
             equal codes.
-        spread: move an item whose codes are taken by a nearer item to the nearest free code of the last level (the
-            uniform semantic mapping of LC-Rec, arXiv 2311.09049, solved greedily). With "none" nothing moves.
+        spread: balanced assignment of the last level: each of its codes has room for one item per prefix, and an item
+            whose code is taken by a nearer item moves to its nearest free one (the uniform semantic mapping of LC-Rec,
+            arXiv 2311.09049, solved greedily). The codes before the last never change. With "none" nothing moves.
         seed: of the order among exact ties.
     """
     found = [nearest_codes(quantiser, vectors) for vectors in batches()]
@@ -64,59 +65,13 @@ def assign_sids(
     if disambiguation != "none" and spread:
         late = np.flatnonzero(rank_in_group(group_ids(codes), distance, tie) > 0)
         if len(late):
-            codes = _spread(quantiser, take_rows(batches(), late), codes, late, tie, taken=codes[:0])
+            codes = spread_codes(quantiser, take_rows(batches(), late), codes, late, tie, taken=codes[:0])
     group = group_ids(codes)
     gets = np.full(len(codes), disambiguation == "all")
     if disambiguation == "colliding":
         gets = np.bincount(group)[group] > 1
     suffix = np.where(gets, rank_in_group(group, distance, tie), -1)
-    return _with_suffix(quantiser, codes, suffix, nearest, num_suffixes=int(suffix.max(initial=-1)) + 1)
-
-
-def extend_sids(
-    quantiser: Quantiser,
-    existing: Int32[np.ndarray, "N L"],
-    vectors: Float[np.ndarray, "M D"],
-    *,
-    disambiguation: Disambiguation = "colliding",
-    seed: int = 0,
-) -> SidAssignment:
-    """Give new items semantic IDs beside existing ones, none of which changes; returns those of the new items.
-
-    A new item takes its nearest codes if they are free, else the nearest free code of the last level, else the next
-    suffix code of the nearest tuple that has suffix codes. An existing SID never becomes the beginning of another one.
-    The rows of items that were taken out stay in `existing`, so that nobody else gets their SIDs.
-
-    Args:
-        existing: SIDs as `assign_sids` returned them for the same quantiser, with or without a suffix column.
-        vectors: of the new items only.
-
-    Raises:
-        ValueError: a new item finds neither a free code nor suffix codes below its prefix: the catalogue has outgrown
-            the codebooks.
-    """
-    levels = len(quantiser.codebooks)
-    old, old_suffix = existing[:, :levels], np.full(len(existing), -1, np.int32)
-    if existing.shape[1] > levels:
-        old_suffix = existing[:, levels]
-    nearest, distance = nearest_codes(quantiser, vectors)
-    tie = np.random.default_rng(seed).permutation(len(nearest))
-    codes, gets = nearest, np.full(len(nearest), disambiguation == "all")
-    if disambiguation == "colliding":
-        group = group_ids(np.concatenate([nearest, old]))
-        is_taken = np.isin(group[: len(nearest)], group[len(nearest) :])
-        late = np.flatnonzero(is_taken | (rank_in_group(group[: len(nearest)], distance, tie) > 0))
-        codes = _spread(quantiser, vectors[late], nearest, late, tie, taken=old)
-        gets[late] = (codes[late] == nearest[late]).all(1)
-        codes = _join_suffixed(quantiser, vectors, codes, np.flatnonzero(gets), old[old_suffix >= 0])
-    group = group_ids(np.concatenate([codes, old]))
-    highest = np.full(len(group), -1, np.int64)
-    np.maximum.at(highest, group[len(codes) :], old_suffix)
-    rows, group = np.flatnonzero(gets), group[: len(codes)]
-    suffix = np.full(len(codes), -1, np.int64)
-    suffix[rows] = highest[group[rows]] + 1 + rank_in_group(group[rows], distance[rows], tie[rows])
-    num_suffixes = int(max(suffix.max(initial=-1), old_suffix.max(initial=-1))) + 1
-    return _with_suffix(quantiser, codes, suffix, nearest, num_suffixes)
+    return with_suffix(quantiser, codes, suffix, nearest, num_suffixes=int(suffix.max(initial=-1)) + 1)
 
 
 def sid_table(item_ids: pa.Array | pa.ChunkedArray, codes: Int32[np.ndarray, "N L"]) -> pa.Table:
@@ -168,7 +123,7 @@ def place_in_free_codes(
     return placed
 
 
-def _spread(
+def spread_codes(
     quantiser: Quantiser, vectors: np.ndarray, codes: np.ndarray, late: np.ndarray, tie: np.ndarray, taken: np.ndarray
 ) -> np.ndarray:
     """Return `codes` with each row of `late` moved to a free code of the last level, where its prefix has one.
@@ -188,31 +143,13 @@ def _spread(
     for part in np.split(order, np.unique(ends[cuts[cuts < len(ends)]])):
         rows = late[part]
         prefixes, group = np.unique(prefix[rows], return_inverse=True)
-        distances = _last_distances(quantiser, vectors[part])
-        placed = place_in_free_codes(distances, group, _mask(prefixes, held, size), tie[rows])
+        distances = last_distances(quantiser, vectors[part])
+        placed = place_in_free_codes(distances, group, code_mask(prefixes, held, size), tie[rows])
         moved[rows[placed >= 0], -1] = placed[placed >= 0]
     return moved
 
 
-def _join_suffixed(
-    quantiser: Quantiser, vectors: np.ndarray, codes: np.ndarray, rows: np.ndarray, suffixed: np.ndarray
-) -> np.ndarray:
-    """Return `codes` with each of `rows` moved to the nearest tuple below its prefix that has suffix codes."""
-    size = len(quantiser.codebooks[-1])
-    prefix = group_ids(np.concatenate([codes, suffixed])[:, :-1])
-    prefixes, group = np.unique(prefix[rows], return_inverse=True)
-    joinable = _mask(prefixes, np.unique(prefix[len(codes) :] * size + suffixed[:, -1]), size)[group]
-    if not joinable.any(1).all():
-        raise ValueError(
-            f"item_sids: {int((~joinable.any(1)).sum())} new items find neither a free code nor suffix codes below their "
-            f"prefix; the catalogue has outgrown the codebooks: raise sids.level_sizes and run jobs.build_sids again"
-        )
-    joined = codes.copy()
-    joined[rows, -1] = np.where(joinable, _last_distances(quantiser, vectors[rows]), np.inf).argmin(1)
-    return joined
-
-
-def _mask(prefixes: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
+def code_mask(prefixes: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
     """Return bool [G K]: which keys (prefix * size + code) there are of some sorted prefixes."""
     mask = np.zeros((len(prefixes), size), bool)
     here = keys[np.isin(keys // size, prefixes)]
@@ -221,7 +158,7 @@ def _mask(prefixes: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _last_distances(quantiser: Quantiser, vectors: np.ndarray) -> np.ndarray:
+def last_distances(quantiser: Quantiser, vectors: np.ndarray) -> np.ndarray:
     """Return squared distances [N K] to the last level's codewords, with the levels before at their nearest."""
     latents, book = quantiser.encode(vectors), quantiser.codebooks[-1]
     if len(quantiser.codebooks) > 1:
@@ -230,7 +167,7 @@ def _last_distances(quantiser: Quantiser, vectors: np.ndarray) -> np.ndarray:
     return (product + latents.square().sum(1, keepdim=True)).cpu().numpy()
 
 
-def _with_suffix(
+def with_suffix(
     quantiser: Quantiser, codes: np.ndarray, suffix: np.ndarray, nearest: np.ndarray, num_suffixes: int
 ) -> SidAssignment:
     sizes: Sequence[int] = [len(book) for book in quantiser.codebooks]

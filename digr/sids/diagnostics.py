@@ -140,6 +140,10 @@ def describe_sids(
 ) -> dict[str, Any]:
     """Return all diagnostics that need no interactions, as JSON values with one list entry per level.
 
+    `raw_collision_rate`, use and `reconstruction_r2` are of every item's nearest codes; `collision_rate`, `duplicate_rate`
+    (LC-Rec's rate, 1 - distinct/N), `assigned_reconstruction_r2` and the shared prefixes are of the codes that it got, before
+    any suffix code.
+
     Args:
         quantiser: the one that assigned.
         assigned: SIDs of the whole catalogue.
@@ -153,6 +157,7 @@ def describe_sids(
     uses = [level_use(assigned.nearest[:, level], assigned.level_sizes[level]) for level in range(levels)]
     pairs = neighbour_pairs(vectors, k, seed)
     error, r2 = reconstruction(quantiser, vectors, assigned.nearest[rows])
+    groups = group_ids(codes)
     suffixed = assigned.codes[:, levels] >= 0 if assigned.codes.shape[1] > levels else np.zeros(len(codes), bool)
     facts = {
         "usage_rate": [use.usage_rate for use in uses],
@@ -160,10 +165,12 @@ def describe_sids(
         "gini": [use.gini for use in uses],
         "raw_collision_rate": collision_rate(assigned.nearest),
         "collision_rate": collision_rate(codes),
+        "duplicate_rate": 1 - (int(groups.max(initial=-1)) + 1) / len(codes),
         "moved_rate": float((codes != assigned.nearest).any(1).mean()),
         "suffix_rate": float(suffixed.mean()),
         "reconstruction_mse": error,
         "reconstruction_r2": r2,
+        "assigned_reconstruction_r2": reconstruction(quantiser, vectors, codes[rows])[1],
         "neighbour_prefix_share": prefix_shares(codes[rows[pairs[:, 0]]], codes[rows[pairs[:, 1]]]),
         "chance_prefix_share": chance_shares(codes),
     }

@@ -53,7 +53,11 @@ def test_every_item_gets_its_own_sid_and_the_saved_quantiser_gives_the_first_cod
     facts = artifacts.require(store, "item_sids").facts
     assert facts["level_sizes"][:2] == [4, 8] and len(facts["level_sizes"]) == max(len(row) for row in codes)
     assert facts["num_cointeraction_pairs"] == 1 and facts["raw_collision_rate"] > 0
-    assert artifacts.require(store, "quantiser").facts == {"kind": kind, "level_sizes": [4, 8]}
+    assert artifacts.require(store, "quantiser").facts == {
+        "kind": kind,
+        "level_sizes": [4, 8],
+        "num_retired_sids": 0,
+    }
 
 
 def test_the_job_is_skipped_when_current_and_repeats_itself_when_forced(tmp_path):
@@ -78,3 +82,45 @@ def test_a_level_with_unused_codes_fails_and_leaves_no_artifact(tmp_path):
     with pytest.raises(ValueError, match=r"item_sids: level 2 uses .* of its 50 codes; expected at least 99\.0%"):
         build_sids.run(config, Options())
     assert artifacts.read_manifest(store, "item_sids") is None
+
+
+def _changed(store, root, vectors, keep, num_new):
+    """A later run: some of the items, and new ones near the first cluster."""
+    later, rng = Store(str(root)), np.random.default_rng(1)
+    table = artifacts.read_table(store, "item_embeddings").take(keep)
+    fresh = (vectors[:1] + rng.normal(size=(num_new, vectors.shape[1]))).astype(np.float32)
+    added = pa.table({"item_id": [f"new{index}" for index in range(num_new)], "embedding": list(fresh)})
+    both = pa.concat_tables([table.select(["item_id", "embedding"]), added.cast(table.select(["item_id", "embedding"]).schema)])
+    artifacts.write_table(later, "item_embeddings", both)
+    artifacts.commit(later, Manifest(name="item_embeddings", rows=len(both)))
+    artifacts.write_table(later, "histories", artifacts.read_table(store, "histories"))
+    artifacts.commit(later, Manifest(name="histories", rows=2))
+    return later
+
+
+def test_a_later_run_keeps_every_sid_adds_new_items_and_never_gives_a_retired_sid_again(tmp_path):
+    store, vectors = _embedded(tmp_path / "first")
+    build_sids.run(_config(tmp_path / "first"), Options())
+    before = {row["item_id"]: row["codes"] for row in artifacts.read_table(store, "item_sids").to_pylist()}
+    second = _changed(store, tmp_path / "second", vectors, np.arange(10, 60), num_new=7)
+    build_sids.run(_config(tmp_path / "second", keep_from=str(tmp_path / "first")), Options())
+    after = {row["item_id"]: row["codes"] for row in artifacts.read_table(second, "item_sids").to_pylist()}
+    assert {name: after[name] for name in list(before)[10:]} == dict(list(before.items())[10:])
+    ever = {tuple(codes) for codes in [*before.values(), *(after[f"new{index}"] for index in range(7))]}
+    assert len(ever) == 67 and len(after) == 57
+    facts = artifacts.require(second, "item_sids").facts
+    assert (facts["num_kept_items"], facts["num_new_items"], facts["num_retired_items"]) == (50, 7, 10)
+    third = _changed(store, tmp_path / "third", vectors, np.arange(60), num_new=0)
+    build_sids.run(_config(tmp_path / "third", keep_from=str(tmp_path / "second")), Options())
+    assert {row["item_id"]: row["codes"] for row in artifacts.read_table(third, "item_sids").to_pylist()} == before
+
+
+def test_sids_are_not_kept_across_other_choices(tmp_path):
+    store, vectors = _embedded(tmp_path / "first")
+    build_sids.run(_config(tmp_path / "first"), Options())
+    _changed(store, tmp_path / "second", vectors, np.arange(60), num_new=0)
+    config = _config(tmp_path / "second", keep_from=str(tmp_path / "first"), level_sizes=[4, 9])
+    with pytest.raises(
+        ValueError, match=r"sids\.keep_from = .*sids\.level_sizes is \[4, 9\], there \[4, 8\]; .*leave sids\.keep_from empty"
+    ):
+        build_sids.run(config, Options())

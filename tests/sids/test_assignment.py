@@ -2,12 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digr.sids.assignment import assign_sids, extend_sids, group_ids, place_in_free_codes, rank_in_group, sid_table
+from digr.sids.assignment import assign_sids, group_ids, place_in_free_codes, rank_in_group, sid_table
 from digr.sids.rkmeans import RKMeans
 
 # two dimensions: the first level tells left from right, the second has three offsets
@@ -76,35 +75,6 @@ def test_codes_are_unique_and_only_colliding_items_change(listed, spread, disamb
         assert (assigned.codes[:, 2] >= 0).all()
     assert (assigned.codes < np.array(assigned.level_sizes)).all()
     assert (assigned.codes[:, 0] == assigned.nearest[:, 0]).all()
-
-
-@settings(deadline=None)
-@given(points, points, st.booleans(), st.sampled_from(["colliding", "all", "none"]))
-def test_new_items_get_new_codes_and_no_sid_begins_another(old, new, spread, disambiguation):
-    before = _assign(_vectors(old), spread=spread, disambiguation=disambiguation).codes
-    try:
-        after = extend_sids(GRID, before, _vectors(new), disambiguation=disambiguation).codes
-    except ValueError as error:
-        assert "has outgrown the codebooks" in str(error) and disambiguation == "colliding"
-        return
-    rows = [tuple(code for code in row if code >= 0) for row in [*before.tolist(), *after.tolist()]]
-    assert len(after) == len(new)
-    if disambiguation != "none":
-        assert len(set(rows)) == len(rows)
-        assert not any(row[:2] in set(rows) for row in rows if len(row) == 3)
-
-
-def test_a_new_item_takes_a_free_code_then_the_next_suffix_code():
-    before = _assign(np.array([[-10, 0]] * 4 + [[10, 0]], np.float32)).codes
-    after = extend_sids(GRID, before, np.array([[-10, 0.2], [10, 0.2]], np.float32))
-    assert after.codes.tolist() == [[0, 1, 2], [1, 2, -1]]
-    assert after.level_sizes == (2, 3, 3)
-
-
-def test_a_new_item_without_room_is_an_error():
-    before = _assign(np.array([[-10, -1], [-10, 0], [-10, 1]], np.float32)).codes
-    with pytest.raises(ValueError, match=r"1 new items find neither a free code.*raise sids\.level_sizes"):
-        extend_sids(GRID, before, np.array([[-10, 0]], np.float32))
 
 
 @settings(deadline=None)

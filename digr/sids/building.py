@@ -1,0 +1,132 @@
+"""From the vectors of a run to the semantic IDs of its catalogue, with a fresh quantiser or an earlier run's."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config.sids import SidsConfig
+from digr.sids.assignment import SidAssignment, assign_sids
+from digr.sids.diagnostics import cointeraction_shares, describe_sids, rounded
+from digr.sids.extension import continue_sids
+from digr.sids.fitting import Quantiser, fit_quantiser, load_quantiser, sample_rows, save_quantiser, take_rows
+from digr.tables import table_spec
+
+RETIRED = "retired_sids.parquet"
+SAME_CHOICES = ("quantiser", "level_sizes", "disambiguation")
+
+
+class Built(NamedTuple):
+    """A quantiser and the SIDs of a whole catalogue."""
+
+    quantiser: Quantiser
+    item_ids: pa.Array
+    """In the order of `assigned`."""
+    assigned: SidAssignment
+    facts: dict[str, Any]
+    retired: pa.Table
+    """SIDs of items that earlier runs had and this one has not; they are never given again."""
+
+
+def vector_batches(store: Store) -> Iterator[np.ndarray]:
+    """Stream the item vectors of a run, [B, D] at a time."""
+    for batch in artifacts.iter_table(store, "item_embeddings", ["embedding"]):
+        if len(batch):
+            yield batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
+
+
+def fit_and_assign(store: Store, sids: SidsConfig, *, seed: int, report: Callable[[str], None], device: str = "cpu") -> Built:
+    """Fit on a sample of the item vectors, assign all of them and measure the result; writes nothing."""
+    rows, vectors = _sample(store, sids, seed)
+    report(f"fitting {sids.quantiser} {list(sids.level_sizes)} on {len(vectors)} items")
+    quantiser = fit_quantiser(vectors, sids, seed, report, device)
+    assigned = assign_sids(
+        quantiser, lambda: vector_batches(store), disambiguation=sids.disambiguation, spread=sids.spread, seed=seed
+    )
+    item_ids = _item_ids(store)
+    facts = _facts(store, quantiser, assigned, item_ids, rows, vectors, seed)
+    return Built(quantiser, item_ids, assigned, facts, table_spec("item_sids").schema.empty_table())
+
+
+def keep_and_assign(store: Store, earlier: Store, sids: SidsConfig, *, seed: int) -> Built:
+    """Take an earlier run's quantiser, keep the SIDs of its items and add the new ones; writes nothing.
+
+    Raises:
+        ValueError: the earlier run chose another quantiser, level sizes or disambiguation, or its vectors were made in
+            another way.
+    """
+    _check_same_choices(store, earlier, sids)
+    with artifacts.local_files(earlier, "quantiser") as folder:
+        quantiser = load_quantiser(folder)
+        retired = pq.read_table(folder / RETIRED) if (folder / RETIRED).is_file() else None
+    known = artifacts.read_table(earlier, "item_sids")
+    item_ids = _item_ids(store)
+    found = continue_sids(
+        quantiser,
+        pa.concat_tables([known, retired]) if retired is not None else known,
+        item_ids,
+        lambda: vector_batches(store),
+        disambiguation=sids.disambiguation,
+        seed=seed,
+    )
+    rows, vectors = _sample(store, sids, seed)
+    facts = _facts(store, quantiser, found.assigned, item_ids, rows, vectors, seed)
+    facts |= {"num_kept_items": len(item_ids) - found.num_new, "num_new_items": found.num_new}
+    return Built(quantiser, item_ids, found.assigned, facts | {"num_retired_items": len(found.retired)}, found.retired)
+
+
+def save_built(built: Built, folder: Path) -> None:
+    """Write the quantiser and the retired SIDs, all that a later run needs to keep the SIDs, into a local folder."""
+    save_quantiser(built.quantiser, folder)
+    if len(built.retired):
+        pq.write_table(built.retired, folder / RETIRED)
+
+
+def _check_same_choices(store: Store, earlier: Store, sids: SidsConfig) -> None:
+    found = artifacts.require(earlier, "item_sids").config["sids"]
+    chosen = sids.model_dump(mode="json")
+    other = [f"sids.{key} is {chosen[key]}, there {found[key]}" for key in SAME_CHOICES if chosen[key] != found[key]]
+    here, there = (artifacts.require(place, "item_embeddings") for place in (store, earlier))
+    other += [
+        f"{key} of item_embeddings differ" for key in ("config", "facts") if _vectors_of(here, key) != _vectors_of(there, key)
+    ]
+    if other:
+        raise ValueError(
+            f"sids.keep_from = {earlier.root!r}: {'; '.join(other)}; SIDs can be kept only with the same choices, so set them "
+            f"alike or leave sids.keep_from empty"
+        )
+
+
+def _vectors_of(manifest: Manifest, key: str) -> Any:
+    return manifest.config if key == "config" else manifest.facts.get("dim")
+
+
+def _item_ids(store: Store) -> pa.Array:
+    batches = artifacts.iter_table(store, "item_embeddings", ["item_id"])
+    return pa.chunked_array([batch["item_id"] for batch in batches], pa.string()).combine_chunks()
+
+
+def _sample(store: Store, sids: SidsConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = sample_rows(artifacts.dataset_of(store, "item_embeddings").count_rows(), sids.max_fit_items, seed)
+    return rows, take_rows(vector_batches(store), rows)
+
+
+def _facts(
+    store: Store,
+    quantiser: Quantiser,
+    assigned: SidAssignment,
+    item_ids: pa.Array,
+    rows: np.ndarray,
+    vectors: np.ndarray,
+    seed: int,
+) -> dict[str, Any]:
+    facts = describe_sids(quantiser, assigned, vectors, rows, seed=seed)
+    histories = artifacts.iter_table(store, "histories", ["split", "history", "target"])
+    shares, num_pairs = cointeraction_shares(histories, item_ids, assigned.codes[:, : len(quantiser.codebooks)])
+    facts |= rounded({"cointeraction_prefix_share": shares}) | {"num_cointeraction_pairs": num_pairs}
+    return facts | {"level_sizes": list(assigned.level_sizes)}
