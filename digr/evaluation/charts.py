@@ -53,7 +53,7 @@ def metric_bars(rows: Sequence[Mapping[str, Any]]) -> Markup:
         )
         figure.update_xaxes(range=[0, 1.08 * max(row["high"] for row in chosen) or 1], col=column, row=1)
     figure.update_yaxes(autorange="reversed")
-    return _html(figure, "chart-metrics", 90 + ROW_HEIGHT * len({row["system"] for row in rows}))
+    return draw(figure, "chart-metrics", 90 + ROW_HEIGHT * len({row["system"] for row in rows}))
 
 
 def level_bars(usage: Mapping[str, Sequence[float]]) -> Markup:
@@ -68,7 +68,7 @@ def level_bars(usage: Mapping[str, Sequence[float]]) -> Markup:
         text = [f"{rate:.0%}" for rate in rates]
         figure.add_bar(x=levels, y=list(rates), name=variant, marker_color=colour, text=text, textposition="outside")
     figure.update_yaxes(range=[0, 1.12], tickformat=".0%", title_text="codes used")
-    return _html(figure, "chart-levels", 300, legend=len(usage) > 1)
+    return draw(figure, "chart-levels", 300, legend=len(usage) > 1)
 
 
 def curves(records: Sequence[Mapping[str, Any]], panels: Sequence[str], name: str) -> Markup | None:
@@ -98,7 +98,7 @@ def curves(records: Sequence[Mapping[str, Any]], panels: Sequence[str], name: st
             row=1,
         )
         figure.update_xaxes(title_text=clock, col=column, row=1)
-    return _html(figure, f"chart-{name}", 270)
+    return draw(figure, f"chart-{name}", 270)
 
 
 def stage_bars(seconds: Mapping[str, float]) -> Markup:
@@ -110,17 +110,18 @@ def stage_bars(seconds: Mapping[str, float]) -> Markup:
     )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text="seconds", range=[0, 1.15 * max(seconds.values(), default=1) or 1])
-    return _html(figure, "chart-stages", 90 + 28 * len(seconds))
+    return draw(figure, "chart-stages", 90 + 28 * len(seconds))
 
 
-def _html(figure: go.Figure, name: str, height: int, legend: bool = False) -> Markup:
+def draw(figure: go.Figure, name: str, height: int, legend: bool = False, gap: float = 0.35) -> Markup:
+    """Return a figure in the report's style as an HTML fragment; `gap` is the share of a bar's place that stays empty."""
     figure.update_layout(
         template="plotly_white",
         height=height,
         showlegend=legend,
         margin={"l": 10, "r": 20, "t": 40, "b": 40},
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        bargap=0.35,
+        bargap=gap,
     )
     figure.update_yaxes(automargin=True)
     config = {"displayModeBar": False, "responsive": True}

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from digr.artifacts import Manifest, Store
-from digr.evaluation import charts, run_facts
+from digr.evaluation import charts, run_facts, sid_charts, sid_facts
 
 METRIC_TITLES = {"hr": "HR", "ndcg": "NDCG", "coverage": "coverage", "invalid_rate": "invalid rate"}
 DATA = ("items", "interactions", "histories")
@@ -95,7 +95,7 @@ def build_report(
             "examples": run_facts.item_examples(store, 6, rng),
         },
         rldi=_facts_of(built, RLDI),
-        sids=_sids(stores),
+        sids=_sids(stores, run.config["run"]["seed"]),
         training=_training(stores),
         samples=run_facts.recommendation_examples(store, 5, BEST_ITEMS, rng),
         seconds=charts.stage_bars({name: manifest.seconds for name, manifest in made.items()}) if made else None,
@@ -162,17 +162,25 @@ def _facts_of(built: Mapping[str, Manifest | None], names: Sequence[str]) -> dic
     return found
 
 
-def _sids(stores: Mapping[str, Store]) -> dict[str, Any] | None:
+def _sids(stores: Mapping[str, Store], seed: int) -> dict[str, Any] | None:
     manifests = {name: run_facts.find_manifests(store, ["item_sids"])["item_sids"] for name, store in stores.items()}
     facts = {name: manifest.facts for name, manifest in manifests.items() if manifest is not None}
     if not facts:
         return None
     usage = {name: fact["usage_rate"] for name, fact in facts.items() if fact.get("usage_rate")}
-    keys = list(dict.fromkeys(key for fact in facts.values() for key in fact))
+    keys = list(dict.fromkeys(key for fact in facts.values() for key in fact if key != "largest_collisions"))
+    main = stores["main"]
+    overview = sid_facts.sid_overview(main, np.random.default_rng(seed))
+    laid_out = sid_facts.item_map(main, seed)
     return {
         "chart": charts.level_bars(usage) if usage else None,
         "variants": list(facts),
         "facts": {key: [fact.get(key) for fact in facts.values()] for key in keys},
+        "tree": sid_charts.prefix_tree(overview.nodes, overview.num_items) if overview else None,
+        "codes": sid_charts.code_bars(overview.code_counts) if overview else None,
+        "map": sid_charts.item_points(laid_out) if laid_out else None,
+        "num_mapped": len(laid_out["first"]) if laid_out else 0,
+        "collisions": sid_facts.collisions(main),
     }
 
 

@@ -12,7 +12,7 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config.sids import SidsConfig
 from digr.sids.assignment import SidAssignment, assign_sids
-from digr.sids.diagnostics import cointeraction_shares, describe_sids, rounded
+from digr.sids.diagnostics import cointeraction_shares, describe_sids, largest_collisions, rounded
 from digr.sids.extension import continue_sids
 from digr.sids.fitting import Quantiser, fit_quantiser, load_quantiser, sample_rows, save_quantiser, take_rows
 from digr.tables import table_spec
@@ -129,4 +129,5 @@ def _facts(
     histories = artifacts.iter_table(store, "histories", ["split", "history", "target"])
     shares, num_pairs = cointeraction_shares(histories, item_ids, assigned.codes[:, : len(quantiser.codebooks)])
     facts |= rounded({"cointeraction_prefix_share": shares}) | {"num_cointeraction_pairs": num_pairs}
+    facts["largest_collisions"] = largest_collisions(assigned.nearest, item_ids)
     return facts | {"level_sizes": list(assigned.level_sizes)}

@@ -49,6 +49,21 @@ def collision_rate(codes: Int32[np.ndarray, "N L"]) -> float:
     return float((np.bincount(group)[group] > 1).mean())
 
 
+def largest_collisions(
+    codes: Int32[np.ndarray, "N L"], item_ids: pa.Array, num_groups: int = 10, num_items: int = 5
+) -> list[dict[str, Any]]:
+    """Return the largest groups of items with equal codes, as JSON: the codes, the size, and the ids of its first items."""
+    group = group_ids(codes)
+    counts = np.bincount(group)
+    largest = np.lexsort((np.arange(len(counts)), -counts))[:num_groups]
+    found = []
+    for place in largest[counts[largest] > 1].tolist():
+        rows = np.flatnonzero(group == place)
+        ids = item_ids.take(pa.array(rows[:num_items])).to_pylist()
+        found.append({"codes": codes[rows[0]].tolist(), "num_items": len(rows), "item_ids": ids})
+    return found
+
+
 def prefix_shares(left: Int32[np.ndarray, "P L"], right: Int32[np.ndarray, "P L"]) -> list[float]:
     """Return for each prefix length the share of pairs (rows) whose first codes are equal that far."""
     return np.logical_and.accumulate(left == right, axis=1).mean(0).tolist() if len(left) else [0.0] * left.shape[1]
@@ -140,9 +155,9 @@ def describe_sids(
 ) -> dict[str, Any]:
     """Return all diagnostics that need no interactions, as JSON values with one list entry per level.
 
-    `raw_collision_rate`, use and `reconstruction_r2` are of every item's nearest codes; `collision_rate`, `duplicate_rate`
-    (LC-Rec's rate, 1 - distinct/N), `assigned_reconstruction_r2` and the shared prefixes are of the codes that it got, before
-    any suffix code.
+    Use, `reconstruction_r2`, `raw_collision_rate` and `raw_duplicate_rate` (LC-Rec's rate, 1 - distinct/N) are of every
+    item's nearest codes; `collision_rate`, `assigned_reconstruction_r2` and the shared prefixes are of the codes that it got,
+    before any suffix code.
 
     Args:
         quantiser: the one that assigned.
@@ -157,7 +172,6 @@ def describe_sids(
     uses = [level_use(assigned.nearest[:, level], assigned.level_sizes[level]) for level in range(levels)]
     pairs = neighbour_pairs(vectors, k, seed)
     error, r2 = reconstruction(quantiser, vectors, assigned.nearest[rows])
-    groups = group_ids(codes)
     suffixed = assigned.codes[:, levels] >= 0 if assigned.codes.shape[1] > levels else np.zeros(len(codes), bool)
     facts = {
         "usage_rate": [use.usage_rate for use in uses],
@@ -165,7 +179,7 @@ def describe_sids(
         "gini": [use.gini for use in uses],
         "raw_collision_rate": collision_rate(assigned.nearest),
         "collision_rate": collision_rate(codes),
-        "duplicate_rate": 1 - (int(groups.max(initial=-1)) + 1) / len(codes),
+        "raw_duplicate_rate": 1 - (int(group_ids(assigned.nearest).max()) + 1) / len(codes),
         "moved_rate": float((codes != assigned.nearest).any(1).mean()),
         "suffix_rate": float(suffixed.mean()),
         "reconstruction_mse": error,

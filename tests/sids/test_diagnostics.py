@@ -12,6 +12,7 @@ from digr.sids.diagnostics import (
     cointeraction_shares,
     collision_rate,
     describe_sids,
+    largest_collisions,
     level_use,
     neighbour_pairs,
     prefix_shares,
@@ -39,6 +40,14 @@ def test_gini_is_the_mean_difference_of_two_codes_over_twice_their_mean():
 
 def test_every_item_of_a_colliding_group_counts():
     assert collision_rate(np.array([[0, 1], [0, 1], [0, 2], [1, 1]], np.int32)) == 0.5
+
+
+def test_the_largest_colliding_groups_come_first_with_some_of_their_items():
+    codes = np.array([[0, 1], [2, 2], [0, 1], [1, 1], [2, 2], [2, 2]], np.int32)
+    assert largest_collisions(codes, pa.array(list("abcdef")), num_items=2) == [
+        {"codes": [2, 2], "num_items": 3, "item_ids": ["b", "e"]},
+        {"codes": [0, 1], "num_items": 2, "item_ids": ["a", "c"]},
+    ]
 
 
 def test_a_prefix_is_shared_only_up_to_the_first_difference():
@@ -106,3 +115,5 @@ def test_items_of_one_cluster_are_neighbours_with_one_first_code():
     assert facts["usage_rate"][0] == 1.0 and facts["perplexity"][0] == 4.0
     assert facts["neighbour_prefix_share"][0] == 1.0 and facts["chance_prefix_share"][0] == 0.25
     assert facts["reconstruction_r2"] > 0.95 and facts["raw_collision_rate"] >= facts["collision_rate"]
+    assert facts["reconstruction_r2"] >= facts["assigned_reconstruction_r2"] > 0.9
+    assert facts["raw_duplicate_rate"] == pytest.approx(1 - len(np.unique(assigned.nearest, axis=0)) / 80)
