@@ -16,6 +16,8 @@ from digr.sids.fitting import Quantiser, take_rows
 from digr.sids.rkmeans import MAX_DISTANCES, quantise_residual
 
 Disambiguation = Literal["colliding", "all", "none"]
+CPU_ROWS = 2048
+"""Vectors quantised at once on a CPU, few enough that what is left of them stays in its cache (twice as fast as 65,536)."""
 
 
 class SidAssignment(NamedTuple):
@@ -34,8 +36,14 @@ def nearest_codes(
     quantiser: Quantiser, vectors: Float[np.ndarray, "N D"]
 ) -> tuple[Int32[np.ndarray, "N L"], Float32[np.ndarray, " N"]]:
     """Return each vector's codes and its squared distance to their sum, in the quantiser's space."""
-    found = quantise_residual(quantiser.encode(vectors), quantiser.codebooks)
-    return found.codes.to(torch.int32).cpu().numpy(), found.residual.square().sum(1).float().cpu().numpy()
+    books = quantiser.codebooks
+    step = CPU_ROWS if books[0].device.type == "cpu" else max(1, len(vectors))
+    codes, distance = np.empty((len(vectors), len(books)), np.int32), np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), step):
+        found = quantise_residual(quantiser.encode(vectors[start : start + step]), books)
+        codes[start : start + step] = found.codes.to(torch.int32).cpu().numpy()
+        distance[start : start + step] = found.residual.square().sum(1).float().cpu().numpy()
+    return codes, distance
 
 
 def assign_sids(
