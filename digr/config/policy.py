@@ -104,8 +104,8 @@ class GrpoConfig(Section):
     """Groups per step, over all workers."""
     group_size: int = Field(16, ge=2)
     """Roll-outs per prompt."""
-    rollouts: Literal["beam", "sample"] = "beam"
-    """Trie beam, or sampling on the trie."""
+    rollouts: Literal["beam", "sample", "distinct"] = "beam"
+    """Trie beam, or sampling on the trie with or without repeats."""
     updates_per_rollout: int = Field(1, ge=1)
     """Optimiser steps on one set of roll-outs; clipping matters from the second on."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"

@@ -42,6 +42,8 @@ class _State(NamedTuple):
 
     node: Int[Tensor, "B M"]
     score: Float[Tensor, "B M"]
+    key: Float[Tensor, "B M"]
+    """What beams are kept by: the score, or in a sampled search the perturbed one."""
     codes: Int[Tensor, "B M L"]
     ancestors: Bool[Tensor, "B M S"]
     """Which of the branch tokens so far a beam descends from."""
@@ -54,13 +56,16 @@ def beam_search(
     prompts: Sequence[str],
     beam_width: int,
     allowed: Bool[Tensor, "B N"] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Beams:
-    """Find the most probable SIDs after each prompt.
+    """Find the most probable SIDs after each prompt; with a generator, sample SIDs without replacement.
 
     Args:
         prompts: B prompts, see `vocabulary.history_prompt`.
         beam_width: beams kept per level, M.
         allowed: items (in trie order) that may come out, per request; None allows all.
+        generator: makes the search stochastic (Gumbel top-k, Kool et al. 2019, arXiv 1903.06059): the beams are M different
+            SIDs drawn from the policy one after the other, in the order of their drawing. On the policy's device.
 
     Raises:
         ValueError: no prompt, or a request whose filter leaves no item.
@@ -75,11 +80,12 @@ def beam_search(
     state = _State(
         node=torch.full((len(prompts), 1), ROOT, device=policy.device),
         score=torch.zeros(len(prompts), 1, device=policy.device),
+        key=torch.zeros(len(prompts), 1, device=policy.device),
         codes=torch.full((len(prompts), 1, trie.num_levels), -1, device=policy.device),
         ancestors=torch.zeros(len(prompts), 1, 0, dtype=torch.bool, device=policy.device),
     )
     for level in range(trie.num_levels):
-        state = _extend(policy, trie, state, source, level, beam_width, items_before)
+        state = _extend(policy, trie, state, source, level, beam_width, items_before, generator)
         growing = (state.node >= 0) & ~trie.is_leaf(state.node)
         if level + 1 == trie.num_levels or not bool(growing.any()):
             break
@@ -108,6 +114,7 @@ def _extend(
     level: int,
     beam_width: int,
     items_before: Int[Tensor, "B N1"] | None,
+    generator: torch.Generator | None,
 ) -> _State:
     """Add one code to every beam that is not at its end, and keep the best."""
     num_rows, num_beams = state.node.shape
@@ -123,7 +130,9 @@ def _extend(
     scores[row, beam, :width] = log_probs + state.score[row, beam, None]
     scores[..., width] = torch.where(live, -torch.inf, state.score)
     keep = min(beam_width, num_beams * (width + 1))
-    score, flat = scores.flatten(1).topk(keep, dim=1)
+    keys = scores if generator is None else _perturb(scores, state.key, width, generator)
+    key, flat = keys.flatten(1).topk(keep, dim=1)
+    score = scores.flatten(1).gather(1, flat)
     parent, code = flat // (width + 1), flat % (width + 1)
     ended = code == width
     before = state.node.gather(1, parent)
@@ -132,7 +141,23 @@ def _extend(
     codes = state.codes.gather(1, parent[..., None].expand(-1, -1, trie.num_levels)).clone()
     codes[:, :, level] = torch.where(ended | (node < 0), -1, code)
     ancestors = state.ancestors.gather(1, parent[..., None].expand(-1, -1, state.ancestors.shape[2]))
-    return _State(node, score, codes, ancestors)
+    return _State(node, score, key, codes, ancestors)
+
+
+def _perturb(
+    scores: Float[Tensor, "B M W1"], parent_key: Float[Tensor, "B M"], width: int, generator: torch.Generator
+) -> Float[Tensor, "B M W1"]:
+    """Draw Gumbel keys of the children whose largest is their parent's key (equation 21 of the paper, stable form).
+
+    The last column, a beam that ended, keeps its key.
+    """
+    noise = torch.empty_like(scores[..., :width]).exponential_(generator=generator).log().neg()
+    drawn, parent = scores[..., :width] + noise, parent_key[..., None]
+    below = drawn - drawn.amax(-1, keepdim=True).clamp(min=torch.finfo(drawn.dtype).min)
+    gap = parent - drawn + torch.log(-torch.expm1(below))
+    conditioned = parent - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
+    keys = torch.where(drawn > -torch.inf, conditioned, -torch.inf)
+    return torch.cat([keys, torch.where(scores[..., width:] > -torch.inf, parent, -torch.inf)], -1)
 
 
 def _branch(

@@ -155,7 +155,7 @@ def train_step(
         rollouts = rollout(policy, trie, texts, config.group_size, config.rollouts, generator)
         input_ids, mask = policy.tokenize(texts)
         with torch.no_grad():
-            sampled = config.rollouts == "sample"
+            sampled = config.rollouts != "beam"
             scores = policy(input_ids, mask, trie=trie, codes=rollouts.codes).sum(2) if sampled else None
     clock.append(time.monotonic())
     rewards = reward_fn(rollouts, targets, scores)

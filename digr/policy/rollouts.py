@@ -1,4 +1,4 @@
-"""Groups of completions for policy training: the trie beam, or samples from the policy on the trie."""
+"""Groups of completions for policy training: the trie beam, or samples from the policy on the trie, with or without repeats."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -27,24 +27,24 @@ def rollout(
     trie: SidTrie,
     prompts: Sequence[str],
     group_size: int,
-    mode: Literal["beam", "sample"],
+    mode: Literal["beam", "sample", "distinct"],
     generator: torch.Generator,
 ) -> Rollouts:
     """Draw a group of completions per prompt.
 
     Args:
         mode: "beam" takes the G most probable SIDs, all different, best first; "sample" draws G independent SIDs from
-            the policy, which may repeat.
+            the policy, which may repeat; "distinct" draws G different ones, without replacement.
         generator: of the samples, on the policy's device; not used by the beam.
 
     Raises:
-        ValueError: a beam of G needs a catalogue of at least G SIDs.
+        ValueError: G different SIDs need a catalogue of at least G.
     """
     if mode == "sample":
         return _sample(policy, trie, prompts, group_size, generator)
-    beams = beam_search(policy, trie, prompts, group_size)
+    beams = beam_search(policy, trie, prompts, group_size, generator=generator if mode == "distinct" else None)
     if beams.node.shape[1] < group_size or bool((beams.node < 0).any()):
-        raise ValueError(f"grpo.group_size: a beam of {group_size} needs as many different SIDs; the catalogue has fewer")
+        raise ValueError(f"grpo.group_size: {group_size} different roll-outs need as many SIDs; the catalogue has fewer")
     return Rollouts(beams.codes, trie.item_start[beams.node])
 
 

@@ -132,7 +132,22 @@ def test_samples_follow_the_policy():
     torch.testing.assert_close(frequency, _every_score(policy, trie, prompt).exp(), atol=0.04, rtol=0)
 
 
+def test_distinct_samples_follow_the_policy_one_after_the_other_without_repeats():
+    trie, policy = _catalogue(7)
+    prompt, draws = _prompts(trie)[0], 2_000
+    generator = torch.Generator().manual_seed(0)
+    drawn = rollout(policy, trie, [prompt] * draws, 6, "distinct", generator).item_index
+    assert all(len(set(row)) == 6 for row in drawn.tolist())
+    chance = _every_score(policy, trie, prompt).exp()
+    first = torch.bincount(drawn[:, 0], minlength=trie.num_items) / draws
+    torch.testing.assert_close(first, chance, atol=0.04, rtol=0)
+    # P(b second) = sum over a != b of P(a) P(b) / (1 - P(a))
+    odds = chance / (1 - chance)
+    second = torch.bincount(drawn[:, 1], minlength=trie.num_items) / draws
+    torch.testing.assert_close(second, chance * (odds.sum() - odds), atol=0.04, rtol=0)
+
+
 def test_a_group_larger_than_the_catalogue_is_an_error_for_the_beam():
     trie, policy = _catalogue(8)
-    with pytest.raises(ValueError, match="a beam of 500 needs as many different SIDs"):
+    with pytest.raises(ValueError, match="500 different roll-outs need as many SIDs"):
         rollout(policy, trie, _prompts(trie)[:1], 500, "beam", torch.Generator())
