@@ -20,7 +20,7 @@ class PolicyConfig(Section):
     """Layers (scratch)."""
     num_heads: int = Field(4, ge=1)
     """Attention heads (scratch)."""
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
     """Dropout while training (scratch)."""
     max_tokens: int = Field(512, ge=8)
     """Longest prompt and completion together, tokens."""
@@ -54,13 +54,13 @@ class TrainConfig(Section):
 class SftConfig(Section):
     """Supervised fine-tuning."""
 
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(25, ge=1)
     """Passes over the examples."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.05, ge=0)
     """AdamW weight decay."""
-    batch_tokens: int = Field(4096, ge=16)
+    batch_tokens: int = Field(2048, ge=16)
     """Tokens per step over all workers, padding included."""
     warmup_rate: float = Field(0.05, ge=0, lt=1)
     """Share of steps with rising learning rate; cosine after."""
@@ -70,7 +70,7 @@ class SftConfig(Section):
     """Epochs between validation by the decoder; also between checkpoints."""
     patience: int = Field(4, ge=1)
     """Validations without a better NDCG@10 before stopping."""
-    max_valid_examples: int = Field(2000, ge=1)
+    max_valid_examples: int = Field(10_000, ge=1)
     """Validation examples drawn for early stopping."""
     valid_beam_width: int = Field(20, ge=10, le=1000)
     """Beams of the decoder on validation."""
@@ -122,7 +122,7 @@ class GrpoConfig(Section):
     """Gradient clipping."""
     eval_every_steps: int = Field(20, ge=1)
     """Steps between validations and checkpoints."""
-    max_valid_examples: int = Field(2000, ge=1)
+    max_valid_examples: int = Field(10_000, ge=1)
     """Validation examples drawn for choosing the checkpoint."""
     valid_beam_width: int = Field(20, ge=10, le=1000)
     """Beams of the decoder on validation."""
