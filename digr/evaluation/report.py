@@ -97,6 +97,7 @@ def build_report(
         rldi=_facts_of(built, RLDI),
         sids=_sids(stores, run.config["run"]["seed"]),
         training=_training(stores),
+        rollouts=run_facts.rollout_examples(store, 4),
         samples=run_facts.recommendation_examples(store, 5, BEST_ITEMS, rng),
         seconds=charts.stage_bars({name: manifest.seconds for name, manifest in made.items()}) if made else None,
         missing=[name for name, manifest in built.items() if manifest is None],

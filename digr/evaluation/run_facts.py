@@ -106,15 +106,42 @@ def recommendation_examples(store: Store, num: int, k: int, rng: np.random.Gener
     return shown
 
 
+def rollout_examples(store: Store, num: int) -> list[dict[str, Any]] | None:
+    """Return the roll-outs sampled at the last validations of GRPO, newest first, with titles; None where there are none."""
+    samples = _json_lines(store, "policy_grpo", "rollouts.jsonl")
+    if not samples:
+        return None
+    shown = samples[: -num - 1 : -1]
+    history = artifacts.read_table(store, "histories", example_id=[row["example_id"] for row in shown]).to_pylist()
+    histories = {row["example_id"]: row["history"] for row in history}
+    wanted = {row["target"] for row in shown} | {item for items in histories.values() for item in items}
+    wanted |= {one["item_id"] for row in shown for one in row["rollouts"]}
+    items = artifacts.read_table(store, "items", ["item_id", "title"], item_id=wanted).to_pylist()
+    titles = {row["item_id"]: row["title"] for row in items}
+    return [
+        {
+            "step": row["step"],
+            "history": [titles.get(item, item) for item in histories.get(row["example_id"], [])],
+            "target": titles.get(row["target"], row["target"]),
+            "rollouts": [one | {"title": titles.get(one["item_id"], one["item_id"])} for one in row["rollouts"]],
+        }
+        for row in shown
+    ]
+
+
 def training_log(store: Store, name: str) -> list[dict[str, Any]] | None:
     """Read the metrics lines that a training left beside its model; None where there are none.
 
     Raises:
         ValueError: a line is not JSON.
     """
+    return _json_lines(store, name, "metrics.jsonl")
+
+
+def _json_lines(store: Store, name: str, file: str) -> list[dict[str, Any]] | None:
     if artifacts.read_manifest(store, name) is None:
         return None
-    fs, path = artifacts.filesystem_of(f"{store.uri(name)}/metrics.jsonl")
+    fs, path = artifacts.filesystem_of(f"{store.uri(name)}/{file}")
     if fs.get_file_info(path).type == pafs.FileType.NotFound:
         return None
     with fs.open_input_stream(path) as stream:
@@ -122,7 +149,7 @@ def training_log(store: Store, name: str) -> list[dict[str, Any]] | None:
     try:
         return [json.loads(line) for line in lines if line.strip()]
     except json.JSONDecodeError as error:
-        raise ValueError(f"{store.uri(name)}/metrics.jsonl: not JSON lines: {error}; train again") from error
+        raise ValueError(f"{store.uri(name)}/{file}: not JSON lines: {error}; train again") from error
 
 
 def _lines(path: str) -> list[str]:

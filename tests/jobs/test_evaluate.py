@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, build_config
+from digr.evaluation.run_facts import rollout_examples
 from jobs.evaluate import run, systems_of
 from jobs.runtime import Options
 
@@ -97,6 +98,31 @@ def test_the_report_names_what_was_not_built(run_dir):
     page = Path(run(_config(run_dir), Options())["report"]).read_text()
     for name in ("interests", "item_sids", "classifier", "SFT training log", "policy_grpo", "item_sids [plain]"):
         assert f"{name}: not built" in page
+
+
+def test_the_report_shows_the_last_rollouts_with_titles_and_reward_terms(run_dir):
+    store = Store(str(run_dir))
+    terms = {"exact": 1.0, "valid": 0.0, "interest": 0.25}
+    lines = [
+        {
+            "step": step,
+            "example_id": "t0",
+            "prompt": "",
+            "target": "i02",
+            "rollouts": [{"item_id": "i07", "reward": 1.075, "terms": terms}],
+        }
+        for step in (1, 2, 3, 4, 5)
+    ]
+    artifacts.begin(store, "policy_grpo")
+    (run_dir / "policy_grpo").mkdir(exist_ok=True)
+    (run_dir / "policy_grpo" / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    artifacts.commit(store, Manifest(name="policy_grpo"))
+    assert [row["step"] for row in rollout_examples(store, 4)] == [5, 4, 3, 2]
+    page = Path(run(_config(run_dir), Options())["report"]).read_text()
+    table = page.split("What GRPO rolled out")[1].split("</table>")[0]
+    assert "title &lt;i07&gt; <b>1.075</b>" in table
+    assert re.search(r"exact 1.00,\s+interest 0.25", table)
+    assert "valid 0.00" not in table
 
 
 def test_metrics_json_is_strict_json(run_dir):
