@@ -67,6 +67,7 @@ class ItemVectors(NamedTuple):
     embedding: Float[np.ndarray, "N D"]
     interest_embedding: Float[np.ndarray, "N D"]
     has_trusted: Bool[np.ndarray, " N"]
+    text_only: Bool[np.ndarray, " N"]
 
 
 def item_vectors(
@@ -79,6 +80,7 @@ def item_vectors(
     encode: Encode,
     interests: Literal["none", "all", "trusted"],
     interest_weight: float,
+    counted: Bool[np.ndarray, " P"] | None = None,
 ) -> ItemVectors:
     """Blend each item's text vector with the mean of its interests' vectors, all of unit length.
 
@@ -95,17 +97,20 @@ def item_vectors(
         encode: texts to unit vectors.
         interests: which phrases enter the embedding.
         interest_weight: w, in [0, 1].
+        counted: phrases that may enter the embedding at all; None lets all.
     """
     text = encode(texts)
     distinct, inverse = np.unique(np.array(phrases, dtype=object), return_inverse=True)
     vectors = encode(distinct.tolist())[inverse] if len(phrases) else np.zeros((0, text.shape[1]), np.float32)
     trusted_mean = _unit_means(vectors, item_index, confidence * trusted, len(texts))
-    chosen = {"none": np.zeros_like(text), "trusted": trusted_mean}.get(interests)
-    if chosen is None:
-        chosen = _unit_means(vectors, item_index, confidence, len(texts))
+    chosen = trusted_mean
+    if interests != "trusted" or counted is not None:
+        share: np.ndarray = np.zeros(len(phrases)) if interests == "none" else np.ones(len(phrases))
+        share = share * (trusted if interests == "trusted" else 1) * (1 if counted is None else counted)
+        chosen = _unit_means(vectors, item_index, confidence * share, len(texts))
     has_chosen = np.any(chosen != 0, axis=1, keepdims=True)
     blend = np.where(has_chosen, (1 - interest_weight) * text + interest_weight * chosen, text)
-    return ItemVectors(_unit(blend), trusted_mean, np.any(trusted_mean != 0, axis=1))
+    return ItemVectors(_unit(blend), trusted_mean, np.any(trusted_mean != 0, axis=1), ~has_chosen[:, 0])
 
 
 def _unit_means(

@@ -101,6 +101,7 @@ TABLES: dict[str, TableSpec] = {
         item_id=pa.string(),
         embedding=pa.list_(pa.float32()),
         interest_embedding=(pa.list_(pa.float32()), "?"),
+        text_only=(pa.bool_(), "?"),
     ),
     "item_sids": _spec(["item_id"], item_id=pa.string(), codes=pa.list_(pa.int32())),
     "codebook_sweep": _spec(

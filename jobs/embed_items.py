@@ -12,6 +12,7 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.data.texts import item_texts
 from digr.embeddings import item_vectors, load_encoder
+from digr.interests.summary import found_without
 from digr.tables import conform
 from jobs.ray_data import map_items
 from jobs.runtime import Options, main, say, start_ray
@@ -47,11 +48,13 @@ class Embed:
             encode=self.encode,
             interests=self.config.interests,
             interest_weight=self.config.interest_weight,
+            counted=found_without(interests["miners"], left_out) if (left_out := self.config.without_miners) else None,
         )
         columns = {
             "item_id": ids,
             "embedding": _lists(vectors.embedding, np.ones(len(ids), bool)),
             "interest_embedding": _lists(vectors.interest_embedding, vectors.has_trusted),
+            "text_only": vectors.text_only,
         }
         return conform(STAGE, pa.table(columns), STAGE)
 
@@ -71,8 +74,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         rows = map_items(config, store, Embed, STAGE)
         parts = artifacts.open_parts(store.uri(STAGE))
         without_trusted = parts.count_rows(filter=pc.field("interest_embedding").is_null())
-        without_any = artifacts.dataset_of(store, "item_quality").count_rows(filter=pc.field("num_interests") == 0)
-        fallbacks = {"none": rows, "all": without_any, "trusted": without_trusted}[config.embeddings.interests]
+        fallbacks = parts.count_rows(filter=pc.field("text_only"))
         dim = len(parts.head(1, columns=["embedding"])["embedding"][0])
         facts = {"dim": dim, "num_text_only": fallbacks, "num_without_trusted_interests": without_trusted}
         return {STAGE: Made(rows, facts=facts)}

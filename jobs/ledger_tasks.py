@@ -5,6 +5,7 @@ Sets of requests travel as sorted 64-bit numbers in the object store, 8 bytes a 
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,19 @@ import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
+from digr import artifacts
 from digr.interests import ledger
 from digr.interests.merging import latest_responses
+from digr.interests.spending import Spending, progress_text
+from digr.interests.summary import count_outcomes
+from jobs import budget
 from jobs.runtime import say
 
 _SAY_SECONDS = 5.0
+_JOIN_BLOCKS = 512
+"""Parts after which the small ones are joined, so that also a killed run's ledger is read fast."""
+_SORT_ROWS = 20_000
+"""Responses of one sorted block, about 20 MB."""
 
 
 def map_tables(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
@@ -55,44 +64,56 @@ def only(table: pa.Table, numbers: Any) -> pa.Table:
     return table.filter(ledger.contains(ray.get(numbers), table["request_digest"]))
 
 
-def write_answers(answers: Dataset, uri: str, name: str, expected: int) -> None:
-    """Append raw responses to the ledger block by block, with progress lines."""
-    written = map_tables(answers, _write, uri=uri)
-    start, spoken, counts, tokens, usd = time.monotonic(), 0.0, Counter[str](), 0, 0.0
-    for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
+def by_owner(uri: str, wanted: Any, num_requests: int) -> Dataset:
+    """Return the ledger's answers to the wanted requests of one kind of owner, all of an owner in one block, by owner_id."""
+    filesystem, _ = artifacts.filesystem_of(uri)
+    responses = ray.data.read_parquet(artifacts.list_parts(uri), filesystem=filesystem)
+    chosen = map_tables(responses, only, numbers=wanted).repartition(max(1, num_requests // _SORT_ROWS))
+    # rows of equal key are in one block after a sort
+    return chosen.sort("owner_id").materialize()
+
+
+def write_answers(answers: Sequence[Dataset], uri: str, expected: Mapping[str, int], meter: Any) -> int:
+    """Append raw responses of some miners at once to the ledger, block by block, with progress lines; returns the rows.
+
+    Args:
+        expected: miner -> responses that should come.
+        meter: from `budget.open_meter`.
+    """
+    both = answers[0].union(*answers[1:]) if len(answers) > 1 else answers[0]
+    written = map_tables(both, _write, uri=uri, meter=meter)
+    join_parts: Any = ray.remote(ledger.join_parts)
+    start, joined = time.monotonic(), ray.put(None)
+    spoken, spent = dict.fromkeys(expected, 0.0), dict.fromkeys(expected, Spending())
+    counts = {name: Counter[str]() for name in expected}
+    for number, batch in enumerate(written.iter_batches(batch_size=None, batch_format="pyarrow"), 1):
         assert isinstance(batch, pa.Table)
+        if number % _JOIN_BLOCKS == 0:
+            ray.get(joined)
+            joined = join_parts.remote(uri)
         for row in batch.to_pylist():
-            counts[row["status"]] += row["rows"]
-            tokens, usd = tokens + row["tokens"], usd + row["usd"]
-        done, now = sum(counts.values()), time.monotonic()
-        if done >= expected or now - spoken > _SAY_SECONDS:
-            spoken = now
-            rate = done / max(now - start, 1e-9)
-            cost = f", {tokens} tokens, {usd:.4f} USD" if tokens else ""
-            say("interests", f"{name}: {done}/{expected}, {rate:.1f} items/s, {dict(counts)}{cost}")
+            name, now = row["miner"], time.monotonic()
+            counts[name][row["status"]] += row["rows"]
+            spent[name] = spent[name].plus(Spending(row["tokens"], row["usd"]))
+            if (done := counts[name].total()) >= expected[name] or now - spoken[name] > _SAY_SECONDS:
+                spoken[name] = now
+                say("interests", f"{name}: {progress_text(done, expected[name], now - start, spent[name])}, {dict(counts[name])}")
+    ray.get(joined)
+    ray.get(join_parts.remote(uri))
+    return sum(one.total() for one in counts.values())
 
 
-def _write(raw: pa.Table, uri: str) -> pa.Table:
+def _write(raw: pa.Table, uri: str, meter: Any) -> pa.Table:
     rows = ledger.finish_responses(raw)
     if len(rows):
         ledger.append(uri, rows)
+    budget.settle(meter, rows)
     tokens = pc.add(rows["input_tokens"], rows["output_tokens"])
-    table = pa.table({"status": rows["status"], "tokens": tokens, "usd": rows["cost_usd"]})
-    grouped = table.group_by("status").aggregate([([], "count_all"), ("tokens", "sum"), ("usd", "sum")])
-    return pa.table(
-        {
-            "status": grouped["status"],
-            "rows": grouped["count_all"],
-            "tokens": grouped["tokens_sum"],
-            "usd": grouped["usd_sum"],
-        }
-    )
+    table = rows.select(["miner", "status"]).append_column("tokens", tokens).append_column("usd", rows["cost_usd"])
+    grouped = table.group_by(["miner", "status"]).aggregate([([], "count_all"), ("tokens", "sum"), ("usd", "sum")])
+    return grouped.rename_columns({"count_all": "rows", "tokens_sum": "tokens", "usd_sum": "usd"})
 
 
-def statuses(responses: pa.Table) -> pa.Table:
-    """Count how whole owners' requests ended, each once, and how many were asked without their broken image."""
-    latest = latest_responses(responses)
-    counted = pc.value_counts(latest["status"].combine_chunks())
-    broken = pc.sum(pc.starts_with(latest["reason"], "broken image")).as_py() or 0
-    found = [*counted.field("values").to_pylist(), "broken image"]
-    return pa.table({"outcome": found, "rows": [*counted.field("counts").to_pylist(), broken]})
+def outcomes(responses: pa.Table) -> pa.Table:
+    """Count how whole owners' requests ended, each once."""
+    return count_outcomes(latest_responses(responses))

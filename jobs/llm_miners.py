@@ -1,32 +1,35 @@
 """Miners that ask a language model: vLLM on this cluster, or an endpoint that speaks the OpenAI protocol."""
 
 import json
+from typing import Any
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
 from digr.config import Config
 from digr.config.interests import OpenAIMiner, VllmMiner
-from digr.interests.endpoint import api_key, ask_endpoint
+from digr.interests.endpoint import Pace, api_key, ask_endpoint
 from digr.interests.images import show_images
 from digr.interests.ledger import raw_responses
 from digr.interests.prompts import Owner, chat_messages, prompt_modality, prompt_version
-from jobs import vllm_engine
+from jobs import budget, vllm_engine
 from jobs.ledger_tasks import map_tables
 
 
-def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, missing: Dataset) -> Dataset:
-    """Return the raw responses of a language model to the missing requests."""
+def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, missing: Dataset, meter: Any) -> Dataset:
+    """Return the raw responses of a language model to the missing requests, as far as the budget goes."""
     rows = miner.batch_size if isinstance(miner, VllmMiner) else max(64, 4 * miner.concurrency)
     limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
-    prompts = map_tables(missing.repartition(target_num_rows_per_block=rows), _with_messages, miner=miner, limits=limits)
+    allowed = budget.gate(missing.repartition(target_num_rows_per_block=rows), meter, miner)
+    prompts = map_tables(allowed, _with_messages, miner=miner, limits=limits)
     if isinstance(miner, OpenAIMiner):
         return prompts.map_batches(
             _Ask,
             batch_size=None,
             batch_format="pyarrow",
             fn_constructor_args=(owner, miner, api_key(miner)),
-            compute=ActorPoolStrategy(size=1),
+            compute=ActorPoolStrategy(size=1),  # one, because the rate limit is its own
+            num_cpus=0.1,
         )
     return vllm_engine.generate(miner, owner, prompts)
 
@@ -54,10 +57,11 @@ class _Ask:
 
     def __init__(self, owner: Owner, miner: OpenAIMiner, key: str):
         self.miner, self.key, self.version = miner, key, prompt_version(owner, miner.modality)
+        self.pace = Pace(miner.requests_per_minute)
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
         miner = self.miner
-        answers = ask_endpoint(miner, self.key, [json.loads(text) for text in prompts["messages"].to_pylist()])
+        answers = ask_endpoint(miner, self.key, [json.loads(text) for text in prompts["messages"].to_pylist()], self.pace)
         prices = miner.usd_per_million_input_tokens, miner.usd_per_million_output_tokens
         return raw_responses(
             prompts,

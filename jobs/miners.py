@@ -1,6 +1,10 @@
 """How a miner of the config becomes a function from a Ray Dataset of requests to one of responses."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
@@ -8,8 +12,9 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.config.interests import ExtractiveMiner, Miner, OpenAIMiner, ReplayMiner, VllmMiner
-from digr.interests.prompts import Owner, item_requests, request_key, user_requests
+from digr.interests.prompts import SHOWN_INTERESTS, Owner, item_requests, prompt_modality, request_key, user_requests
 from digr.interests.replay import open_recording, replay
+from digr.tables import TABLES
 from jobs import llm_miners, phrase_tasks
 from jobs.ledger_tasks import map_tables
 
@@ -22,6 +27,8 @@ def requests_of(config: Config, store: Store, owner: Owner, miner: Miner) -> Dat
     extra = artifacts.digest_of_files(miner.path) if isinstance(miner, ReplayMiner) else ""
     if isinstance(miner, ExtractiveMiner):
         extra = f"{config.interests.encoder} {config.interests.max_interests}"
+    elif prompt_modality(owner, getattr(miner, "modality", "text")) != "text":
+        extra = f"images up to {config.interests.max_image_side} pixels, {config.interests.max_image_bytes} bytes"
     key = request_key(owner, miner.model_dump(mode="json"), extra)
     chars = config.interests.max_text_chars
     filesystem, _ = artifacts.filesystem_of(store.uri("items"))
@@ -36,22 +43,36 @@ def requests_of(config: Config, store: Store, owner: Owner, miner: Miner) -> Dat
     return map_tables(blocks, _user_batch, store=store, key=key, max_text_chars=chars)
 
 
+def together(miners: Sequence[Miner]) -> list[list[Miner]]:
+    """Return which miners run at once, in order: endpoints wait for others, so all of them; any other has the machine."""
+    endpoints: list[Miner] = [miner for miner in miners if isinstance(miner, OpenAIMiner)]
+    return [[miner] for miner in miners if miner not in endpoints] + ([endpoints] if endpoints else [])
+
+
 def _user_batch(users: pa.Table, store: Store, key: str, max_text_chars: int) -> pa.Table:
     histories = artifacts.read_table(store, "histories", user_id=users["user_id"].to_pylist(), split=["train"])
     shown = {item for history in histories["history"].to_pylist() for item in history} | set(histories["target"].to_pylist())
     items = artifacts.read_table(store, "items", ["item_id", "title"], item_id=shown)
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
-    return user_requests(histories, titles, key, max_text_chars)
+    mined = artifacts.open_parts(f"{store.uri('interests')}/item", TABLES["interests"].schema)
+    strongest = pc.field("owner_id").isin(list(shown)) & (pc.field("rank") < SHOWN_INTERESTS)
+    interests: dict[str, list[str]] = {}
+    for row in mined.to_table(columns=["owner_id", "rank", "interest"], filter=strongest).sort_by("rank").to_pylist():
+        interests.setdefault(row["owner_id"], []).append(row["interest"])
+    return user_requests(histories, titles, key, max_text_chars, interests)
 
 
-def answer(config: Config, owner: Owner, miner: Miner, missing: Dataset, everything: Dataset, num_owners: int) -> Dataset:
+def answer(
+    config: Config, owner: Owner, miner: Miner, missing: Dataset, everything: Dataset, num_owners: int, meter: Any
+) -> Dataset:
     """Return the raw responses of a miner to the requests that are missing.
 
     Args:
         everything: all requests of the miner, `num_owners` of them; key phrases are counted over all owners.
+        meter: of the budget, see `jobs.budget`.
     """
     if isinstance(miner, VllmMiner | OpenAIMiner):
-        return llm_miners.answer_with_model(config, owner, miner, missing)
+        return llm_miners.answer_with_model(config, owner, miner, missing, meter)
     if isinstance(miner, ReplayMiner):
         open_recording(miner.path)
         names = {"miner": miner.name, "recorded_miner": miner.recorded_miner}

@@ -13,6 +13,8 @@ from jobs.ledger_tasks import map_tables
 
 KEPT = ("owner", "owner_id", "request_digest", "modality", "image_reason")
 """Columns of a prompt that travel with its answer."""
+CPU_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""Environment of an engine on CPU: gigabytes of its key-value cache."""
 
 
 def reasons_of(prompts: pa.Table, reasons: list[str | None]) -> list[str | None]:
@@ -21,23 +23,30 @@ def reasons_of(prompts: pa.Table, reasons: list[str | None]) -> list[str | None]
     return ["; ".join(part for part in pair if part) or None for pair in both]
 
 
+def engine_kwargs(miner: VllmMiner) -> dict[str, Any]:
+    """Return the arguments of a miner's engine, without its model."""
+    engine: dict[str, Any] = {"max_model_len": miner.max_model_len, "tensor_parallel_size": miner.tensor_parallel}
+    # a guided model may otherwise pad its JSON with blanks until its tokens are used up
+    engine["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
+    return engine | ({"enforce_eager": True} if miner.on_cpu else {})
+
+
+def sampling_params(miner: VllmMiner) -> dict[str, Any]:
+    """Return the arguments of a miner's `SamplingParams`; every answer is held to the JSON schema."""
+    guide = {"json": json.dumps(RESPONSE_SCHEMA)}
+    return {"temperature": miner.temperature, "max_tokens": miner.max_tokens, "structured_outputs": guide}
+
+
 def generate(miner: VllmMiner, owner: Owner, prompts: Dataset) -> Dataset:
     """Run the engine over prompts; a row that fails comes back with `__inference_error__` instead of killing the job."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    engine: dict[str, Any] = {"max_model_len": miner.max_model_len, "tensor_parallel_size": miner.tensor_parallel}
-    # a guided model may otherwise pad its JSON with blanks until its tokens are used up
-    engine["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
     cpu: dict[str, Any] = {}
     if miner.on_cpu:
-        engine["enforce_eager"] = True
-        cpu = {
-            "placement_group_config": {"bundles": [{"CPU": 1}]},
-            "runtime_env": {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"}},
-        }
+        cpu = {"placement_group_config": {"bundles": [{"CPU": 1}]}, "runtime_env": {"env_vars": CPU_ENV}}
     config = vLLMEngineProcessorConfig(
         model_source=miner.model,
-        engine_kwargs=engine,
+        engine_kwargs=engine_kwargs(miner),
         concurrency=miner.concurrency,
         batch_size=miner.batch_size,
         should_continue_on_error=True,
@@ -48,12 +57,10 @@ def generate(miner: VllmMiner, owner: Owner, prompts: Dataset) -> Dataset:
         prepare_multimodal_stage=prompt_modality(owner, miner.modality) != "text",
         **cpu,
     )
-    sampling = {"temperature": miner.temperature, "max_tokens": miner.max_tokens}
-    guide = json.dumps(RESPONSE_SCHEMA)
+    sampling = sampling_params(miner)
 
     def to_engine(row: dict[str, Any]) -> dict[str, Any]:
-        messages = json.loads(row["messages"])
-        return {"messages": messages, "sampling_params": sampling | {"structured_outputs": {"json": guide}}}
+        return {"messages": json.loads(row["messages"]), "sampling_params": sampling}
 
     def from_engine(row: dict[str, Any]) -> dict[str, Any]:
         kept = {name: row[name] for name in KEPT}

@@ -123,3 +123,11 @@ def test_apply_overrides_changes_nothing_else(minimal):
 def test_a_config_survives_its_own_dump(minimal):
     config = load_config(minimal, ['interests.miners=[{kind="replay",name="r",path="p"},{kind="extractive"}]'])
     assert build_config(config.model_dump(mode="json"), "dump") == config
+
+
+def test_a_left_out_miner_must_exist():
+    miners = [{"kind": "extractive"}]
+    with pytest.raises(
+        ValueError, match=r"embeddings.without_miners: no miner is called 'llm', expected some of \['extractive'\]"
+    ):
+        build_config({"run": {"dir": "x"}, "interests": {"miners": miners}, "embeddings": {"without_miners": ["llm"]}}, "test")

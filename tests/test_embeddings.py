@@ -19,7 +19,7 @@ class _Encoder:
         return np.array([VECTORS[text] for text in texts], np.float32).reshape(-1, 3)
 
 
-def _blend(interests: str, weight: float = 0.5, encoder: _Encoder | None = None):
+def _blend(interests: str, weight: float = 0.5, encoder: _Encoder | None = None, counted=None):
     return item_vectors(
         ["north", "north", "east"],
         ["east", "up", "up"],
@@ -29,7 +29,17 @@ def _blend(interests: str, weight: float = 0.5, encoder: _Encoder | None = None)
         encode=encoder or _Encoder(),
         interests=interests,
         interest_weight=weight,
+        counted=None if counted is None else np.array(counted),
     )
+
+
+def test_phrases_that_do_not_count_leave_the_embedding_only_and_what_is_left_may_be_the_text():
+    kept, whole = _blend("trusted", counted=[True, False, True]), _blend("trusted")
+    np.testing.assert_allclose(kept.embedding, [[np.sqrt(0.5), np.sqrt(0.5), 0], [1, 0, 0], [0, 1, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(kept.interest_embedding, whole.interest_embedding)
+    assert _blend("trusted", counted=[False, False, True]).text_only.tolist() == [True, True, True]
+    assert _blend("all", counted=[False, False, True]).text_only.tolist() == [True, False, True]
+    assert (whole.text_only.tolist(), _blend("none").text_only.tolist()) == ([False, True, True], [True] * 3)
 
 
 def test_trusted_interests_are_weighted_by_confidence_and_others_fall_back_to_the_text():

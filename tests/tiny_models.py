@@ -74,7 +74,7 @@ def make_vision_model(folder: Path) -> Path:
     )
 
     tokenizer = make_tokenizer()
-    token = tokenizer.convert_tokens_to_ids
+    token = tokenizer.get_vocab().__getitem__
     torch.manual_seed(0)
     config = Qwen2_5_VLConfig(
         text_config={

@@ -54,7 +54,9 @@ class OpenAIMiner(Section):
     temperature: float = Field(0.0, ge=0.0, le=2.0)
     """Sampling temperature."""
     concurrency: int = Field(8, ge=1, le=1024)
-    """Requests in flight of one worker."""
+    """Requests in flight."""
+    requests_per_minute: float = Field(0.0, ge=0)
+    """Most requests sent in a minute, retries included; 0 sends as many as `concurrency` allows."""
     max_retries: int = Field(5, ge=0)
     """Retries of a request that failed with 408, 409, 429, 5xx or no connection."""
     timeout_seconds: float = Field(60.0, gt=0)
@@ -111,6 +113,10 @@ class InterestsConfig(Section):
     """Largest image file read; a larger one counts as broken."""
     max_image_side: int = Field(448, ge=16, le=4096)
     """Images are scaled down to this side before a miner sees them, pixels."""
+    max_tokens_total: int = Field(0, ge=0, exclude=True)
+    """Tokens, read and written, that this run's ledger may hold; mining stops there and can go on. 0 is no cap."""
+    max_usd: float = Field(0.0, ge=0, exclude=True)
+    """Money that this run's ledger may hold, USD; mining stops there and can go on. 0 is no cap."""
     retry_failed: bool = Field(False, exclude=True)
     """Ask again for what failed; give it with --force. Not part of the result's identity."""
 
@@ -159,3 +165,5 @@ class EmbeddingsConfig(Section):
     """Which interests enter the vector."""
     interest_weight: float = Field(0.5, ge=0, le=1)
     """Share of the interests' mean vector in the item's vector; the text has the rest."""
+    without_miners: tuple[str, ...] = ()
+    """Leave out interests that only these miners found: as an ablation it says what a miner is worth."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from digr.config.base import Section
 from digr.config.interests import ClassifierConfig, EmbeddingsConfig, InterestsConfig, LabelsConfig
@@ -34,6 +34,13 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     ablations: tuple[AblationConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _left_out_miners_exist(self) -> "Config":
+        names = [miner.name for miner in self.interests.miners]
+        if unknown := [name for name in self.embeddings.without_miners if name not in names]:
+            raise ValueError(f"embeddings.without_miners: no miner is called {unknown[0]!r}, expected some of {names}")
+        return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -91,6 +91,7 @@ def build_report(
         data=_facts_of(built, DATA),
         mining={
             "facts": _facts_of(built, ("interest_responses", "interests")),
+            "miners": _miners(built["interests"], run.config["ablations"], rows),
             "status": run_facts.mining_status(store),
             "examples": run_facts.item_examples(store, 6, rng),
         },
@@ -159,8 +160,26 @@ def _facts_of(built: Mapping[str, Manifest | None], names: Sequence[str]) -> dic
             continue
         flat: dict[str, Any] = {"rows": manifest.rows} if manifest.rows is not None else {}
         flat |= {f"rejected: {reason}": count for reason, count in manifest.rejected.items()}
-        found[name] = flat | _flatten(manifest.facts)
+        found[name] = flat | _flatten({key: value for key, value in manifest.facts.items() if key != "miners"})
     return found
+
+
+def _miners(
+    manifest: Manifest | None, ablations: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """What each miner was worth, with NDCG on valid of the ablation that leaves out just this one, where there is one."""
+    if manifest is None or not manifest.facts.get("miners"):
+        return None
+    k = max(row["k"] for row in rows)
+    wanted = {"split": "valid", "slice": "all", "name": "ndcg", "k": k}
+    ndcg = {row["system"]: row["value"] for row in rows if wanted.items() <= row.items()}
+    without = {}
+    for ablation in ablations:
+        left_out = ablation["overrides"].get("embeddings.without_miners")
+        if left_out and len(left_out) == len(ablation["overrides"]) == 1:
+            without[left_out[0]] = ndcg.get(f"sid_sft[{ablation['name']}]")
+    table = {name: facts | {"ndcg_without": without.get(name)} for name, facts in manifest.facts["miners"].items()}
+    return {"k": k, "ndcg": ndcg.get("sid_sft"), "table": table}
 
 
 def _sids(stores: Mapping[str, Store], seed: int) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -37,19 +38,42 @@ def api_key(miner: OpenAIMiner) -> str:
     return key
 
 
-def ask_endpoint(miner: OpenAIMiner, key: str, conversations: Sequence[list[dict[str, Any]]]) -> list[Answer]:
+class Pace:
+    """Spread requests evenly, `per_minute` of them; 0 does not hold any back."""
+
+    def __init__(self, per_minute: float):
+        self.seconds = 60 / per_minute if per_minute else 0.0
+        self.next_at = 0.0
+
+    async def wait(self, request: Any = None) -> None:
+        """Wait for the next free moment."""
+        now = time.monotonic()
+        moment = max(now, self.next_at)
+        self.next_at = moment + self.seconds
+        if moment > now:
+            await asyncio.sleep(moment - now)
+
+
+def ask_endpoint(miner: OpenAIMiner, key: str, conversations: Sequence[list[dict[str, Any]]], pace: Pace) -> list[Answer]:
     """Send chat conversations, `miner.concurrency` in flight, and return the answers in their order.
 
     The client retries 408, 409, 429, 5xx and lost connections with growing pauses, and heeds Retry-After; what still
     fails is an answer of status "error".
+
+    Args:
+        pace: of the miner, kept between calls; it holds back every request that is sent, retries too.
     """
-    return asyncio.run(_ask_all(miner, key, conversations))
+    return asyncio.run(_ask_all(miner, key, conversations, pace))
 
 
-async def _ask_all(miner: OpenAIMiner, key: str, conversations: Sequence[list[dict[str, Any]]]) -> list[Answer]:
+async def _ask_all(miner: OpenAIMiner, key: str, conversations: Sequence[list[dict[str, Any]]], pace: Pace) -> list[Answer]:
     slots = asyncio.Semaphore(miner.concurrency)
     async with openai.AsyncOpenAI(
-        base_url=miner.base_url, api_key=key, max_retries=miner.max_retries, timeout=miner.timeout_seconds
+        base_url=miner.base_url,
+        api_key=key,
+        max_retries=miner.max_retries,
+        timeout=miner.timeout_seconds,
+        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [pace.wait]}),
     ) as client:
 
         async def ask(messages: list[dict[str, Any]]) -> Answer:

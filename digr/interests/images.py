@@ -5,10 +5,11 @@ A broken image is a reason, not an exception: its row is asked with text only.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -27,7 +28,25 @@ class Shown(NamedTuple):
     reason: str | None
 
 
-def read_bytes(uri: str, max_bytes: int) -> bytes:
+class Clients(NamedTuple):
+    """What fetches many images: connections are kept, and both may be used by many threads at once."""
+
+    http: httpx.Client
+    s3: Any
+    """A boto3 client; making one is slow and must not happen in two threads at once."""
+
+
+@contextmanager
+def open_clients(uris: Iterable[str | None]) -> Iterator[Clients]:
+    """Make the clients that some addresses need."""
+    import boto3
+
+    s3 = boto3.client("s3") if any((uri or "").startswith("s3://") for uri in uris) else None
+    with httpx.Client(timeout=_TIMEOUT_SECONDS, follow_redirects=True) as http:
+        yield Clients(http, s3)
+
+
+def read_bytes(uri: str, max_bytes: int, clients: Clients) -> bytes:
     """Read a file of at most `max_bytes` from a local path, file://, http(s):// or s3://.
 
     Raises:
@@ -36,11 +55,9 @@ def read_bytes(uri: str, max_bytes: int) -> bytes:
     """
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
-        return _read_http(uri, max_bytes)
+        return _read_http(uri, max_bytes, clients.http)
     if parts.scheme == "s3":
-        import boto3
-
-        body = boto3.client("s3").get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"]
+        body = clients.s3.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"]
         return _bounded(body.read(max_bytes + 1), uri, max_bytes)
     if parts.scheme == "file" or not is_remote(uri):
         with Path(parts.path if parts.scheme == "file" else uri).open("rb") as file:
@@ -48,10 +65,10 @@ def read_bytes(uri: str, max_bytes: int) -> bytes:
     raise ValueError(f"{uri}: expected a local path, http(s):// or s3://")
 
 
-def _read_http(uri: str, max_bytes: int) -> bytes:
+def _read_http(uri: str, max_bytes: int, client: httpx.Client) -> bytes:
     content = bytearray()
     try:
-        with httpx.stream("GET", uri, timeout=_TIMEOUT_SECONDS, follow_redirects=True) as response:
+        with client.stream("GET", uri) as response:
             response.raise_for_status()
             for chunk in response.iter_bytes():
                 content += chunk
@@ -87,14 +104,14 @@ def small_png(content: bytes, max_side: int) -> bytes:
     return sink.getvalue()
 
 
-def show_image(uri: str | None, max_bytes: int, max_side: int) -> Shown:
+def show_image(uri: str | None, max_bytes: int, max_side: int, clients: Clients) -> Shown:
     """Return one image for a prompt, or why there is none."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     if not uri:
         return Shown(None, "no image")
     try:
-        content = small_png(read_bytes(uri, max_bytes), max_side)
+        content = small_png(read_bytes(uri, max_bytes, clients), max_side)
     except (OSError, ValueError, BotoCoreError, ClientError) as error:
         return Shown(None, f"broken image: {error}"[:200])
     return Shown(f"data:image/png;base64,{base64.b64encode(content).decode()}", None)
@@ -102,5 +119,5 @@ def show_image(uri: str | None, max_bytes: int, max_side: int) -> Shown:
 
 def show_images(uris: Sequence[str | None], max_bytes: int, max_side: int, threads: int = 16) -> list[Shown]:
     """Fetch and decode many images at once, in their order."""
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda uri: show_image(uri, max_bytes, max_side), uris))
+    with open_clients(uris) as clients, ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda uri: show_image(uri, max_bytes, max_side, clients), uris))

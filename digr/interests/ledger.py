@@ -7,11 +7,13 @@ request may be in the ledger twice, after a retry or a killed worker; `merging.l
 import hashlib
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from jaxtyping import UInt64
@@ -19,11 +21,15 @@ from jaxtyping import UInt64
 from digr import artifacts
 from digr.artifacts import Store, filesystem_of
 from digr.interests.parsing import parse_response
+from digr.interests.spending import Spending
 from digr.tables import TABLES, conform
 
 LEDGER = "interest_responses"
+_SCHEMA = TABLES[LEDGER].schema
+_JOINED_BYTES = 32 << 20
+_MIN_JOINED = 16
 RAW_SCHEMA = pa.schema(
-    [field if field.name != "status" else pa.field("status", pa.string()) for field in TABLES[LEDGER].schema],
+    [field if field.name != "status" else pa.field("status", pa.string()) for field in _SCHEMA],
 )
 """What a miner returns: the ledger's columns, with `status` null where the text of the response decides."""
 
@@ -46,13 +52,13 @@ def open_ledger(store: Store) -> str:
 def finish_responses(raw: pa.Table) -> pa.Table:
     """Return raw responses as ledger rows: a status that is not given yet comes from parsing the text."""
     status, reason = raw["status"].to_pylist(), raw["reason"].to_pylist()
-    response = [None if text is None else text.encode("utf-8", "replace").decode() for text in raw["response"].to_pylist()]
+    response = raw["response"].to_pylist()
     for index, given in enumerate(status):
         if given is None:
             parsed = parse_response(response[index])
             note = "; ".join(part for part in (reason[index], parsed.reason) if part)
             status[index], reason[index] = parsed.status, note or None
-    for name, values in (("response", response), ("status", status), ("reason", reason)):
+    for name, values in (("status", status), ("reason", reason)):
         raw = raw.set_column(raw.column_names.index(name), name, pa.array(values, pa.string()))
     return conform(LEDGER, raw, "miner's responses")
 
@@ -60,8 +66,33 @@ def finish_responses(raw: pa.Table) -> pa.Table:
 def append(uri: str, responses: pa.Table) -> None:
     """Write rows as one new part that appears whole or not at all; parts sort in the order they were written."""
     name = hashlib.sha256("".join(responses["request_digest"].to_pylist()).encode()).hexdigest()[:16]
+    _write_part(uri, f"part-{time.time_ns() // 1_000_000:014d}-{name}", responses)
+
+
+def join_parts(uri: str) -> None:
+    """Rewrite neighbouring small parts as larger ones, so that a ledger written batch by batch is read fast.
+
+    A kill in between leaves rows twice, which readers of a ledger expect; the order of rows stays.
+    """
     fs, path = filesystem_of(uri)
-    target = f"{path}/part-{time.time_ns() // 1_000_000:014d}-{name}.parquet"
+    entries = sorted(fs.get_file_info(pafs.FileSelector(path)), key=lambda entry: entry.path)
+    group: list[str] = []
+    size = 0
+    for entry in [*(entry for entry in entries if entry.path.endswith(".parquet")), None]:
+        if group and (entry is None or size + entry.size > _JOINED_BYTES):
+            if len(group) >= _MIN_JOINED:
+                # sorts right behind the newest of them
+                _write_part(uri, f"{Path(group[-1]).stem}j", pads.dataset(group, filesystem=fs, schema=_SCHEMA).to_table())
+                for joined in group:
+                    fs.delete_file(joined)
+            group, size = [], 0
+        if entry is not None:
+            group, size = [*group, entry.path], size + entry.size
+
+
+def _write_part(uri: str, name: str, responses: pa.Table) -> None:
+    fs, path = filesystem_of(uri)
+    target = f"{path}/{name}.parquet"
     if not isinstance(fs, pafs.LocalFileSystem):
         sink = pa.BufferOutputStream()
         pq.write_table(responses, sink)
@@ -100,11 +131,22 @@ def done_numbers(uri: str, retry_failed: bool = False) -> UInt64[np.ndarray, " N
         retry_failed: count only "ok" rows as done; otherwise every answer, also a failure, is one.
     """
     numbers = [np.empty(0, np.uint64)]
-    for batch in artifacts.open_parts(uri, TABLES[LEDGER].schema).to_batches(columns=["request_digest", "status"]):
+    for batch in artifacts.open_parts(uri, _SCHEMA).to_batches(columns=["request_digest", "status"]):
         if retry_failed:
             batch = batch.filter(pc.equal(batch["status"], "ok"))
         numbers.append(digest_numbers(batch["request_digest"]))
     return np.unique(np.concatenate(numbers))
+
+
+def spent_so_far(uri: str, free_miners: Sequence[str] = ()) -> Spending:
+    """Return what all answers in the ledger spent, those of some miners aside (a replayed answer was paid for elsewhere)."""
+    spent = Spending()
+    columns = ["miner", "input_tokens", "output_tokens", "cost_usd"]
+    for batch in artifacts.open_parts(uri, _SCHEMA).to_batches(columns=columns):
+        batch = batch.filter(pc.invert(pc.is_in(batch["miner"], pa.array(list(free_miners), pa.string()))))
+        tokens, written, usd = (pc.sum(batch[column]).as_py() or 0 for column in columns[1:])
+        spent = spent.plus(Spending(tokens + written, usd))
+    return spent
 
 
 def contains(numbers: UInt64[np.ndarray, " N"], digests: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -121,7 +163,7 @@ def raw_responses(requests: pa.Table, miner: str, prompt_version: str, modality:
     Args:
         modality: what the prompts really showed, for all rows or for each.
         columns: `response`, and any of `status`, `reason`, `input_tokens`, `output_tokens`, `cost_usd`; absent ones are
-            null, or 0 for the counts.
+            null, or 0 for the counts. Halves of characters, which no table can hold, become question marks.
     """
     rows = len(requests)
     values = {
@@ -138,4 +180,6 @@ def raw_responses(requests: pa.Table, miner: str, prompt_version: str, modality:
         "output_tokens": [0] * rows,
         "cost_usd": [0.0] * rows,
     } | columns
+    for name in ("response", "reason"):
+        values[name] = [None if text is None else text.encode("utf-8", "replace").decode() for text in values[name]]
     return pa.table({field.name: values[field.name] for field in RAW_SCHEMA}, schema=RAW_SCHEMA)

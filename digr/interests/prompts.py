@@ -57,8 +57,10 @@ PROMPT_VERSIONS: dict[tuple[Owner, Modality], str] = {
     ("item", "text"): "item-text-v1",
     ("item", "image"): "item-image-v1",
     ("item", "both"): "item-both-v1",
-    ("user", "text"): "user-text-v1",
+    ("user", "text"): "user-text-v2",
 }
+SHOWN_INTERESTS = 2
+"""Interests of an item that a user's prompt shows beside its title, the strongest."""
 
 _RULES = (
     "An interest is a phrase of 3 to 9 lower-case words naming a latent motive, project or usage context that would also "
@@ -76,7 +78,10 @@ _TASKS: dict[tuple[Owner, Modality], str] = {
         "name the interests behind buying it."
     ),
     ("item", "both"): "You look at a product's main image, read its text and name the interests behind buying it.",
-    ("user", "text"): "You read the products a person chose, oldest first, and name the interests that run through them.",
+    ("user", "text"): (
+        "You read the products a person chose, oldest first, some with interests behind buying them in brackets, and name the "
+        "interests that run through this person's choices."
+    ),
 }
 
 

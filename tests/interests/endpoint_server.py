@@ -12,7 +12,7 @@ ANSWER = json.dumps({"reasoning": "", "interests": [{"interest": "weekend trout 
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Answers by a word in the prompt: busy, broken, garbage, half, refuse, slow, odd; anything else is answered well."""
+    """Answers by a word in the prompt: busy, later, broken, garbage, cut, half, refuse, slow, meet, odd; else it answers well."""
 
     daemon_threads = True
 
@@ -20,6 +20,10 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.bodies: list[dict] = []
         self.seen: Counter[str] = Counter()
+        self.times: list[tuple[str, float, float]] = []
+        """Model, arrival and departure of every request."""
+        self.meeting = threading.Barrier(2, timeout=50)
+        """Lets requests with the word meet go two by two."""
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
     def handle_error(self, request, client_address):
@@ -33,19 +37,31 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the test's output clean."""
 
     def do_POST(self):
+        arrival = time.monotonic()
+        body = self._answer()
+        self.server.times.append((body["model"], arrival, time.monotonic()))
+
+    def _answer(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.bodies.append(body)
         prompt = json.dumps(body["messages"][1]["content"])
         self.server.seen[prompt] += 1
         first = self.server.seen[prompt] == 1
-        if "busy" in prompt and first:
-            return self._send(429, '{"error": {"message": "too many"}}', {"Retry-After": "0.01"})
-        if "broken" in prompt:
-            return self._send(500, "oh no")
-        if "garbage" in prompt:
-            return self._send(200, "<html>not the endpoint</html>")
-        if "odd" in prompt:
-            return self._send(200, '{"choices": []}')
+        for word, seconds in (("busy", "0.01"), ("later", "0.9")):
+            if word in prompt and first:
+                self._send(429, '{"error": {"message": "too many"}}', {"Retry-After": seconds})
+                return body
+        whole = {"broken": (500, "oh no"), "garbage": (200, "<html>not the endpoint</html>"), "odd": (200, '{"choices": []}')}
+        for word, (status, text) in whole.items():
+            if word in prompt:
+                self._send(status, text)
+                return body
+        if "cut" in prompt:
+            self._send(200, '{"choices": [', {"Content-Length": "500"})
+            self.close_connection = True
+            return body
+        if "meet" in prompt:
+            self.server.meeting.wait()
         if "slow" in prompt:
             time.sleep(1.5)
         message, finish = {"role": "assistant", "content": ANSWER}, "stop"
@@ -56,7 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": message, "finish_reason": finish}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         completion = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"]}
-        return self._send(200, json.dumps(completion | {"choices": [choice], "usage": usage}))
+        self._send(200, json.dumps(completion | {"choices": [choice], "usage": usage}))
+        return body
 
     def _send(self, status, text, headers={}):
         content = text.encode()

@@ -3,16 +3,20 @@
 import pytest
 
 from digr.config.interests import OpenAIMiner
-from digr.interests.endpoint import api_key, ask_endpoint, read_completion
+from digr.interests.endpoint import Pace, api_key, ask_endpoint, read_completion
 from digr.interests.prompts import RESPONSE_SCHEMA, chat_messages
 from tests.interests.endpoint_server import ANSWER, serve_endpoint
 
 
+def _ask(miner, words, pace=None):
+    return ask_endpoint(miner, "key", [chat_messages("item", "text", word) for word in words], pace or Pace(0))
+
+
 def test_each_request_gets_an_answer_in_order_whatever_the_endpoint_does():
-    words = ["fine", "busy", "broken", "garbage", "odd", "half", "refuse"]
+    words = ["fine", "busy", "broken", "garbage", "cut", "odd", "half", "refuse"]
     with serve_endpoint() as server:
         miner = OpenAIMiner(name="m", base_url=server.url, model="x", max_retries=1)
-        answers = ask_endpoint(miner, "key", [chat_messages("item", "text", word) for word in words])
+        answers = _ask(miner, words)
     found = dict(zip(words, answers, strict=True))
     assert found["fine"] == found["busy"] == (ANSWER, None, None, 100, 10)
     assert {word: found[word].status for word in words} == {
@@ -20,6 +24,7 @@ def test_each_request_gets_an_answer_in_order_whatever_the_endpoint_does():
         "busy": None,
         "broken": "error",
         "garbage": "error",
+        "cut": "error",
         "odd": "error",
         "half": None,
         "refuse": "refused",
@@ -27,7 +32,7 @@ def test_each_request_gets_an_answer_in_order_whatever_the_endpoint_does():
     assert found["half"].reason == "stopped at max_tokens"
     assert found["broken"].reason.startswith("InternalServerError")
     retried = {word: sum(count for prompt, count in server.seen.items() if word in prompt) for word in words}
-    assert retried == dict.fromkeys(words, 1) | {"busy": 2, "broken": 2}
+    assert retried == dict.fromkeys(words, 1) | {"busy": 2, "broken": 2, "cut": 2}
     asked = server.bodies[0]
     assert asked["response_format"]["json_schema"]["schema"] == RESPONSE_SCHEMA and asked["temperature"] == 0.0
 
@@ -35,8 +40,27 @@ def test_each_request_gets_an_answer_in_order_whatever_the_endpoint_does():
 def test_an_answer_that_takes_too_long_is_an_error():
     with serve_endpoint() as server:
         miner = OpenAIMiner(name="m", base_url=server.url, model="x", max_retries=0, timeout_seconds=0.5)
-        (answer,) = ask_endpoint(miner, "key", [chat_messages("item", "text", "slow")])
+        (answer,) = _ask(miner, ["slow"])
     assert answer.status == "error" and answer.reason.startswith("APITimeoutError")
+
+
+def test_a_busy_endpoint_is_asked_again_after_the_time_it_names():
+    with serve_endpoint() as server:
+        miner = OpenAIMiner(name="m", base_url=server.url, model="x", max_retries=1)
+        (answer,) = _ask(miner, ["later"])
+    (_, first, _), (_, second, _) = server.times
+    assert answer.response == ANSWER and second - first >= 0.9
+
+
+def test_requests_are_spread_over_the_minute_retries_and_later_batches_too():
+    with serve_endpoint() as server:
+        miner = OpenAIMiner(name="m", base_url=server.url, model="x", max_retries=1, concurrency=8)
+        pace = Pace(1500)
+        answers = _ask(miner, ["fine", "busy", "well"], pace) + _ask(miner, ["good"], pace)
+    arrivals = sorted(arrival for _, arrival, _ in server.times)
+    assert [answer.response for answer in answers] == [ANSWER] * 4 and len(arrivals) == 5
+    # 40 ms apart; a thread of the server may notice a request a little late
+    assert arrivals[-1] - arrivals[0] >= 4 * 0.04 - 0.02
 
 
 NO_COMPLETIONS = [None, [], {"choices": [None]}, {"choices": [{"message": {"content": 3}}]}, {"choices": [{"message": 1}]}]

@@ -12,7 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from digr.interests.images import show_image, show_images
+from digr.interests.images import show_images
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def _decode(shown):
 
 def test_a_local_image_is_scaled_down_to_rgb(folder):
     for uri in (str(folder / "red.png"), f"file://{folder}/red.png"):
-        image = _decode(show_image(uri, 1_000_000, 60))
+        image = _decode(*show_images([uri], 1_000_000, 60))
         assert (image.size, image.mode, image.getpixel((0, 0))) == ((60, 20), "RGB", (255, 0, 0))
 
 
@@ -44,7 +44,7 @@ def test_a_local_image_is_scaled_down_to_rgb(folder):
     ],
 )
 def test_a_broken_image_is_a_reason(folder, name, reason):
-    shown = show_image(str(folder / name), 1_000_000, 60)
+    (shown,) = show_images([str(folder / name)], 1_000_000, 60)
     assert shown.url is None
     assert re.match(reason, shown.reason)
 
@@ -65,6 +65,27 @@ def test_images_come_over_http(folder):
     red, absent = show_images([f"{base}/red.png", f"{base}/absent.png"], 1_000_000, 60)
     server.shutdown()
     assert _decode(red).size == (60, 20) and "404" in absent.reason
+
+
+class _Meeting(SimpleHTTPRequestHandler):
+    """Answers only when four requests are there at once."""
+
+    met = threading.Barrier(4)
+
+    def log_message(self, *arguments):
+        """Keep the test's output clean."""
+
+    def do_GET(self):
+        self.met.wait(timeout=20)
+        super().do_GET()
+
+
+def test_images_are_fetched_in_parallel(folder):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Meeting, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    shown = show_images([f"http://127.0.0.1:{server.server_port}/red.png"] * 4, 1_000_000, 60)
+    server.shutdown()
+    assert [_decode(one).size for one in shown] == [(60, 20)] * 4
 
 
 def test_images_come_from_s3(folder, monkeypatch):

@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from digr.interests.ledger import finish_responses, raw_responses
 from digr.interests.parsing import normalise_phrase, parse_response
 from digr.tables import STATUSES
 
@@ -104,6 +107,73 @@ def _check(text):
     pa.array(phrases, pa.string())
 
 
+SEEDS = (
+    GOOD,
+    f"```json\n{GOOD}\n```",
+    f"<think>{{maybe}} [or] not</think> Sure! {GOOD} Anything else?",
+    json.dumps(json.loads(GOOD)["interests"]),
+    json.dumps(
+        {
+            "reasoning": "é ✓ \ud83c\udfa3",
+            "interests": ["camp cooking", {"interest": "gr\u00fcne G\u00e4rten", "confidence": "0.4"}],
+        }
+    ),
+    GOOD + GOOD,
+    "I'm sorry, but I can't help with that.",
+    "\n".join(f"{rank}. fishing for {rank} hours" for rank in range(9)),
+)
+BITS = (
+    '"',
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    ",",
+    "\\",
+    "\\u12",
+    "\ud800",
+    "\x00",
+    "NaN",
+    "-Infinity",
+    "1e999",
+    "null",
+    "}}}}",
+    "[[[[",
+    " " * 50,
+)
+
+
+def _mangle(text, rng):
+    letters = list(text)
+    for _ in range(rng.integers(1, 8)):
+        position, action = int(rng.integers(0, len(letters) + 1)), rng.integers(0, 5)
+        if action == 0:
+            letters = letters[:position]
+        elif action == 1:
+            del letters[position : position + int(rng.integers(1, 30))]
+        elif action == 2:
+            letters[position:position] = BITS[rng.integers(0, len(BITS))]
+        elif action == 3:
+            letters[position : position + 1] = chr(int(rng.integers(1, 0x11000)))
+        else:
+            letters += letters[position : position + int(rng.integers(1, 400))]
+    return "".join(letters)
+
+
+def test_each_of_ten_thousand_mangled_answers_becomes_a_ledger_row_with_a_status_and_clean_interests():
+    rng = np.random.default_rng(0)
+    texts = [_mangle(SEEDS[index % len(SEEDS)], rng) for index in range(10_000)]
+    requests = {"owner": ["item"] * 10_000, "owner_id": [str(index) for index in range(10_000)]}
+    requests |= {"request_digest": [f"{index:016x}" for index in range(10_000)]}
+    rows = finish_responses(raw_responses(pa.table(requests), "m", "v", "text", response=texts))
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["status"]).to_pylist()}
+    assert sum(counts.values()) == 10_000 and set(counts) == set(STATUSES) - {"error"}
+    assert min(counts.values()) > 50, counts
+    for text in texts[:2000]:
+        _check(text)
+
+
 @given(st.text())
 @settings(max_examples=200, deadline=None)
 def test_no_text_raises(text):
@@ -111,7 +181,7 @@ def test_no_text_raises(text):
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_mangling_of_a_good_answer_raises(data):
     letters = list(GOOD)
     for _ in range(data.draw(st.integers(1, 6))):

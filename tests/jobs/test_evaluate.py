@@ -12,6 +12,7 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, build_config
 from digr.evaluation.run_facts import rollout_examples
+from digr.tables import TABLES
 from jobs.evaluate import run, systems_of
 from jobs.runtime import Options
 
@@ -123,6 +124,22 @@ def test_the_report_shows_the_last_rollouts_with_titles_and_reward_terms(run_dir
     assert "title &lt;i07&gt; <b>1.075</b>" in table
     assert re.search(r"exact 1.00,\s+interest 0.25", table)
     assert "valid 0.00" not in table
+
+
+def test_the_report_says_what_each_miner_was_worth_and_what_leaving_it_out_costs(run_dir):
+    row = {"owner": "item", "owner_id": "i00", "rank": 0, "interest": "camp cooking", "miners": ["llm"], "consensus": 1.0}
+    worth = {"requests": 1234, "ok": 1200, "failed": 34, "broken_images": 0, "input_tokens": 5000, "output_tokens": 700}
+    worth |= {"cost_usd": 1.25, "interests": 2468, "interests_per_request": 2.0, "agreement_rate": 0.4321}
+    store = Store(str(run_dir))
+    artifacts.write_table(store, "interests", pa.Table.from_pylist([row], TABLES["interests"].schema))
+    artifacts.commit(store, Manifest(name="interests", rows=1, facts={"miners": {"llm": worth, "other": worth}}))
+    ablations = [{"name": "plain", "overrides": {"embeddings.without_miners": ["llm"]}}]
+    page = Path(run(_config(run_dir, ablations=ablations), Options())["report"]).read_text()
+    found = {name: re.search(rf'<th scope="row">{name}</th>(.*?)</tr>', page, re.DOTALL)[1] for name in ("llm", "other")}
+    cells = {name: re.findall(r"<td[^>]*>([^<]*)</td>", text) for name, text in found.items()}
+    common = ["1,234", "1,200", "34", "0", "5,700", "1.25", "2,468", "2.00", "0.4321"]
+    assert cells == {"llm": [*common, "1.0000"], "other": [*common, "–"]}
+    assert "with all miners it is 1.0000" in page and "miners: llm" not in page
 
 
 def test_metrics_json_is_strict_json(run_dir):

@@ -6,6 +6,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
@@ -92,7 +93,12 @@ def test_no_owner_disappears_and_a_second_run_asks_only_for_what_changed(config,
         ["extractive", "llm"],
         1.0,
     )
-    assert summary["facts"]["interests"] == {"num_owners": 5, "num_owners_with_interests": 4}
+    facts = summary["facts"]["interests"]
+    assert (facts["num_owners"], facts["num_owners_with_interests"], list(facts["miners"])) == (5, 4, ["llm", "extractive"])
+    worth = facts["miners"]["llm"]
+    assert (worth["requests"], worth["ok"], worth["failed"]) == (5, 2, 3)
+    # of "weekend trout fishing", "gift giving", "keeping warm", "bread baking" the other miner found the first too
+    assert (worth["interests"], worth["interests_per_request"], worth["agreement_rate"]) == (4, 0.8, 0.25)
     manifest = artifacts.require(store, "interests")
     assert manifest.rejected == {"owner without interests": 1}
 
@@ -137,32 +143,72 @@ def test_a_killed_run_keeps_its_finished_batches_and_failures_are_retried_on_dem
     assert mine_interests.run(config, Options())["status"] == "skipped"
 
 
-def test_users_are_asked_about_their_training_titles_only(config, ray_local):
+def test_users_are_asked_about_their_training_titles_with_the_mined_interests_and_nothing_held_out(config, ray_local):
     from jobs.miners import requests_of
 
+    config = config.model_copy(update={"interests": config.interests.model_copy(update={"owners": ("user", "item")})})
+    mine_interests.run(config, Options())
     rows = requests_of(config, Store(config.run.dir), "user", config.interests.miners[1]).take_all()
-    assert [(row["owner_id"], row["text"]) for row in rows] == [("u1", "\n".join([ITEMS["a"], ITEMS["b"], ITEMS["c"]]))]
+    lines = [f"{ITEMS['a']} (weekend trout fishing, gift giving)", f"{ITEMS['b']} (keeping warm, weekend trout fishing)"]
+    lines.append(f"{ITEMS['c']} (sourdough bread baking)")
+    assert [(row["owner_id"], row["text"].splitlines()) for row in rows] == [("u1", lines)]
+    interests = artifacts.read_table(Store(config.run.dir), "interests")
+    keys = list(zip(interests["owner"].to_pylist(), interests["owner_id"].to_pylist(), strict=True))
+    assert keys == sorted(keys) and {owner for owner, _ in keys} == {"item"}
+    statuses = artifacts.require(Store(config.run.dir), "interest_responses").facts["statuses"]
+    assert sum(statuses.values()) == 12
 
 
-def test_an_endpoint_that_fails_some_requests_loses_no_owner_and_its_tokens_are_priced(tmp_path, ray_local, monkeypatch):
+WORDS = {"a": "fine", "b": "busy", "c": "broken", "d": "garbage", "e": "half", "f": "meet"}
+
+
+@pytest.fixture
+def endpoints(tmp_path, monkeypatch):
+    """Six items, the last two with an image and a broken one, and two miners at one endpoint; gives config and server."""
     monkeypatch.setenv("DIGR_TEST_KEY", "any")
-    store = Store(str(tmp_path))
-    _write_items(store, {"a": "fine", "b": "busy", "c": "broken", "d": "garbage", "e": "half"})
+    store = Store(str(tmp_path / "run"))
+    Image.new("RGB", (20, 20)).save(tmp_path / "e.png")
+    images = [None, None, None, None, str(tmp_path / "e.png"), str(tmp_path / "absent.png")]
+    _commit(store, "items", pa.table({"item_id": list(WORDS), "title": list(WORDS.values()), "image_uri": images}))
     with serve_endpoint() as server:
-        miner = {"kind": "openai", "name": "api", "base_url": server.url, "model": "x", "api_key_env": "DIGR_TEST_KEY"}
-        miner |= {"max_retries": 1, "usd_per_million_input_tokens": 1.0, "usd_per_million_output_tokens": 10.0}
-        config = build_config({"run": {"dir": store.root}, "interests": {"miners": [miner]}}, where="test")
-        mine_interests.run(config, Options())
-    rows = {row["owner_id"]: row for row in artifacts.read_table(store, "interest_responses").to_pylist()}
-    assert {item: row["status"] for item, row in rows.items()} == {
-        "a": "ok",
-        "b": "ok",
-        "c": "error",
-        "d": "error",
-        "e": "truncated",
+        common = {"kind": "openai", "base_url": server.url, "api_key_env": "DIGR_TEST_KEY", "max_retries": 1, "max_tokens": 50}
+        text = common | {"name": "text", "model": "x", "usd_per_million_input_tokens": 1.0, "usd_per_million_output_tokens": 10.0}
+        both = common | {"name": "both", "model": "y", "modality": "both"}
+        yield build_config({"run": {"dir": store.root}, "interests": {"miners": [text, both]}}, where="test"), server
+
+
+def test_a_budget_stops_the_asking_and_a_larger_one_asks_the_rest_of_all_endpoints_at_once(endpoints, ray_local, capsys):
+    config, server = endpoints
+    capped = config.model_copy(update={"interests": config.interests.model_copy(update={"max_tokens_total": 1600})})
+    with pytest.raises(ValueError, match=r"stopped at the budget: \d+ tokens and .* 9 requests are still to ask"):
+        mine_interests.run(capped, Options())
+    store = Store(config.run.dir)
+    assert artifacts.read_manifest(store, "interests") is None and len(_rows(config)) == 3
+    first = len(server.bodies)
+
+    mine_interests.run(config, Options())
+    # each of the twelve once, and once more for both busy prompts and both broken ones
+    assert first >= 3 and len(server.bodies) == 12 + 4
+    rows = {(row["miner"], row["owner_id"]): row for row in _rows(config)}
+    expected = {"a": "ok", "b": "ok", "c": "error", "d": "error", "e": "truncated", "f": "ok"}
+    assert {key: row["status"] for key, row in rows.items()} == {
+        (miner, item): status for miner in ("text", "both") for item, status in expected.items()
     }
-    assert rows["a"]["cost_usd"] == pytest.approx((100 * 1.0 + 10 * 10.0) / 1e6) and rows["c"]["input_tokens"] == 0
-    assert set(artifacts.read_table(store, "interests")["owner_id"].to_pylist()) == {"a", "b"}
+    assert rows["text", "a"]["cost_usd"] == pytest.approx((100 * 1.0 + 10 * 10.0) / 1e6)
+    # "f" of both miners is ok only because both were asked at the same time
+    assert [rows["both", item]["modality"] for item in "def"] == ["text", "both", "text"]
+    seen = [part["type"] for body in server.bodies if body["model"] == "y" for part in body["messages"][1]["content"]]
+    assert seen.count("image_url") == 1
+    assert artifacts.require(store, "interest_responses").rejected["broken image, asked without it"] == 1
+    worth = artifacts.require(store, "interests").facts["miners"]
+    assert (worth["text"]["cost_usd"], worth["both"]["broken_images"]) == (pytest.approx(4 * 2e-4), 1)
+    assert set(artifacts.read_table(store, "interests")["owner_id"].to_pylist()) == {"a", "b", "f"}
+    said = [line for line in capsys.readouterr().out.splitlines() if "interests: text: " in line and "items/s" in line]
+    assert "tokens/s" in said[-1] and "USD" in said[-1]
+
+
+def _rows(config):
+    return pa.concat_tables([pq.read_table(part) for part in _parts(config)]).to_pylist()
 
 
 def test_the_recorded_interests_of_a_real_catalogue_come_back_whole(tmp_path, ray_local):

@@ -1,9 +1,17 @@
 """The vLLM miner on the real engine (its CPU build), with tiny random models: what they write is mostly nonsense."""
 
 import json
+import os
 import runpy
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import jsonschema
 import pyarrow as pa
 import pytest
@@ -18,7 +26,7 @@ from jobs import mine_interests
 from jobs.runtime import Options
 from tests.tiny_models import make_text_model, make_vision_model
 
-# the engines start twice, which on a busy machine takes minutes
+# the engines start three times, which on a busy machine takes minutes
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 
@@ -35,6 +43,60 @@ def _write_items(store, folder):
     artifacts.commit(store, Manifest(name="items", rows=len(items)))
 
 
+def _check(item, row):
+    """Only the text that is too long is an error; an answer that was not cut off keeps to the schema."""
+    assert (row["status"] == "error") == (item == "e")
+    if item == "e":
+        assert "maximum context length" in row["reason"]
+    elif "max_tokens" in (row["reason"] or ""):
+        assert row["output_tokens"] == 192
+    else:
+        jsonschema.validate(json.loads(row["response"], strict=False), RESPONSE_SCHEMA)
+
+
+@contextmanager
+def _vllm_server(model: Path, log: Path) -> Iterator[str]:
+    """Run vLLM's own OpenAI server on loopback; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    guide = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "tiny"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048", "--enforce-eager"]
+    command += ["--structured-outputs-config", guide]
+    with log.open("w") as sink:
+        environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+    try:
+        deadline = time.monotonic() + 600
+        while True:
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health").raise_for_status()
+                break
+            except httpx.HTTPError:
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def test_an_endpoint_that_vllm_itself_serves_loses_no_row_and_keeps_to_the_schema(tmp_path, ray_local, monkeypatch):
+    monkeypatch.setenv("DIGR_TEST_KEY", "any")
+    store = Store(str(tmp_path / "run"))
+    _write_items(store, tmp_path)
+    with _vllm_server(make_text_model(tmp_path / "text"), tmp_path / "server.log") as url:
+        miner = {"kind": "openai", "name": "served", "base_url": url, "model": "tiny", "api_key_env": "DIGR_TEST_KEY"}
+        interests = {"miners": [miner | {"max_tokens": 192}], "max_text_chars": 5000}
+        mine_interests.run(build_config({"run": {"dir": store.root}, "interests": interests}, where="test"), Options())
+    rows = {row["owner_id"]: row for row in artifacts.read_table(store, "interest_responses").to_pylist()}
+    assert set(rows) == set("abcdef") and {row["status"] for row in rows.values()} <= set(STATUSES)
+    for item, row in rows.items():
+        _check(item, row)
+        assert (row["input_tokens"] > 0) == (row["output_tokens"] > 0) == (item != "e")
+
+
 def test_tiny_random_models_with_and_without_images_lose_no_row_and_keep_to_the_schema(tmp_path, ray_local):
     runpy.run_path(str(Path(__file__).parents[1] / "vllm_support" / "sitecustomize.py"))
     store = Store(str(tmp_path / "run"))
@@ -49,13 +111,7 @@ def test_tiny_random_models_with_and_without_images_lose_no_row_and_keep_to_the_
     assert set(rows) == {(miner, item) for miner in ("text", "both") for item in "abcdef"}
     assert {row["status"] for row in rows.values()} <= set(STATUSES)
     for (_, item), row in rows.items():
-        assert (row["status"] == "error") == (item == "e")
-        if item == "e":
-            assert "maximum context length" in row["reason"]
-        elif "max_tokens" in (row["reason"] or ""):
-            assert row["output_tokens"] == 192
-        else:
-            jsonschema.validate(json.loads(row["response"], strict=False), RESPONSE_SCHEMA)
+        _check(item, row)
     assert [rows["both", item]["modality"] for item in "abcdef"] == ["both", "both", "text", "both", "text", "text"]
     assert rows["both", "c"]["reason"].startswith("broken image")
     assert rows["both", "a"]["input_tokens"] > rows["both", "c"]["input_tokens"]

@@ -1,0 +1,104 @@
+"""What mining through Ray costs: the whole job `jobs.mine_interests` against bare `vllm.LLM.chat`.
+
+Both are commands of their own, measured from start to exit, on the same items, the same tiny random model, the same engine
+and guided-decoding arguments. The job also writes the ledger, parses every answer and merges the interests.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Measurement, main
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config import load_config
+from digr.config.interests import VllmMiner
+from digr.config.run import SyntheticConfig
+from digr.data.synthetic import build_shop
+from digr.data.texts import item_texts
+from digr.interests.prompts import chat_messages
+
+BAR = 1.10
+MAX_TOKENS = 64
+SHOP = SyntheticConfig(num_items=5000, num_users=20)
+QUICK = SyntheticConfig(num_items=100, num_users=20)
+
+
+def chat(config_path: str, seconds_path: str) -> None:
+    """Ask the engine all prompts at once, as a script without Ray would; writes how long its parts took."""
+    import os
+
+    from jobs.stage import store_of
+    from jobs.vllm_engine import CPU_ENV, engine_kwargs, sampling_params
+
+    os.environ.update(CPU_ENV)
+    from vllm import LLM, SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    config = load_config(config_path)
+    miner = config.interests.miners[0]
+    assert isinstance(miner, VllmMiner)
+    texts = item_texts(artifacts.read_table(store_of(config), "items"), config.interests.max_text_chars)
+    start = time.monotonic()
+    llm = LLM(miner.model, **engine_kwargs(miner))
+    ready = time.monotonic()
+    sampling: dict[str, Any] = sampling_params(miner)
+    guide = StructuredOutputsParams(**sampling.pop("structured_outputs"))
+    messages: list[Any] = [chat_messages("item", "text", text) for text in texts]
+    outputs = llm.chat(messages, SamplingParams(**sampling, structured_outputs=guide), use_tqdm=False)
+    done = time.monotonic()
+    tokens = sum(len(output.prompt_token_ids or []) + len(output.outputs[0].token_ids) for output in outputs)
+    found = {"start": ready - start, "chat": done - ready, "responses": len(outputs), "tokens": tokens}
+    Path(seconds_path).write_text(json.dumps(found))
+
+
+def _timed(arguments: list[str]) -> float:
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(arguments)}: exit {done.returncode}\n{done.stdout[-3000:]}")
+    return time.monotonic() - start
+
+
+def measure(quick: bool) -> Measurement:
+    """Run the job, then the bare engine."""
+    from tests.tiny_models import make_text_model
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = make_text_model(folder / "model")
+        store = Store(str(folder / "run"))
+        items = build_shop(QUICK if quick else SHOP, 0).items
+        artifacts.begin(store, "items")
+        artifacts.commit(store, Manifest(name="items", rows=artifacts.write_table(store, "items", items)))
+        config = folder / "run.toml"
+        config.write_text(
+            f'[run]\ndir = "{store.root}"\n[[interests.miners]]\nkind = "vllm"\nname = "tiny"\nmodel = "{model}"\n'
+            f"on_cpu = true\nmax_model_len = 2048\nmax_tokens = {MAX_TOKENS}\nbatch_size = 256\n"
+        )
+        job_seconds = _timed(["-m", "jobs.mine_interests", "--config", str(config)])
+        call = f"from benchmarks.mining_overhead import chat; chat({str(config)!r}, {str(folder / 'chat.json')!r})"
+        chat_seconds = _timed(["-c", call])
+        engine = json.loads((folder / "chat.json").read_text())
+        responses = artifacts.read_table(store, "interest_responses", ["input_tokens", "output_tokens"])
+        ours = sum(sum(responses[column].to_pylist()) for column in responses.column_names)
+    figures = {
+        "prompts": len(items),
+        "mining_job_seconds": round(job_seconds, 1),
+        "bare_chat_seconds": round(chat_seconds, 1),
+        "bare_chat_engine_start_seconds": round(engine["start"], 1),
+        "bare_chat_generation_seconds": round(engine["chat"], 1),
+        "mining_job_responses": len(responses),
+        "bare_chat_responses": engine["responses"],
+        "mining_job_tokens": ours,
+        "bare_chat_tokens": engine["tokens"],
+    }
+    return Measurement(figures, ratio=job_seconds / chat_seconds, bar=BAR)
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -1,0 +1,108 @@
+"""What mining spends: a budget that is never overrun by more than a wrong guess, and the text of a progress line."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from digr.config.interests import OpenAIMiner, VllmMiner
+
+_CHARS_PER_TOKEN = 3
+_PROMPT_TOKENS = 450
+_IMAGE_TOKENS = 1500
+
+
+class Spending(NamedTuple):
+    """Tokens, read and written, and what they cost."""
+
+    tokens: float = 0
+    usd: float = 0.0
+
+    def plus(self, other: "Spending") -> "Spending":
+        """Return the sum of both."""
+        return Spending(self.tokens + other.tokens, self.usd + other.usd)
+
+
+class Budget:
+    """Which requests may still be asked under a cap in tokens and one in USD; a cap of 0 is none.
+
+    Answers in flight are held back at their worst case, and what they do not use is free again when they arrive. So
+    everything that was paid for fits the caps, up to the error of the worst cases, and no answer in flight is given up.
+    """
+
+    def __init__(self, caps: Spending, spent: Spending):
+        self.caps, self.spent, self.stopped = caps, spent, False
+        self.in_flight: dict[str, Spending] = {}
+
+    def admit(self, worst: Mapping[str, Spending]) -> list[str] | None:
+        """Return the requests of a batch that may be asked, or None where answers in flight have to arrive first.
+
+        From the first batch on of which not all fits, `stopped` is true and nothing more is let through.
+
+        Args:
+            worst: request -> the most it may spend, in the order they are asked.
+        """
+        if self.stopped:
+            return [request for request in worst if request in self.in_flight]
+        new = {request: one for request, one in worst.items() if request not in self.in_flight}
+        if not self._fits(new):
+            if self.in_flight:
+                return None
+            self.stopped = True
+            while new and not self._fits(new):
+                new.popitem()
+        self.in_flight |= new
+        return [request for request in worst if request in self.in_flight]
+
+    def settle(self, requests: Sequence[str], real: Spending) -> None:
+        """Count what some requests really spent; they are no longer in flight."""
+        for request in requests:
+            self.in_flight.pop(request, None)
+        self.spent = self.spent.plus(real)
+
+    def _fits(self, more: Mapping[str, Spending]) -> bool:
+        held = [*self.in_flight.values(), *more.values()]
+        tokens = self.spent.tokens + sum(one.tokens for one in held)
+        usd = self.spent.usd + sum(one.usd for one in held)
+        return (not self.caps.tokens or tokens <= self.caps.tokens) and (not self.caps.usd or usd <= self.caps.usd)
+
+
+def worst_cases(requests: pa.Table, miner: VllmMiner | OpenAIMiner) -> dict[str, Spending]:
+    """Return the most that each request may spend: a generous guess of its prompt, and the longest answer allowed."""
+    prices = (
+        (miner.usd_per_million_input_tokens, miner.usd_per_million_output_tokens) if isinstance(miner, OpenAIMiner) else (0, 0)
+    )
+    found = {}
+    rows = requests.select(["request_digest", "text", "image_uri"]).to_pylist()
+    for row in rows:
+        read = _PROMPT_TOKENS + len(row["text"]) // _CHARS_PER_TOKEN + (_IMAGE_TOKENS if row["image_uri"] else 0)
+        usd = (read * prices[0] + miner.max_tokens * prices[1]) / 1e6
+        found[row["request_digest"]] = Spending(read + miner.max_tokens, usd)
+    return found
+
+
+def progress_text(done: int, expected: int, seconds: float, spent: Spending) -> str:
+    """Return how far a miner is: rates over the whole time so far, and when it will be done at that rate.
+
+    >>> progress_text(50, 200, 10.0, Spending(4000, 0.5))
+    '50/200, 5.0 items/s, 400 tokens/s, 0.5000 USD, 30 s left'
+    """
+    rate = done / max(seconds, 1e-9)
+    parts = [f"{done}/{expected}", f"{rate:.1f} items/s"]
+    if spent.tokens:
+        parts += [f"{spent.tokens / max(seconds, 1e-9):.0f} tokens/s", f"{spent.usd:.4f} USD"]
+    if done < expected:
+        parts.append(f"{_duration((expected - done) / rate)} left" if done else "time left unknown")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration in its two largest units.
+
+    >>> [_duration(seconds) for seconds in (5.4, 65, 7300, 90000)]
+    ['5 s', '1 min 5 s', '2 h 1 min', '25 h 0 min']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
