@@ -4,13 +4,16 @@ Both are commands of their own, measured from start to exit, on the same items, 
 and guided-decoding arguments. The job also writes the ledger, parses every answer and merges the interests.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import psutil
 
 from benchmarks.harness import Measurement, main
 from digr import artifacts
@@ -56,12 +59,29 @@ def chat(config_path: str, seconds_path: str) -> None:
     Path(seconds_path).write_text(json.dumps(found))
 
 
-def _timed(arguments: list[str]) -> float:
+class Cost(NamedTuple):
+    """What a command took: wall-clock seconds, and processor seconds of all its processes."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def _cost(arguments: list[str]) -> Cost:
+    """Run a command to its end; its processes are looked at twice a second, so the last half second of each is missed."""
     start = time.monotonic()
-    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise ValueError(f"{' '.join(arguments)}: exit {done.returncode}\n{done.stdout[-3000:]}")
-    return time.monotonic() - start
+    used: dict[tuple[int, float], float] = {}
+    with tempfile.TemporaryFile("w+") as output:
+        command = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT)
+        while command.poll() is None:
+            for process in [psutil.Process(command.pid), *psutil.Process(command.pid).children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    used[process.pid, process.create_time()] = times.user + times.system
+            time.sleep(0.5)
+        output.seek(0)
+        if command.returncode:
+            raise ValueError(f"{' '.join(arguments)}: exit {command.returncode}\n{output.read()[-3000:]}")
+    return Cost(time.monotonic() - start, sum(used.values()))
 
 
 def measure(quick: bool) -> Measurement:
@@ -80,16 +100,18 @@ def measure(quick: bool) -> Measurement:
             f'[run]\ndir = "{store.root}"\n[[interests.miners]]\nkind = "vllm"\nname = "tiny"\nmodel = "{model}"\n'
             f"on_cpu = true\nmax_model_len = 2048\nmax_tokens = {MAX_TOKENS}\nbatch_size = 256\n"
         )
-        job_seconds = _timed(["-m", "jobs.mine_interests", "--config", str(config)])
+        job = _cost(["-m", "jobs.mine_interests", "--config", str(config)])
         call = f"from benchmarks.mining_overhead import chat; chat({str(config)!r}, {str(folder / 'chat.json')!r})"
-        chat_seconds = _timed(["-c", call])
+        bare = _cost(["-c", call])
         engine = json.loads((folder / "chat.json").read_text())
         responses = artifacts.read_table(store, "interest_responses", ["input_tokens", "output_tokens"])
         ours = sum(sum(responses[column].to_pylist()) for column in responses.column_names)
     figures = {
         "prompts": len(items),
-        "mining_job_seconds": round(job_seconds, 1),
-        "bare_chat_seconds": round(chat_seconds, 1),
+        "mining_job_seconds": round(job.seconds, 1),
+        "bare_chat_seconds": round(bare.seconds, 1),
+        "mining_job_cpu_seconds": round(job.cpu_seconds, 1),
+        "bare_chat_cpu_seconds": round(bare.cpu_seconds, 1),
         "bare_chat_engine_start_seconds": round(engine["start"], 1),
         "bare_chat_generation_seconds": round(engine["chat"], 1),
         "mining_job_responses": len(responses),
@@ -97,7 +119,7 @@ def measure(quick: bool) -> Measurement:
         "mining_job_tokens": ours,
         "bare_chat_tokens": engine["tokens"],
     }
-    return Measurement(figures, ratio=job_seconds / chat_seconds, bar=BAR)
+    return Measurement(figures, ratio=job.seconds / bare.seconds, bar=BAR)
 
 
 if __name__ == "__main__":
