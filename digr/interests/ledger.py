@@ -66,7 +66,7 @@ def finish_responses(raw: pa.Table) -> pa.Table:
 def append(uri: str, responses: pa.Table) -> None:
     """Write rows as one new part that appears whole or not at all; parts sort in the order they were written."""
     name = hashlib.sha256("".join(responses["request_digest"].to_pylist()).encode()).hexdigest()[:16]
-    _write_part(uri, f"part-{time.time_ns() // 1_000_000:014d}-{name}", responses)
+    _write_part(uri, f"part-{time.time_ns():020d}-{name}", responses)
 
 
 def join_parts(uri: str) -> None:
