@@ -178,6 +178,7 @@ def last_distances(quantiser: Quantiser, vectors: np.ndarray) -> np.ndarray:
 def with_suffix(
     quantiser: Quantiser, codes: np.ndarray, suffix: np.ndarray, nearest: np.ndarray, num_suffixes: int
 ) -> SidAssignment:
+    """Put a suffix level of `num_suffixes` codes behind `codes`; none if there are no suffix codes."""
     sizes: Sequence[int] = [len(book) for book in quantiser.codebooks]
     if num_suffixes:
         codes, sizes = np.column_stack([codes, suffix]), [*sizes, num_suffixes]
