@@ -21,7 +21,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config, load_config
 from digr.config.interests import ExtractiveMiner
-from digr.embeddings import encoder_path, load_encoder
+from digr.embeddings import load_encoder
 from digr.interests.extractive import Counts, count_phrases, extract_interests, num_buckets
 from digr.interests.ledger import finish_responses, raw_responses
 from digr.interests.merging import merge_responses
@@ -33,8 +33,8 @@ from digr.policy.model import SidPolicy, build_policy, load_policy
 from digr.policy.sft import pack_sequences, train_sft
 from digr.policy.validation import Decoding, ValidExamples
 from digr.rewards.calibration import calibrate
-from digr.rewards.classifier import build_classifier, fit_head
 from digr.rewards.pairs import pair_tables
+from digr.rewards.training import fit_classifier
 from digr.sids.trie import load_trie
 
 BAR = 1.5
@@ -71,23 +71,19 @@ def mine(config: Config, store: Store) -> None:
 def classify(config: Config, store: Store) -> None:
     """Draw pairs, train the interest classifier and calibrate it."""
     chosen, rng = config.classifier, np.random.default_rng(config.run.seed)
-    base = encoder_path(chosen.base)
-    sides = pair_tables(store, chosen, encode=load_encoder(base, 32), rng=rng)
-    classifier = build_classifier(base, chosen.max_tokens)
-    pairs = classifier.encode(sides.train["phrase"].to_pylist(), sides.train["text"].to_pylist())
-    fit_head(classifier.head, pairs, sides.train["label"].to_numpy(), chosen, rng=rng)
+    sides = pair_tables(store, chosen, encode=load_encoder(chosen.base, 32), rng=rng)
+    classifier = fit_classifier(load_encoder(chosen.base, chosen.max_tokens), sides.train, chosen, rng=rng)
     held_out = sides.held_out
-    logits = classifier.logits(held_out["phrase"].to_pylist(), held_out["text"].to_pylist())
-    calibrate(logits, held_out["label"].to_numpy(), held_out["kind"].to_pylist(), held_out["calibrate"].to_numpy())
+    logits = classifier.logits(*(held_out[name].to_pylist() for name in ("phrase", "text", "item_id")))
+    calibrate(logits, held_out["label"].to_numpy(), held_out["kind"].to_pylist(), held_out["half"].to_numpy())
 
 
 def label(config: Config, store: Store) -> None:
     """Label and rate every item's interests, by the functions that the Ray workers map."""
     from jobs.label_interests import Label, Rate
 
-    items = artifacts.read_table(store, "items")
-    Label(config, store)(items)
-    Rate(config, store)(items)
+    Label(config, store, "")(artifacts.read_table(store, "interests"))
+    Rate(config, store)(artifacts.read_table(store, "items"))
 
 
 def embed(config: Config, store: Store) -> None:

@@ -94,6 +94,9 @@ TABLES: dict[str, TableSpec] = {
         probability=pa.float64(),
         label=pa.int8(),
         labeler=pa.string(),
+        classifier_probability=(pa.float64(), "?"),
+        judge_probability=(pa.float64(), "?"),
+        behavioural_probability=(pa.float64(), "?"),
     ),
     "item_quality": _spec(["item_id"], item_id=pa.string(), quality=pa.float64(), num_interests=pa.int32()),
     "item_embeddings": _spec(

@@ -1,4 +1,4 @@
-"""Label every item's interests with the classifier: artifacts `interest_labels` and `item_quality`."""
+"""Label the interests of items and users, and rate every item: artifacts `interest_labels` and `item_quality`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,33 +10,44 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.data.texts import item_texts
+from digr.embeddings import load_encoder
 from digr.rewards.classifier import load_classifier
-from digr.rewards.labeling import item_quality, label_interests
+from digr.rewards.labeling import item_quality, label_interests, labeler_facts, owner_texts, quality_histogram
 from digr.tables import conform
 from jobs.ray_data import map_items
 from jobs.runtime import Options, main, say, start_ray
 from jobs.stage import Made, run_stage
+from jobs.votes import count_transitions, read_votes
 
 LABELS, QUALITY = "interest_labels", "item_quality"
+BLOCK_ROWS = 4096
+"""Interests labelled at once, of about a thousand owners; each distinct phrase and text of them is encoded once."""
 
 
 class Label:
-    """Turn rows of `items` into rows of `interest_labels`; the classifier is loaded once."""
+    """Turn rows of `interests` into rows of `interest_labels`; the classifier is loaded once."""
 
-    def __init__(self, config: Config, store: Store) -> None:
+    def __init__(self, config: Config, store: Store, work: str) -> None:
         import torch
 
         torch.set_num_threads(config.cluster.encode_threads)
-        self.store, self.threshold = store, config.labels.threshold
-        with artifacts.local_files(store, "classifier") as folder:
-            self.classify = load_classifier(folder, "cuda" if config.cluster.use_gpu else "cpu")
+        self.store, self.labels, self.work = store, config.labels, work
+        device, batch_size = "cuda" if config.cluster.use_gpu else "cpu", config.cluster.encode_batch_size
+        if "classifier" in self.labels.labelers:
+            with artifacts.local_files(store, "classifier") as folder:
+                self.classify = load_classifier(
+                    folder, lambda base, tokens: load_encoder(base, tokens, device, batch_size), device
+                )
 
-    def __call__(self, items: pa.Table) -> pa.Table:
-        ids = items["item_id"].combine_chunks()
-        interests = artifacts.read_table(self.store, "interests", owner=["item"], owner_id=ids.to_pylist())
-        labels = label_interests(interests, ids, item_texts(items), classify=self.classify, threshold=self.threshold)
-        return conform(LABELS, labels, LABELS)
+    def __call__(self, interests: pa.Table) -> pa.Table:
+        votes: dict[str, np.ndarray] = {}
+        for labeler in self.labels.labelers:
+            if labeler == "classifier":
+                texts = owner_texts(self.store, interests)
+                votes[labeler] = self.classify(interests["interest"].to_pylist(), texts, interests["owner_id"].to_pylist())
+            else:
+                votes[labeler] = read_votes(labeler, interests, self.work)
+        return conform(LABELS, label_interests(interests, votes, self.labels.combine, self.labels.threshold), LABELS)
 
 
 class Rate:
@@ -49,8 +60,10 @@ class Rate:
         ids = items["item_id"].combine_chunks()
         order = [("owner_id", "ascending"), ("rank", "ascending")]
         interests = artifacts.read_table(self.store, "interests", owner=["item"], owner_id=ids.to_pylist()).sort_by(order)
-        parts = artifacts.open_parts(self.store.uri(LABELS))
-        labels = parts.to_table(columns=["owner_id", "rank", "label"], filter=pc.field("owner_id").isin(ids)).sort_by(order)
+        wanted = (pc.field("owner") == "item") & pc.field("owner_id").isin(ids)
+        labels = (
+            artifacts.open_parts(self.store.uri(LABELS)).to_table(["owner_id", "rank", "label"], filter=wanted).sort_by(order)
+        )
         quality, num_interests = item_quality(
             pc.index_in(interests["owner_id"], ids).to_numpy(),
             labels["label"].to_numpy(),
@@ -62,32 +75,34 @@ class Rate:
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
-    """Build `interest_labels` and `item_quality` with Ray Data; interests of users are counted, not labelled."""
+    """Build `interest_labels` and `item_quality` with Ray Data."""
+    labels = config.labels
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
-        mined = artifacts.dataset_of(store, "interests")
-        num_interests = mined.count_rows(filter=pc.field("owner") == "item")
-        say(LABELS, f"{num_interests} interests of {artifacts.require(store, 'items').rows} items")
-        rows = map_items(config, store, Label, LABELS, expected=num_interests)
-        positive = artifacts.open_parts(store.uri(LABELS)).count_rows(filter=pc.field("label") == 1)
-        say(LABELS, f"{positive} of {rows} trusted")
-        rated = map_items(config, store, Rate, QUALITY, use_gpu=False)
-        facts = {
-            "trusted_rate": positive / max(1, rows),
-            "num_user_interests_unlabelled": mined.count_rows() - num_interests,
-        }
-        without = artifacts.open_parts(store.uri(QUALITY)).count_rows(filter=pc.field("num_interests") == 0)
-        return {LABELS: Made(rows, facts=facts), QUALITY: Made(rated, facts={"num_without_interests": without})}
+        from jobs.judge import ask_judge
 
-    return run_stage(
-        config,
-        options,
-        outputs=[LABELS, QUALITY],
-        sections=["labels"],
-        inputs=["items", "interests", "classifier"],
-        build=build,
-    )
+        say(LABELS, f"{artifacts.require(store, 'interests').rows} interests, labeled by {', '.join(labels.labelers)}")
+        unjudged: dict[str, int] = {}
+        if "behavioural" in labels.labelers:
+            count_transitions(config, store, work)
+        if "judge" in labels.labelers:
+            unjudged = ask_judge(config, store, work)
+        rows = map_items(config, store, Label, LABELS, source="interests", arguments=(work,), block_rows=BLOCK_ROWS)
+        rated = map_items(config, store, Rate, QUALITY, use_gpu=False)
+        parts, qualities = (artifacts.open_parts(store.uri(name)) for name in (LABELS, QUALITY))
+        positive = parts.count_rows(filter=pc.field("label") == 1)
+        say(LABELS, f"{positive} of {rows} trusted")
+        of_users = parts.count_rows(filter=pc.field("owner") == "user")
+        facts = {"trusted_rate": positive / max(1, rows), "num_of_users": of_users}
+        facts |= labeler_facts(parts.to_batches(), labels.labelers, labels.threshold)
+        rating = quality_histogram(qualities.to_batches(columns=["quality", "num_interests"]))
+        rejected = {f"judge: {reason}": count for reason, count in unjudged.items()}
+        return {LABELS: Made(rows, rejected, facts), QUALITY: Made(rated, facts=rating)}
+
+    inputs = ["items", "interests"] + ["classifier"] * ("classifier" in labels.labelers)
+    inputs += ["histories"] * ("behavioural" in labels.labelers or "user" in config.interests.owners)
+    return run_stage(config, options, outputs=[LABELS, QUALITY], sections=["labels"], inputs=inputs, build=build)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ray Data shared by several jobs: a pool of actors over `items`, in the order of the ids, and a sink that splits rows."""
+"""Ray Data shared by several jobs: a pool of actors over a table, in its order, and a sink that splits rows."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from digr.artifacts import Store
 from digr.config import Config
 
 BLOCK_ROWS = 1024
-"""Items handed to an actor at once."""
+"""Rows handed to an actor at once."""
 
 
 def map_items(
@@ -22,17 +22,20 @@ def map_items(
     worker: Callable[..., Any],
     output: str,
     *,
-    expected: int | None = None,
+    source: str = "items",
+    arguments: tuple[Any, ...] = (),
+    block_rows: int = BLOCK_ROWS,
     use_gpu: bool | None = None,
 ) -> int:
-    """Run `worker(config, store)` over batches of `items` and write what it returns as parts of `output`.
+    """Run `worker(config, store)` over batches of `items` and write what it returns, row by row, as parts of `output`.
 
-    The worker is made once per actor (`cluster.encode_workers` of them). Blocks keep the order of `items`, so every
+    The worker is made once per actor (`cluster.encode_workers` of them). Blocks keep the order of the table, so every
     part covers a narrow range of ids.
 
     Args:
-        worker: a class with `__init__(config, store)` and `__call__(pa.Table) -> pa.Table`.
-        expected: rows that must come out, if not one per item.
+        worker: a class with `__init__(config, store, *arguments)` and `__call__(pa.Table) -> pa.Table`.
+        source: table to read instead of `items`.
+        block_rows: rows handed to a worker at once.
         use_gpu: give each actor a GPU, if not as `cluster.use_gpu` says.
 
     Returns:
@@ -43,24 +46,24 @@ def map_items(
     """
     import ray
 
-    filesystem, _ = artifacts.filesystem_of(store.uri("items"))
+    filesystem, _ = artifacts.filesystem_of(store.uri(source))
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     cluster = config.cluster
-    items = ray.data.read_parquet(artifacts.list_parts(store.uri("items")), filesystem=filesystem)
-    items = items.repartition(target_num_rows_per_block=BLOCK_ROWS)
-    made = items.map_batches(
+    blocks = ray.data.read_parquet(artifacts.list_parts(store.uri(source)), filesystem=filesystem)
+    blocks = blocks.repartition(target_num_rows_per_block=block_rows)
+    made = blocks.map_batches(
         worker,
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        fn_constructor_args=(config, store),
+        fn_constructor_args=(config, store, *arguments),
         compute=ray.data.ActorPoolStrategy(size=cluster.encode_workers),
         num_gpus=1 if (cluster.use_gpu if use_gpu is None else use_gpu) else None,
     )
     filesystem, path = artifacts.filesystem_of(store.uri(output))
     made.write_parquet(path, filesystem=filesystem)
     rows = artifacts.open_parts(store.uri(output)).count_rows()
-    wanted = artifacts.require(store, "items").rows if expected is None else expected
+    wanted = artifacts.require(store, source).rows
     if rows != wanted:
         raise ValueError(
             f"{store.uri(output)}: {rows} rows came out, {wanted} expected; an input changed: rebuild it with --force"

@@ -14,17 +14,18 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.config.interests import ClassifierConfig
-from digr.embeddings import encoder_path, load_encoder
-from digr.rewards.calibration import calibrate
-from digr.rewards.classifier import build_classifier, fit_head
+from digr.embeddings import load_encoder
+from digr.rewards.calibration import EVALUATION, calibrate, held_out_evaluation
+from digr.rewards.classifier import save_classifier
 from digr.rewards.pairs import pair_tables
+from digr.rewards.training import fit_classifier
 from jobs.ray_train import fit
 from jobs.runtime import Options, main, say, start_ray
 from jobs.stage import Made, run_stage
 
 STAGE = "classifier"
 PAIR_VECTOR_TOKENS = 32
-"""Tokens of an item's text by which its neighbours are found; titles come first."""
+"""Tokens of a held-out item's text by which its neighbours are found; titles come first."""
 
 
 def train_loop(values: dict[str, Any]) -> None:
@@ -38,31 +39,30 @@ def train_loop(values: dict[str, Any]) -> None:
     config, context = ClassifierConfig.model_validate(values["classifier"]), ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(values["seed"])
-    classifier = build_classifier(values["base"], config.max_tokens, device=str(ray.train.torch.get_device()))
-    train = _read(values["work"], "train")
-    # neighbouring pairs share items, so a worker encodes few; all get the same number, the last one wraps around
-    rows = np.resize(np.arange(len(train)), -(-len(train) // num_workers) * num_workers).reshape(num_workers, -1)[rank]
-    mine = train.take(rows)
-    fit_head(
-        ray.train.torch.prepare_model(classifier.head),
-        classifier.encode(mine["phrase"].to_pylist(), mine["text"].to_pylist()),
-        mine["label"].to_numpy(),
+    device = str(ray.train.torch.get_device())
+    classifier = fit_classifier(
+        load_encoder(config.base, config.max_tokens, device),
+        _read(values["work"], "train"),
         config,
+        rank=rank,
         num_workers=num_workers,
+        device=device,
+        wrap=ray.train.torch.prepare_model,
         rng=np.random.default_rng([values["seed"], rank]),
         report=lambda metrics: ray.train.report(dict(metrics)),
     )
     held_out = _read(values["work"], "held_out")
     part = np.array_split(np.arange(len(held_out)), num_workers)[rank]
-    logits = classifier.logits(*(held_out[name].take(part).to_pylist() for name in ("phrase", "text")))
+    logits = classifier.logits(*(held_out[name].take(part).to_pylist() for name in ("phrase", "text", "item_id")))
     whole = np.concatenate(_gather(logits, num_workers))
-    label, fits = held_out["label"].to_numpy(), held_out["calibrate"].to_numpy()
-    slope, intercept, metrics = calibrate(whole, label, held_out["kind"].to_pylist(), fits)
+    label = held_out["label"].to_numpy()
+    found = calibrate(whole, label, held_out["kind"].to_pylist(), held_out["half"].to_numpy())
     with tempfile.TemporaryDirectory() as folder:
         if rank == 0:
-            classifier._replace(slope=slope, intercept=intercept).save(Path(folder))
-            (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None)
+            calibrated = classifier._replace(slope=found.slope, intercept=found.intercept)
+            save_classifier(Path(folder), calibrated, config.base, config.max_tokens)
+            (Path(folder) / EVALUATION).write_text(json.dumps(held_out_evaluation(found, label)))
+        ray.train.report(found.metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None)
 
 
 def _gather(value: Any, num_workers: int) -> list[Any]:
@@ -89,19 +89,19 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
-        encode = load_encoder(encoder_path(config.classifier.base), PAIR_VECTOR_TOKENS)
+        encode = load_encoder(config.classifier.base, PAIR_VECTOR_TOKENS)
         sides = pair_tables(store, config.classifier, encode=encode, rng=np.random.default_rng(config.run.seed))
         filesystem, path = artifacts.filesystem_of(work)
         filesystem.create_dir(path, recursive=True)
         for side, table in sides._asdict().items():
             pq.write_table(table, f"{path}/{side}.parquet", filesystem=filesystem)
-        say(STAGE, f"{len(sides.train)} training pairs, {len(sides.held_out)} of held-out items")
-        values = {"classifier": config.classifier.model_dump(), "base": encoder_path(config.classifier.base), "work": work}
-        result = fit(config, train_loop, values | {"seed": config.run.seed}, work, report=_report)
+        say(STAGE, f"{len(sides.train)} mined pairs to train on, {len(sides.held_out)} of held-out items")
+        values = {"classifier": config.classifier.model_dump(), "work": work, "seed": config.run.seed}
+        result = fit(config, train_loop, values, work, report=_report)
         assert result.checkpoint is not None, "the loop reports a checkpoint last"
         with result.checkpoint.as_directory() as folder:
             artifacts.put_files(store, STAGE, Path(folder))
-            metrics = json.loads((Path(folder) / "metrics.json").read_text())
+            metrics = json.loads((Path(folder) / EVALUATION).read_text())["metrics"]
         return {STAGE: Made(len(sides.train), facts={"num_held_out_pairs": len(sides.held_out), **metrics})}
 
     return run_stage(config, options, outputs=[STAGE], sections=["classifier"], inputs=["items", "interests"], build=build)

@@ -1,6 +1,7 @@
-"""The vLLM engine inside Ray Data: prompts in, guided JSON out, no row lost."""
+"""The vLLM engine inside Ray Data: prompts in, guided answers out, no row lost."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -38,7 +39,31 @@ def sampling_params(miner: VllmMiner) -> dict[str, Any]:
 
 
 def generate(miner: VllmMiner, owner: Owner, prompts: Dataset) -> Dataset:
-    """Run the engine over prompts; a row that fails comes back with `__inference_error__` instead of killing the job."""
+    """Return the raw responses of a miner to prompts."""
+    returned = ("generated_text", "num_input_tokens", "num_generated_tokens")
+    images = prompt_modality(owner, miner.modality) != "text"
+    generated = run_engine(
+        miner, prompts, sampling_params(miner), [*KEPT], lambda row: {name: row[name] for name in returned}, images
+    )
+    return map_tables(generated, _from_engine, owner=owner, miner=miner)
+
+
+def run_engine(
+    miner: VllmMiner,
+    prompts: Dataset,
+    sampling: dict[str, Any],
+    kept: list[str],
+    read: Callable[[dict[str, Any]], dict[str, Any]],
+    images: bool = False,
+) -> Dataset:
+    """Run the engine over prompts; a row that fails comes back with `__inference_error__` instead of killing the job.
+
+    Args:
+        sampling: arguments of `SamplingParams`.
+        kept: columns of a prompt that travel with its answer.
+        read: makes further columns of the engine's output.
+        images: whether the chats have images.
+    """
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     cpu: dict[str, Any] = {}
@@ -54,20 +79,17 @@ def generate(miner: VllmMiner, owner: Owner, prompts: Dataset) -> Dataset:
         # one process less each: the engine detokenises anyway, and on CPU nothing waits for its tokeniser
         tokenize_stage=not miner.on_cpu,
         detokenize_stage=False,
-        prepare_multimodal_stage=prompt_modality(owner, miner.modality) != "text",
+        prepare_multimodal_stage=images,
         **cpu,
     )
-    sampling = sampling_params(miner)
 
     def to_engine(row: dict[str, Any]) -> dict[str, Any]:
         return {"messages": json.loads(row["messages"]), "sampling_params": sampling}
 
     def from_engine(row: dict[str, Any]) -> dict[str, Any]:
-        kept = {name: row[name] for name in KEPT}
-        return kept | {name: row[name] for name in ("generated_text", "num_input_tokens", "num_generated_tokens")}
+        return {name: row[name] for name in kept} | read(row)
 
-    generated = build_processor(config, preprocess=to_engine, postprocess=from_engine)(prompts)
-    return map_tables(generated, _from_engine, owner=owner, miner=miner)
+    return build_processor(config, preprocess=to_engine, postprocess=from_engine)(prompts)
 
 
 def _from_engine(rows: pa.Table, owner: Owner, miner: VllmMiner) -> pa.Table:

@@ -129,29 +129,67 @@ class InterestsConfig(Section):
 
 
 class ClassifierConfig(Section):
-    """RLDI: the cross-encoder that tells a trustworthy interest from a bad one."""
+    """RLDI: the classifier that tells a trustworthy interest from a bad one."""
 
     base: str = "minilm"
     """Sentence encoder it stands on: "minilm", a local folder or a hub name."""
     max_tokens: int = Field(96, ge=16, le=512)
     """Longest item text, tokens."""
-    max_pairs: int = Field(8000, ge=16)
-    """Training pairs drawn, positives and negatives together."""
-    epochs: int = Field(5, ge=1)
-    """Passes over the pairs."""
-    batch_size: int = Field(64, ge=1)
-    """Pairs per step, over all workers."""
+    max_pairs: int = Field(16000, ge=16)
+    """Mined interests trained on, at most."""
+    epochs: int = Field(10, ge=1)
+    """Passes over them."""
+    batch_size: int = Field(256, ge=1)
+    """Pairs per step, over all workers; each is a negative for the others of its worker."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
+    folds: int = Field(4, ge=2, le=20)
+    """Heads trained; each leaves out one fold of the items, whose interests it labels."""
     valid_share: float = Field(0.15, gt=0, lt=0.5)
     """Share of items held out for calibration and evaluation."""
+
+
+class VllmJudge(VllmMiner):
+    """A language model run by vLLM that answers yes or no; its probability of "yes" is the label's."""
+
+    name: str = "judge"
+    """Name of the judge in messages."""
+
+
+class OpenAIJudge(OpenAIMiner):
+    """An endpoint that answers yes or no."""
+
+    name: str = "judge"
+    """Name of the judge in messages."""
+    logprobs: bool = True
+    """Read the probability of "yes" from log-probabilities; false asks for JSON, for an endpoint that gives none."""
+    max_tokens: int = Field(16, ge=1)
+    """Longest answer, tokens."""
 
 
 class LabelsConfig(Section):
     """RLDI: which interests are trusted."""
 
+    labelers: tuple[Literal["classifier", "judge", "behavioural"], ...] = Field(("classifier",), min_length=1)
+    """Who labels; a labeler may have no opinion of an interest."""
+    combine: Literal["mean", "all", "any"] = "mean"
+    """Probability of several labelers: mean of their log-odds, the lowest (all must trust), or the highest (one is enough)."""
     threshold: float = Field(0.5, gt=0, lt=1)
-    """Calibrated probability from which an interest is labelled 1."""
+    """Probability from which an interest is labelled 1."""
+    judge: Annotated[VllmJudge | OpenAIJudge, Field(discriminator="kind")] | None = None
+    """The judge, if `labelers` has one."""
+    min_lift: float = Field(2.0, ge=1)
+    """Behavioural labeler: how many times chance the items of an interest have to follow each other."""
+
+    @model_validator(mode="after")
+    def _a_judge_is_described(self) -> "LabelsConfig":
+        if len(set(self.labelers)) != len(self.labelers):
+            raise ValueError(f"labels.labelers: each once, found {list(self.labelers)}")
+        if "judge" in self.labelers and self.judge is None:
+            raise ValueError(
+                "labels.judge: missing although labels.labelers has 'judge'; give labels.judge={kind=..., model=...}"
+            )
+        return self
 
 
 class EmbeddingsConfig(Section):

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import openai
@@ -54,7 +54,15 @@ class Pace:
             await asyncio.sleep(moment - now)
 
 
-def ask_endpoint(miner: OpenAIMiner, key: str, conversations: Sequence[list[dict[str, Any]]], pace: Pace) -> list[Answer]:
+def ask_endpoint(
+    miner: OpenAIMiner,
+    key: str,
+    conversations: Sequence[list[dict[str, Any]]],
+    pace: Pace,
+    *,
+    fields: Mapping[str, Any] | None = None,
+    read: Callable[[Any], Answer] | None = None,
+) -> list[Answer]:
     """Send chat conversations, `miner.concurrency` in flight, and return the answers in their order.
 
     The client retries 408, 409, 429, 5xx and lost connections with growing pauses, and heeds Retry-After; what still
@@ -62,11 +70,23 @@ def ask_endpoint(miner: OpenAIMiner, key: str, conversations: Sequence[list[dict
 
     Args:
         pace: of the miner, kept between calls; it holds back every request that is sent, retries too.
+        fields: what a request asks beside the messages, if not the JSON schema of interests.
+        read: makes an answer of a completion's body, if not `read_completion`.
     """
-    return asyncio.run(_ask_all(miner, key, conversations, pace))
+    if fields is None:
+        schema = {"name": "interests", "schema": RESPONSE_SCHEMA, "strict": True}
+        fields = {"response_format": {"type": "json_schema", "json_schema": schema}} if miner.json_schema else {}
+    return asyncio.run(_ask_all(miner, key, conversations, pace, fields, read or read_completion))
 
 
-async def _ask_all(miner: OpenAIMiner, key: str, conversations: Sequence[list[dict[str, Any]]], pace: Pace) -> list[Answer]:
+async def _ask_all(
+    miner: OpenAIMiner,
+    key: str,
+    conversations: Sequence[list[dict[str, Any]]],
+    pace: Pace,
+    fields: Mapping[str, Any],
+    read: Callable[[Any], Answer],
+) -> list[Answer]:
     slots = asyncio.Semaphore(miner.concurrency)
     async with openai.AsyncOpenAI(
         base_url=miner.base_url,
@@ -78,26 +98,24 @@ async def _ask_all(miner: OpenAIMiner, key: str, conversations: Sequence[list[di
 
         async def ask(messages: list[dict[str, Any]]) -> Answer:
             async with slots:
-                return await _ask_one(client, miner, messages)
+                return await _ask_one(client, miner, messages, fields, read)
 
         return list(await asyncio.gather(*(ask(messages) for messages in conversations)))
 
 
-async def _ask_one(client: openai.AsyncOpenAI, miner: OpenAIMiner, messages: Any) -> Answer:
-    extra: dict[str, Any] = {}
-    if miner.json_schema:
-        schema = {"name": "interests", "schema": RESPONSE_SCHEMA, "strict": True}
-        extra["response_format"] = {"type": "json_schema", "json_schema": schema}
+async def _ask_one(
+    client: openai.AsyncOpenAI, miner: OpenAIMiner, messages: Any, fields: Mapping[str, Any], read: Callable[[Any], Answer]
+) -> Answer:
     try:
         raw = await client.chat.completions.with_raw_response.create(
-            model=miner.model, messages=messages, max_tokens=miner.max_tokens, temperature=miner.temperature, **extra
+            model=miner.model, messages=messages, max_tokens=miner.max_tokens, temperature=miner.temperature, **fields
         )
         body = json.loads(raw.content)
     except openai.OpenAIError as error:
         return Answer(None, "error", f"{type(error).__name__}: {error}"[:300])
     except (ValueError, RecursionError) as error:
         return Answer(None, "error", f"the endpoint answered no JSON: {error}"[:300])
-    return read_completion(body)
+    return read(body)
 
 
 def read_completion(body: Any) -> Answer:

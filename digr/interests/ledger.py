@@ -66,7 +66,7 @@ def finish_responses(raw: pa.Table) -> pa.Table:
 def append(uri: str, responses: pa.Table) -> None:
     """Write rows as one new part that appears whole or not at all; parts sort in the order they were written."""
     name = hashlib.sha256("".join(responses["request_digest"].to_pylist()).encode()).hexdigest()[:16]
-    _write_part(uri, f"part-{time.time_ns():020d}-{name}", responses)
+    write_part(uri, f"part-{time.time_ns():020d}-{name}", responses)
 
 
 def join_parts(uri: str) -> None:
@@ -82,7 +82,7 @@ def join_parts(uri: str) -> None:
         if group and (entry is None or size + entry.size > _JOINED_BYTES):
             if len(group) >= _MIN_JOINED:
                 # sorts right behind the newest of them
-                _write_part(uri, f"{Path(group[-1]).stem}j", pads.dataset(group, filesystem=fs, schema=_SCHEMA).to_table())
+                write_part(uri, f"{Path(group[-1]).stem}j", pads.dataset(group, filesystem=fs, schema=_SCHEMA).to_table())
                 for joined in group:
                     fs.delete_file(joined)
             group, size = [], 0
@@ -90,7 +90,8 @@ def join_parts(uri: str) -> None:
             group, size = [*group, entry.path], size + entry.size
 
 
-def _write_part(uri: str, name: str, responses: pa.Table) -> None:
+def write_part(uri: str, name: str, responses: pa.Table) -> None:
+    """Write a Parquet part that appears whole or not at all; the folder must be there."""
     fs, path = filesystem_of(uri)
     target = f"{path}/{name}.parquet"
     if not isinstance(fs, pafs.LocalFileSystem):

@@ -1,29 +1,51 @@
 """Calibration of the interest classifier, and what is measured of it on held-out items (RLDI)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+EVALUATION = "evaluation.json"
+"""File of the `classifier` artifact with what was measured on held-out items: metrics, reliability, threshold curve."""
+
 
 class Calibrated(NamedTuple):
-    """Probability = sigmoid(slope * logit + intercept), and the metrics of it on other pairs."""
+    """Probability = sigmoid(slope * logit + intercept), fitted on all pairs, and what was measured of the pairs.
+
+    `probability` of a pair is by a curve fitted on the other half of the items, and so are the metrics.
+    """
 
     slope: float
     intercept: float
+    probability: Float[np.ndarray, " P"]
     metrics: dict[str, float]
 
 
 def calibrate(
-    logits: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"], kinds: Sequence[str], fits: Bool[np.ndarray, " P"]
+    logits: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"], kinds: Sequence[str], half: Int[np.ndarray, " P"]
 ) -> Calibrated:
-    """Fit the calibration on the pairs marked `fits` and measure on the others; no item may be in both."""
-    slope, intercept = fit_calibration(logits[fits], label[fits])
-    probability = 1 / (1 + np.exp(-(slope * logits[~fits] + intercept)))
-    return Calibrated(slope, intercept, classifier_metrics(probability, label[~fits], np.array(kinds)[~fits].tolist()))
+    """Fit the calibration, and measure it crosswise: each half of the items by the curve of the other half.
+
+    Args:
+        logits: of pairs whose items were not trained on.
+        half: 0 or 1, which half a pair's item is in; no item may be in both.
+    """
+    probability = np.empty(len(logits))
+    for number in (0, 1):
+        rows = half == number
+        slope, intercept = fit_calibration(logits[~rows], label[~rows])
+        probability[rows] = 1 / (1 + np.exp(-(slope * logits[rows] + intercept)))
+    slope, intercept = fit_calibration(logits, label)
+    return Calibrated(slope, intercept, probability, classifier_metrics(probability, label, kinds))
+
+
+def held_out_evaluation(found: Calibrated, label: Int[np.ndarray, " P"]) -> dict[str, Any]:
+    """Return what `EVALUATION` holds: metrics, reliability and threshold curve."""
+    curves = {"reliability": reliability(found.probability, label), "threshold": threshold_curve(found.probability, label)}
+    return {"metrics": found.metrics} | curves
 
 
 def fit_calibration(logits: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"]) -> tuple[float, float]:
@@ -62,6 +84,29 @@ def classifier_metrics(
 
 def expected_calibration_error(probability: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"], num_bins: int = 10) -> float:
     """Return the mean distance between probability and share of ones over equal-width bins, weighted by their size."""
+    bins = reliability(probability, label, num_bins)
+    return sum(row["pairs"] * abs(row["probability"] - row["share"]) for row in bins) / max(1, len(label))
+
+
+def reliability(probability: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"], num_bins: int = 10) -> list[dict[str, float]]:
+    """Return mean probability, share of ones and number of pairs of each equal-width bin that has any."""
     bins = np.minimum((probability * num_bins).astype(int), num_bins - 1)
-    gap = np.bincount(bins, weights=probability - label, minlength=num_bins)
-    return float(np.abs(gap).sum() / max(1, len(label)))
+    return [
+        {"probability": float(probability[rows].mean()), "share": float(label[rows].mean()), "pairs": int(rows.sum())}
+        for rows in (bins == bin_index for bin_index in np.unique(bins))
+    ]
+
+
+def threshold_curve(
+    probability: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"], num_thresholds: int = 99
+) -> list[dict[str, float]]:
+    """Return what each threshold would do: share of pairs trusted, precision (1 where none is trusted) and recall."""
+    curve = []
+    for threshold in np.arange(1, num_thresholds + 1) / (num_thresholds + 1):
+        trusted = probability >= threshold
+        hits = float(label[trusted].sum())
+        precision = hits / trusted.sum() if trusted.any() else 1.0
+        recall = hits / max(1, label.sum())
+        point = {"threshold": threshold, "trusted_rate": trusted.mean(), "precision": precision, "recall": recall}
+        curve.append({name: float(value) for name, value in point.items()})
+    return curve

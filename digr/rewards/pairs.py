@@ -1,7 +1,7 @@
-"""Training pairs of the interest classifier: mined interests against swapped and blurred ones (RLDI).
+"""Pairs for the interest classifier: what was mined of an item, and on held-out items swapped and blurred phrases too (RLDI).
 
-No label is asked of anyone: an interest is positive for the item it was mined of. Negatives teach that a phrase must be
-grounded in this item (swaps) and specific (blurred).
+No label is asked of anyone: an interest is positive for the item it was mined of. The negatives of the held-out items ask
+whether a phrase must be grounded in this item (swaps) and specific (blurred).
 """
 
 import hashlib
@@ -21,6 +21,8 @@ from digr.data.texts import item_texts
 MINED, FAR_SWAP, NEAR_SWAP, BLURRED = KINDS = ("mined", "far_swap", "near_swap", "blurred")
 SHARES = {MINED: 0.5, FAR_SWAP: 0.15, NEAR_SWAP: 0.2, BLURRED: 0.15}
 """Share of each kind among the pairs; a kind that runs out of candidates is smaller."""
+INTERESTS_PER_ITEM = 4
+"""Interests a miner gives an item, about; decides how many items are read."""
 NEIGHBOURS = 10
 """Most similar items a near swap is drawn from."""
 NEAR_DUPLICATE = 0.75
@@ -46,9 +48,9 @@ class Pairs(NamedTuple):
 
 
 class PairTables(NamedTuple):
-    """Pairs to train on and pairs of held-out items: item_id, text, phrase, label, kind, calibrate; in the order of item_id.
+    """Mined pairs to train on (item_id, text, phrase) and pairs of held-out items of every kind, in the order of item_id.
 
-    `calibrate` splits the held-out items in two: one half fits the calibration, the other measures.
+    The held-out pairs have label, kind and half too: the calibration of one half of the items is measured on the other.
     """
 
     train: pa.Table
@@ -56,14 +58,17 @@ class PairTables(NamedTuple):
 
 
 def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: np.random.Generator) -> PairTables:
-    """Draw the pairs of a run from at most about max_pairs / 2 items, chosen by the hash of their ids.
+    """Draw the pairs of a run from about max_pairs / 4 items, chosen by the hash of their ids.
 
-    Phrases of held-out items never enter the training pairs, nor the other way round, except where both sides mined them.
+    Only phrases that both sides mined are on both sides.
+
+    Args:
+        encode: of the held-out items' texts and phrases, by which their neighbours are found.
 
     Raises:
         ValueError: a side has fewer than two items with interests.
     """
-    share = min(1.0, 0.5 * config.max_pairs / max(1, artifacts.require(store, "items").rows or 0))
+    share = min(1.0, config.max_pairs / INTERESTS_PER_ITEM / max(1, artifacts.require(store, "items").rows or 0))
     sample = [
         item
         for batch in artifacts.iter_table(store, "items", columns=["item_id"])
@@ -74,35 +79,39 @@ def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: 
     interests = artifacts.read_table(store, "interests", owner=["item"], owner_id=sample)
     ids, texts = items["item_id"].to_pylist(), np.array(item_texts(items), dtype=object)
     item_index = pc.index_in(interests["owner_id"], items["item_id"].combine_chunks()).to_numpy()
-    distinct, phrase_index = np.unique(np.array(interests["interest"].to_pylist(), dtype=object), return_inverse=True)
-    phrases = distinct.tolist()
+    phrases = np.array(interests["interest"].to_pylist(), dtype=object)
     held_out = id_numbers(ids, "held out") < config.valid_share
-    calibrate = id_numbers(ids, "calibrate") < 0.5
-    sides: list[pa.Table] = []
-    num_held_out = min(2000, round(config.max_pairs * config.valid_share / (1 - config.valid_share)))
-    for side, wanted, num_pairs in (("train", ~held_out, config.max_pairs), ("held-out", held_out, num_held_out)):
-        rows = wanted[item_index] if len(item_index) else np.zeros(0, bool)
-        found = len(np.unique(item_index[rows]))
+    rows = held_out[item_index] if len(item_index) else np.zeros(0, bool)
+    for side, chosen in (("train", ~rows), ("held-out", rows)):
+        found = len(np.unique(item_index[chosen]))
         if found < 2:
             raise ValueError(
                 f"{store.uri('interests')}: {found} {side} items with interests, the classifier needs at least 2; "
                 f"check what the miners returned, or set classifier.valid_share (now {config.valid_share})"
             )
-        if not sides:
-            item_vectors, phrase_vectors = encode(texts.tolist()), encode(phrases)
-        pairs = build_pairs(
-            item_index[rows], phrase_index[rows], phrases, item_vectors, phrase_vectors, num_pairs=num_pairs, rng=rng
-        )
-        columns = {
-            "item_id": pa.array([ids[row] for row in pairs.item_index], pa.string()),
-            "text": pa.array(texts[pairs.item_index], pa.string()),
-            "phrase": pa.array(pairs.phrases, pa.string()),
-            "label": pairs.label,
-            "kind": pa.array(pairs.kinds, pa.string()),
-            "calibrate": calibrate[pairs.item_index],
-        }
-        sides.append(pa.table(columns).sort_by("item_id"))
-    return PairTables(*sides)
+    trained = rng.permutation(np.flatnonzero(~rows))[: config.max_pairs]
+    train = _pair_table(ids, texts, item_index[trained], phrases[trained])
+    own_items, distinct = np.unique(item_index[rows]), np.unique(phrases[rows])
+    pairs = build_pairs(
+        np.searchsorted(own_items, item_index[rows]),
+        np.searchsorted(distinct, phrases[rows]),
+        distinct.tolist(),
+        encode(texts[own_items].tolist()),
+        encode(distinct.tolist()),
+        num_pairs=min(2000, max(16, round(config.max_pairs * config.valid_share / (1 - config.valid_share)))),
+        rng=rng,
+    )
+    measured = _pair_table(ids, texts, own_items[pairs.item_index], pairs.phrases)
+    half = (id_numbers(ids, "calibrate") < 0.5)[own_items[pairs.item_index]]
+    columns = {"label": pairs.label, "kind": pa.array(pairs.kinds, pa.string()), "half": half.astype(np.int8)}
+    for name, values in columns.items():
+        measured = measured.append_column(name, pa.array(values))
+    return PairTables(train.sort_by([("item_id", "ascending"), ("phrase", "ascending")]), measured.sort_by("item_id"))
+
+
+def _pair_table(ids: Sequence[str], texts: np.ndarray, rows: np.ndarray, phrases: Sequence[str] | np.ndarray) -> pa.Table:
+    item_ids = pa.array([ids[row] for row in rows], pa.string())
+    return pa.table({"item_id": item_ids, "text": pa.array(texts[rows], pa.string()), "phrase": pa.array(phrases, pa.string())})
 
 
 def id_numbers(item_ids: Sequence[str], salt: str) -> Float[np.ndarray, " N"]:
@@ -138,7 +147,7 @@ def build_pairs(
     """
     wanted = {kind: round(share * num_pairs) for kind, share in SHARES.items()}
     chosen = rng.permutation(len(item_index))[: wanted[MINED]]
-    own = _own_phrases(item_index, phrase_index, len(item_vectors))
+    own = own_phrases(item_index, phrase_index, len(item_vectors))
     drawn = {MINED: (item_index[chosen], phrase_index[chosen])}
     items = rng.permutation(np.resize(np.unique(item_index), 3 * num_pairs))
     far = rng.choice(phrase_index, len(items))
@@ -174,8 +183,8 @@ def blur(interests: Sequence[str], vocabulary: Sequence[str], rng: np.random.Gen
     return blurred
 
 
-def _own_phrases(item_index: np.ndarray, phrase_index: np.ndarray, num_items: int) -> Int[np.ndarray, "N R"]:
-    """Phrases of each item, -1 padded."""
+def own_phrases(item_index: Int[np.ndarray, " M"], phrase_index: Int[np.ndarray, " M"], num_items: int) -> Int[np.ndarray, "N R"]:
+    """Return the phrases of each item, padded with -1."""
     order = np.argsort(item_index, kind="stable")
     counts = np.bincount(item_index, minlength=num_items)
     place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -207,7 +216,7 @@ def _near_candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """List (item, phrase of one neighbour) in random order, phrases of several neighbours left out."""
     mined = np.unique(item_index)
-    own = _own_phrases(item_index, phrase_index, len(vectors))
+    own = own_phrases(item_index, phrase_index, len(vectors))
     num = min(NEIGHBOURS, len(mined) - 1)
     if num < 1:
         return np.zeros(0, int), np.zeros(0, int)

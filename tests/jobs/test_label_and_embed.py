@@ -12,6 +12,7 @@ from digr.config import Config, apply_overrides, build_config
 from digr.embeddings import load_encoder
 from jobs import embed_items, label_interests, train_classifier
 from jobs.runtime import Options
+from tests.rewards.judge_server import serve_judge
 
 pytestmark = pytest.mark.ray
 
@@ -88,32 +89,58 @@ def shop(tmp_path) -> Config:
         phrases = [f"{title.split()[0]} work with a {title.split()[1]}"] + ["everyday use"] * (index % 4 == 0)
         common = {"owner": "item", "owner_id": ids[index], "miners": ["m"], "consensus": 1.0, "confidence": 0.8}
         rows += [common | {"rank": rank, "interest": phrase} for rank, phrase in enumerate(phrases)]
-    rows.append(common | {"owner": "user", "owner_id": "u", "rank": 0, "interest": "sailing"})
+    rows.append(common | {"owner": "user", "owner_id": "u", "rank": 0, "interest": "nonsense garden hose"})
+    rows.append(common | {"owner": "user", "owner_id": "u", "rank": 1, "interest": "kitchen work with a pan"})
     _commit(store, "interests", pa.Table.from_pylist(rows))
-    classifier = {"max_pairs": 150, "valid_share": 0.3, "max_tokens": 16, "epochs": 8}
-    return build_config({"run": {"dir": str(tmp_path)}, "classifier": classifier}, where="test")
+    steps = [
+        {"example_id": f"u{step}", "user_id": "u", "split": "train", "history": ids[max(0, step - 3) : step], "target": ids[step]}
+        for step in range(12)
+    ]
+    _commit(store, "histories", pa.Table.from_pylist(steps))
+    classifier = {"max_pairs": 150, "valid_share": 0.3, "max_tokens": 16, "folds": 2}
+    interests = {"owners": ["item", "user"]}
+    return build_config({"run": {"dir": str(tmp_path)}, "classifier": classifier, "interests": interests}, where="test")
 
 
-def test_the_classifier_is_trained_labels_every_interest_once_and_rates_every_item(shop, ray_local):
+def test_the_classifier_is_trained_and_all_labelers_label_every_interest_once(shop, ray_local, monkeypatch):
     trained = train_classifier.run(shop, Options())
     facts = trained["facts"]["classifier"]
     assert facts["auroc"] > 0.8
-    assert 0 < facts["num_held_out_pairs"] < trained["rows"]["classifier"]
+    assert facts["num_held_out_pairs"] > 0
     assert not list(Path(shop.run.dir).glob("classifier.work-*"))
-    labelled = label_interests.run(shop, Options())
+
+    monkeypatch.setenv("DIGR_TEST_KEY", "any")
+    with serve_judge() as server:
+        judge = {"kind": "openai", "base_url": server.url, "model": "m", "api_key_env": "DIGR_TEST_KEY"}
+        overrides = {"labels.labelers": ["classifier", "judge", "behavioural"], "labels.judge": judge, "labels.min_lift": 1.0}
+        labelled = label_interests.run(apply_overrides(shop, overrides), Options())
     store = Store(shop.run.dir)
-    interests = artifacts.read_table(store, "interests", owner=["item"])
+    interests = artifacts.read_table(store, "interests")
     labels = artifacts.read_table(store, "interest_labels")
     key = ["owner", "owner_id", "rank", "interest"]
     assert labels.select(key).equals(interests.select(key))
-    assert labelled["facts"]["interest_labels"]["num_user_interests_unlabelled"] == 1
     probability = np.array(labels["probability"])
     assert ((probability >= 0.5) == (np.array(labels["label"]) == 1)).all()
     generic = np.array(labels["interest"].to_pylist()) == "everyday use"
-    assert probability[~generic].mean() > probability[generic].mean()
+    of_item = np.array(labels["owner"].to_pylist()) == "item"
+    by_classifier = np.array(labels["classifier_probability"])
+    assert by_classifier[of_item & ~generic].mean() > by_classifier[generic].mean()
+    by_judge = np.array(labels["judge_probability"].to_pylist(), float)
+    np.testing.assert_allclose(by_judge[of_item], np.where(generic[of_item], 0.2, 0.9), atol=1e-6)
+    behavioural = dict(zip(labels["interest"].to_pylist(), labels["behavioural_probability"].to_pylist(), strict=True))
+    assert behavioural["garden work with a hose"] > 0.5
+    assert behavioural["boat work with a sail"] is None
+    users = [row for row in labels.to_pylist() if row["owner"] == "user"]
+    assert [row["labeler"] for row in users] == ["classifier", "classifier+judge"]
+    assert labelled["facts"]["interest_labels"]["num_of_users"] == 2
+    assert labelled["facts"]["interest_labels"]["agreement"]["classifier and judge"]["num_interests"] == len(interests) - 1
+    assert artifacts.require(store, "interest_labels").rejected == {"judge: unparsable": 1}
+    assert len(server.bodies) == len(interests)
+
     quality = artifacts.read_table(store, "item_quality")
     assert len(quality) == 48
     assert quality.to_pylist()[-1] == {"item_id": "47", "quality": 0.0, "num_interests": 0}
-    per_item = np.array(labels["label"].to_pylist())[np.array(labels["owner_id"].to_pylist()) == "00"]
-    assert quality["quality"][0].as_py() == pytest.approx(per_item.mean())
+    own = np.array(labels["owner_id"].to_pylist()) == "00"
+    assert quality["quality"][0].as_py() == pytest.approx(np.array(labels["label"])[own & of_item].mean())
+    assert sum(labelled["facts"]["item_quality"]["quality_counts"]) == 47
     assert embed_items.run(shop, Options())["rows"] == {"item_embeddings": 48}

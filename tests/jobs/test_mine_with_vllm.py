@@ -1,4 +1,4 @@
-"""The vLLM miner on the real engine (its CPU build), with tiny random models: what they write is mostly nonsense."""
+"""The vLLM miner and judge on the real engine (its CPU build), with tiny random models: what they write is mostly nonsense."""
 
 import json
 import os
@@ -22,11 +22,11 @@ from digr.artifacts import Manifest, Store
 from digr.config import build_config
 from digr.interests.prompts import RESPONSE_SCHEMA
 from digr.tables import STATUSES
-from jobs import mine_interests
+from jobs import label_interests, mine_interests
 from jobs.runtime import Options
 from tests.tiny_models import make_text_model, make_vision_model
 
-# the engines start three times, which on a busy machine takes minutes
+# the engines start four times, which on a busy machine takes minutes
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 
@@ -90,11 +90,15 @@ def test_an_endpoint_that_vllm_itself_serves_loses_no_row_and_keeps_to_the_schem
         miner = {"kind": "openai", "name": "served", "base_url": url, "model": "tiny", "api_key_env": "DIGR_TEST_KEY"}
         interests = {"miners": [miner | {"max_tokens": 192}], "max_text_chars": 5000}
         mine_interests.run(build_config({"run": {"dir": store.root}, "interests": interests}, where="test"), Options())
+        asked = {"kind": "openai", "base_url": url, "model": "tiny", "api_key_env": "DIGR_TEST_KEY"}
+        judged = _judge(tmp_path / "judged", asked | {"logprobs": False, "max_tokens": 64})
     rows = {row["owner_id"]: row for row in artifacts.read_table(store, "interest_responses").to_pylist()}
     assert set(rows) == set("abcdef") and {row["status"] for row in rows.values()} <= set(STATUSES)
     for item, row in rows.items():
         _check(item, row)
         assert (row["input_tokens"] > 0) == (row["output_tokens"] > 0) == (item != "e")
+    assert {row["judge_probability"] for row in judged} <= {0.0, 1.0}
+    assert [row["labeler"] for row in judged] == ["judge"] * 6
 
 
 def test_tiny_random_models_with_and_without_images_lose_no_row_and_keep_to_the_schema(tmp_path, ray_local):
@@ -116,3 +120,29 @@ def test_tiny_random_models_with_and_without_images_lose_no_row_and_keep_to_the_
     assert rows["both", "c"]["reason"].startswith("broken image")
     assert rows["both", "a"]["input_tokens"] > rows["both", "c"]["input_tokens"]
     assert artifacts.require(store, "interest_responses").rejected["broken image, asked without it"] == 1
+
+
+def _judge(folder: Path, judge: dict) -> list[dict]:
+    """Label one interest of each of the six items with a judge alone."""
+    store = Store(str(folder / "run"))
+    folder.mkdir()
+    _write_items(store, folder)
+    common = {"owner": "item", "rank": 0, "miners": ["m"], "consensus": 1.0}
+    rows = [common | {"owner_id": item, "interest": f"weekend trout fishing {item}"} for item in "abcdef"]
+    artifacts.write_table(store, "interests", pa.Table.from_pylist(rows))
+    artifacts.commit(store, Manifest(name="interests", rows=6))
+    labels = {"labelers": ["judge"], "judge": judge}
+    label_interests.run(build_config({"run": {"dir": store.root}, "labels": labels}, where="test"), Options())
+    return artifacts.read_table(store, "interest_labels").to_pylist()
+
+
+def test_a_tiny_random_judge_gives_a_probability_of_yes_for_all_but_the_text_that_is_too_long(tmp_path, ray_local):
+    model = make_text_model(tmp_path / "text")
+    rows = _judge(tmp_path / "judged", {"kind": "vllm", "model": str(model), "on_cpu": True, "max_model_len": 1024})
+    assert [row["owner_id"] for row in rows] == list("abcdef")
+    by_item = {row["owner_id"]: row["judge_probability"] for row in rows}
+    assert by_item.pop("e") is None
+    assert all(0 < probability < 1 for probability in by_item.values())
+    assert len(set(by_item.values())) > 1
+    rejected = artifacts.require(Store(str(tmp_path / "judged" / "run")), "interest_labels").rejected
+    assert rejected == {"judge: error": 1}

@@ -1,111 +1,135 @@
-"""The classifier learns groundedness, reads back as it was saved, and its calibration is measured on other items."""
+"""The classifier learns groundedness, labels an item by a head that never saw it, and reads back as it was saved."""
 
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from digr.config.interests import ClassifierConfig
-from digr.embeddings import encoder_path
-from digr.rewards.calibration import calibrate, classifier_metrics, expected_calibration_error, fit_calibration
-from digr.rewards.classifier import CrossHead, EncodedPairs, build_classifier, fit_head, load_classifier
+from digr.embeddings import load_encoder
+from digr.rewards import training
+from digr.rewards.classifier import EncodedPairs, InterestClassifier, MatchHead, folds_of, load_classifier, save_classifier
+from digr.rewards.training import fit_classifier, fit_head, training_rows
 
 
-def _padded(length: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(length, 64, generator=generator)
-
-
-def test_padding_does_not_change_a_logit():
-    generator = torch.Generator().manual_seed(0)
-    head = CrossHead(64).eval()
-    torch.nn.init.normal_(head.network[-1].weight)
-    phrases, texts = [_padded(n, generator) for n in (2, 5)], [_padded(n, generator) for n in (9, 3)]
-    pairs = EncodedPairs(phrases, np.array([0, 1, 0]), texts, np.array([1, 0, 0]))
-    together = head(*pairs.batch(np.arange(3), torch.device("cpu")))
-    alone = torch.cat([head(*pairs.batch(np.array([row]), torch.device("cpu"))) for row in range(3)])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+def _unit(num: int, seed: int, dim: int = 16) -> torch.Tensor:
+    vectors = torch.randn(num, dim, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(vectors, dim=-1)
 
 
 def test_an_untrained_head_ranks_by_similarity_alone():
-    head = CrossHead(64).eval()
-    vector = torch.nn.functional.normalize(torch.randn(2, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
-    pairs = EncodedPairs([vector[:1]], np.array([0, 0]), [vector[:1], vector[1:]], np.array([0, 1]))
-    same, other = head(*pairs.batch(np.arange(2), torch.device("cpu"))).tolist()
-    assert same == pytest.approx(4 + 4 - 3, abs=1e-5)
-    assert other == pytest.approx(8 * float(vector[0] @ vector[1]) - 3, abs=1e-5)
+    interests, texts = _unit(3, 0), _unit(2, 1)
+    logits = MatchHead(16).eval()(interests, texts)
+    torch.testing.assert_close(logits, 20 * texts @ interests.T, atol=1e-4, rtol=1e-4)
 
 
-def test_a_few_pairs_are_learnt_and_the_saved_classifier_answers_the_same(tmp_path):
+def test_a_pair_has_the_logit_that_the_table_of_all_pairs_has():
     torch.manual_seed(0)
-    classifier = build_classifier(encoder_path("minilm"), max_tokens=16)
-    topics = {"garden": "grass seed and hose", "kitchen": "bread knife and pan", "boat": "marine rope and anchor"}
-    rows = [(f"{a} projects", text, int(a == b)) for a in topics for b, text in topics.items()] * 4
-    rows += [("everyday use", text, 0) for text in topics.values()] * 4
-    interests, texts, label = map(list, zip(*rows, strict=True))
-    losses: list[float] = []
+    head = MatchHead(16).eval()
+    for part in (head.interest, head.text, head.specificity):
+        torch.nn.init.normal_(part.weight)
+    interests, texts = _unit(5, 0), _unit(5, 1)
+    torch.testing.assert_close(head.of_pairs(interests, texts), head(interests, texts).diagonal(), atol=1e-4, rtol=1e-4)
+
+
+def _topic_vectors(strings: list[str]) -> np.ndarray:
+    """One direction per topic word and one for its lack; texts and interests of a topic point to unrelated directions."""
+    topics = ("garden", "kitchen", "boat", "lamp")
+    vectors = np.zeros((len(strings), 12), np.float32)
+    for row, string in enumerate(strings):
+        found = [place for place, topic in enumerate(topics) if topic in string]
+        side = 0 if string.startswith("text") else 4
+        vectors[row, (side + found[0]) if found else 8 + side // 4] = 1
+        vectors[row, 10] = 0.1 * (len(string) % 3)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _mined(per_topic: int = 12) -> pa.Table:
+    rows = [
+        {"item_id": f"{topic}{number}", "text": f"text of a {topic} thing {number}", "phrase": f"{topic} work"}
+        for topic in ("garden", "kitchen", "boat", "lamp")
+        for number in range(per_topic)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def _fit(**config) -> InterestClassifier:
+    torch.manual_seed(0)
+    chosen = ClassifierConfig(folds=2, batch_size=16, lr=1e-2, **config)
+    return fit_classifier(_topic_vectors, _mined(), chosen, rng=np.random.default_rng(0))
+
+
+def test_the_heads_learn_which_interest_belongs_to_which_text_and_that_generic_ones_belong_to_none():
+    classifier = _fit(epochs=10)
+    topics = ("garden", "kitchen", "boat", "lamp")
+    rows = [(f"{a} work", f"text of a {b} thing", a == b) for a in topics for b in topics]
+    rows += [("everyday needs", f"text of a {b} thing", False) for b in topics]
+    interests, texts, grounded = map(list, zip(*rows, strict=True))
+    for owner in ("x", "y", "z"):
+        logits = classifier.logits(interests, texts, [owner] * len(rows))
+        assert logits[grounded].min() > logits[~np.array(grounded)].max() + 1
+
+
+def test_an_owner_is_labelled_by_the_head_of_its_fold():
+    heads = torch.nn.ModuleList([MatchHead(12) for _ in range(3)])
+    for number, head in enumerate(heads):
+        torch.nn.init.constant_(head.specificity.bias, 100.0 * number)
+    owners = _mined()["item_id"].to_pylist()
+    fold = folds_of(owners, 3)
+    assert set(fold.tolist()) == {0, 1, 2}
+    logits = InterestClassifier(_topic_vectors, heads).logits(["garden work"] * 48, ["text"] * 48, owners)
+    assert np.round(logits / 100).astype(int).tolist() == fold.tolist()
+
+
+def test_a_head_is_trained_on_every_pair_but_those_of_its_fold_and_workers_get_equally_many():
+    fold = np.random.default_rng(0).integers(0, 4, 50)
+    for left_out in range(4):
+        shares = [training_rows(fold, left_out, rank, 3) for rank in range(3)]
+        assert {len(share) for share in shares} == {-(-int((fold != left_out).sum()) // 3)}
+        assert set(np.concatenate(shares).tolist()) == set(np.flatnonzero(fold != left_out).tolist())
+
+
+def test_a_near_duplicate_of_an_own_interest_is_left_out_of_the_negatives():
+    vectors = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    own = torch.tensor([[0, -1], [2, 0], [2, -1]])
+    left_out = training._likely_true(vectors, own, vectors)
+    assert left_out.tolist() == [[False, True, False], [True, False, True], [False, False, False]]
+
+
+def test_a_batch_that_holds_one_text_twice_has_a_finite_loss():
+    phrases, texts = _unit(3, 0), _unit(2, 1)
+    mined, losses = EncodedPairs(phrases, np.array([0, 1, 2, 0]), texts, np.array([0, 0, 1, 1])), []
+    config = ClassifierConfig(epochs=2, batch_size=3)
     fit_head(
-        classifier.head,
-        classifier.encode(interests, texts),
-        np.array(label),
-        ClassifierConfig(epochs=12, batch_size=16),
-        rng=np.random.default_rng(0),
-        report=lambda metrics: losses.append(metrics["loss"]),
+        MatchHead(16), mined, phrases, config, rng=np.random.default_rng(0), report=lambda metrics: losses.append(metrics["loss"])
     )
-    assert len(losses) == 12
-    assert losses[-1] < 0.5 * losses[0]
-    probability = classifier(interests, texts)
-    assert np.array_equal(probability > 0.5, np.array(label) == 1)
-    classifier._replace(slope=0.5, intercept=0.25).save(tmp_path)
-    loaded = load_classifier(tmp_path)
-    np.testing.assert_allclose(loaded.logits(interests, texts), classifier.logits(interests, texts), atol=1e-5)
-    expected = 1 / (1 + np.exp(-(0.5 * classifier.logits(interests, texts) + 0.25)))
-    np.testing.assert_allclose(loaded(interests, texts), expected, atol=1e-5)
-    assert json.loads((tmp_path / "calibration.json").read_text()) == {"max_tokens": 16, "slope": 0.5, "intercept": 0.25}
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
 
 
-def test_no_pairs_give_no_probabilities():
-    assert build_classifier(encoder_path("minilm"), max_tokens=16)([], []).shape == (0,)
+def test_the_saved_classifier_answers_the_same_on_the_encoder_it_was_trained_on(tmp_path):
+    classifier = _fit(epochs=1)._replace(slope=0.5, intercept=0.25)
+    save_classifier(tmp_path, classifier, "some-encoder", 16)
+    asked = []
+    loaded = load_classifier(tmp_path, lambda base, max_tokens: asked.append((base, max_tokens)) or _topic_vectors)
+    assert asked == [("some-encoder", 16)]
+    arguments = ["garden work", "everyday use"], ["text of a boat", "text of a garden"], ["a", "b"]
+    np.testing.assert_allclose(loaded(*arguments), classifier(*arguments), atol=1e-6)
+    expected = 1 / (1 + np.exp(-(0.5 * classifier.logits(*arguments) + 0.25)))
+    np.testing.assert_allclose(loaded(*arguments), expected, atol=1e-6)
+    assert json.loads((tmp_path / "calibration.json").read_text())["intercept"] == 0.25
+
+
+def test_no_pairs_give_no_probabilities_and_equal_strings_are_encoded_once():
+    encoder, asked = load_encoder("minilm", 16), []
+    classifier = InterestClassifier(lambda texts: asked.append(texts) or encoder(texts), torch.nn.ModuleList([MatchHead(384)]))
+    assert classifier([], [], []).shape == (0,)
+    classifier(["b", "a", "b"], ["t", "t", "t"], ["1", "2", "3"])
+    assert asked == [["a", "b"], ["t"]]
 
 
 def test_a_folder_that_is_no_classifier_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no calibration\.json; expected the artifact that jobs\.train_classifier writes"):
-        load_classifier(tmp_path)
-
-
-def test_calibration_finds_the_curve_the_labels_were_drawn_from():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=20000) * 2
-    label = (rng.random(20000) < 1 / (1 + np.exp(-(0.5 * logits - 1)))).astype(int)
-    assert fit_calibration(logits, label) == pytest.approx((0.5, -1), abs=0.05)
-    kinds = np.where(label == 1, "mined", "far_swap").tolist()
-    calibrated = calibrate(logits, label, kinds, np.arange(20000) % 2 == 0)
-    assert calibrated.metrics["expected_calibration_error"] < 0.02
-    assert calibrated.metrics["auroc"] == calibrated.metrics["auroc_far_swap"]
-
-
-def test_a_calibration_never_turns_the_order_around():
-    logits = np.array([2.0, 1.0, -1.0, -2.0])
-    slope, intercept = fit_calibration(logits, np.array([0, 0, 1, 0]))
-    assert slope == 0
-    assert 1 / (1 + np.exp(-intercept)) == pytest.approx(0.25)
-
-
-def test_calibrating_on_one_label_is_an_error():
-    with pytest.raises(ValueError, match=r"3 held-out pairs with one label only; expected both; raise classifier\.valid_share"):
-        fit_calibration(np.zeros(3), np.ones(3))
-
-
-def test_the_calibration_error_of_two_bins_by_hand():
-    probability, label = np.array([0.1, 0.1, 0.9, 0.9]), np.array([0, 1, 1, 1])
-    assert expected_calibration_error(probability, label) == pytest.approx((2 * 0.4 + 2 * 0.1) / 4)
-    assert expected_calibration_error(np.array([1.0]), np.array([1])) == 0
-
-
-def test_each_kind_of_negative_has_its_own_auroc():
-    probability = np.array([0.8, 0.6, 0.7, 0.1])
-    metrics = classifier_metrics(probability, np.array([1, 1, 0, 0]), ["mined", "mined", "near_swap", "far_swap"])
-    assert metrics["auroc_near_swap"] == 0.5
-    assert metrics["auroc_far_swap"] == 1.0
-    assert metrics["auroc"] == 0.75
-    assert metrics["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+        load_classifier(tmp_path, lambda base, max_tokens: _topic_vectors)

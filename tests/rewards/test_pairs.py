@@ -1,9 +1,10 @@
-"""Training pairs: negatives are never the item's own interests, and held-out items never train."""
+"""Pairs: negatives are never the item's own interests, and held-out items never train."""
 
 from collections import Counter
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from digr import artifacts
@@ -122,12 +123,23 @@ def test_no_item_is_on_both_sides_nor_both_calibrates_and_measures(store):
     assert held
     assert not trained & held
     fits = {item: set() for item in held}
-    for item, side in zip(held_out["item_id"].to_pylist(), held_out["calibrate"].to_pylist(), strict=True):
+    for item, side in zip(held_out["item_id"].to_pylist(), held_out["half"].to_pylist(), strict=True):
         fits[item].add(side)
     assert all(len(sides) == 1 for sides in fits.values())
-    assert {True, False} == {side for sides in fits.values() for side in sides}
+    assert {0, 1} == {side for sides in fits.values() for side in sides}
     assert "of a user" not in train["phrase"].to_pylist() + held_out["phrase"].to_pylist()
-    assert train["text"][0].as_py() == f"title {train['item_id'][0].as_py()}"
+    mined = {(row["owner_id"], row["interest"]) for row in artifacts.read_table(store, "interests").to_pylist()}
+    assert len(train) == 2 * len(trained)
+    for row in train.to_pylist():
+        assert (row["item_id"], row["phrase"]) in mined
+        assert row["text"] == f"title {row['item_id']}"
+    for row in held_out.filter(pc.equal(held_out["label"], 1)).to_pylist():
+        assert (row["item_id"], row["phrase"]) in mined
+
+
+def test_no_more_pairs_are_trained_on_than_the_config_says(store):
+    config = ClassifierConfig(max_pairs=40, valid_share=0.4)
+    assert len(pair_tables(store, config, encode=_encode, rng=np.random.default_rng(0)).train) <= 40
 
 
 def test_the_number_of_items_read_is_bounded_by_the_number_of_pairs(store):

@@ -1,0 +1,93 @@
+"""The behavioural labeler: an interest is trusted if items that share it follow each other more often than by chance (RLDI).
+
+It asks no model and reads the training sequences only. A phrase has one probability, whichever item it was mined of.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Int
+from scipy.sparse import csr_matrix
+from scipy.stats import gamma
+
+from digr import artifacts
+from digr.artifacts import Store
+
+PRIOR = 1.0
+"""Observed and expected transitions added to both, so that few of them say little."""
+MIN_TRANSITIONS = 1.0
+"""Observed and expected transitions together below which the labeler has no opinion."""
+BOUND = 0.05
+"""The lower bound of a lift is exceeded with probability 1 - BOUND."""
+CHUNK = 65_536
+
+
+def behavioural_table(store: Store, min_lift: float) -> pa.Table:
+    """Return one row per phrase of the items' interests: interest, observed, expected, lift, lift_low and probability.
+
+    Memory grows with the interests, not with the histories. `probability` is null where there is too little to say.
+
+    Args:
+        min_lift: lift that counts as more than chance, at least 1.
+    """
+    ids = artifacts.read_table(store, "items", columns=["item_id"])["item_id"].combine_chunks()
+    columns = ["owner_id", "interest"]
+    interests = artifacts.read_table(store, "interests", columns=columns, owner=["item"])
+    phrases = interests["interest"].combine_chunks().dictionary_encode()
+    owns = csr_matrix(
+        (np.ones(len(interests)), (np.asarray(pc.index_in(interests["owner_id"], ids)), np.asarray(phrases.indices))),
+        shape=(len(ids), len(phrases.dictionary)),
+    )
+    owns.data[:] = 1
+    observed, expected = transition_counts(owns, _transitions(store, ids))
+    lift, low, probability = lift_probability(observed, expected, min_lift)
+    silent = observed + expected < MIN_TRANSITIONS
+    found = {"observed": observed, "expected": expected, "lift": lift, "lift_low": low}
+    return pa.table({"interest": phrases.dictionary, **found, "probability": pa.array(probability, pa.float64(), mask=silent)})
+
+
+def transition_counts(
+    owns: csr_matrix, transitions: Iterable[tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]]
+) -> tuple[Float[np.ndarray, " U"], Float[np.ndarray, " U"]]:
+    """Count, for each phrase, transitions between two different items that both have it, and how many chance would give.
+
+    Chance keeps how often each item is left and entered, and pairs them at random.
+
+    Args:
+        owns: 1 where an item (row) has a phrase (column).
+        transitions: chunks of (item, next item).
+    """
+    num_items, num_phrases = owns.shape
+    left, entered, observed, total = np.zeros(num_items), np.zeros(num_items), np.zeros(num_phrases), 0
+    for before, after in transitions:
+        moved = before != after
+        before, after = before[moved], after[moved]
+        left += np.bincount(before, minlength=num_items)
+        entered += np.bincount(after, minlength=num_items)
+        observed += np.asarray(owns[before].multiply(owns[after]).sum(axis=0)).ravel()
+        total += len(before)
+    by_chance = (owns.T @ left) * (owns.T @ entered) - owns.T @ (left * entered)
+    return observed, by_chance / max(1, total)
+
+
+def lift_probability(
+    observed: Float[np.ndarray, " U"], expected: Float[np.ndarray, " U"], min_lift: float
+) -> tuple[Float[np.ndarray, " U"], Float[np.ndarray, " U"], Float[np.ndarray, " U"]]:
+    """Return lift, its lower bound and the probability that it is above `min_lift`.
+
+    The count is Poisson with rate lift * expected, the lift's prior a gamma of mean 1 that weighs as much as PRIOR expected
+    transitions.
+    """
+    shape, scale = observed + PRIOR, 1 / (expected + PRIOR)
+    lift = shape * scale
+    return lift, gamma.ppf(BOUND, shape, scale=scale), gamma.sf(min_lift, shape, scale=scale)
+
+
+def _transitions(store: Store, ids: pa.Array) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """Give the last step of every training row; every step of a training sequence is the last of one row."""
+    for batch in artifacts.iter_table(store, "histories", ["split", "history", "target"], CHUNK):
+        train = batch.filter(pc.and_(pc.equal(batch["split"], "train"), pc.greater(pc.list_value_length(batch["history"]), 0)))
+        last = train["history"].values.take(pa.array(np.asarray(train["history"].offsets)[1:] - 1))
+        yield np.asarray(pc.index_in(last, ids)), np.asarray(pc.index_in(train["target"], ids))

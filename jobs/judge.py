@@ -1,0 +1,118 @@
+"""Ask the judge of every interest, by vLLM or an endpoint, and keep its verdicts in the label job's scratch folder."""
+
+import json
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config
+from digr.config.interests import OpenAIJudge, VllmJudge
+from digr.interests.endpoint import Pace, api_key, ask_endpoint
+from digr.rewards.judge import (
+    CHOICES,
+    JUDGED,
+    KEY,
+    TOP_TOKENS,
+    endpoint_fields,
+    judge_messages,
+    read_verdict,
+    yes_probability,
+)
+from digr.rewards.labeling import owner_texts
+from jobs.ledger_tasks import map_tables
+from jobs.runtime import say
+from jobs.vllm_engine import run_engine
+from jobs.votes import keep_verdicts, read_votes
+
+BLOCK_ROWS = 256
+"""Verdicts asked for, and written, at once: what a killed job loses at most of each worker's work."""
+SAY_SECONDS = 5.0
+"""Time between two progress lines."""
+
+
+def ask_judge(config: Config, store: Store, work: str) -> dict[str, int]:
+    """Write the judge's verdicts, batch by batch; those that a killed run of the same job got are kept.
+
+    Returns:
+        Status -> number of interests without a verdict.
+    """
+    judge, uri = config.labels.judge, f"{work}/judge"
+    assert judge is not None, "the config checks it"
+    filesystem, path = artifacts.filesystem_of(uri)
+    filesystem.create_dir(path, recursive=True)
+    sources, _ = artifacts.filesystem_of(store.uri("interests"))
+    interests = ray.data.read_parquet(artifacts.list_parts(store.uri("interests")), filesystem=sources)
+    blocks = interests.repartition(target_num_rows_per_block=BLOCK_ROWS)
+    as_json = isinstance(judge, OpenAIJudge) and not judge.logprobs
+    prompts = map_tables(blocks, _prompts, store=store, work=work, as_json=as_json)
+    answers = _judge_with_engine(judge, prompts) if isinstance(judge, VllmJudge) else _judge_with_endpoint(judge, prompts)
+    counts, start, said = Counter[str](), time.monotonic(), 0.0
+    for batch in map_tables(answers, keep_verdicts, uri=uri).iter_batches(batch_size=None, batch_format="pyarrow"):
+        assert isinstance(batch, pa.Table)
+        for row in batch.to_pylist():
+            counts[row["status"]] += row["rows"]
+        if (now := time.monotonic()) - said > SAY_SECONDS:
+            said = now
+            rate = counts.total() / max(now - start, 1e-9)
+            say("interest_labels", f"judge {judge.name}: {counts.total()} answers, {rate:.1f} a second, {dict(counts)}")
+    return {status: count for status, count in counts.items() if status != "ok"}
+
+
+def _judge_with_endpoint(judge: OpenAIJudge, prompts: Dataset) -> Dataset:
+    return prompts.map_batches(
+        _Ask,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_constructor_args=(judge, api_key(judge)),
+        compute=ActorPoolStrategy(size=1),
+        num_cpus=0.1,
+    )
+
+
+def _judge_with_engine(judge: VllmJudge, prompts: Dataset) -> Dataset:
+    # the guide leaves only tokens that begin a choice, so the first token's log-probabilities are those of the choice
+    guide = {"structured_outputs": {"choice": list(CHOICES)}, "temperature": 0.0, "max_tokens": 1, "logprobs": TOP_TOKENS}
+    return map_tables(run_engine(judge, prompts, guide, [*KEY], _verdict), _judged)
+
+
+def _verdict(row: dict[str, Any]) -> dict[str, Any]:
+    return {"probability": yes_probability((one["decoded_token"] or "", one["logprob"]) for one in row["logprobs"][0].values())}
+
+
+def _judged(rows: pa.Table) -> pa.Table:
+    given = rows["probability"].to_pylist() if "probability" in rows.column_names else [None] * len(rows)
+    errors = zip(rows["__inference_error__"].to_pylist(), given, strict=True)
+    reasons = [f"error: {text}"[:300] if text else "unparsable: neither yes nor no" if p is None else None for text, p in errors]
+    return pa.table(
+        {name: rows[name].cast(JUDGED.field(name).type) for name in KEY} | {"probability": given, "reason": reasons}, JUDGED
+    )
+
+
+def _prompts(interests: pa.Table, store: Store, work: str, as_json: bool) -> pa.Table:
+    """Make the chat, as JSON, of every interest that has no verdict yet."""
+    missing = interests.filter(pa.array(np.isnan(read_votes("judge", interests, work))))
+    rows = zip(missing["owner"].to_pylist(), missing["interest"].to_pylist(), owner_texts(store, missing), strict=True)
+    messages = [json.dumps(judge_messages(owner, interest, text, as_json)) for owner, interest, text in rows]
+    return missing.select([*KEY]).append_column("messages", pa.array(messages, pa.string()))
+
+
+class _Ask:
+    """Send batches of prompts to an endpoint."""
+
+    def __init__(self, judge: OpenAIJudge, key: str) -> None:
+        self.judge, self.key, self.pace = judge, key, Pace(judge.requests_per_minute)
+
+    def __call__(self, prompts: pa.Table) -> pa.Table:
+        conversations: list[list[dict[str, Any]]] = [json.loads(text) for text in prompts["messages"].to_pylist()]
+        fields = endpoint_fields(self.judge)
+        answers = ask_endpoint(self.judge, self.key, conversations, self.pace, fields=fields, read=read_verdict)
+        given = [float(one.response) if one.status is None and one.response else None for one in answers]
+        reasons = [f"{one.status}: {one.reason}" if one.status else None for one in answers]
+        return pa.table({name: prompts[name] for name in KEY} | {"probability": given, "reason": reasons}, schema=JUDGED)
