@@ -11,7 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from digr.artifacts import Manifest, Store
-from digr.evaluation import charts, run_facts, sid_charts, sid_facts
+from digr.evaluation import charts, label_charts, run_facts, sid_charts, sid_facts
 
 METRIC_TITLES = {"hr": "HR", "ndcg": "NDCG", "coverage": "coverage", "invalid_rate": "invalid rate"}
 DATA = ("items", "interactions", "histories")
@@ -20,6 +20,8 @@ VARIANT = ("item_embeddings", "item_sids", "policy_examples", "policy_sft", "pol
 STAGES = (*DATA, "interest_responses", "interests", *RLDI, *VARIANT, "recommendations/sft_test", "recommendations/grpo_test")
 SFT_PANELS = ("loss", "hr@10", "ndcg@10")
 GRPO_PANELS = ("reward", "ndcg@10", "kl", "dead_group_rate")
+OWN_TABLE = ("miners", "labelers", "agreement", "quality_counts")
+"""Facts that the report shows in a table or figure of their own."""
 BEST_ITEMS = 5
 """Items of a list that the report shows."""
 
@@ -95,7 +97,7 @@ def build_report(
             "status": run_facts.mining_status(store),
             "examples": run_facts.item_examples(store, 6, rng),
         },
-        rldi=_facts_of(built, RLDI),
+        rldi=_labels(store, built, run.config["labels"]["threshold"]),
         sids=_sids(stores, run.config["run"]["seed"]),
         training=_training(stores),
         rollouts=run_facts.rollout_examples(store, 4),
@@ -160,8 +162,21 @@ def _facts_of(built: Mapping[str, Manifest | None], names: Sequence[str]) -> dic
             continue
         flat: dict[str, Any] = {"rows": manifest.rows} if manifest.rows is not None else {}
         flat |= {f"rejected: {reason}": count for reason, count in manifest.rejected.items()}
-        found[name] = flat | _flatten({key: value for key, value in manifest.facts.items() if key != "miners"})
+        found[name] = flat | _flatten({key: value for key, value in manifest.facts.items() if key not in OWN_TABLE})
     return found
+
+
+def _labels(store: Store, built: Mapping[str, Manifest | None], threshold: float) -> dict[str, Any]:
+    """What the classifier did on held-out items, what each labeler said, and the distribution of item quality."""
+    evaluation, labels, quality = run_facts.held_out_evaluation(store), built["interest_labels"], built["item_quality"]
+    counts = quality.facts.get("quality_counts") if quality else None
+    return {
+        "facts": _facts_of(built, RLDI),
+        "held_out": label_charts.held_out_panels(evaluation, threshold) if evaluation else None,
+        "labelers": labels.facts.get("labelers", {}) if labels else {},
+        "agreement": labels.facts.get("agreement", {}) if labels else {},
+        "quality": label_charts.quality_bars(counts) if counts else None,
+    }
 
 
 def _miners(

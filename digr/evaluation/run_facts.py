@@ -14,6 +14,7 @@ import torch
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
+from digr.rewards.calibration import EVALUATION
 
 LOOKED_AT = 2000
 """Rows from which examples are drawn, so that the report costs the same on any catalogue."""
@@ -150,6 +151,17 @@ def _json_lines(store: Store, name: str, file: str) -> list[dict[str, Any]] | No
         return [json.loads(line) for line in lines if line.strip()]
     except json.JSONDecodeError as error:
         raise ValueError(f"{store.uri(name)}/{file}: not JSON lines: {error}; train again") from error
+
+
+def held_out_evaluation(store: Store) -> dict[str, Any] | None:
+    """Read what the classifier's training measured on held-out items; None where there is no classifier."""
+    if artifacts.read_manifest(store, "classifier") is None:
+        return None
+    fs, path = artifacts.filesystem_of(f"{store.uri('classifier')}/{EVALUATION}")
+    if fs.get_file_info(path).type == pafs.FileType.NotFound:
+        return None
+    with fs.open_input_stream(path) as stream:
+        return dict(json.loads(stream.read()))
 
 
 def _lines(path: str) -> list[str]:

@@ -183,3 +183,28 @@ def test_the_order_of_systems_is_that_of_the_table():
 def test_what_cannot_be_evaluated_is_said_at_once(extra, message):
     with pytest.raises(ValueError, match=message):
         run(_config("runs/x", **extra), Options())
+
+
+def test_the_report_shows_the_held_out_curves_the_labelers_agreement_and_the_quality(run_dir):
+    store = Store(str(run_dir))
+    points = {"reliability": [{"probability": 0.2, "share": 0.25, "pairs": 9}]}
+    points["threshold"] = [{"threshold": 0.5, "trusted_rate": 0.4, "precision": 0.8, "recall": 0.7}]
+    (run_dir / "classifier").mkdir(exist_ok=True)
+    metrics = {"auroc": 0.9123, "auroc_near_swap": 0.8, "expected_calibration_error": 0.02}
+    (run_dir / "classifier" / "evaluation.json").write_text(json.dumps({"metrics": metrics} | points))
+    artifacts.commit(store, Manifest(name="classifier", rows=1, facts=metrics))
+    agreement = {"classifier and judge": {"num_interests": 1234, "kappa": 0.4321, "correlation": None}}
+    labelers = {name: {"num_interests": 2345, "trusted_rate": 0.8765} for name in ("classifier", "judge")}
+    for name, facts in (
+        ("interest_labels", {"labelers": labelers, "agreement": agreement}),
+        ("item_quality", {"quality_counts": [1, 2, 3], "mean_quality": 0.5}),
+    ):
+        (run_dir / name).mkdir(exist_ok=True)
+        artifacts.commit(store, Manifest(name=name, rows=1, facts=facts))
+    page = Path(run(_config(run_dir), Options())["report"]).read_text()
+    section = page.split('<section id="labels">')[1].split("</section>")[0]
+    assert re.findall(r'<div id="(chart-[^"]*)"', section) == ["chart-held-out", "chart-quality"]
+    assert '"0.912","0.800"' in section
+    cells = re.search(r"classifier and judge</th>(.*?)</tr>", section, re.DOTALL)[1]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", cells) == ["1,234", "0.4321", "–"]
+    assert section.count("0.8765") == 2
