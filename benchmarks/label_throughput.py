@@ -1,0 +1,90 @@
+"""Rows per second of the label job against the same classifier in a plain loop of one process.
+
+Both label the interests of the embedded shop's items, with the same number of PyTorch threads. The job also reads and
+writes Parquet, starts its worker and rates every item; the loop has its model and its rows in memory, and labels as many at
+once as the job's worker does. The first of two job runs, which pays for the start of Ray, is not counted.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.harness import Measurement, main
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config import build_config
+from digr.embeddings import load_encoder
+from digr.rewards.classifier import InterestClassifier, MatchHead, load_classifier, save_classifier
+from digr.rewards.labeling import owner_texts
+
+BAR = 0.5
+NUM_ITEMS, NUM_ITEMS_QUICK, INTERESTS = 4000, 300, 4
+
+
+def _make_run(store: Store, num_items: int) -> None:
+    """Write items, four interests of each, and an untrained classifier."""
+    rng = np.random.default_rng(0)
+    words = np.array(
+        [f"{a}{b}" for a in ("oak", "iron", "blue", "quick", "garden", "river") for b in ("work", "tool", "care", "trip")]
+    )
+    ids = [f"{index:06d}" for index in range(num_items)]
+    titles = [" ".join(rng.choice(words, 8)) for _ in ids]
+    descriptions = [" ".join(rng.choice(words, 60)) for _ in ids]
+    rows = {
+        "owner": ["item"] * num_items * INTERESTS,
+        "owner_id": np.repeat(ids, INTERESTS),
+        "rank": pa.array(np.tile(np.arange(INTERESTS), num_items), pa.int32()),
+        "interest": [" ".join(rng.choice(words, 3)) for _ in range(num_items * INTERESTS)],
+        "miners": [["m"]] * num_items * INTERESTS,
+        "consensus": np.ones(num_items * INTERESTS),
+    }
+    tables = {"items": pa.table({"item_id": ids, "title": titles, "description": descriptions}), "interests": pa.table(rows)}
+    for name, table in tables.items():
+        artifacts.write_table(store, name, table)
+        artifacts.commit(store, Manifest(name=name, rows=len(table)))
+    artifacts.begin(store, "classifier")
+    heads = torch.nn.ModuleList([MatchHead(384) for _ in range(4)])
+    encode = load_encoder("minilm", 96)
+    save_classifier(Path(store.uri("classifier")), InterestClassifier(encode, heads), "minilm", 96)
+    artifacts.commit(store, Manifest(name="classifier"))
+
+
+def measure(quick: bool) -> Measurement:
+    """Run the label job twice, then the loop."""
+    from jobs.label_interests import BLOCK_ROWS, run
+    from jobs.runtime import Options
+
+    with tempfile.TemporaryDirectory() as folder:
+        store, num_items = Store(folder), NUM_ITEMS_QUICK if quick else NUM_ITEMS
+        _make_run(store, num_items)
+        config = build_config({"run": {"dir": folder}}, where="benchmark")
+        summary = [run(config, Options(force="all")) for _ in range(1 if quick else 2)][-1]
+        torch.set_num_threads(config.cluster.encode_threads)
+        batch_size = config.cluster.encode_batch_size
+        classify = load_classifier(
+            Path(store.uri("classifier")), lambda base, tokens: load_encoder(base, tokens, "cpu", batch_size)
+        )
+        interests = artifacts.read_table(store, "interests")
+        texts = owner_texts(store, interests)
+        phrases, owners = interests["interest"].to_pylist(), interests["owner_id"].to_pylist()
+        start = time.monotonic()
+        for place in range(0, len(phrases), BLOCK_ROWS):
+            rows = slice(place, place + BLOCK_ROWS)
+            classify(phrases[rows], texts[rows], owners[rows])
+        loop = time.monotonic() - start
+    figures = {
+        "rows": len(phrases),
+        "job_seconds": round(summary["seconds"], 2),
+        "loop_seconds": round(loop, 2),
+        "job_rows_per_second": round(len(phrases) / summary["seconds"], 1),
+        "loop_rows_per_second": round(len(phrases) / loop, 1),
+    }
+    return Measurement(figures, ratio=loop / summary["seconds"], bar=BAR, better="at_least")
+
+
+if __name__ == "__main__":
+    main(measure)
