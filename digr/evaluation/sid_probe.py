@@ -1,0 +1,73 @@
+"""How good semantic IDs are for what they are made for: a small policy is trained on them and measured on validation."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Float, Int32
+
+from digr.config import Config
+from digr.data.ids import build_id_index
+from digr.policy.engine import PlainEngine, make_optimizer
+from digr.policy.examples import Sids, policy_examples
+from digr.policy.model import build_policy
+from digr.policy.sft import pack_sequences, train_sft
+from digr.policy.validation import Decoding, ValidExamples
+from digr.policy.vocabulary import sid_texts
+from digr.sids.trie import build_trie
+
+
+def validation_ndcg(
+    item_ids: pa.Array, codes: Int32[np.ndarray, "N L"], level_sizes: tuple[int, ...], histories: pa.Table, config: Config
+) -> float:
+    """Train the configured policy by supervised fine-tuning in this process; return its best NDCG@10 on validation.
+
+    Args:
+        item_ids: items of the rows of `codes`.
+        codes: unique SIDs, -1 behind the end of a shorter one.
+        level_sizes: codes of each column.
+        histories: rows of `histories`, train and validation.
+        config: `policy`, `sft` and `decoding` decide; the seed is the run's. Only the text-free part is trained.
+    """
+    trie = build_trie(item_ids, codes, level_sizes)
+    sids = Sids(build_id_index(item_ids), sid_texts(codes))
+    examples = policy_examples(histories, sids, config.data.max_history)
+    train, valid = (examples.filter(pc.equal(examples["split"], split)) for split in ("train", "valid"))
+    chosen = np.random.default_rng(config.run.seed).permutation(len(valid))[: config.sft.max_valid_examples]
+    valid = valid.take(pa.array(np.sort(chosen)))
+    policy = build_policy(config.policy, level_sizes, config.run.seed)
+    texts = [(train["prompt"].to_pylist(), train["completion"].to_pylist())]
+    targets = build_id_index(trie.item_ids).find(valid["target"])
+    optimizer = make_optimizer(policy, config.sft.lr, config.sft.weight_decay)
+    with tempfile.TemporaryDirectory() as folder:
+        progress = train_sft(
+            PlainEngine(policy, optimizer, max_grad_norm=config.sft.max_grad_norm, precision="fp32"),
+            trie,
+            pack_sequences(policy.tokenizer, texts, config.policy.max_tokens),
+            ValidExamples(valid["prompt"].to_pylist(), torch.from_numpy(targets)),
+            config.sft,
+            decoding=Decoding(config.sft.valid_beam_width, config.decoding.batch_size),
+            seed=config.run.seed,
+            best_folder=Path(folder) / "best",
+            resume=None,
+            save=lambda record, write: None,
+            report=lambda record: None,
+        )
+    return progress.best
+
+
+def rank_correlation(left: Float[np.ndarray, " N"], right: Float[np.ndarray, " N"]) -> float:
+    """Return Spearman's correlation, equal values at their mean rank; nan where either does not vary."""
+    ranks = [_mean_ranks(np.asarray(values, float)) for values in (left, right)]
+    if min(rank.std() for rank in ranks) == 0:
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _mean_ranks(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
