@@ -6,6 +6,7 @@ small policy on each result. The ratio is validation NDCG@10 with trusted intere
 """
 
 import os
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ SMALL = {"policy": {"hidden_dim": 64, "num_layers": 2}, "sft": {"epochs": 8, "ev
 SHOWN = ("raw_collision_rate", "reconstruction_r2", "neighbour_prefix_share", "cointeraction_prefix_share")
 
 
-def embed(store: Store, max_tokens: int = 128) -> tuple[pa.Array, dict[str, np.ndarray]]:
+def embed(store: Store, max_tokens: int) -> tuple[pa.Array, dict[str, np.ndarray]]:
     """Return the item ids, and their vectors in the three ways."""
     items = artifacts.read_table(store, "items").combine_chunks()
     order = [("owner_id", "ascending"), ("rank", "ascending")]
@@ -71,7 +72,7 @@ def measure(quick: bool) -> Measurement:
     if not run:
         raise ValueError("set DIGR_RUN to the folder of a run with items, interests, interest_labels and histories")
     store = Store(run)
-    item_ids, vectors = embed(store)
+    item_ids, vectors = embed(store, 16 if quick else 128)
     histories = artifacts.read_table(store, "histories")
     histories = histories.filter(pc.is_in(histories["split"], pa.array(["train", "valid"])))
     figures: dict[str, object] = {}
@@ -82,7 +83,7 @@ def measure(quick: bool) -> Measurement:
             small = SMALL | ({"sft": {"epochs": 1, "max_valid_examples": 200}} if quick else {})
             config = build_config({"run": {"dir": run, "seed": seed}, **small}, where="benchmark")
             quantiser = fit_quantiser(rows, config.sids, seed)
-            assigned = assign_sids(quantiser, lambda rows=rows: iter([rows]), seed=seed)
+            assigned = assign_sids(quantiser, partial(iter, [rows]), seed=seed)
             found = describe_sids(quantiser, assigned, rows, np.arange(len(rows)), seed=seed)
             levels = len(config.sids.level_sizes)
             shares, _ = cointeraction_shares(histories.to_batches(), item_ids, assigned.codes[:, :levels])

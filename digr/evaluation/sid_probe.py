@@ -61,10 +61,10 @@ def validation_ndcg(
 
 def rank_correlation(left: Float[np.ndarray, " N"], right: Float[np.ndarray, " N"]) -> float:
     """Return Spearman's correlation, equal values at their mean rank; nan where either does not vary."""
-    ranks = [_mean_ranks(np.asarray(values, float)) for values in (left, right)]
-    if min(rank.std() for rank in ranks) == 0:
+    first, second = (_mean_ranks(np.asarray(values, float)) for values in (left, right))
+    if not first.std() or not second.std():
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _mean_ranks(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
