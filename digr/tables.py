@@ -112,6 +112,7 @@ TABLES: dict[str, TableSpec] = {
         trial=pa.string(),
         quantiser=pa.string(),
         level_sizes=pa.list_(pa.int32()),
+        latent_dim=(pa.int32(), "?"),
         status=pa.string(),
         error=(pa.string(), "?"),
         usage_rate=(pa.list_(pa.float64()), "?"),
@@ -123,7 +124,10 @@ TABLES: dict[str, TableSpec] = {
         neighbour_prefix_share=(pa.list_(pa.float64()), "?"),
         cointeraction_prefix_share=(pa.list_(pa.float64()), "?"),
         chance_prefix_share=(pa.list_(pa.float64()), "?"),
+        epoch=(pa.int32(), "?"),
+        score=(pa.float64(), "?"),
         seconds=(pa.float64(), "?"),
+        **{"valid_ndcg@10": (pa.float64(), "?")},
     ),
     "policy_examples": _spec(
         ["example_id"],

@@ -1,7 +1,8 @@
-"""Sweep codebook sizes and quantisers with Ray Tune on cheap diagnostics; a killed sweep goes on where it was."""
+"""Sweep codebooks with Ray Tune on cheap diagnostics, the best few to validation NDCG; a killed sweep goes on where it was."""
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,22 +11,14 @@ from ray import tune
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.config import Config, apply_overrides
-from digr.sids.building import fit_and_assign
+from digr.config import Config
+from digr.evaluation.sid_charts import sweep_page
+from digr.sids import sweep
+from jobs.codebook_trials import fit_candidate, room, train_policies
 from jobs.runtime import Options, main, say, start_ray
 from jobs.stage import Made, run_stage
 
-MEASURED = (
-    "usage_rate",
-    "perplexity",
-    "raw_collision_rate",
-    "collision_rate",
-    "suffix_rate",
-    "reconstruction_r2",
-    "neighbour_prefix_share",
-    "cointeraction_prefix_share",
-    "chance_prefix_share",
-)
+STAGE = "codebook_sweep"
 
 
 class Progress(tune.Callback):
@@ -33,11 +26,12 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print one line."""
-        say("codebook_sweep", f"{_name(trial.config)}: score {trial.last_result['score']:.4f}")
+        found = trial.last_result
+        say(STAGE, f"{sweep.candidate_name(trial.config['candidate'])}: score {found['score']:.4f} at epoch {found['epoch']}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print one line."""
-        say("codebook_sweep", f"{_name(trial.config)} failed")
+        say(STAGE, f"{sweep.candidate_name(trial.config['candidate'])} failed")
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
@@ -46,45 +40,44 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     def build(store: Store, work: str) -> Mapping[str, Made]:
         return _build(config, store, work)
 
-    return run_stage(
-        config,
-        options,
-        outputs=["codebook_sweep"],
-        sections=["sids", "tune"],
-        inputs=["item_embeddings", "histories"],
-        build=build,
-    )
-
-
-def _name(candidate: Mapping[str, Any]) -> str:
-    return f"{candidate['quantiser']}-{'x'.join(map(str, candidate['level_sizes']))}"
+    sections, inputs = ["sids", "tune", "policy", "sft", "decoding"], ["item_embeddings", "histories"]
+    return run_stage(config, options, outputs=[STAGE], sections=sections, inputs=inputs, build=build)
 
 
 def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     """Run the trials that are not finished yet; each reads the vectors itself."""
-    metric = config.tune.metric
+    chosen, epochs = config.tune, config.sids.epochs
     # Ray would save the sweep's state only now and then: a kill would lose trials that have finished
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
 
-    def trial(candidate: dict[str, Any]) -> None:
-        tried = apply_overrides(config, {f"sids.{key}": value for key, value in candidate.items()})
+    def trial(tried: dict[str, Any]) -> None:
         start = time.monotonic()
-        device = "cuda" if config.cluster.use_gpu else "cpu"
-        facts = fit_and_assign(store, tried.sids, seed=config.run.seed, report=lambda text: None, device=device).facts
-        score = facts[metric][0] if isinstance(facts[metric], list) else facts[metric]
-        tune.report({name: facts[name] for name in MEASURED} | {"score": score, "seconds": time.monotonic() - start})
+
+        def tell(epoch: int, facts: dict[str, Any]) -> None:
+            found = {name: facts[name] for name in sweep.DIAGNOSTICS} | {"score": sweep.diagnostic(facts, chosen.metric)}
+            tune.report(found | {"epoch": epoch, "seconds": time.monotonic() - start})
+
+        tell(epochs, fit_candidate(config, store, tried["candidate"], tell if chosen.early_stopping else None).facts)
 
     filesystem, path = artifacts.filesystem_of(work)
     filesystem.create_dir(path, recursive=True)
-    trainable = tune.with_resources(trial, {"cpu": config.tune.cpus_per_trial, "gpu": float(config.cluster.use_gpu)})
+    needs = {"cpu": chosen.cpus_per_trial, "gpu": float(config.cluster.use_gpu)}
+    trainable = tune.with_resources(trial, needs)
     if tune.Tuner.can_restore(f"{path}/sweep", storage_filesystem=filesystem):
-        say("codebook_sweep", "going on with the sweep that was interrupted")
+        say(STAGE, "going on with the sweep that was interrupted")
         return tune.Tuner.restore(f"{path}/sweep", trainable, restart_errored=True, storage_filesystem=filesystem).fit()
-    space = {"quantiser": config.tune.quantisers, "level_sizes": [list(sizes) for sizes in config.tune.level_sizes]}
+    asha = tune.schedulers.ASHAScheduler(
+        time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 10), reduction_factor=chosen.reduction_factor
+    )
+    mode = "min" if chosen.metric == "raw_collision_rate" else "max"
+    at_once = chosen.max_concurrent or room(needs)
+    say(STAGE, f"{len(sweep.candidates(config.sids, chosen))} candidates, {at_once} at once")
     return tune.Tuner(
         trainable,
-        param_space={key: tune.grid_search(list(values)) for key, values in space.items()},
-        tune_config=tune.TuneConfig(max_concurrent_trials=config.tune.max_concurrent),
+        param_space={"candidate": tune.grid_search(sweep.candidates(config.sids, chosen))},
+        tune_config=tune.TuneConfig(
+            metric="score", mode=mode, max_concurrent_trials=at_once, scheduler=asha if chosen.early_stopping else None
+        ),
         run_config=tune.RunConfig(
             name="sweep", storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[Progress()]
         ),
@@ -97,24 +90,31 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
     for result in map(results.__getitem__, range(len(results))):
         # Ray's error is a whole traceback; its last line is what the trial raised
         error = str(result.error).strip().splitlines()[-1] if result.error else None
-        candidate = dict(result.config or {})
-        row = {"trial": _name(candidate), **candidate, "status": "error" if error else "ok", "error": error}
-        rows.append(row | {name: (result.metrics or {}).get(name) for name in (*MEASURED, "seconds", "score")})
-    ranked = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["score"])
-    ranked = ranked if config.tune.metric == "raw_collision_rate" else ranked[::-1]
+        candidate, found = (result.config or {})["candidate"], result.metrics or {}
+        stopped = found.get("epoch", 0) < config.sids.epochs
+        row = {"trial": sweep.candidate_name(candidate), **candidate, "error": error}
+        row |= {name: found.get(name) for name in (*sweep.DIAGNOSTICS, "epoch", "score", "seconds")}
+        rows.append(row | {"status": "error" if error else "stopped" if stopped else "ok"})
+    ranked = sweep.rank_rows(rows, config.tune.metric)
     if not ranked:
-        raise ValueError(f"codebook_sweep: all {len(rows)} trials failed; the first: {rows[0]['error']}")
-    for row in ranked:
-        say(
-            "codebook_sweep",
-            f"{row['trial']:28} usage >= {min(row['usage_rate']):6.1%}  colliding {row['raw_collision_rate']:6.1%}  "
-            f"R2 {row['reconstruction_r2']:.3f}  neighbours {row['neighbour_prefix_share'][0]:.3f}  co-interaction "
-            f"{row['cointeraction_prefix_share'][0]:.3f}  {row['seconds']:.0f} s",
-        )
-    facts = {"metric": config.tune.metric, "best": ranked[0]["trial"]}
-    say("codebook_sweep", f"best by {facts['metric']}: {facts['best']}")
-    artifacts.write_table(store, "codebook_sweep", pa.Table.from_pylist(rows))
-    return {"codebook_sweep": Made(len(rows), {"trial failed": len(rows) - len(ranked)}, facts)}
+        raise ValueError(f"{STAGE}: all {len(rows)} trials failed; the first: {rows[0]['error']}")
+    best = {row["trial"] for row in ranked[: config.tune.policy_trials]}
+    scores = train_policies(config, store, work, [row for row in rows if row["trial"] in best])
+    rows = [row | {sweep.NDCG: scores.get(row["trial"])} for row in rows]
+    ranked, correlation = sweep.rank_rows(rows, config.tune.metric), sweep.correlations(rows)
+    for done in ranked:
+        say(STAGE, sweep.row_text(done))
+    for name, value in correlation.items():
+        say(STAGE, f"rank correlation with NDCG@10 of {len(scores)} candidates: {name} {value}")
+    facts = {"metric": sweep.NDCG if scores else config.tune.metric, "best": ranked[0]["trial"]}
+    say(STAGE, f"best by {facts['metric']}: {facts['best']}")
+    artifacts.write_table(store, STAGE, pa.Table.from_pylist(rows))
+    filesystem, path = artifacts.filesystem_of(store.uri(STAGE))
+    with filesystem.open_output_stream(f"{path}/sweep.html") as stream:
+        stream.write(sweep_page(ranked, correlation).encode())
+    statuses = Counter(row["status"] for row in rows)
+    rejected = {f"trial {name}": count for name, count in statuses.items() if name != "ok"}
+    return {STAGE: Made(len(rows), rejected, facts | {"rank_correlation": correlation, "num_policies": len(scores)})}
 
 
 if __name__ == "__main__":

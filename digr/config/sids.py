@@ -47,15 +47,27 @@ class SidsConfig(Section):
 class TuneConfig(Section):
     """Ray Tune over codebooks."""
 
-    level_sizes: tuple[tuple[int, ...], ...] = ((64, 64, 64), (128, 128, 128), (256, 256, 256))
-    """Candidates of sids.level_sizes."""
+    level_sizes: tuple[tuple[int, ...], ...] = ((64, 64, 64), (128, 128, 128), (256, 256, 256), (64, 64, 64, 64))
+    """Candidates of sids.level_sizes, of any depth."""
     quantisers: tuple[Literal["rqvae", "rkmeans"], ...] = ("rqvae", "rkmeans")
     """Candidates of sids.quantiser."""
+    latent_dims: tuple[int, ...] = ()
+    """Candidates of sids.latent_dim (rqvae); empty tries the configured one."""
     metric: Literal["raw_collision_rate", "reconstruction_r2", "neighbour_prefix_share", "cointeraction_prefix_share"] = (
         "raw_collision_rate"
     )
     """What the best candidate is best in: fewest collisions, or most of the others (shares: of the first code)."""
-    max_concurrent: int = Field(2, ge=1)
-    """Trials at once."""
+    early_stopping: bool = True
+    """Stop an RQ-VAE that lags behind the others at the same epoch (ASHA, arXiv 1810.05934)."""
+    reduction_factor: int = Field(3, ge=2)
+    """One in this many goes on at each look of early stopping."""
+    policy_trials: int = Field(0, ge=0)
+    """The best candidates on which a policy is trained to measure NDCG@10 on validation, which then decides."""
+    policy_overrides: dict[str, str | int | float | bool] = Field(
+        default_factory=lambda: {"policy.hidden_dim": 64, "policy.num_layers": 2, "sft.epochs": 8}
+    )
+    """What that policy has other than the run's own."""
+    max_concurrent: int = Field(0, ge=0)
+    """Trials at once; 0 takes as many as the machine or cluster has cores (GPUs with cluster.use_gpu) for."""
     cpus_per_trial: float = Field(1.0, gt=0)
-    """Logical CPUs of one trial."""
+    """Logical CPUs of one trial, and its PyTorch threads."""

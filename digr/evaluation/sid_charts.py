@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from digr.evaluation.charts import PALETTE, draw
+from digr.sids.sweep import NDCG, diagnostic
 
 GOLDEN = 0.618034
 """Steps of the hue by the golden ratio keep the colours of neighbouring codes apart."""
@@ -83,6 +85,56 @@ def item_points(found: Mapping[str, Any]) -> Markup:
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     return draw(figure, "chart-sid-map", 560)
+
+
+def sweep_page(rows: Sequence[Mapping[str, Any]], correlation: Mapping[str, float | None]) -> str:
+    """Return a page that opens anywhere with a sweep's finished candidates: diagnostics against each other or against NDCG.
+
+    Args:
+        rows: finished rows of `codebook_sweep`.
+        correlation: `sweep.correlations`; empty draws pairs of diagnostics, because there is no NDCG to draw them against.
+    """
+    panels = [(name, NDCG) for name in correlation] or [
+        ("raw_collision_rate", "reconstruction_r2"),
+        ("raw_collision_rate", "neighbour_prefix_share"),
+        ("raw_collision_rate", "cointeraction_prefix_share"),
+    ]
+    titles = [
+        right.replace("_", " ")
+        if right != NDCG
+        else "no spread"
+        if correlation[left] is None
+        else f"Spearman {correlation[left]:+.2f}"
+        for left, right in panels
+    ]
+    columns = min(3, len(panels))
+    figure = make_subplots(cols=columns, rows=-(-len(panels) // columns), subplot_titles=titles, vertical_spacing=0.1)
+    shown = [row for row in rows if not correlation or row.get(NDCG) is not None]
+    kinds = sorted({row["quantiser"] for row in shown})
+    for place, (left, right) in enumerate(panels):
+        at = {"row": place // columns + 1, "col": place % columns + 1}
+        for kind, colour in zip(kinds, PALETTE, strict=False):
+            mine = [row for row in shown if row["quantiser"] == kind]
+            figure.add_scatter(
+                x=[diagnostic(row, left) for row in mine],
+                y=[diagnostic(row, right) for row in mine],
+                mode="markers",
+                marker={"size": 9, "color": colour},
+                text=[row["trial"] for row in mine],
+                hovertemplate="%{text}<br>%{x:.4f}, %{y:.4f}<extra></extra>",
+                name=kind,
+                showlegend=not place,
+                **at,
+            )
+        figure.update_xaxes(title_text=left.replace("_", " "), **at)
+        figure.update_yaxes(title_text=right.replace("_", " "), **at)
+    height = 120 + 320 * -(-len(panels) // columns)
+    chart = draw(figure, "chart-sweep", height, legend=True)
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Codebook sweep</title>"
+        f"<script>{get_plotlyjs()}</script></head><body style='font-family: system-ui, sans-serif; margin: 24px'>"
+        f"<h1>Codebook sweep</h1>{chart}</body></html>"
+    )
 
 
 def _wrapped(interests: Sequence[str]) -> str:

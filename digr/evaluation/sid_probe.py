@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Int32
 
 from digr.config import Config
 from digr.data.ids import build_id_index
@@ -57,17 +57,3 @@ def validation_ndcg(
             report=lambda record: None,
         )
     return progress.best
-
-
-def rank_correlation(left: Float[np.ndarray, " N"], right: Float[np.ndarray, " N"]) -> float:
-    """Return Spearman's correlation, equal values at their mean rank; nan where either does not vary."""
-    first, second = (_mean_ranks(np.asarray(values, float)) for values in (left, right))
-    if not first.std() or not second.std():
-        return float("nan")
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _mean_ranks(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]

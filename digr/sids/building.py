@@ -40,15 +40,34 @@ def vector_batches(store: Store) -> Iterator[np.ndarray]:
             yield batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
 
 
-def fit_and_assign(store: Store, sids: SidsConfig, *, seed: int, report: Callable[[str], None], device: str = "cpu") -> Built:
-    """Fit on a sample of the item vectors, assign all of them and measure the result; writes nothing."""
+def fit_and_assign(
+    store: Store,
+    sids: SidsConfig,
+    *,
+    seed: int,
+    report: Callable[[str], None],
+    device: str = "cpu",
+    watch: Callable[[int, dict[str, Any]], None] | None = None,
+) -> Built:
+    """Fit on a sample of the item vectors, assign all of them and measure the result; writes nothing.
+
+    Args:
+        watch: told ten times while an RQ-VAE trains: the epochs done, and the facts of the sample's nearest codes.
+    """
     rows, vectors = _sample(store, sids, seed)
+    item_ids = _item_ids(store)
+
+    def look(quantiser: Quantiser, epoch: int) -> None:
+        nearest = assign_sids(quantiser, lambda: iter([vectors]), disambiguation="none")
+        facts = _facts(store, quantiser, nearest, item_ids.take(pa.array(rows)), np.arange(len(rows)), vectors, seed)
+        if watch:
+            watch(epoch, facts)
+
     report(f"fitting {sids.quantiser} {list(sids.level_sizes)} on {len(vectors)} items")
-    quantiser = fit_quantiser(vectors, sids, seed, report, device)
+    quantiser = fit_quantiser(vectors, sids, seed, report, device, look if watch else None)
     assigned = assign_sids(
         quantiser, lambda: vector_batches(store), disambiguation=sids.disambiguation, spread=sids.spread, seed=seed
     )
-    item_ids = _item_ids(store)
     facts = _facts(store, quantiser, assigned, item_ids, rows, vectors, seed)
     return Built(quantiser, item_ids, assigned, facts, table_spec("item_sids").schema.empty_table())
 

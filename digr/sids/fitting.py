@@ -74,6 +74,7 @@ def fit_quantiser(
     seed: int,
     report: Callable[[str], None] = lambda text: None,
     device: str = "cpu",
+    watch: Callable[[Quantiser, int], None] | None = None,
 ) -> Quantiser:
     """Fit the configured quantiser on some items' vectors.
 
@@ -82,6 +83,7 @@ def fit_quantiser(
         config: quantiser, level sizes and how to train.
         seed: of every random choice.
         report: told about progress.
+        watch: given an RQ-VAE as it is, and the epochs done, ten times before the end.
 
     Raises:
         ValueError: fewer items than codes of a level, or a vector that is not finite.
@@ -96,7 +98,7 @@ def fit_quantiser(
         )
     if config.quantiser == "rkmeans":
         return fit_rkmeans(vectors, config.level_sizes, seed, report, device)
-    return fit_rqvae(vectors, config, seed, report, device)
+    return fit_rqvae(vectors, config, seed, report, device, watch)
 
 
 def save_quantiser(quantiser: Quantiser, folder: Path) -> None:

@@ -150,6 +150,7 @@ def fit_rqvae(
     seed: int,
     report: Callable[[str], None] = lambda text: None,
     device: str = "cpu",
+    watch: Callable[["RQVAE", int], None] | None = None,
 ) -> RQVAE:
     """Train an RQ-VAE on the vectors of some items; the result is frozen.
 
@@ -159,6 +160,7 @@ def fit_rqvae(
         seed: of the weights, the batches, the k-means starts and the revived codes.
         report: told about progress ten times.
         device: where it trains and stays.
+        watch: given the model as it is, and the epochs done, ten times before the end; it must not change it.
     """
     generator = torch.Generator(device).manual_seed(seed)
     model = _start(vectors, config, seed).to(device)
@@ -176,6 +178,8 @@ def fit_rqvae(
                 f"epoch {epoch + 1}/{config.epochs}: reconstruction {losses.reconstruction:.4f}, "
                 f"codebook {losses.codebook:.4f}, codes revived {revived}"
             )
+            if watch and epoch < config.epochs - 1:
+                watch(model, epoch + 1)
     return model.eval().requires_grad_(False)
 
 

@@ -1,0 +1,93 @@
+"""A sweep over codebooks: its candidates, their order, and which cheap diagnostic foretells the policy's ranking."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from digr.config.sids import SidsConfig, TuneConfig
+
+NDCG = "valid_ndcg@10"
+DIAGNOSTICS = (
+    "usage_rate",
+    "perplexity",
+    "raw_collision_rate",
+    "collision_rate",
+    "suffix_rate",
+    "reconstruction_r2",
+    "neighbour_prefix_share",
+    "cointeraction_prefix_share",
+    "chance_prefix_share",
+)
+"""Facts of `item_sids` that a sweep's table holds, in order."""
+FEWEST_FOR_CORRELATION = 4
+
+
+def candidates(sids: SidsConfig, tune: TuneConfig) -> list[dict[str, Any]]:
+    """Return every combination to try, as values of `sids`; residual k-means has no latent, so it is tried once."""
+    latents = tune.latent_dims or (sids.latent_dim,)
+    return [
+        {"quantiser": quantiser, "level_sizes": list(sizes), "latent_dim": latent}
+        for quantiser in tune.quantisers
+        for sizes in tune.level_sizes
+        for latent in (latents if quantiser == "rqvae" else latents[:1])
+    ]
+
+
+def candidate_name(candidate: Mapping[str, Any]) -> str:
+    """Name a candidate by what it tries."""
+    latent = f"-{candidate['latent_dim']}" if candidate["quantiser"] == "rqvae" else ""
+    return f"{candidate['quantiser']}{latent}-{'x'.join(map(str, candidate['level_sizes']))}"
+
+
+def diagnostic(facts: Mapping[str, Any], name: str) -> float:
+    """Return a diagnostic as one number: of the worst level for the use of codes, of the first code for prefixes."""
+    value = facts[name]
+    if not isinstance(value, list):
+        return float(value)
+    return float(min(value) if name in ("usage_rate", "perplexity") else value[0])
+
+
+def rank_rows(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
+    """Return the finished rows, best first: by validation NDCG where it is known, then by the metric."""
+    sign = 1 if metric == "raw_collision_rate" else -1
+    done = [row for row in rows if row["status"] == "ok"]
+    return sorted(done, key=lambda row: (-(row.get(NDCG) or 0.0), sign * row["score"]))
+
+
+def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return Spearman's correlation of every diagnostic with validation NDCG, over the rows that have both.
+
+    None where a diagnostic is the same for all; empty with fewer than four rows.
+    """
+    known = [row for row in rows if row.get(NDCG) is not None]
+    if len(known) < FEWEST_FOR_CORRELATION:
+        return {}
+    scores = np.array([row[NDCG] for row in known])
+    found = {name: rank_correlation(np.array([diagnostic(row, name) for row in known]), scores) for name in DIAGNOSTICS}
+    return {name: None if np.isnan(value) else round(value, 3) for name, value in found.items()}
+
+
+def row_text(row: Mapping[str, Any]) -> str:
+    """Write a row of the sweep as one line."""
+    ndcg = f"  NDCG@10 {row[NDCG]:.4f}" if row.get(NDCG) is not None else ""
+    return (
+        f"{row['trial']:30} usage >= {min(row['usage_rate']):6.1%}  colliding {row['raw_collision_rate']:6.1%}  "
+        f"R2 {row['reconstruction_r2']:.3f}  neighbours {row['neighbour_prefix_share'][0]:.3f}  co-interaction "
+        f"{row['cointeraction_prefix_share'][0]:.3f}  {row['seconds']:.0f} s{ndcg}"
+    )
+
+
+def rank_correlation(left: Float[np.ndarray, " N"], right: Float[np.ndarray, " N"]) -> float:
+    """Return Spearman's correlation, equal values at their mean rank; nan where either does not vary."""
+    first, second = (_mean_ranks(np.asarray(values, float)) for values in (left, right))
+    if not first.std() or not second.std():
+        return float("nan")
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _mean_ranks(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]

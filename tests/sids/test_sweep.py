@@ -1,0 +1,51 @@
+"""A sweep tries what it should, and says which diagnostic foretells the ranking."""
+
+import numpy as np
+import pytest
+
+from digr.config.sids import SidsConfig, TuneConfig
+from digr.sids.sweep import DIAGNOSTICS, NDCG, candidate_name, candidates, correlations, rank_correlation, rank_rows
+
+
+def _row(trial, score, ndcg=None, status="ok", **facts):
+    lists = {"usage_rate": [1.0, 0.9], "perplexity": [4.0, 2.0]} | {
+        name: [score] for name in DIAGNOSTICS if name.endswith("prefix_share")
+    }
+    rest = {name: score for name in DIAGNOSTICS if name not in lists}
+    return {"trial": trial, "score": score, "status": status, NDCG: ndcg} | lists | rest | facts
+
+
+def test_every_combination_is_tried_once_and_k_means_has_no_latent():
+    tune = TuneConfig(level_sizes=((8, 8), (8, 8, 8, 8)), latent_dims=(16, 32))
+    assert [candidate_name(candidate) for candidate in candidates(SidsConfig(), tune)] == [
+        "rqvae-16-8x8",
+        "rqvae-32-8x8",
+        "rqvae-16-8x8x8x8",
+        "rqvae-32-8x8x8x8",
+        "rkmeans-8x8",
+        "rkmeans-8x8x8x8",
+    ]
+    assert {candidate["latent_dim"] for candidate in candidates(SidsConfig(latent_dim=9), TuneConfig())} == {9}
+
+
+def test_the_metric_ranks_and_ndcg_goes_before_it():
+    rows = [_row("a", 0.3), _row("b", 0.1), _row("c", 0.0, status="stopped"), _row("d", 0.2)]
+    assert [row["trial"] for row in rank_rows(rows, "raw_collision_rate")] == ["b", "d", "a"]
+    assert [row["trial"] for row in rank_rows(rows, "reconstruction_r2")] == ["a", "d", "b"]
+    rows[0][NDCG], rows[3][NDCG] = 0.01, 0.05
+    assert [row["trial"] for row in rank_rows(rows, "raw_collision_rate")] == ["d", "a", "b"]
+
+
+def test_rank_correlation_is_spearmans():
+    assert rank_correlation(np.array([1, 5, 3]), np.array([10.0, 1e6, 11.0])) == pytest.approx(1.0)
+    assert rank_correlation(np.array([1, 2, 3]), np.array([3, 2, 1])) == pytest.approx(-1.0)
+    # ties share their mean rank: ranks 1.5 1.5 3 4 against 1 2 3 4, by hand 4.5 / sqrt(4.5 * 5)
+    assert rank_correlation(np.array([7, 7, 8, 9]), np.array([1, 2, 3, 4])) == pytest.approx(4.5 / np.sqrt(22.5))
+    assert np.isnan(rank_correlation(np.array([1, 1, 1]), np.array([1, 2, 3])))
+
+
+def test_correlations_are_over_the_candidates_with_ndcg_and_a_constant_diagnostic_has_none():
+    rows = [_row(str(place), place / 10, ndcg=place / 100) for place in range(5)] + [_row("x", 9.0)]
+    found = correlations(rows)
+    assert found["raw_collision_rate"] == 1.0 and found["usage_rate"] is None and set(found) == set(DIAGNOSTICS)
+    assert correlations(rows[:3]) == {}
