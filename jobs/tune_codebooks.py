@@ -50,33 +50,32 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     # Ray would save the sweep's state only now and then: a kill would lose trials that have finished
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
 
-    def trial(tried: dict[str, Any]) -> None:
+    def trial(chosen_one: dict[str, Any]) -> None:
         start = time.monotonic()
 
         def tell(epoch: int, facts: dict[str, Any]) -> None:
             found = {name: facts[name] for name in sweep.DIAGNOSTICS} | {"score": sweep.diagnostic(facts, chosen.metric)}
             tune.report(found | {"epoch": epoch, "seconds": time.monotonic() - start})
 
-        tell(epochs, fit_candidate(config, store, tried["candidate"], tell if chosen.early_stopping else None).facts)
+        tell(epochs, fit_candidate(config, store, chosen_one["candidate"], tell if chosen.early_stopping else None).facts)
 
     filesystem, path = artifacts.filesystem_of(work)
     filesystem.create_dir(path, recursive=True)
     needs = {"cpu": chosen.cpus_per_trial, "gpu": float(config.cluster.use_gpu)}
-    trainable = tune.with_resources(trial, needs)
+    trainable, tried = tune.with_resources(trial, needs), sweep.candidates(config.sids, chosen)
     if tune.Tuner.can_restore(f"{path}/sweep", storage_filesystem=filesystem):
         say(STAGE, "going on with the sweep that was interrupted")
         return tune.Tuner.restore(f"{path}/sweep", trainable, restart_errored=True, storage_filesystem=filesystem).fit()
-    asha = tune.schedulers.ASHAScheduler(
-        time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 10), reduction_factor=chosen.reduction_factor
-    )
-    mode = "min" if chosen.metric == "raw_collision_rate" else "max"
-    at_once = chosen.max_concurrent or room(needs)
-    say(STAGE, f"{len(sweep.candidates(config.sids, chosen))} candidates, {at_once} at once")
+    steps = {"max_t": epochs, "grace_period": max(1, epochs // 10), "reduction_factor": chosen.reduction_factor}
+    asha = tune.schedulers.ASHAScheduler(time_attr="epoch", **steps)
     return tune.Tuner(
         trainable,
-        param_space={"candidate": tune.grid_search(sweep.candidates(config.sids, chosen))},
+        param_space={"candidate": tune.grid_search(tried)},
         tune_config=tune.TuneConfig(
-            metric="score", mode=mode, max_concurrent_trials=at_once, scheduler=asha if chosen.early_stopping else None
+            metric="score",
+            mode="min" if chosen.metric == "raw_collision_rate" else "max",
+            max_concurrent_trials=chosen.max_concurrent or room(needs),
+            scheduler=asha if chosen.early_stopping else None,
         ),
         run_config=tune.RunConfig(
             name="sweep", storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[Progress()]

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from digr.config.base import Section
 
 
+SMALL_POLICY: dict[str, str | int | float | bool] = {"policy.hidden_dim": 64, "policy.num_layers": 2, "sft.epochs": 8}
+
+
 class SidsConfig(Section):
     """IEID: how vectors become semantic IDs."""
 
@@ -63,9 +66,7 @@ class TuneConfig(Section):
     """One in this many goes on at each look of early stopping."""
     policy_trials: int = Field(0, ge=0)
     """The best candidates on which a policy is trained to measure NDCG@10 on validation, which then decides."""
-    policy_overrides: dict[str, str | int | float | bool] = Field(
-        default_factory=lambda: {"policy.hidden_dim": 64, "policy.num_layers": 2, "sft.epochs": 8}
-    )
+    policy_overrides: dict[str, str | int | float | bool] = Field(default_factory=SMALL_POLICY.copy)
     """What that policy has other than the run's own."""
     max_concurrent: int = Field(0, ge=0)
     """Trials at once; 0 takes as many as the machine or cluster has cores (GPUs with cluster.use_gpu) for."""
