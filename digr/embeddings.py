@@ -4,19 +4,35 @@ The embedded encoder is all-MiniLM-L6-v2, which comes with its weights in a Pyth
 encoder is named by folder or hub name.
 """
 
+import base64
+import io
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 
 class Encode(Protocol):
     """Turn texts into unit vectors."""
 
     def __call__(self, texts: list[str]) -> Float[np.ndarray, "N D"]: ...
+
+
+class EncodeImages(Protocol):
+    """Turn RGB images into unit vectors."""
+
+    def __call__(self, images: list[Image.Image]) -> Float[np.ndarray, "N D"]: ...
 
 
 def encoder_path(base: str) -> str:
@@ -59,6 +75,40 @@ def load_encoder(base: str, max_tokens: int, device: str = "cpu", batch_size: in
     path = encoder_path(base)
     model = AutoModel.from_pretrained(path, trust_remote_code=False).eval().to(device)
     return SentenceEncoder(model, AutoTokenizer.from_pretrained(path), max_tokens, batch_size)
+
+
+class ImageEncoder(NamedTuple):
+    """Unit-length image vectors of a transformers model with an image tower (CLIP, SigLIP)."""
+
+    model: PreTrainedModel
+    processor: BaseImageProcessor
+    batch_size: int = 32
+
+    @torch.inference_mode()
+    def __call__(self, images: list[Image.Image]) -> Float[np.ndarray, "N D"]:
+        """Encode RGB images; at least one."""
+        parts, tower = [], cast(Any, self.model)
+        for start in range(0, len(images), self.batch_size):
+            inputs = self.processor(images=images[start : start + self.batch_size], return_tensors="pt").to(self.model.device)
+            found = tower.get_image_features(**inputs)
+            parts.append((found if isinstance(found, torch.Tensor) else found.pooler_output).float().cpu())
+        return torch.nn.functional.normalize(torch.cat(parts), dim=-1).numpy()
+
+
+def load_image_encoder(base: str, device: str = "cpu", batch_size: int = 32) -> ImageEncoder:
+    """Load an image encoder (a local folder or a hub name) in evaluation mode.
+
+    Raises:
+        ValueError: the model has no image tower.
+    """
+    model = AutoModel.from_pretrained(base, trust_remote_code=False).eval().to(device)
+    if not hasattr(model, "get_image_features"):
+        raise ValueError(
+            f"embeddings.image_encoder = {base!r}: {type(model).__name__} has no get_image_features; expected a model of CLIP's "
+            f"or SigLIP's kind"
+        )
+    # Pillow's form of the processor gives the same on every machine and needs no torchvision
+    return ImageEncoder(model, AutoImageProcessor.from_pretrained(base, backend="pil"), batch_size)
 
 
 class ItemVectors(NamedTuple):
@@ -111,6 +161,19 @@ def item_vectors(
     has_chosen = np.any(chosen != 0, axis=1, keepdims=True)
     blend = np.where(has_chosen, (1 - interest_weight) * text + interest_weight * chosen, text)
     return ItemVectors(_unit(blend), trusted_mean, np.any(trusted_mean != 0, axis=1), ~has_chosen[:, 0])
+
+
+def image_vectors(urls: list[str | None], encode: EncodeImages) -> tuple[Float[np.ndarray, "M D"], Bool[np.ndarray, " M"]]:
+    """Encode the images that there are, given as `data:` addresses, None for a missing one.
+
+    Returns one row per item, of no meaning where it has none, and which have one.
+    """
+    images = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB") for url in urls if url]
+    has = np.array([bool(url) for url in urls], bool)
+    found = encode(images) if images else np.zeros((0, 1), np.float32)
+    vectors = np.zeros((len(urls), found.shape[1]), np.float32)
+    vectors[has] = found
+    return vectors, has
 
 
 def _unit_means(

@@ -105,6 +105,7 @@ TABLES: dict[str, TableSpec] = {
         embedding=pa.list_(pa.float32()),
         interest_embedding=(pa.list_(pa.float32()), "?"),
         text_only=(pa.bool_(), "?"),
+        image_embedding=(pa.list_(pa.float32()), "?"),
     ),
     "item_sids": _spec(["item_id"], item_id=pa.string(), codes=pa.list_(pa.int32())),
     "codebook_sweep": _spec(

@@ -11,7 +11,8 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.data.texts import item_texts
-from digr.embeddings import item_vectors, load_encoder
+from digr.embeddings import image_vectors, item_vectors, load_encoder, load_image_encoder
+from digr.interests.images import show_images
 from digr.interests.summary import found_without
 from digr.tables import conform
 from jobs.ray_data import map_items
@@ -31,6 +32,9 @@ class Embed:
         device = "cuda" if config.cluster.use_gpu else "cpu"
         self.config, self.store = config.embeddings, store
         self.encode = load_encoder(self.config.encoder, self.config.max_tokens, device, config.cluster.encode_batch_size)
+        image_encoder = self.config.image_encoder
+        self.encode_images = load_image_encoder(image_encoder, device) if image_encoder else None
+        self.limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
 
     def __call__(self, items: pa.Table) -> pa.Table:
         ids = items["item_id"].combine_chunks()
@@ -56,6 +60,9 @@ class Embed:
             "interest_embedding": _lists(vectors.interest_embedding, vectors.has_trusted),
             "text_only": vectors.text_only,
         }
+        if self.encode_images:
+            shown = show_images(items["image_uri"].to_pylist(), **self.limits)
+            columns["image_embedding"] = _lists(*image_vectors([image.url for image in shown], self.encode_images))
         return conform(STAGE, pa.table(columns), STAGE)
 
 
@@ -77,6 +84,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         fallbacks = parts.count_rows(filter=pc.field("text_only"))
         dim = len(parts.head(1, columns=["embedding"])["embedding"][0])
         facts = {"dim": dim, "num_text_only": fallbacks, "num_without_trusted_interests": without_trusted}
+        if config.embeddings.image_encoder:
+            facts["num_without_image"] = parts.count_rows(filter=pc.field("image_embedding").is_null())
         return {STAGE: Made(rows, facts=facts)}
 
     return run_stage(

@@ -66,7 +66,7 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     if tune.Tuner.can_restore(f"{path}/sweep", storage_filesystem=filesystem):
         say(STAGE, "going on with the sweep that was interrupted")
         return tune.Tuner.restore(f"{path}/sweep", trainable, restart_errored=True, storage_filesystem=filesystem).fit()
-    steps = {"max_t": epochs, "grace_period": max(1, epochs // 10), "reduction_factor": chosen.reduction_factor}
+    steps: dict[str, Any] = {"max_t": epochs, "grace_period": max(1, epochs // 10), "reduction_factor": chosen.reduction_factor}
     asha = tune.schedulers.ASHAScheduler(time_attr="epoch", **steps)
     return tune.Tuner(
         trainable,

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from digr.embeddings import item_vectors, load_encoder
+from digr.embeddings import encoder_path, image_vectors, item_vectors, load_encoder, load_image_encoder
+from digr.interests.images import show_images
+from tests.tiny_models import make_image_encoder
 
 VECTORS = {"north": [1, 0, 0], "east": [0, 1, 0], "up": [0, 0, 1]}
 
@@ -87,3 +90,23 @@ def test_the_order_and_the_batching_of_texts_do_not_change_their_vectors():
     whole = load_encoder("minilm", max_tokens=32)(texts)
     single = load_encoder("minilm", max_tokens=32, batch_size=1)(texts[::-1])[::-1]
     np.testing.assert_allclose(whole, single, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "dim"), [("clip", 24), ("siglip", 32)])
+def test_images_become_unit_vectors_and_an_item_without_one_has_none(tmp_path, kind, dim):
+    encode = load_image_encoder(str(make_image_encoder(tmp_path, kind)))
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "blue.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    uris = [str(tmp_path / f"{name}.png") for name in ("red", "broken", "blue", "red")]
+    vectors, has = image_vectors([shown.url for shown in show_images(uris, max_bytes=10_000, max_side=64)], encode)
+    assert vectors.shape == (4, dim) and has.tolist() == [True, False, True, True]
+    np.testing.assert_allclose(np.linalg.norm(vectors[has], axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(vectors[0], vectors[3], atol=1e-6)
+    assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
+    assert image_vectors([None, None], encode)[1].tolist() == [False, False]
+
+
+def test_a_model_without_an_image_tower_is_an_error():
+    with pytest.raises(ValueError, match=r"embeddings\.image_encoder = .*has no get_image_features"):
+        load_image_encoder(encoder_path("minilm"))

@@ -110,3 +110,22 @@ def make_vision_model(folder: Path) -> Path:
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
     return folder
+
+
+def make_image_encoder(folder: Path, kind: str) -> Path:
+    """Write a random CLIP ("clip") or SigLIP ("siglip") of one layer that reads 32-pixel images, with its image processor."""
+    import transformers
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 16, **small}
+    text = {"vocab_size": 64, "max_position_embeddings": 16, **small}
+    if kind == "clip":
+        model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+        processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    else:
+        model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision))
+        processor = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -205,3 +205,5 @@ class EmbeddingsConfig(Section):
     """Share of the interests' mean vector in the item's vector; the text has the rest."""
     without_miners: tuple[str, ...] = ()
     """Leave out interests that only these miners found: as an ablation it says what a miner is worth."""
+    image_encoder: str = ""
+    """Image encoder of CLIP's or SigLIP's kind, a local folder or a hub name; empty leaves images out."""

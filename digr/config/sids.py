@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from digr.config.base import Section
 
-
 SMALL_POLICY: dict[str, str | int | float | bool] = {"policy.hidden_dim": 64, "policy.num_layers": 2, "sft.epochs": 8}
 
 
@@ -23,6 +22,8 @@ class SidsConfig(Section):
     """Balanced assignment: before any suffix code, move colliding items to their nearest free code of the last level."""
     keep_from: str = ""
     """Folder of an earlier run whose quantiser is used and whose items keep their SIDs; empty fits a new quantiser."""
+    image_weight: float = Field(0.0, ge=0, lt=1)
+    """Share of the images in the quantised vectors' variance; 0 leaves images out (embeddings.image_encoder makes them)."""
     latent_dim: int = Field(32, ge=2)
     """Width of the quantised latent (rqvae)."""
     hidden_dims: tuple[int, ...] = (256,)

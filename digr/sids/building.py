@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from digr import artifacts
@@ -15,10 +16,11 @@ from digr.sids.assignment import SidAssignment, assign_sids
 from digr.sids.diagnostics import cointeraction_shares, describe_sids, largest_collisions, rounded
 from digr.sids.extension import continue_sids
 from digr.sids.fitting import Quantiser, fit_quantiser, load_quantiser, sample_rows, save_quantiser, take_rows
+from digr.sids.fusion import Fusion, fit_fusion, load_fusion, save_fusion
 from digr.tables import table_spec
 
 RETIRED = "retired_sids.parquet"
-SAME_CHOICES = ("quantiser", "level_sizes", "disambiguation")
+SAME_CHOICES = ("quantiser", "level_sizes", "disambiguation", "image_weight")
 
 
 class Built(NamedTuple):
@@ -31,13 +33,46 @@ class Built(NamedTuple):
     facts: dict[str, Any]
     retired: pa.Table
     """SIDs of items that earlier runs had and this one has not; they are never given again."""
+    fusion: Fusion | None
+    """How images enter the quantised vectors, if they do."""
 
 
-def vector_batches(store: Store) -> Iterator[np.ndarray]:
-    """Stream the item vectors of a run, [B, D] at a time."""
-    for batch in artifacts.iter_table(store, "item_embeddings", ["embedding"]):
+def vector_batches(store: Store, fusion: Fusion | None = None) -> Iterator[np.ndarray]:
+    """Stream the item vectors of a run, [B, D] at a time: of text and interests, or fused with images."""
+    if fusion is None:
+        for batch in artifacts.iter_table(store, "item_embeddings", ["embedding"]):
+            if len(batch):
+                yield batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
+        return
+    dim = len(fusion.text_mean)
+    for both in _text_and_image(store, len(fusion.image_mean)):
+        yield fusion(both[:, :dim], both[:, dim:])
+
+
+def _text_and_image(store: Store, image_dim: int) -> Iterator[np.ndarray]:
+    """Stream text and image vectors side by side, [B, D + E]; nan where an item has no image."""
+    for batch in artifacts.iter_table(store, "item_embeddings", ["embedding", "image_embedding"]):
         if len(batch):
-            yield batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
+            image = np.full((len(batch), image_dim), np.nan, np.float32)
+            image[batch["image_embedding"].is_valid().to_numpy(zero_copy_only=False)] = (
+                batch["image_embedding"].flatten().to_numpy().reshape(-1, image_dim)
+            )
+            yield np.concatenate([batch["embedding"].flatten().to_numpy().reshape(len(batch), -1), image], axis=1)
+
+
+def fit_run_fusion(store: Store, sids: SidsConfig, seed: int) -> Fusion | None:
+    """Fit the fusion on a sample of the run's items; None where images have no weight.
+
+    Raises:
+        ValueError: images have a weight but no item has an image vector.
+    """
+    if not sids.image_weight:
+        return None
+    found = artifacts.dataset_of(store, "item_embeddings").filter(pc.field("image_embedding").is_valid()).head(1)
+    image_dim = len(found["image_embedding"][0]) if len(found) else 1
+    rows = sample_rows(artifacts.dataset_of(store, "item_embeddings").count_rows(), sids.max_fit_items, seed)
+    both = take_rows(_text_and_image(store, image_dim), rows)
+    return fit_fusion(both[:, :-image_dim], both[:, -image_dim:], sids.image_weight)
 
 
 def fit_and_assign(
@@ -54,7 +89,8 @@ def fit_and_assign(
     Args:
         watch: told ten times while an RQ-VAE trains: the epochs done, and the facts of the sample's nearest codes.
     """
-    rows, vectors = _sample(store, sids, seed)
+    fusion = fit_run_fusion(store, sids, seed)
+    rows, vectors = _sample(store, sids, seed, fusion)
     item_ids = _item_ids(store)
 
     def look(quantiser: Quantiser, epoch: int) -> None:
@@ -66,10 +102,10 @@ def fit_and_assign(
     report(f"fitting {sids.quantiser} {list(sids.level_sizes)} on {len(vectors)} items")
     quantiser = fit_quantiser(vectors, sids, seed, report, device, look if watch else None)
     assigned = assign_sids(
-        quantiser, lambda: vector_batches(store), disambiguation=sids.disambiguation, spread=sids.spread, seed=seed
+        quantiser, lambda: vector_batches(store, fusion), disambiguation=sids.disambiguation, spread=sids.spread, seed=seed
     )
     facts = _facts(store, quantiser, assigned, item_ids, rows, vectors, seed)
-    return Built(quantiser, item_ids, assigned, facts, table_spec("item_sids").schema.empty_table())
+    return Built(quantiser, item_ids, assigned, facts, table_spec("item_sids").schema.empty_table(), fusion)
 
 
 def keep_and_assign(store: Store, earlier: Store, sids: SidsConfig, *, seed: int) -> Built:
@@ -81,7 +117,7 @@ def keep_and_assign(store: Store, earlier: Store, sids: SidsConfig, *, seed: int
     """
     _check_same_choices(store, earlier, sids)
     with artifacts.local_files(earlier, "quantiser") as folder:
-        quantiser = load_quantiser(folder)
+        quantiser, fusion = load_quantiser(folder), load_fusion(folder)
         retired = pq.read_table(folder / RETIRED) if (folder / RETIRED).is_file() else None
     known = artifacts.read_table(earlier, "item_sids")
     item_ids = _item_ids(store)
@@ -89,19 +125,22 @@ def keep_and_assign(store: Store, earlier: Store, sids: SidsConfig, *, seed: int
         quantiser,
         pa.concat_tables([known, retired]) if retired is not None else known,
         item_ids,
-        lambda: vector_batches(store),
+        lambda: vector_batches(store, fusion),
         disambiguation=sids.disambiguation,
         seed=seed,
     )
-    rows, vectors = _sample(store, sids, seed)
+    rows, vectors = _sample(store, sids, seed, fusion)
     facts = _facts(store, quantiser, found.assigned, item_ids, rows, vectors, seed)
     facts |= {"num_kept_items": len(item_ids) - found.num_new, "num_new_items": found.num_new}
-    return Built(quantiser, item_ids, found.assigned, facts | {"num_retired_items": len(found.retired)}, found.retired)
+    facts["num_retired_items"] = len(found.retired)
+    return Built(quantiser, item_ids, found.assigned, facts, found.retired, fusion)
 
 
 def save_built(built: Built, folder: Path) -> None:
-    """Write the quantiser and the retired SIDs, all that a later run needs to keep the SIDs, into a local folder."""
+    """Write the quantiser, its fusion and the retired SIDs, all that a later run needs to keep the SIDs, into a local folder."""
     save_quantiser(built.quantiser, folder)
+    if built.fusion:
+        save_fusion(built.fusion, folder)
     if len(built.retired):
         pq.write_table(built.retired, folder / RETIRED)
 
@@ -130,9 +169,9 @@ def _item_ids(store: Store) -> pa.Array:
     return pa.chunked_array([batch["item_id"] for batch in batches], pa.string()).combine_chunks()
 
 
-def _sample(store: Store, sids: SidsConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _sample(store: Store, sids: SidsConfig, seed: int, fusion: Fusion | None) -> tuple[np.ndarray, np.ndarray]:
     rows = sample_rows(artifacts.dataset_of(store, "item_embeddings").count_rows(), sids.max_fit_items, seed)
-    return rows, take_rows(vector_batches(store), rows)
+    return rows, take_rows(vector_batches(store, fusion), rows)
 
 
 def _facts(

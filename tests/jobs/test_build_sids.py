@@ -124,3 +124,30 @@ def test_sids_are_not_kept_across_other_choices(tmp_path):
         ValueError, match=r"sids\.keep_from = .*sids\.level_sizes is \[4, 9\], there \[4, 8\]; .*leave sids\.keep_from empty"
     ):
         build_sids.run(config, Options())
+
+
+def test_images_change_the_sids_and_an_item_without_one_has_a_sid_too(tmp_path):
+    store, vectors = _embedded(tmp_path)
+    build_sids.run(_config(tmp_path), Options())
+    without = artifacts.read_table(store, "item_sids")
+    images = [None if index % 5 == 0 else row for index, row in enumerate(np.random.default_rng(3).normal(size=(60, 6)).tolist())]
+    table = artifacts.read_table(store, "item_embeddings").drop_columns(["image_embedding"])
+    artifacts.write_table(
+        store, "item_embeddings", table.append_column("image_embedding", pa.array(images, pa.list_(pa.float32())))
+    )
+    build_sids.run(_config(tmp_path, image_weight=0.5), Options(force="all"))
+    found = artifacts.read_table(store, "item_sids")
+    assert len({tuple(codes) for codes in found["codes"].to_pylist()}) == 60 and not found.equals(without)
+    second = _changed(store, tmp_path / "second", vectors, np.arange(60), num_new=0)
+    artifacts.write_table(second, "item_embeddings", artifacts.read_table(store, "item_embeddings"))
+    build_sids.run(_config(tmp_path / "second", image_weight=0.5, keep_from=str(tmp_path)), Options())
+    assert (
+        artifacts.require(second, "item_sids").facts["raw_collision_rate"]
+        == (artifacts.require(store, "item_sids").facts["raw_collision_rate"])
+    )
+
+
+def test_images_with_a_weight_that_nobody_embedded_are_an_error(tmp_path):
+    _embedded(tmp_path)
+    with pytest.raises(ValueError, match=r"0 of 60 items have an image vector"):
+        build_sids.run(_config(tmp_path, image_weight=0.5), Options())

@@ -1,0 +1,66 @@
+"""Images enter the quantised vectors, and an item without one is placed by what its text says of images."""
+
+import numpy as np
+import pytest
+
+from digr.sids.fusion import fit_fusion, load_fusion, save_fusion
+
+
+def _both(num=400, seed=0):
+    """Three hidden causes: one seen in the text, one in both, one in the image alone."""
+    rng = np.random.default_rng(seed)
+    causes = rng.normal(size=(num, 3)).astype(np.float32)
+    text_of, image_of = np.random.default_rng(9).normal(size=(2, 6)), np.random.default_rng(8).normal(size=(2, 5))
+    return (causes[:, :2] @ text_of).astype(np.float32), (7 + causes[:, 1:] @ image_of).astype(np.float32), causes
+
+
+def _explained(fused, causes):
+    design = np.column_stack([fused, np.ones(len(fused))])
+    left = causes - design @ np.linalg.lstsq(design, causes, rcond=None)[0]
+    return 1 - left.var(0) / causes.var(0)
+
+
+def test_the_fused_vector_keeps_what_only_the_image_shows():
+    text, image, causes = _both()
+    fusion = fit_fusion(text, image, image_weight=0.5)
+    assert fusion(text, image).shape == (400, 6)
+    assert _explained(fusion(text, image), causes).min() > 0.99
+    assert _explained(text, causes)[2] < 0.05
+
+
+def test_a_missing_image_is_what_the_text_says_of_images_and_not_a_zero_vector():
+    text, image, _ = _both()
+    blank = image.copy()
+    blank[:100] = np.nan
+    fusion = fit_fusion(text, blank, image_weight=0.5)
+    whole = fusion(text[:100], image[:100])
+    guessed, zero = fusion(text[:100], blank[:100]), fusion(text[:100], np.zeros_like(image[:100]))
+    assert np.isfinite(guessed).all()
+    assert np.square(guessed - whole).sum() < 0.6 * np.square(zero - whole).sum()
+    # nothing of it depends on the other rows
+    np.testing.assert_allclose(fusion(text[:1], blank[:1]), guessed[:1], rtol=1e-5)
+
+
+def test_the_maps_are_the_joint_principal_components():
+    text, image, _ = _both()
+    fusion = fit_fusion(text, image, image_weight=0.3)
+    parts = [text - text.mean(0), image - image.mean(0)]
+    scaled = [part * np.sqrt(share / np.square(part).sum(1).mean()) for share, part in zip((0.7, 0.3), parts, strict=True)]
+    values = np.linalg.svd(np.column_stack(scaled), compute_uv=False)[:6] ** 2
+    np.testing.assert_allclose(np.square(fusion(text, image)).sum(0), values, rtol=1e-3, atol=1e-3)
+
+
+def test_a_saved_fusion_is_the_same_and_none_is_none(tmp_path):
+    text, image, _ = _both()
+    fusion = fit_fusion(text, image, image_weight=0.5)
+    assert load_fusion(tmp_path) is None
+    save_fusion(fusion, tmp_path)
+    np.testing.assert_array_equal(load_fusion(tmp_path)(text, image), fusion(text, image))
+
+
+def test_images_with_weight_but_without_vectors_are_an_error():
+    text, image, _ = _both(10)
+    with pytest.raises(
+        ValueError, match=r"sids\.image_weight: 0 of 10 items have an image vector; set embeddings\.image_encoder"
+    ):
+        fit_fusion(text, np.full_like(image, np.nan), image_weight=0.5)
