@@ -120,6 +120,8 @@ def make_image_encoder(folder: Path, kind: str) -> Path:
     torch.manual_seed(0)
     vision = {"image_size": 32, "patch_size": 16, **small}
     text = {"vocab_size": 64, "max_position_embeddings": 16, **small}
+    model: transformers.PreTrainedModel
+    processor: transformers.BaseImageProcessor
     if kind == "clip":
         model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
         processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
