@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
@@ -13,6 +14,7 @@ from digr.embeddings import load_encoder
 from jobs import embed_items, label_interests, train_classifier
 from jobs.runtime import Options
 from tests.rewards.judge_server import serve_judge
+from tests.tiny_models import make_image_encoder
 
 pytestmark = pytest.mark.ray
 
@@ -144,3 +146,16 @@ def test_the_classifier_is_trained_and_all_labelers_label_every_interest_once(sh
     assert quality["quality"][0].as_py() == pytest.approx(np.array(labels["label"])[own & of_item].mean())
     assert sum(labelled["facts"]["item_quality"]["quality_counts"]) == 47
     assert embed_items.run(shop, Options())["rows"] == {"item_embeddings": 48}
+
+
+def test_an_item_with_an_image_gets_its_vector_and_one_without_gets_none(config, tmp_path):
+    Image.new("RGB", (40, 40), "green").save(tmp_path / "a.png")
+    folder = make_image_encoder(tmp_path / "clip", "clip")
+    store = Store(config.run.dir)
+    uris = [str(tmp_path / "a.png"), str(tmp_path / "gone.png"), None, None]
+    items = artifacts.read_table(store, "items").drop_columns(["image_uri"]).append_column("image_uri", pa.array(uris))
+    embed = embed_items.Embed(apply_overrides(config, {"embeddings.image_encoder": str(folder)}), store)
+    found = embed(items)["image_embedding"].to_pylist()
+    assert len(found[0]) == 24 and np.linalg.norm(found[0]) == pytest.approx(1, rel=1e-5)
+    assert found[1:] == [None, None, None]
+    assert embed(items.slice(2))["image_embedding"].null_count == 2
