@@ -26,11 +26,12 @@ from digr.interests.extractive import Counts, count_phrases, extract_interests, 
 from digr.interests.ledger import finish_responses, raw_responses
 from digr.interests.merging import merge_responses
 from digr.interests.prompts import item_requests, prompt_version, request_key
+from digr.policy.batches import Texts, pack_sequences
 from digr.policy.engine import PlainEngine, make_optimizer
 from digr.policy.examples import policy_examples, prompt_examples
 from digr.policy.grpo import Prompts, train_grpo
 from digr.policy.model import SidPolicy, build_policy, load_policy
-from digr.policy.sft import pack_sequences, train_sft
+from digr.policy.sft import train_sft
 from digr.policy.validation import Decoding, ValidExamples
 from digr.rewards.calibration import calibrate
 from digr.rewards.pairs import pair_tables
@@ -110,7 +111,7 @@ def fine_tune(config: Config, store: Store) -> None:
     examples = policy_examples(artifacts.read_table(store, "histories"), load_sids(store), config.data.max_history)
     train = examples.filter(pc.equal(examples["split"], "train"))
     policy = build_policy(config.policy, trie.level_sizes, config.run.seed)
-    texts = [(train["prompt"].to_pylist(), train["completion"].to_pylist())]
+    texts = [Texts(train["prompt"].to_pylist(), train["completion"].to_pylist())]
     sequences = pack_sequences(policy.tokenizer, texts, config.policy.max_tokens)
     with tempfile.TemporaryDirectory() as folder:
         train_sft(

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from digr.config.policy import TrainConfig
-
-TAG = "engine"
+from digr.policy.engine import TrainState
+from jobs.deepspeed_state import gather_state, scatter_state
 
 
 class DeepSpeedEngine:
@@ -24,16 +24,19 @@ class DeepSpeedEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.zero_stage = train.zero_stage
+        offload = {"offload_optimizer": {"device": "cpu"}} if train.offload != "none" else {}
+        offload |= {"offload_param": {"device": "cpu"}} if train.offload == "all" else {}
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
             dist_init_required=False,
             config={
-                # the loop sizes batches itself; DeepSpeed only has to know that each backward is a step
+                # the loop sizes batches itself; `step` ends the accumulation, however many `backward` came before it
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
+                "managed_gradient_accumulation": False,
                 "gradient_clipping": max_grad_norm,
-                "zero_optimization": {"stage": train.zero_stage},
+                "zero_optimization": {"stage": train.zero_stage} | offload,
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
                 "bf16": {"enabled": train.precision == "bf16"},
@@ -74,11 +77,11 @@ class DeepSpeedEngine:
         return deepspeed.zero.GatheredParameters(list(self.module.parameters()))
 
     def save(self, folder: Path) -> None:
-        """Write this worker's part."""
-        self.engine.save_checkpoint(str(folder), tag=TAG)
+        """Gather all parts and write them from the first worker, free of the number of workers and of the ZeRO stage."""
+        state = gather_state(self.engine)
+        if self.rank == 0:
+            state.write(folder)
 
     def load(self, folder: Path) -> None:
-        """Restore what the same number of workers wrote."""
-        found, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
-        if found is None:
-            raise ValueError(f"{folder}: no DeepSpeed checkpoint of {self.world_size} workers; remove the folder to start anew")
+        """Restore this worker's part."""
+        scatter_state(self.engine, TrainState.read(folder, self.module))

@@ -15,13 +15,18 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.policy.engine import Engine, PlainEngine, make_optimizer
-from digr.policy.model import SidPolicy
+from digr.policy.model import SidPolicy, adapt
 from digr.policy.validation import Progress
 from jobs.deepspeed_engine import DeepSpeedEngine
 
 
 def make_engine(config: Config, policy: SidPolicy, *, lr: float, weight_decay: float, max_grad_norm: float) -> Engine:
-    """Put a policy into the configured engine; the random numbers of this worker start from seed and rank."""
+    """Put a policy into the configured engine, with adapters if it wants them.
+
+    The random numbers of this worker start from seed and rank, behind those of the adapters, which all workers share.
+    """
+    torch.manual_seed(config.run.seed)
+    adapt(policy, config.policy)
     torch.manual_seed(config.run.seed + ray.train.get_context().get_world_rank())
     optimizer = make_optimizer(policy, lr, weight_decay)
     if config.train.engine == "plain":

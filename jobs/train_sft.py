@@ -1,51 +1,26 @@
 """Turn histories into training sequences (`policy_examples`), and fine-tune the policy on them (`policy_sft`)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
-from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.policy.examples import policy_examples
+from digr.policy.batches import pack_sequences
 from digr.policy.model import build_policy
-from digr.policy.sft import pack_sequences, train_sft
+from digr.policy.sft import train_sft
 from digr.policy.validation import SCORE, Decoding
 from digr.sids.trie import load_trie
-from digr.tables import conform
 from jobs import policy_data as data
 from jobs import policy_training as training
+from jobs.policy_examples import STAGE as EXAMPLES
+from jobs.policy_examples import build_examples, code_texts, read_texts, reads_text
 from jobs.ray_train import fit
 from jobs.runtime import Options, main, say, start_ray
 from jobs.stage import Made, run_stage
 
-EXAMPLES, STAGE = "policy_examples", "policy_sft"
-
-
-def build_examples(config: Config, store: Store) -> Made:
-    """Write `policy_examples` with Ray Data, part by part of `histories`."""
-    import ray
-
-    max_history = config.data.max_history
-    filesystem, path = artifacts.filesystem_of(store.uri(EXAMPLES))
-
-    def convert(rows: pa.Table) -> pa.Table:
-        return policy_examples(conform("histories", rows, store.uri("histories")), data.load_sids(store), max_history)
-
-    parts = ray.data.read_parquet(artifacts.list_parts(store.uri("histories")), filesystem=filesystem)
-    parts.map_batches(convert, batch_size=None, batch_format="pyarrow").write_parquet(path, filesystem=filesystem)
-    written = artifacts.open_parts(store.uri(EXAMPLES))
-    counts = {split: written.count_rows(filter=pc.field("split") == split) for split in ("train", "valid")}
-    for split, count in counts.items():
-        if count < config.train.num_workers:
-            raise ValueError(
-                f"{store.uri('histories')}: {count} examples of split {split} for {config.train.num_workers} workers; "
-                f"give more data, choose another data.split, or lower train.num_workers"
-            )
-    return Made(sum(counts.values()), facts={f"num_{split}": count for split, count in counts.items()})
+STAGE = "policy_sft"
 
 
 def train_loop(values: dict[str, Any]) -> None:
@@ -55,8 +30,9 @@ def train_loop(values: dict[str, Any]) -> None:
     config, store, device = values["config"], values["store"], ray.train.torch.get_device()
     trie, seed = load_trie(store), config.run.seed
     torch.manual_seed(seed)  # all workers must give new SID tokens of a Hugging Face model the same embeddings
-    policy = build_policy(config.policy, trie.level_sizes, seed).to(device)
-    sequences = pack_sequences(policy.tokenizer, _texts(data.read_shard("train")), config.policy.max_tokens)
+    policy = build_policy(config.policy, trie.level_sizes, seed, code_texts(config, store, trie)).to(device)
+    texts = read_texts(config, data.read_shard("train"))
+    sequences = pack_sequences(policy.tokenizer, texts, config.policy.max_tokens)
     valid = data.read_valid("valid", trie, config.sft.max_valid_examples, seed)
     sft = config.sft
     engine = training.make_engine(config, policy, lr=sft.lr, weight_decay=sft.weight_decay, max_grad_norm=sft.max_grad_norm)
@@ -74,11 +50,6 @@ def train_loop(values: dict[str, Any]) -> None:
             save=training.save,
             report=ray.train.report,
         )
-
-
-def _texts(batches: Iterator[pa.Table]) -> Iterator[tuple[list[str], list[str]]]:
-    for batch in batches:
-        yield batch["prompt"].to_pylist(), batch["completion"].to_pylist()
 
 
 def tell(record: Mapping[str, Any]) -> None:
@@ -107,10 +78,11 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         last = {key: progress.records[-1][key] for key in ("loss", "tokens_per_second", "num_valid")}
         return {STAGE: Made(facts=facts | {f"valid_{SCORE}": progress.best} | last)}
 
-    inputs = ["histories", "item_sids"]
-    first = run_stage(config, options, outputs=[EXAMPLES], sections=["data"], inputs=inputs, build=examples)
-    inputs = [EXAMPLES, "item_sids"]
-    summary = run_stage(config, options, outputs=[STAGE], sections=["policy", "train", "sft"], inputs=inputs, build=build)
+    words, mix = (["items", "interest_labels"], ["policy", "tasks"]) if reads_text(config) else ([], [])
+    inputs = ["histories", "item_sids", *words]
+    first = run_stage(config, options, outputs=[EXAMPLES], sections=["data", *mix], inputs=inputs, build=examples)
+    inputs, sections = [EXAMPLES, "item_sids", *words], ["policy", "train", "sft", *mix[1:]]
+    summary = run_stage(config, options, outputs=[STAGE], sections=sections, inputs=inputs, build=build)
     return summary | {"outputs": first["outputs"] | summary["outputs"]}
 
 

@@ -24,6 +24,46 @@ class PolicyConfig(Section):
     """Dropout while training (scratch)."""
     max_tokens: int = Field(512, ge=8)
     """Longest prompt and completion together, tokens."""
+    init_from_texts: bool = True
+    """Start each SID token from the interests and titles of its items, not at random (hf)."""
+    lora_rank: int = Field(0, ge=0)
+    """Rank of LoRA adapters on every linear layer, trained beside the SID tokens; 0 trains all weights (hf)."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """The adapters are scaled by this over the rank."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the adapters while training."""
+
+    @model_validator(mode="after")
+    def _lora_needs_a_trained_model(self) -> "PolicyConfig":
+        if self.lora_rank and self.backbone != "hf":
+            raise ValueError(
+                f'policy: lora_rank = {self.lora_rank} needs backbone = "hf"; a scratch policy trains all its weights'
+            )
+        return self
+
+
+class TasksConfig(Section):
+    """The text tasks that an hf backbone learns beside history -> SID.
+
+    A number says how often an example of the task is seen per epoch: 1 always, 0.5 every other time, 0 never.
+    """
+
+    title_to_sid: float = Field(1.0, ge=0, le=10)
+    """Item title -> its SID."""
+    sid_to_title: float = Field(1.0, ge=0, le=10)
+    """SID -> the item's title."""
+    interest_to_sid: float = Field(1.0, ge=0, le=10)
+    """Trusted interests of an item -> its SID."""
+    sid_to_interest: float = Field(1.0, ge=0, le=10)
+    """SID -> the item's trusted interests."""
+    history_to_title: float = Field(1.0, ge=0, le=10)
+    """SID history -> title of the next item."""
+    titles_to_sid: float = Field(1.0, ge=0, le=10)
+    """Titles of the history -> SID of the next item."""
+    user_interest_to_sid: float = Field(1.0, ge=0, le=10)
+    """Trusted interests of the user -> SID of the user's last training item; only where users were mined."""
+    max_text_chars: int = Field(100, ge=8)
+    """Characters kept of a title, and of a list of interests."""
 
 
 class TrainConfig(Section):
@@ -39,15 +79,20 @@ class TrainConfig(Section):
     """One GPU per worker."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Keep the optimiser's state, or with zero_stage = 3 also the weights, in main memory instead of the GPU's."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of weights and activations."""
     max_failures: int = Field(2, ge=0)
     """Restarts after lost workers."""
 
     @model_validator(mode="after")
-    def _plain_is_one_process(self) -> "TrainConfig":
+    def _parts_fit(self) -> "TrainConfig":
         if self.engine == "plain" and self.num_workers != 1:
             raise ValueError(f'train: engine = "plain" runs one worker, found num_workers = {self.num_workers}')
+        lowest = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero_stage < lowest:
+            raise ValueError(f'train: offload = "{self.offload}" needs zero_stage of {lowest} or more, found {self.zero_stage}')
         return self
 
 
@@ -62,12 +107,16 @@ class SftConfig(Section):
     """AdamW weight decay."""
     batch_tokens: int = Field(2048, ge=16)
     """Tokens per step over all workers, padding included."""
+    accumulate: int = Field(1, ge=1)
+    """Batches that each worker takes one after the other for a step: its memory falls with it, the step stays as large."""
     warmup_rate: float = Field(0.05, ge=0, lt=1)
     """Share of steps with rising learning rate; cosine after."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping."""
     eval_every_epochs: int = Field(2, ge=1)
     """Epochs between validation by the decoder; also between checkpoints."""
+    checkpoint_every_steps: int = Field(0, ge=0)
+    """Steps between further checkpoints, for epochs that are long; 0 for none."""
     patience: int = Field(4, ge=1)
     """Validations without a better NDCG@10 before stopping."""
     max_valid_examples: int = Field(10_000, ge=1)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from digr.config.base import Section
 from digr.config.interests import ClassifierConfig, EmbeddingsConfig, InterestsConfig, LabelsConfig
-from digr.config.policy import DecodingConfig, GrpoConfig, PolicyConfig, SftConfig, TrainConfig
+from digr.config.policy import DecodingConfig, GrpoConfig, PolicyConfig, SftConfig, TasksConfig, TrainConfig
 from digr.config.run import AblationConfig, ClusterConfig, DataConfig, EvaluationConfig, RunConfig
 from digr.config.sids import SidsConfig, TuneConfig
 
@@ -27,6 +27,7 @@ class Config(Section):
     sids: SidsConfig = SidsConfig()
     tune: TuneConfig = TuneConfig()
     policy: PolicyConfig = PolicyConfig()
+    tasks: TasksConfig = TasksConfig()
     train: TrainConfig = TrainConfig()
     sft: SftConfig = SftConfig()
     grpo: GrpoConfig = GrpoConfig()

@@ -6,13 +6,14 @@ DeepSpeed satisfies the same protocol in `jobs.policy_training`; this package do
 import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16"]
+STATE_FILE = "engine.pt"
 
 
 class Engine(Protocol):
@@ -41,10 +42,37 @@ class Engine(Protocol):
         """Have all weights in one piece inside, for decoding and saving."""
 
     def save(self, folder: Path) -> None:
-        """Write this worker's part of weights and optimiser state into a folder."""
+        """Write trained weights and optimiser state into a folder; the first worker writes them for all."""
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, with the same number of workers."""
+        """Restore what `save` of any engine wrote, with any number of workers."""
+
+
+class TrainState(NamedTuple):
+    """What an engine must remember besides what it can be built from again; frozen weights are not part of it."""
+
+    weights: dict[str, Tensor]
+    """Trained parameters by name, fp32."""
+    moments: dict[str, dict[str, Tensor]]
+    """What the optimiser keeps of each; empty before the first step."""
+
+    def write(self, folder: Path) -> None:
+        """Write it as one file."""
+        torch.save(self._asdict(), folder / STATE_FILE)
+
+    @classmethod
+    def read(cls, folder: Path, module: nn.Module) -> "TrainState":
+        """Read what an engine of a like module wrote.
+
+        Raises:
+            ValueError: it trained other parameters.
+        """
+        state = cls(**torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True))
+        names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        if names != set(state.weights):
+            odd = sorted(names ^ set(state.weights))[0]
+            raise ValueError(f"{folder}: a checkpoint of another policy (different: {odd}); remove the folder to start anew")
+        return state
 
 
 def make_optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -98,14 +126,21 @@ class PlainEngine:
         return nullcontext()
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state."""
-        torch.save({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "engine.pt")
+        """Write trained weights and optimiser state."""
+        trained = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        moments = {name: dict(self.optimizer.state[parameter]) for name, parameter in trained.items()}
+        TrainState({name: parameter.detach() for name, parameter in trained.items()}, moments).write(folder)
 
     def load(self, folder: Path) -> None:
-        """Restore weights and optimiser state."""
-        state = torch.load(folder / "engine.pt", weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restore trained weights and optimiser state."""
+        state = TrainState.read(folder, self.module)
+        self.optimizer.state.clear()
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(state.weights[name])
+                # PyTorch keeps the number of steps on the CPU
+                kept = {key: value.to(parameter.device) if value.ndim else value for key, value in state.moments[name].items()}
+                self.optimizer.state[parameter] = kept
 
 
 def learning_rate(progress: float, peak: float, warmup_rate: float) -> float:

@@ -142,18 +142,25 @@ def _rows_of(table: pa.Table, sids: Sids, max_history: int) -> _Rows:
     if len(table) and int(np.diff(offsets).min()) < 1:
         row = int(np.diff(offsets).argmin())
         raise ValueError(f"histories: example {table['example_id'][row]} has an empty history; drop such rows in prepare_data")
-    items = _positions(values, sids, lambda at: table["example_id"][int(np.searchsorted(offsets, at, "right")) - 1])
-    target = _positions(table["target"].combine_chunks(), sids, lambda at: table["example_id"][at])
+    items = item_places(
+        values, sids, lambda at: f"of example {table['example_id'][int(np.searchsorted(offsets, at, 'right')) - 1]} "
+    )
+    target = item_places(table["target"].combine_chunks(), sids, lambda at: f"of example {table['example_id'][at]} ")
     return _Rows(items, np.maximum(offsets[:-1], offsets[1:] - max_history), offsets[1:], target)
 
 
-def _positions(values: pa.Array, sids: Sids, example_at: Callable[[int], pa.Scalar]) -> Int[np.ndarray, " P"]:
-    found = sids.item_index.find(values)
+def item_places(item_ids: pa.Array, sids: Sids, owner_of: Callable[[int], str] = lambda at: "") -> Int[np.ndarray, " P"]:
+    """Find items among those with a SID.
+
+    Raises:
+        ValueError: an item has none; `owner_of` says after its position where it is mentioned.
+    """
+    found = sids.item_index.find(item_ids)
     unknown = np.flatnonzero(found < 0)
     if len(unknown):
         at = int(unknown[0])
         raise ValueError(
-            f"histories: item {values[at].as_py()!r} of example {example_at(at)} has no semantic ID in item_sids "
+            f"histories: item {item_ids[at].as_py()!r} {owner_of(at)}has no semantic ID in item_sids "
             f"({len(unknown)} such mentions); rebuild item_sids from this run's items"
         )
     return found

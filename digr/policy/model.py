@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from digr.config.policy import PolicyConfig
-from digr.policy.vocabulary import find_sid_tokens, scratch_tokenizer, sid_tokens
+from digr.policy.hf import add_lora, extend_lm, head_rows, save_lm
+from digr.policy.vocabulary import find_sid_tokens, scratch_tokenizer
 from digr.sids.trie import ROOT, SidTrie
 
 
@@ -66,7 +67,9 @@ class SidPolicy(nn.Module):
         head = self.lm.get_output_embeddings()
         ids = self.token_ids(level)
         bias = None if getattr(head, "bias", None) is None else head.bias[ids]
-        return nn.functional.linear(hidden, head.weight[ids], bias).float()
+        start = sum(self.level_sizes[:level])
+        rows = head_rows(head, ids, slice(start, start + len(ids)))
+        return nn.functional.linear(hidden, rows.to(hidden.dtype), bias).float()
 
     def forward(
         self,
@@ -133,8 +136,8 @@ class SidPolicy(nn.Module):
         return result
 
     def save(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder: weights as safetensors, config, tokenizer."""
-        self.lm.save_pretrained(folder)
+        """Write a Hugging Face folder: weights as safetensors with any adapters folded in, config, tokenizer."""
+        save_lm(self.lm, folder)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -205,29 +208,25 @@ def build_scratch_policy(config: PolicyConfig, level_sizes: Sequence[int], seed:
     return SidPolicy(lm, tokenizer)
 
 
-def build_hf_policy(config: PolicyConfig, level_sizes: Sequence[int]) -> SidPolicy:
-    """Load a Hugging Face causal LM and add SID tokens to its vocabulary.
+def build_policy(
+    config: PolicyConfig, level_sizes: Sequence[int], seed: int, code_texts: Sequence[Sequence[str]] | None = None
+) -> SidPolicy:
+    """Make the policy that the config names, before any training and without adapters.
 
-    Raises:
-        ValueError: policy.base is empty.
+    Args:
+        seed: of the scratch policy's weights; rows of new tokens in a Hugging Face model come from the global generator.
+        code_texts: per level and code the text that a Hugging Face model's SID token starts from, see `codewords`.
     """
-    if not config.base:
-        raise ValueError('policy.base: name a local folder or hub model for backbone = "hf"')
-    tokenizer = AutoTokenizer.from_pretrained(config.base)
-    lm = AutoModelForCausalLM.from_pretrained(config.base, trust_remote_code=False)
-    tokenizer.add_tokens(sid_tokens(level_sizes))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if len(tokenizer) > lm.config.get_text_config().vocab_size:
-        lm.resize_token_embeddings(len(tokenizer))
-    return SidPolicy(lm, tokenizer)
-
-
-def build_policy(config: PolicyConfig, level_sizes: Sequence[int], seed: int) -> SidPolicy:
-    """Make the policy that the config names, before any training."""
     if config.backbone == "scratch":
         return build_scratch_policy(config, level_sizes, seed)
-    return build_hf_policy(config, level_sizes)
+    return SidPolicy(*extend_lm(config, level_sizes, code_texts))
+
+
+def adapt(policy: SidPolicy, config: PolicyConfig) -> None:
+    """Put LoRA adapters into a Hugging Face policy in place, if the config wants them; else all its weights train."""
+    if config.lora_rank:
+        ids = torch.cat([policy.token_ids(level) for level in range(len(policy.level_sizes))])
+        add_lora(policy.lm, config, ids.tolist())
 
 
 def load_policy(folder: str | Path, device: str = "cpu") -> SidPolicy:

@@ -1,17 +1,17 @@
 """Supervised fine-tuning: every position of every sequence, normalised on the trie, in batches of equal token budgets."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from digr.config.policy import SftConfig
+from digr.policy.batches import SequenceBatch, Sequences, draw_rows, make_batch, plan_batches
 from digr.policy.engine import Engine, learning_rate
 from digr.policy.validation import (
     SCORE,
@@ -28,86 +28,14 @@ from digr.policy.validation import (
 )
 from digr.sids.trie import SidTrie
 
-POOL_BATCHES = 16
-"""Batches whose sequences are sorted by length together: enough to save padding, few enough to keep batches mixed."""
 
+class _Epoch(NamedTuple):
+    """What all workers do in one epoch, step by step."""
 
-class Sequences(NamedTuple):
-    """Token sequences one behind the other: sequence i is `tokens[offsets[i]:offsets[i + 1]]`, prompt first."""
-
-    tokens: Int[np.ndarray, " P"]
-    offsets: Int[np.ndarray, " S1"]
-    prompt_lengths: Int[np.ndarray, " S"]
-
-    @property
-    def lengths(self) -> Int[np.ndarray, " S"]:
-        """Tokens of each sequence."""
-        return np.diff(self.offsets)
-
-
-class SequenceBatch(NamedTuple):
-    """Right-padded sequences."""
-
-    input_ids: Int[Tensor, "B T"]
-    attention_mask: Bool[Tensor, "B T"]
-    completion_mask: Bool[Tensor, "B T"]
-
-
-def pack_sequences(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[tuple[list[str], list[str]]], max_tokens: int
-) -> Sequences:
-    """Tokenise batches of (prompts, completions) into flat arrays.
-
-    Raises:
-        ValueError: a sequence is longer than `max_tokens`, or there is none.
-    """
-    tokens, lengths, prompt_lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for prompts, completions in texts:
-        heads = tokenizer(prompts)["input_ids"]
-        tails = tokenizer(completions, add_special_tokens=False)["input_ids"]
-        rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
-        tokens.append(np.fromiter((token for row in rows for token in row), np.int32))
-        lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
-        prompt_lengths.append(np.fromiter(map(len, heads), np.int64, len(heads)))
-    sizes = np.concatenate(lengths)
-    if not len(sizes):
-        raise ValueError("policy: no training sequences; histories needs rows of split train")
-    if int(sizes.max()) > max_tokens:
-        raise ValueError(
-            f"policy.max_tokens: a training sequence has {int(sizes.max())} tokens, allowed are {max_tokens}; "
-            f"raise policy.max_tokens or lower data.max_history"
-        )
-    return Sequences(np.concatenate(tokens), np.concatenate([[0], np.cumsum(sizes)]), np.concatenate(prompt_lengths))
-
-
-def plan_batches(lengths: Int[np.ndarray, " S"], max_batch_tokens: int, rng: np.random.Generator) -> list[Int[np.ndarray, " B"]]:
-    """Put every sequence into one batch, in random order, so that a batch's rows times its longest row fit the budget.
-
-    A sequence longer than the budget gets a batch of its own.
-    """
-    order = rng.permutation(len(lengths))
-    pools = np.cumsum(lengths[order]) // (POOL_BATCHES * max_batch_tokens)
-    order = order[np.lexsort((lengths[order], pools))]
-    pool_ends = np.searchsorted(pools, pools, side="right")
-    batches, start = [], 0
-    while start < len(order):
-        window = lengths[order[start : min(int(pool_ends[start]), start + max_batch_tokens)]]
-        area = window * np.arange(1, len(window) + 1)
-        count = max(1, int(np.searchsorted(area, max_batch_tokens, side="right")))
-        batches.append(order[start : start + count])
-        start += count
-    return [batches[index] for index in rng.permutation(len(batches))]
-
-
-def make_batch(sequences: Sequences, rows: Int[np.ndarray, " B"], pad_id: int) -> SequenceBatch:
-    """Gather and pad some sequences."""
-    lengths = sequences.lengths[rows]
-    place = np.arange(int(lengths.max()))
-    real = place < lengths[:, None]
-    source = np.where(real, sequences.offsets[rows][:, None] + place, 0)
-    tokens = np.where(real, sequences.tokens[source], pad_id).astype(np.int64)
-    completion = real & (place >= sequences.prompt_lengths[rows][:, None])
-    return SequenceBatch(torch.from_numpy(tokens), torch.from_numpy(real), torch.from_numpy(completion))
+    batches: list[Int[np.ndarray, " B"]]
+    """This worker's batches, `accumulate` of them per step."""
+    step_targets: list[float]
+    """Completion tokens of all workers in each step."""
 
 
 def train_sft(
@@ -126,9 +54,12 @@ def train_sft(
 ) -> Progress:
     """Train the engine's policy; the best weights on validation end in `best_folder`.
 
-    Validation and checkpoints come every `eval_every_epochs` epochs and at the end; between them `report` gets one line
-    per epoch. Workers may hold different numbers of sequences: all take as many steps as the one with the most batches,
-    the others going over their first batches again.
+    Validation and checkpoints come every `eval_every_epochs` epochs and at the end, checkpoints also every
+    `checkpoint_every_steps` steps; between them `report` gets one line per epoch. Workers may hold different numbers of
+    sequences: all take as many steps as the one with the most batches, the others going over their first batches again.
+
+    A checkpoint goes on at its very step with the weights of an uninterrupted run, if the number of workers is the same.
+    With another number, which draws other batches, it goes on at the same step of its epoch.
 
     Args:
         sequences: this worker's share.
@@ -136,12 +67,17 @@ def train_sft(
         decoding: of validation.
         best_folder: empty local folder to be made by the first worker; each checkpoint has a copy.
         resume: folder of the checkpoint to go on from.
-        save: called after each validation with the metrics and a writer of this worker's checkpoint files.
+        save: called for each checkpoint with the metrics and a writer of this worker's files.
     """
     progress = load_state(resume, engine, best_folder) if resume else Progress()
+
+    def keep(record: dict[str, Any]) -> None:
+        progress.records.append(record)
+        save(record, lambda folder: save_state(folder, engine, progress, best_folder))
+
     while not progress.done:
-        record = _train_epoch(engine, trie, sequences, config, progress, seed)
-        progress.position += 1
+        record = _train_epoch(engine, trie, sequences, config, progress, seed, keep)
+        progress.position, progress.epoch_step, progress.epoch_sums = progress.position + 1, 0, []
         last = progress.position >= config.epochs
         if not last and progress.position % config.eval_every_epochs:
             progress.records.append(record)
@@ -151,47 +87,86 @@ def train_sft(
         record |= validate(engine, trie, valid, decoding)
         keep_if_better(engine, progress, record[SCORE], best_folder)
         progress.done = last or progress.stale >= config.patience
-        record |= {"best": progress.best, "valid_seconds": time.monotonic() - start}
-        progress.records.append(record)
-        save(record, lambda folder: save_state(folder, engine, progress, best_folder))
+        keep(record | {"best": progress.best, "valid_seconds": time.monotonic() - start})
     return progress
 
 
-def _train_epoch(
-    engine: Engine, trie: SidTrie, sequences: Sequences, config: SftConfig, progress: Progress, seed: int
-) -> dict[str, float]:
-    start, policy = time.monotonic(), policy_of(engine)
-    rng = np.random.default_rng([seed, progress.position, engine.rank])
-    plan = plan_batches(sequences.lengths, max(config.batch_tokens // engine.world_size, 1), rng)
+def _plan_epoch(engine: Engine, sequences: Sequences, config: SftConfig, epoch: int, seed: int) -> _Epoch:
+    rng = np.random.default_rng([seed, epoch, engine.rank])
+    drawn = draw_rows(sequences.rates, rng)
+    budget = max(config.batch_tokens // (engine.world_size * config.accumulate), 1)
+    plan = [drawn[rows] for rows in plan_batches(sequences.lengths[drawn], budget, rng)]
     counts = torch.zeros(engine.world_size, dtype=torch.float64)
     counts[engine.rank] = len(plan)
-    num_steps = int(engine.total(counts).max())
-    plan = [plan[index % len(plan)] for index in range(num_steps)]
+    num_steps = -(-int(engine.total(counts).max()) // config.accumulate)
+    plan = [plan[index % len(plan)] for index in range(num_steps * config.accumulate)]
     targets = sequences.lengths - sequences.prompt_lengths
-    # a step's loss is the mean over the completion tokens of all workers, which hold unequal numbers of them
-    step_targets = engine.total(torch.tensor([float(targets[rows].sum()) for rows in plan], dtype=torch.float64)).tolist()
-    loss_sum = torch.zeros((), dtype=torch.float64, device=policy.device)
-    padded = lr = 0.0
+    own = torch.tensor([float(targets[rows].sum()) for rows in plan], dtype=torch.float64)
+    return _Epoch(plan, engine.total(own.reshape(num_steps, -1).sum(1)).tolist())
+
+
+def _train_epoch(
+    engine: Engine,
+    trie: SidTrie,
+    sequences: Sequences,
+    config: SftConfig,
+    progress: Progress,
+    seed: int,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Take an epoch's steps from where `progress` stands."""
+    start, policy = time.monotonic(), policy_of(engine)
+    epoch = _plan_epoch(engine, sequences, config, progress.position, seed)
+    num_steps, rate = len(epoch.step_targets), 0.0
+    sums = torch.zeros(4, dtype=torch.float64, device=policy.device)
+    if progress.epoch_sums and engine.rank == 0:
+        sums += torch.tensor(progress.epoch_sums[:4], dtype=torch.float64, device=policy.device)
+    first, before = progress.step - progress.epoch_step, progress.epoch_sums[4] if progress.epoch_sums else 0.0
     policy.train()
-    for index, rows in enumerate(plan):
+
+    def summary() -> list[float]:
+        return [*engine.total(sums).tolist(), before + time.monotonic() - start]
+
+    for step in range(min(progress.epoch_step, num_steps), num_steps):
+        rows = epoch.batches[step * config.accumulate : (step + 1) * config.accumulate]
+        sums += _accumulate(engine, trie, sequences, rows, epoch.step_targets[step])
+        rate = learning_rate((progress.position + (step + 1) / num_steps) / config.epochs, config.lr, config.warmup_rate)
+        engine.step(rate)
+        progress.step = first + step + 1
+        if config.checkpoint_every_steps and progress.step % config.checkpoint_every_steps == 0 and step + 1 < num_steps:
+            progress.epoch_step, progress.epoch_sums = step + 1, summary()
+            keep(_record(progress, progress.epoch_sums, rate))
+    return _record(progress, summary(), rate)
+
+
+def _accumulate(
+    engine: Engine, trie: SidTrie, sequences: Sequences, batches: list[Int[np.ndarray, " B"]], num_targets: float
+) -> Float[Tensor, " 4"]:
+    """Add the gradients of a step's batches; returns the loss sum, completion tokens, tokens and padded tokens.
+
+    Args:
+        num_targets: completion tokens of all workers in the step: its loss is their mean, however they are spread.
+    """
+    policy = policy_of(engine)
+    sums = torch.zeros(4, dtype=torch.float64, device=policy.device)
+    for rows in batches:
         batch = SequenceBatch(*(part.to(policy.device) for part in make_batch(sequences, rows, policy.tokenizer.pad_token_id)))
         log_probs = engine(batch.input_ids, batch.attention_mask, batch.completion_mask, trie)
-        loss = -log_probs.sum() / step_targets[index] * engine.world_size
-        engine.backward(loss)
-        lr = learning_rate((progress.position + (index + 1) / num_steps) / config.epochs, config.lr, config.warmup_rate)
-        engine.step(lr)
-        loss_sum += -log_probs.detach().double().sum()
-        padded += batch.input_ids.numel()
-    real = float(sum(sequences.lengths[rows].sum() for rows in plan))
-    sums = engine.total(torch.tensor([float(loss_sum), real, padded], dtype=torch.float64)).tolist()
-    progress.step += num_steps
-    seconds = time.monotonic() - start
+        engine.backward(-log_probs.sum() / num_targets * engine.world_size)
+        counts = torch.stack([batch.completion_mask.sum(), batch.attention_mask.sum()]).double()
+        sums += torch.cat([-log_probs.detach().double().sum()[None], counts, counts.new_tensor([batch.input_ids.numel()])])
+    return sums
+
+
+def _record(progress: Progress, sums: list[float], rate: float) -> dict[str, Any]:
+    """Say how an epoch went so far, as its sums over all workers tell."""
+    loss, targets, real, padded, seconds = sums
     return {
         "epoch": progress.position + 1,
         "step": progress.step,
-        "loss": sums[0] / sum(step_targets),
-        "lr": lr,
-        "tokens_per_second": sums[1] / seconds,
-        "padding_rate": 1 - sums[1] / sums[2],
+        "loss": loss / targets,
+        "lr": rate,
+        "tokens_per_second": real / seconds,
+        "padding_rate": 1 - real / padded,
         "seconds": seconds,
     }

@@ -48,6 +48,12 @@ class Progress:
     """Epochs (SFT) or steps (GRPO) done."""
     step: int = 0
     """Optimiser steps done."""
+    epoch_step: int = 0
+    """Of them, those of an unfinished epoch (SFT)."""
+    epoch_sums: list[float] = field(default_factory=list)
+    """What the unfinished epoch's metrics are made of so far (SFT)."""
+    num_workers: int = 1
+    """Workers that wrote the checkpoint."""
     best: float = -1.0
     """Best NDCG@10 on validation so far; below any real one at the start."""
     best_position: int = 0
@@ -112,21 +118,27 @@ def keep_if_better(engine: Engine, progress: Progress, score: float, best_folder
 
 def save_state(folder: Path, engine: Engine, progress: Progress, best_folder: Path) -> None:
     """Write this worker's part of a checkpoint: engine, random state, and from the first worker progress and best weights."""
+    progress.num_workers = engine.world_size
     engine.save(folder)
     torch.save(_random_state(), folder / f"random-{engine.rank}.pt")
     if engine.rank == 0:
         (folder / "progress.json").write_text(json.dumps(asdict(progress)))
-        shutil.copytree(best_folder, folder / "best")
+        if best_folder.exists():  # not before the first validation
+            shutil.copytree(best_folder, folder / "best")
 
 
 def load_state(folder: Path, engine: Engine, best_folder: Path) -> Progress:
-    """Restore what `save_state` wrote; the engine must have as many workers as then."""
+    """Restore what `save_state` wrote, with any number of workers.
+
+    Random numbers go on where they were only with the same number of workers.
+    """
     progress = Progress(**json.loads((folder / "progress.json").read_text()))
     if progress.done:
         return progress
     engine.load(folder)
-    _restore_random_state(torch.load(folder / f"random-{engine.rank}.pt", weights_only=True))
-    if engine.rank == 0:
+    if progress.num_workers == engine.world_size:
+        _restore_random_state(torch.load(folder / f"random-{engine.rank}.pt", weights_only=True))
+    if engine.rank == 0 and (folder / "best").exists():
         shutil.copytree(folder / "best", best_folder, dirs_exist_ok=True)
     return progress
 

@@ -5,8 +5,8 @@ import pyarrow as pa
 import torch
 
 from digr.config.policy import PolicyConfig
+from digr.policy.batches import Sequences, Texts, pack_sequences
 from digr.policy.model import SidPolicy, build_scratch_policy
-from digr.policy.sft import Sequences, pack_sequences
 from digr.policy.validation import ValidExamples
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import SidTrie, build_trie
@@ -40,7 +40,7 @@ def toy_sequences(policy: SidPolicy, trie: SidTrie, num: int = 64, length: int =
     starts = rng.integers(0, NUM_ITEMS, num)
     prompts = [texts[start] for start in starts]
     completions = ["".join(texts[(start + step) % NUM_ITEMS] for step in range(1, length - start % 2)) for start in starts]
-    return pack_sequences(policy.tokenizer, [(prompts, completions)], 64)
+    return pack_sequences(policy.tokenizer, [Texts(prompts, completions)], 64)
 
 
 def toy_prompts(trie: SidTrie) -> tuple[list[str], list[str], torch.Tensor]:

@@ -1,0 +1,110 @@
+"""Token sequences in flat arrays, and batches of them within a token budget, with little padding."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+POOL_BATCHES = 16
+"""Batches whose sequences are sorted by length together: enough to save padding, few enough to keep batches mixed."""
+
+
+class Sequences(NamedTuple):
+    """Token sequences one behind the other: sequence i is `tokens[offsets[i]:offsets[i + 1]]`, prompt first."""
+
+    tokens: Int[np.ndarray, " P"]
+    offsets: Int[np.ndarray, " S1"]
+    prompt_lengths: Int[np.ndarray, " S"]
+    rates: Float[np.ndarray, " S"]
+    """How often each sequence is seen per epoch; 0.5 is every other time."""
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " S"]:
+        """Tokens of each sequence."""
+        return np.diff(self.offsets)
+
+
+class SequenceBatch(NamedTuple):
+    """Right-padded sequences."""
+
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Bool[Tensor, "B T"]
+    completion_mask: Bool[Tensor, "B T"]
+
+
+class Texts(NamedTuple):
+    """Some training examples as text."""
+
+    prompts: list[str]
+    completions: list[str]
+    rates: Sequence[float] | None = None
+    """How often each is seen per epoch; None for 1."""
+
+
+def pack_sequences(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Texts], max_tokens: int) -> Sequences:
+    """Tokenise batches of examples into flat arrays.
+
+    Raises:
+        ValueError: a sequence is longer than `max_tokens`, or there is none.
+    """
+    tokens, lengths, prompt_lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    rates = [np.zeros(0)]
+    for batch in texts:
+        heads = tokenizer(batch.prompts)["input_ids"]
+        tails = tokenizer(batch.completions, add_special_tokens=False)["input_ids"]
+        rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+        tokens.append(np.fromiter((token for row in rows for token in row), np.int32))
+        lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
+        prompt_lengths.append(np.fromiter(map(len, heads), np.int64, len(heads)))
+        rates.append(np.ones(len(rows)) if batch.rates is None else np.asarray(batch.rates, float))
+    sizes = np.concatenate(lengths)
+    if not len(sizes):
+        raise ValueError("policy: no training sequences; histories needs rows of split train")
+    if int(sizes.max()) > max_tokens:
+        raise ValueError(
+            f"policy.max_tokens: a training sequence has {int(sizes.max())} tokens, allowed are {max_tokens}; "
+            f"raise policy.max_tokens, or lower data.max_history or tasks.max_text_chars"
+        )
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    return Sequences(np.concatenate(tokens), offsets, np.concatenate(prompt_lengths), np.concatenate(rates))
+
+
+def draw_rows(rates: Float[np.ndarray, " S"], rng: np.random.Generator) -> Int[np.ndarray, " R"]:
+    """Choose the sequences of an epoch: a rate's whole part always, the rest by chance."""
+    if (rates == 1).all():
+        return np.arange(len(rates))
+    return np.repeat(np.arange(len(rates)), (rates + rng.random(len(rates))).astype(np.int64))
+
+
+def plan_batches(lengths: Int[np.ndarray, " S"], max_batch_tokens: int, rng: np.random.Generator) -> list[Int[np.ndarray, " B"]]:
+    """Put every sequence into one batch, in random order, so that a batch's rows times its longest row fit the budget.
+
+    A sequence longer than the budget gets a batch of its own.
+    """
+    order = rng.permutation(len(lengths))
+    pools = np.cumsum(lengths[order]) // (POOL_BATCHES * max_batch_tokens)
+    order = order[np.lexsort((lengths[order], pools))]
+    pool_ends = np.searchsorted(pools, pools, side="right")
+    batches, start = [], 0
+    while start < len(order):
+        window = lengths[order[start : min(int(pool_ends[start]), start + max_batch_tokens)]]
+        area = window * np.arange(1, len(window) + 1)
+        count = max(1, int(np.searchsorted(area, max_batch_tokens, side="right")))
+        batches.append(order[start : start + count])
+        start += count
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def make_batch(sequences: Sequences, rows: Int[np.ndarray, " B"], pad_id: int) -> SequenceBatch:
+    """Gather and pad some sequences."""
+    lengths = sequences.lengths[rows]
+    place = np.arange(int(lengths.max()))
+    real = place < lengths[:, None]
+    source = np.where(real, sequences.offsets[rows][:, None] + place, 0)
+    tokens = np.where(real, sequences.tokens[source], pad_id).astype(np.int64)
+    completion = real & (place >= sequences.prompt_lengths[rows][:, None])
+    return SequenceBatch(torch.from_numpy(tokens), torch.from_numpy(real), torch.from_numpy(completion))

@@ -1,0 +1,127 @@
+"""Text tasks for a backbone that can read: what an item is called, what it is for, and what follows a history, in words.
+
+LC-Rec (arXiv 2311.09049) and MiniOneRec (arXiv 2510.24431) mix such tasks into supervised fine-tuning, so that SID tokens
+share meaning with the words that the language model knows. A text completion ends with a line break.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from digr.config.policy import TasksConfig
+from digr.policy.examples import Sids, item_places
+from digr.policy.vocabulary import history_prompt
+from digr.tables import table_spec
+
+INTEREST_SEPARATOR = "; "
+_SID_LIKE = r"<[a-z]_\d+>"
+
+
+class ItemTexts(NamedTuple):
+    """Titles and trusted interests of all items with a SID, in the order of `Sids.item_index.ids`; null where there is none."""
+
+    titles: pa.Array
+    interests: pa.Array
+    """An item's interests joined by "; ", strongest first."""
+
+
+def plain_text(texts: pa.Array, max_chars: int) -> pa.Array:
+    """Make texts safe and short: what reads like a SID token is taken out, blanks are one space, the empty text is null."""
+    texts = pc.replace_substring_regex(texts, _SID_LIKE, " ")
+    texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", " "))
+    texts = pc.utf8_trim_whitespace(pc.utf8_slice_codeunits(texts, 0, max_chars))
+    return pc.if_else(pc.equal(pc.utf8_length(texts), 0), None, texts)
+
+
+def joined_interests(labels: pa.Table, owner: str, owner_ids: pa.Array, max_chars: int) -> pa.Array:
+    """Return the trusted interests of some items or users, one text each, strongest first; null where there is none.
+
+    Args:
+        labels: rows of `interest_labels`, others' and untrusted ones included.
+        owner: "item" or "user".
+    """
+    chosen = labels.filter(pc.and_(pc.equal(labels["owner"], owner), pc.equal(labels["label"], 1)))
+    chosen = chosen.sort_by([("owner_id", "ascending"), ("probability", "descending"), ("rank", "ascending")])
+    lists = chosen.group_by("owner_id", use_threads=False).aggregate([("interest", "list")])
+    joined = plain_text(pc.binary_join(lists["interest_list"].combine_chunks(), INTEREST_SEPARATOR), max_chars)
+    return joined.take(pc.index_in(owner_ids, value_set=lists["owner_id"].combine_chunks()))
+
+
+def item_task_examples(item_ids: pa.Array, sids: Sids, texts: ItemTexts, tasks: TasksConfig) -> pa.Table:
+    """Make the `policy_examples` rows that tie items' SIDs to their words; an item without a text has no such row."""
+    places = pa.array(item_places(item_ids, sids))
+    own = pa.array(sids.texts, pa.string()).take(places)
+    titles, interests = texts.titles.take(places), texts.interests.take(places)
+    parts = {
+        "title_to_sid": (_prompt("Title: ", titles, "\nItem: "), own),
+        "sid_to_title": (_prompt("Item: ", own, "\nTitle:"), _line(titles)),
+        "interest_to_sid": (_prompt("Interests: ", interests, "\nItem: "), own),
+        "sid_to_interest": (_prompt("Item: ", own, "\nInterests:"), _line(interests)),
+    }
+    none = pa.nulls(len(item_ids), pa.string())
+    return _rows(tasks, parts, example_ids=item_ids, user_ids=none, targets=item_ids)
+
+
+def history_task_examples(
+    rows: pa.Table, sids: Sids, texts: ItemTexts, interests: pa.Array, tasks: TasksConfig, max_history: int
+) -> pa.Table:
+    """Make the `policy_examples` rows that tie histories and users to words.
+
+    Args:
+        rows: train rows of `histories`; give each user's last, or whatever is to be learned from.
+        interests: the trusted interests of each row's user, see `joined_interests`; null where there are none.
+        max_history: items kept of a history, the newest.
+    """
+    history, target = rows["history"].combine_chunks(), rows["target"].combine_chunks()
+    places, ends = item_places(history.flatten(), sids), np.cumsum(history.value_lengths().to_numpy())
+    starts = np.maximum(np.r_[0, ends[:-1]], ends - max_history)
+    spans = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    sid_texts, titles = np.array(sids.texts, object), texts.titles.take(pa.array(places)).fill_null("").to_pylist()
+    prompts = pa.array([history_prompt(sid_texts[places[span]].tolist()) for span in spans], pa.string())
+    titled = pa.array(["\n".join(titles[span]) for span in spans], pa.string())
+    goal = pa.array(item_places(target, sids))
+    own = pa.array(sids.texts, pa.string()).take(goal)
+    parts = {
+        "history_to_title": (_prompt("", prompts, "\nTitle:"), _line(texts.titles.take(goal))),
+        "titles_to_sid": (_prompt("Titles:\n", titled, "\nItem: "), own),
+        "user_interest_to_sid": (_prompt("User interests: ", interests, "\nItem: "), own),
+    }
+    ids = rows["example_id"].combine_chunks()
+    return _rows(tasks, parts, example_ids=ids, user_ids=rows["user_id"].combine_chunks(), targets=target)
+
+
+def _prompt(before: str, texts: pa.Array, behind: str) -> pa.Array:
+    return pc.binary_join_element_wise(before, texts, behind, "")
+
+
+def _line(texts: pa.Array) -> pa.Array:
+    return pc.binary_join_element_wise(" ", texts, "\n", "")
+
+
+def _rows(
+    tasks: TasksConfig,
+    parts: dict[str, tuple[pa.Array, pa.Array]],
+    *,
+    example_ids: pa.Array,
+    user_ids: pa.Array,
+    targets: pa.Array,
+) -> pa.Table:
+    """Stack the tasks that are wanted, without the rows whose prompt or completion is null."""
+    schema, tables = table_spec("policy_examples").schema, []
+    for task, (prompts, completions) in parts.items():
+        if getattr(tasks, task):
+            columns = {
+                "example_id": pc.binary_join_element_wise(task, example_ids, "/"),
+                "user_id": user_ids,
+                "task": pa.array([task] * len(prompts), pa.string()),
+                "split": pa.array(["train"] * len(prompts), pa.string()),
+                "prompt": prompts,
+                "completion": completions,
+                "target": targets,
+            }
+            table = pa.table(columns)
+            complete = pc.and_(table["prompt"].is_valid(), table["completion"].is_valid())
+            tables.append(table.filter(complete).cast(schema))
+    return pa.concat_tables([schema.empty_table(), *tables])
