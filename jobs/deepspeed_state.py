@@ -24,6 +24,7 @@ def gather_state(engine: Any) -> TrainState:
 
     optimizer, state, first = _torch_optimizer(engine), TrainState({}, {}), torch.distributed.get_rank() == 0
     flat = _flat_parts(engine)
+    _link_moments(engine)
     steps = {float(optimizer.state[part][STEP]) for part in flat if STEP in optimizer.state[part]}
     for name, parameter in _trained(engine):
         if not flat:  # ZeRO-0 in fp32 is PyTorch's own optimiser
@@ -45,8 +46,7 @@ def scatter_state(engine: Any, state: TrainState) -> None:
     if first and flat:  # DeepSpeed makes optimiser state in its first step only
         for part in flat:
             optimizer.state[part] = {key: torch.zeros_like(part) for key in MOMENTS} | {STEP: first[STEP].clone()}
-        if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):  # what that step does (ZeRO-1 and 2)
-            engine.optimizer._lazy_init_hp_params_optimizer_state()
+        _link_moments(engine)
     for name, parameter in _trained(engine):
         moments = state.moments[name]
         if not flat:
@@ -69,10 +69,10 @@ def _scatter(parameter: Any, weight: Tensor, moments: Mapping[str, Tensor]) -> N
 
 
 def _scatter_zero3(parameter: Any, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
+    import deepspeed
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-    from deepspeed.zero import GatheredParameters
 
-    with GatheredParameters([parameter], modifier_rank=0):
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         if torch.distributed.get_rank() == 0:
             parameter.data.copy_(weight)
 
@@ -95,6 +95,15 @@ def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def _flat_parts(engine: Any) -> list[Tensor]:
-    """This worker's flat fp32 parts, under the name that each of DeepSpeed's optimisers has for them (ZeRO-3, 1 and 2, bf16)."""
-    names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+    """This worker's flat fp32 parts, one per parameter group: ZeRO-3's, or ZeRO-1's and 2's; none without ZeRO."""
+    names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups")
     return next((list(getattr(engine.optimizer, name)) for name in names if hasattr(engine.optimizer, name)), [])
+
+
+def _link_moments(engine: Any) -> None:
+    """Tell each parameter where its moments are (ZeRO-1 and 2): DeepSpeed 0.19 does so for its first group only."""
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    optimizer = engine.optimizer
+    for parameters, part in zip(getattr(optimizer, "bit16_groups", []), _flat_parts(engine), strict=False):
+        lazy_init_hp_params_optimizer_state(parameters, part, optimizer.optimizer.state)
