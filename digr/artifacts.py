@@ -89,6 +89,14 @@ class Manifest(BaseModel):
         """Digest of what was made: the request with its rows and facts."""
         return digest_of({"request": self.request, "rows": self.rows, "facts": self.facts})
 
+    def without(self, keys: Sequence[str]) -> "Manifest":
+        """Return a manifest whose config lacks some `section.key`s."""
+        config = {
+            section: {key: value for key, value in values.items() if f"{section}.{key}" not in keys}
+            for section, values in self.config.items()
+        }
+        return self.model_copy(update={"config": config})
+
 
 class Store(NamedTuple):
     """The artifacts of one run, seen from one of its variants."""

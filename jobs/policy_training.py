@@ -18,6 +18,13 @@ from digr.policy.engine import Engine, PlainEngine, make_optimizer
 from digr.policy.model import SidPolicy, adapt
 from digr.policy.validation import Progress
 from jobs.deepspeed_engine import DeepSpeedEngine
+from jobs.ray_train import TrainLoop, fit
+from jobs.tracking import tracked
+
+MAY_CHANGE = tuple(
+    f"train.{key}" for key in ("engine", "num_workers", "zero_stage", "offload", "use_gpu", "threads_per_worker", "max_failures")
+)
+"""With these changed, a killed training still goes on from its checkpoint."""
 
 
 def make_engine(config: Config, policy: SidPolicy, *, lr: float, weight_decay: float, max_grad_norm: float) -> Engine:
@@ -56,6 +63,28 @@ def folders() -> Iterator[tuple[Path | None, Path]]:
             return
         with checkpoint.as_directory() as folder:
             yield Path(folder), Path(scratch) / "best"
+
+
+def train(
+    config: Config,
+    store: Store,
+    name: str,
+    train_loop: TrainLoop,
+    work: str,
+    *,
+    datasets: Mapping[str, Any],
+    tell: Callable[[Mapping[str, Any]], None],
+) -> Progress:
+    """Run a train loop on Ray Train's workers, and make the policy artifact of what it ends in.
+
+    Args:
+        train_loop: gets `{"config": config, "store": store}`.
+        tell: prints the progress line of a record.
+    """
+    values, env = {"config": config, "store": store}, worker_env(config)
+    with tracked(config, name, tell) as report:
+        result = fit(config, train_loop, values, work, datasets=datasets, env=env, report=report)
+    return write_policy(store, name, result.checkpoint)
 
 
 def write_policy(store: Store, name: str, checkpoint: ray.train.Checkpoint | None) -> Progress:

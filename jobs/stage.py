@@ -41,6 +41,7 @@ def run_stage(
     inputs: Sequence[str] = (),
     files: Mapping[str, str] = {},
     keep: Sequence[str] = (),
+    may_change: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Build the artifacts of one stage, unless they exist and match; returns the job's summary.
 
@@ -52,6 +53,7 @@ def run_stage(
         inputs: artifacts it reads, which must exist.
         files: name -> address of outside files it reads, by content.
         keep: outputs whose parts an earlier, unfinished build may have left and the build goes on from.
+        may_change: `section.key`s that may have changed when a killed build goes on in the same scratch folder.
 
     Raises:
         ValueError: an input is missing; StaleArtifact if an output was made from other inputs or choices.
@@ -79,7 +81,7 @@ def run_stage(
     for name in outputs:
         if name not in keep:
             artifacts.begin(store, name)
-    work = store.work_uri(stage, wanted[0].request)
+    work = store.work_uri(stage, wanted[0].without(may_change).request)
     made = build(store, work)
     seconds = round(time.monotonic() - start, 3)
     versions = {name: version(name) for name in VERSIONED} | {"python": platform.python_version()}

@@ -16,7 +16,6 @@ from digr.sids.trie import load_trie
 from digr.tables import conform
 from jobs import policy_data as data
 from jobs import policy_training as training
-from jobs.ray_train import fit
 from jobs.runtime import Options, main, say, start_ray
 from jobs.stage import Made, run_stage
 
@@ -105,13 +104,12 @@ def run(config: Config, options: Options) -> dict[str, Any]:
             split: data.read_split(store, "histories", split).map_batches(convert, batch_size=None, batch_format="pyarrow")
             for split in ("train", "valid")
         }
-        values = {"config": config, "store": store}
-        result = fit(config, train_loop, values, work, datasets=datasets, env=training.worker_env(config), report=tell)
-        progress = training.write_policy(store, STAGE, result.checkpoint)
+        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, tell=tell)
         return {STAGE: Made(facts=facts_of(progress))}
 
     inputs = ["policy_sft", "histories", "item_sids", "item_quality", "item_embeddings"]
-    return run_stage(config, options, outputs=[STAGE], sections=["train", "grpo"], inputs=inputs, build=build)
+    sections, keys = ["train", "grpo"], training.MAY_CHANGE
+    return run_stage(config, options, outputs=[STAGE], sections=sections, inputs=inputs, build=build, may_change=keys)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from jobs import policy_data as data
 from jobs import policy_training as training
 from jobs.policy_examples import STAGE as EXAMPLES
 from jobs.policy_examples import build_examples, code_texts, read_texts, reads_text
-from jobs.ray_train import fit
 from jobs.runtime import Options, main, say, start_ray
 from jobs.stage import Made, run_stage
 
@@ -71,9 +70,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
         datasets = {split: data.read_split(store, EXAMPLES, split) for split in ("train", "valid")}
-        values = {"config": config, "store": store}
-        result = fit(config, train_loop, values, work, datasets=datasets, env=training.worker_env(config), report=tell)
-        progress = training.write_policy(store, STAGE, result.checkpoint)
+        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, tell=tell)
         facts = {"best_epoch": progress.best_position, "epochs": progress.position, "steps": progress.step}
         last = {key: progress.records[-1][key] for key in ("loss", "tokens_per_second", "num_valid")}
         return {STAGE: Made(facts=facts | {f"valid_{SCORE}": progress.best} | last)}
@@ -82,7 +79,15 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     inputs = ["histories", "item_sids", *words]
     first = run_stage(config, options, outputs=[EXAMPLES], sections=["data", *mix], inputs=inputs, build=examples)
     inputs, sections = [EXAMPLES, "item_sids", *words], ["policy", "train", "sft", *mix[1:]]
-    summary = run_stage(config, options, outputs=[STAGE], sections=sections, inputs=inputs, build=build)
+    summary = run_stage(
+        config,
+        options,
+        outputs=[STAGE],
+        sections=sections,
+        inputs=inputs,
+        build=build,
+        may_change=training.MAY_CHANGE,
+    )
     return summary | {"outputs": first["outputs"] | summary["outputs"]}
 
 

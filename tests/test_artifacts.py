@@ -89,3 +89,10 @@ def test_a_table_is_filtered_by_a_column_called_name(tmp_path):
     artifacts.write_table(store, "metrics", pa.Table.from_pylist([row | {"name": "hr"}, row | {"name": "ndcg"}]))
     artifacts.commit(store, Manifest(name="metrics", rows=2))
     assert artifacts.read_table(store, "metrics", name=["ndcg"])["name"].to_pylist() == ["ndcg"]
+
+
+def test_what_may_change_in_mid_build_does_not_change_the_request():
+    one, two = (Manifest(name="items", config={"train": {"num_workers": num, "precision": "fp32"}}) for num in (1, 2))
+    assert one.request != two.request
+    assert one.without(["train.num_workers"]).request == two.without(["train.num_workers"]).request
+    assert one.without(["train.precision"]).request != two.without(["train.precision"]).request

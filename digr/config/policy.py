@@ -91,7 +91,9 @@ class TrainConfig(Section):
         if self.engine == "plain" and self.num_workers != 1:
             raise ValueError(f'train: engine = "plain" runs one worker, found num_workers = {self.num_workers}')
         if self.engine == "deepspeed" and self.precision == "bf16" and not self.zero_stage:
-            raise ValueError('train: precision = "bf16" needs zero_stage of 1 or more, found 0; 1 keeps all weights on each worker too')
+            raise ValueError(
+                'train: precision = "bf16" needs zero_stage of 1 or more, found 0; 1 keeps all weights on each worker too'
+            )
         lowest = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.zero_stage < lowest:
             raise ValueError(f'train: offload = "{self.offload}" needs zero_stage of {lowest} or more, found {self.zero_stage}')

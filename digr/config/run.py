@@ -16,6 +16,12 @@ class RunConfig(Section):
     """Seed of every random choice of the run."""
     variant: str = Field("", pattern=r"^[a-z0-9_]*$")
     """Name of the ablation this run builds; empty for the main one. Set by jobs.pipeline."""
+    tracker: Literal["none", "mlflow", "wandb"] = "none"
+    """Where a training's metrics go besides its metrics.jsonl and TensorBoard files; the package must be installed."""
+    tracker_project: str = "digr"
+    """MLflow experiment, or Weights & Biases project."""
+    tracker_uri: str = ""
+    """MLflow server; empty takes MLflow's own default (Weights & Biases reads its environment variables)."""
 
 
 class SyntheticConfig(Section):

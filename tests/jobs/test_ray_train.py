@@ -36,13 +36,15 @@ def _count_to_three(values: dict[str, Any]) -> None:
             raise RuntimeError("a lost worker")
 
 
-def test_a_lost_worker_is_restarted_from_its_checkpoint_and_a_finished_run_does_not_train_again(tmp_path, ray_local):
+def test_a_lost_worker_is_restarted_from_its_checkpoint_and_a_finished_run_is_taken_up_by_another_number_of_workers(
+    tmp_path, ray_local
+):
     config = build_config({"run": {"dir": str(tmp_path)}}, where="test")
     reported: list[dict[str, Any]] = []
     options = {"env": {"DIGR_TEST_WORD": "hello"}, "report": reported.append}
     result = fit(config, _count_to_three, {"marker": str(tmp_path / "marker")}, f"{tmp_path}/work", **options)
     assert [(item["step"], item["sum"], item["word"]) for item in reported] == [(step, 3.0, "hello") for step in (1, 2, 3)]
-    again = fit(config, _count_to_three, {"marker": str(tmp_path / "marker")}, f"{tmp_path}/work", **options)
+    again = fit(config, _count_to_three, {"marker": str(tmp_path / "marker")}, f"{tmp_path}/work", num_workers=1, **options)
     assert len(reported) == 3
     assert again.checkpoint.path == result.checkpoint.path
     with again.checkpoint.as_directory() as folder:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from digr.config import build_config
 from digr.policy.engine import PlainEngine, learning_rate, make_optimizer
 
 
@@ -59,3 +60,14 @@ def test_bf16_runs_the_module_in_bf16_and_keeps_fp32_weights():
     engine = PlainEngine(module, make_optimizer(module, 0.1, 0.0), max_grad_norm=1.0, precision="bf16")
     assert engine(torch.ones(1, 4)).dtype == torch.bfloat16
     assert module.weight.dtype == torch.float32
+
+
+def test_train_settings_that_do_not_fit_each_other_say_what_to_change():
+    for settings, message in (
+        ({"engine": "plain", "num_workers": 2}, r'engine = "plain" runs one worker, found num_workers = 2'),
+        ({"offload": "all", "zero_stage": 2}, r'offload = "all" needs zero_stage of 3 or more, found 2'),
+        ({"offload": "optimizer", "zero_stage": 0}, r'offload = "optimizer" needs zero_stage of 1 or more, found 0'),
+        ({"precision": "bf16", "zero_stage": 0}, r'precision = "bf16" needs zero_stage of 1 or more, found 0'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_config({"run": {"dir": "x"}, "train": settings}, where="test")

@@ -7,11 +7,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from digr.config import build_config
-from digr.config.policy import PolicyConfig
+from digr.config.policy import PolicyConfig, SftConfig
 from digr.policy.beam import recommend
 from digr.policy.engine import PlainEngine, make_optimizer
 from digr.policy.model import SidPolicy, adapt, build_policy, load_policy
-from tests.policy.toy import LEVEL_SIZES, NUM_ITEMS, toy_prompts, toy_trie
+from digr.policy.sft import train_sft
+from digr.policy.validation import Decoding
+from tests.policy.toy import LEVEL_SIZES, NUM_ITEMS, toy_prompts, toy_sequences, toy_trie, toy_valid
 from tests.tiny_models import make_text_model
 
 TEXTS = [["trout fishing", "weekend", "", "trout"], ["a b", "c", "d", "e"], ["", "x"]]
@@ -74,6 +76,32 @@ def test_lora_trains_little_saves_a_plain_model_and_decodes_the_same_again(confi
     _, prompts, _ = toy_prompts(toy_trie())
     lists = [[found.item_ids for found in recommend(one, toy_trie(), prompts[:4], 5, 8)] for one in (plain, policy)]
     assert lists[0] == lists[1]
+
+
+def test_lora_learns_the_planted_successor_and_a_saved_policy_takes_new_adapters(config, tmp_path):
+    config = config.model_copy(update={"lora_alpha": 8.0})
+    policy, trie = _policy(config), toy_trie()
+    adapt(policy, config)
+    sft = SftConfig(epochs=10, lr=5e-3, batch_tokens=256, eval_every_epochs=5)
+    progress = train_sft(
+        PlainEngine(policy, make_optimizer(policy, sft.lr, 0.0), max_grad_norm=1.0),
+        trie,
+        toy_sequences(policy, trie),
+        toy_valid(trie),
+        sft,
+        decoding=Decoding(20, 24),
+        seed=0,
+        best_folder=tmp_path / "best",
+        resume=None,
+        save=lambda record, write: None,
+        report=lambda record: None,
+    )
+    assert progress.best > 0.5, "a random list of 10 of 24 items has .19"
+    loaded = load_policy(tmp_path / "best")
+    with torch.no_grad():
+        before = _log_probs(loaded)
+        adapt(loaded, config)
+        assert torch.equal(before, _log_probs(loaded)), "as GRPO starts"
 
 
 def test_a_sid_token_starts_as_the_mean_of_its_texts_tokens_and_other_rows_stay(config):
