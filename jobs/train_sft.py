@@ -52,8 +52,8 @@ def train_loop(values: dict[str, Any]) -> None:
 
 
 def tell(record: Mapping[str, Any]) -> None:
-    """Print the progress line of an epoch."""
-    line = f"epoch {record['epoch']}, loss {record['loss']:.4f}, {record['tokens_per_second']:.0f} tokens/s"
+    """Print the progress line of an epoch, or of a part of one."""
+    line = f"epoch {record['epoch']:g}, loss {record['loss']:.4f}, {record['tokens_per_second']:.0f} tokens/s"
     line += f", {record['seconds']:.1f} s"
     if SCORE in record:
         line += f"; valid {SCORE} {record[SCORE]:.4f} (best {record['best']:.4f}), {record['valid_seconds']:.1f} s"

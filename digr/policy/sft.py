@@ -135,8 +135,8 @@ def _train_epoch(
         progress.step = first + step + 1
         if config.checkpoint_every_steps and progress.step % config.checkpoint_every_steps == 0 and step + 1 < num_steps:
             progress.epoch_step, progress.epoch_sums = step + 1, summary()
-            keep(_record(progress, progress.epoch_sums, rate))
-    return _record(progress, summary(), rate)
+            keep(_record(progress.position + (step + 1) / num_steps, progress.step, progress.epoch_sums, rate))
+    return _record(progress.position + 1, progress.step, summary(), rate)
 
 
 def _accumulate(
@@ -158,12 +158,12 @@ def _accumulate(
     return sums
 
 
-def _record(progress: Progress, sums: list[float], rate: float) -> dict[str, Any]:
+def _record(epoch: float, step: int, sums: list[float], rate: float) -> dict[str, Any]:
     """Say how an epoch went so far, as its sums over all workers tell."""
     loss, targets, real, padded, seconds = sums
     return {
-        "epoch": progress.position + 1,
-        "step": progress.step,
+        "epoch": epoch,
+        "step": step,
         "loss": loss / targets,
         "lr": rate,
         "tokens_per_second": real / seconds,
