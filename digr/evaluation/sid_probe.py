@@ -11,10 +11,11 @@ from jaxtyping import Int32
 
 from digr.config import Config
 from digr.data.ids import build_id_index
+from digr.policy.batches import Texts, pack_sequences
 from digr.policy.engine import PlainEngine, make_optimizer
 from digr.policy.examples import Sids, policy_examples
 from digr.policy.model import build_policy
-from digr.policy.sft import pack_sequences, train_sft
+from digr.policy.sft import train_sft
 from digr.policy.validation import Decoding, ValidExamples
 from digr.policy.vocabulary import sid_texts
 from digr.sids.trie import build_trie
@@ -39,7 +40,7 @@ def validation_ndcg(
     chosen = np.random.default_rng(config.run.seed).permutation(len(valid))[: config.sft.max_valid_examples]
     valid = valid.take(pa.array(np.sort(chosen)))
     policy = build_policy(config.policy, level_sizes, config.run.seed)
-    texts = [(train["prompt"].to_pylist(), train["completion"].to_pylist())]
+    texts = [Texts(train["prompt"].to_pylist(), train["completion"].to_pylist())]
     targets = build_id_index(trie.item_ids).find(valid["target"])
     optimizer = make_optimizer(policy, config.sft.lr, config.sft.weight_decay)
     with tempfile.TemporaryDirectory() as folder:
