@@ -91,10 +91,9 @@ class Manifest(BaseModel):
 
     def without(self, keys: Sequence[str]) -> "Manifest":
         """Return a manifest whose config lacks some `section.key`s."""
-        config = {
-            section: {key: value for key, value in values.items() if f"{section}.{key}" not in keys}
-            for section, values in self.config.items()
-        }
+        config = dict(self.config)
+        for section, key in (key.split(".", 1) for key in keys):
+            config[section] = {name: value for name, value in config[section].items() if name != key}
         return self.model_copy(update={"config": config})
 
 
