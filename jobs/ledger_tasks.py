@@ -1,4 +1,4 @@
-"""The ledger seen by Ray: what is still to ask, writing answers while they come, and counting them.
+"""The ledger seen by Ray: what is still to ask, following answers while they come, and counting them.
 
 Sets of requests travel as sorted 64-bit numbers in the object store, 8 bytes a request, shared by all workers of a node.
 """
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
@@ -19,7 +18,6 @@ from digr.interests import ledger
 from digr.interests.merging import latest_responses
 from digr.interests.spending import Spending, progress_text
 from digr.interests.summary import count_outcomes
-from jobs import budget
 from jobs.runtime import say
 
 _SAY_SECONDS = 5.0
@@ -73,15 +71,14 @@ def by_owner(uri: str, wanted: Any, num_requests: int) -> Dataset:
     return chosen.sort("owner_id").materialize()
 
 
-def write_answers(answers: Sequence[Dataset], uri: str, expected: Mapping[str, int], meter: Any) -> int:
-    """Append raw responses of some miners at once to the ledger, block by block, with progress lines; returns the rows.
+def follow(answers: Sequence[Dataset], uri: str, expected: Mapping[str, int]) -> int:
+    """Let some miners answer at once, with progress lines; returns how many answers were written.
 
     Args:
+        answers: what `sink.write` returned of each miner's batches.
         expected: miner -> responses that should come.
-        meter: from `budget.open_meter`.
     """
-    both = answers[0].union(*answers[1:]) if len(answers) > 1 else answers[0]
-    written = map_tables(both, _write, uri=uri, meter=meter)
+    written = answers[0].union(*answers[1:]) if len(answers) > 1 else answers[0]
     join_parts: Any = ray.remote(ledger.join_parts)
     start, joined = time.monotonic(), ray.put(None)
     spoken, spent = dict.fromkeys(expected, 0.0), dict.fromkeys(expected, Spending())
@@ -101,17 +98,6 @@ def write_answers(answers: Sequence[Dataset], uri: str, expected: Mapping[str, i
     ray.get(joined)
     ray.get(join_parts.remote(uri))
     return sum(one.total() for one in counts.values())
-
-
-def _write(raw: pa.Table, uri: str, meter: Any) -> pa.Table:
-    rows = ledger.finish_responses(raw)
-    if len(rows):
-        ledger.append(uri, rows)
-    budget.settle(meter, rows)
-    tokens = pc.add(rows["input_tokens"], rows["output_tokens"])
-    table = rows.select(["miner", "status"]).append_column("tokens", tokens).append_column("usd", rows["cost_usd"])
-    grouped = table.group_by(["miner", "status"]).aggregate([([], "count_all"), ("tokens", "sum"), ("usd", "sum")])
-    return grouped.rename_columns({"count_all": "rows", "tokens_sum": "tokens", "usd_sum": "usd"})
 
 
 def outcomes(responses: pa.Table) -> pa.Table:

@@ -1,7 +1,6 @@
 """Miners that ask a language model: vLLM on this cluster, or an endpoint that speaks the OpenAI protocol."""
 
 import json
-from typing import Any
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
@@ -14,24 +13,25 @@ from digr.interests.ledger import raw_responses
 from digr.interests.prompts import Owner, chat_messages, prompt_modality, prompt_version
 from jobs import budget, vllm_engine
 from jobs.ledger_tasks import map_tables
+from jobs.sink import Sink, write
 
 
-def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, missing: Dataset, meter: Any) -> Dataset:
-    """Return the raw responses of a language model to the missing requests, as far as the budget goes."""
+def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, missing: Dataset, sink: Sink) -> Dataset:
+    """Write the responses of a language model to the missing requests, as far as the budget goes; returns their counts."""
     rows = miner.batch_size if isinstance(miner, VllmMiner) else max(64, 4 * miner.concurrency)
     limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
-    allowed = budget.gate(missing.repartition(target_num_rows_per_block=rows), meter, miner)
+    allowed = budget.gate(missing.repartition(target_num_rows_per_block=rows), sink.meter, miner)
     prompts = map_tables(allowed, _with_messages, miner=miner, limits=limits)
-    if isinstance(miner, OpenAIMiner):
-        return prompts.map_batches(
-            _Ask,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_constructor_args=(owner, miner, api_key(miner)),
-            compute=ActorPoolStrategy(size=1),  # one, because the rate limit is its own
-            num_cpus=0.1,
-        )
-    return vllm_engine.generate(miner, owner, prompts)
+    if isinstance(miner, VllmMiner):
+        return map_tables(vllm_engine.generate(miner, owner, prompts), write, sink=sink)
+    return prompts.map_batches(
+        _Ask,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_constructor_args=(owner, miner, api_key(miner), sink),
+        compute=ActorPoolStrategy(size=1),  # one, because the rate limit is its own
+        num_cpus=0.1,
+    )
 
 
 def _with_messages(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: dict[str, int]) -> pa.Table:
@@ -53,17 +53,17 @@ def _with_messages(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: d
 
 
 class _Ask:
-    """Send batches of prompts to an endpoint."""
+    """Send batches of prompts to an endpoint, and write each one's answers before the next is sent: they were paid for."""
 
-    def __init__(self, owner: Owner, miner: OpenAIMiner, key: str):
+    def __init__(self, owner: Owner, miner: OpenAIMiner, key: str, sink: Sink):
         self.miner, self.key, self.version = miner, key, prompt_version(owner, miner.modality)
-        self.pace = Pace(miner.requests_per_minute)
+        self.pace, self.sink = Pace(miner.requests_per_minute), sink
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
         miner = self.miner
         answers = ask_endpoint(miner, self.key, [json.loads(text) for text in prompts["messages"].to_pylist()], self.pace)
         prices = miner.usd_per_million_input_tokens, miner.usd_per_million_output_tokens
-        return raw_responses(
+        raw = raw_responses(
             prompts,
             miner.name,
             self.version,
@@ -75,3 +75,4 @@ class _Ask:
             output_tokens=[one.output_tokens for one in answers],
             cost_usd=[(one.input_tokens * prices[0] + one.output_tokens * prices[1]) / 1e6 for one in answers],
         )
+        return write(raw, self.sink)

@@ -38,17 +38,18 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 def _build(config: Config, store: Store) -> dict[str, Made]:
     start_ray(config)
     from jobs import budget
+    from jobs.sink import Sink
 
     uri = ledger.open_ledger(store)
-    meter = budget.open_meter(config.interests, uri)
+    sink = Sink(uri, budget.open_meter(config.interests, uri))
     counted = []
     for owner in sorted(config.interests.owners):  # items before users, whose prompts show the interests of their items
-        wanted, num_requests = _ask(config, store, uri, owner, meter)
+        wanted, num_requests = _ask(config, store, owner, sink)
         counted.append(_merge(config, store, uri, owner, wanted, num_requests))
     return _made(config, store, uri, add_outcomes(counted))
 
 
-def _ask(config: Config, store: Store, uri: str, owner: Owner, meter: Any) -> tuple[Any, int]:
+def _ask(config: Config, store: Store, owner: Owner, sink: Any) -> tuple[Any, int]:
     """Ask each miner for what the ledger lacks; returns a reference to all its requests' digests, and their number.
 
     Raises:
@@ -65,17 +66,17 @@ def _ask(config: Config, store: Store, uri: str, owner: Owner, meter: Any) -> tu
         answers, expected = [], {}
         for miner in miners:
             requests = requests_of(config, store, owner, miner)
-            asked, missing, num_asked, num_missing = ledger_tasks.plan(requests, uri, config.interests.retry_failed)
+            asked, missing, num_asked, num_missing = ledger_tasks.plan(requests, sink.uri, config.interests.retry_failed)
             say(STAGE, f"{miner.name}: {num_asked} {owner} requests, {num_asked - num_missing} answered, {num_missing} to ask")
             if num_missing:
                 chosen = ledger_tasks.map_tables(requests, ledger_tasks.only, numbers=missing)
-                answers.append(answer(config, owner, miner, chosen, requests, num_asked, meter))
+                answers.append(answer(config, owner, miner, chosen, requests, num_asked, sink))
                 expected[miner.name] = num_missing
             wanted.append(asked)
             num_requests += num_asked
         if answers:
-            written = ledger_tasks.write_answers(answers, uri, expected, meter)
-            budget.check(meter, config.interests, sum(expected.values()) - written)
+            written = ledger_tasks.follow(answers, sink.uri, expected)
+            budget.check(sink.meter, config.interests, sum(expected.values()) - written)
     return ledger_tasks.join.remote(*wanted), num_requests
 
 

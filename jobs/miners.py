@@ -1,7 +1,6 @@
 """How a miner of the config becomes a function from a Ray Dataset of requests to one of responses."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +16,7 @@ from digr.interests.replay import open_recording, replay
 from digr.tables import TABLES
 from jobs import llm_miners, phrase_tasks
 from jobs.ledger_tasks import map_tables
+from jobs.sink import Sink, write
 
 BLOCK_ROWS = 1024
 """Requests made, and answers written, at once by miners that do not wait for a model."""
@@ -63,18 +63,17 @@ def _user_batch(users: pa.Table, store: Store, key: str, max_text_chars: int) ->
 
 
 def answer(
-    config: Config, owner: Owner, miner: Miner, missing: Dataset, everything: Dataset, num_owners: int, meter: Any
+    config: Config, owner: Owner, miner: Miner, missing: Dataset, everything: Dataset, num_owners: int, sink: Sink
 ) -> Dataset:
-    """Return the raw responses of a miner to the requests that are missing.
+    """Write a miner's responses to the requests that are missing, batch by batch; returns their counts.
 
     Args:
         everything: all requests of the miner, `num_owners` of them; key phrases are counted over all owners.
-        meter: of the budget, see `jobs.budget`.
     """
     if isinstance(miner, VllmMiner | OpenAIMiner):
-        return llm_miners.answer_with_model(config, owner, miner, missing, meter)
+        return llm_miners.answer_with_model(config, owner, miner, missing, sink)
     if isinstance(miner, ReplayMiner):
         open_recording(miner.path)
         names = {"miner": miner.name, "recorded_miner": miner.recorded_miner}
-        return map_tables(missing, replay, path=miner.path, **names)
-    return phrase_tasks.extract(config, owner, miner, missing, everything, num_owners)
+        return map_tables(map_tables(missing, replay, path=miner.path, **names), write, sink=sink)
+    return map_tables(phrase_tasks.extract(config, owner, miner, missing, everything, num_owners), write, sink=sink)
