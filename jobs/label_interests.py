@@ -94,7 +94,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         positive = parts.count_rows(filter=pc.field("label") == 1)
         say(LABELS, f"{positive} of {rows} trusted")
         of_users = parts.count_rows(filter=pc.field("owner") == "user")
-        facts = {"trusted_rate": positive / max(1, rows), "num_of_users": of_users}
+        facts = {"trusted_rate": positive / max(1, rows), "num_interests_of_users": of_users}
         facts |= labeler_facts(parts.to_batches(), labels.labelers, labels.threshold)
         rating = quality_histogram(qualities.to_batches(columns=["quality", "num_interests"]))
         rejected = {f"judge: {reason}": count for reason, count in unjudged.items()}

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ def _read(work: str, side: str) -> pa.Table:
     return pq.read_table(path, filesystem=filesystem)
 
 
-def _report(metrics: dict[str, Any]) -> None:
-    say(STAGE, ", ".join(f"{name} {value:.3f}".removesuffix(".000") for name, value in metrics.items()))
+def _report(epochs: int, metrics: dict[str, Any]) -> None:
+    if metrics.get("epoch", epochs) == epochs:
+        say(STAGE, ", ".join(f"{name} {value:.3f}".removesuffix(".000") for name, value in metrics.items()))
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
             pq.write_table(table, f"{path}/{side}.parquet", filesystem=filesystem)
         say(STAGE, f"{len(sides.train)} mined pairs to train on, {len(sides.held_out)} of held-out items")
         values = {"classifier": config.classifier.model_dump(), "work": work, "seed": config.run.seed}
-        result = fit(config, train_loop, values, work, report=_report)
+        result = fit(config, train_loop, values, work, report=partial(_report, config.classifier.epochs))
         assert result.checkpoint is not None, "the loop reports a checkpoint last"
         with result.checkpoint.as_directory() as folder:
             artifacts.put_files(store, STAGE, Path(folder))

@@ -134,7 +134,7 @@ def test_the_classifier_is_trained_and_all_labelers_label_every_interest_once(sh
     assert behavioural["boat work with a sail"] is None
     users = [row for row in labels.to_pylist() if row["owner"] == "user"]
     assert [row["labeler"] for row in users] == ["classifier", "classifier+judge"]
-    assert labelled["facts"]["interest_labels"]["num_of_users"] == 2
+    assert labelled["facts"]["interest_labels"]["num_interests_of_users"] == 2
     assert labelled["facts"]["interest_labels"]["agreement"]["classifier and judge"]["num_interests"] == len(interests) - 1
     assert artifacts.require(store, "interest_labels").rejected == {"judge: unparsable": 1}
     assert len(server.bodies) == len(interests)
