@@ -37,16 +37,13 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
 def _build(config: Config, store: Store) -> dict[str, Made]:
     start_ray(config)
-    from jobs import budget
-    from jobs.sink import Sink
+    from jobs.sink import open_sink
 
-    uri = ledger.open_ledger(store)
-    sink = Sink(uri, budget.open_meter(config.interests, uri))
-    counted = []
+    sink, counted = open_sink(config.interests, store), []
     for owner in sorted(config.interests.owners):  # items before users, whose prompts show the interests of their items
         wanted, num_requests = _ask(config, store, owner, sink)
-        counted.append(_merge(config, store, uri, owner, wanted, num_requests))
-    return _made(config, store, uri, add_outcomes(counted))
+        counted.append(_merge(config, store, sink.uri, owner, wanted, num_requests))
+    return _made(config, store, sink.uri, add_outcomes(counted))
 
 
 def _ask(config: Config, store: Store, owner: Owner, sink: Any) -> tuple[Any, int]:

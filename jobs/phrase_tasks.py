@@ -9,7 +9,6 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from digr.config import Config
 from digr.config.interests import ExtractiveMiner
-from digr.embeddings import load_encoder
 from digr.interests.extractive import Counts, count_phrases, extract_interests, num_buckets
 from digr.interests.ledger import raw_responses
 from digr.interests.merging import Encode, latest_responses, merge_responses
@@ -46,7 +45,9 @@ def _with_encoder(blocks: Dataset, config: Config, worker: type, *arguments: Any
 
 def _load_encoder(config: Config) -> Encode:
     """Load the encoder that compares phrases, inside a worker."""
-    import torch
+    import torch  # seconds of every worker's start, and one miner's answers merge without an encoder
+
+    from digr.embeddings import load_encoder
 
     torch.set_num_threads(config.cluster.encode_threads)
     device = "cuda" if config.cluster.use_gpu else "cpu"

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from digr.artifacts import Store
+from digr.config.interests import InterestsConfig
 from digr.interests import ledger
 from jobs import budget
 
@@ -14,6 +16,12 @@ class Sink(NamedTuple):
 
     uri: str
     meter: Any
+
+
+def open_sink(interests: InterestsConfig, store: Store) -> Sink:
+    """Open a run's ledger to go on where it stopped."""
+    uri = ledger.open_ledger(store)
+    return Sink(uri, budget.open_meter(interests, uri))
 
 
 def write(raw: pa.Table, sink: Sink) -> pa.Table:
