@@ -137,13 +137,13 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(co
         "train.num_workers": 1,
         "train.zero_stage": 2,
         "sft.lr": 3e-3,
-        "sft.epochs": 2,
+        "sft.epochs": 6,
         "sft.accumulate": 2,
         "sft.batch_tokens": 1024,
     }
     config = apply_overrides(config, choices | {"sft.eval_every_epochs": 1, "sft.valid_beam_width": 10})
     facts = train_sft.run(config, Options())["facts"]["policy_sft"]
-    assert facts["epochs"] == 2 and facts["num_valid"] == NUM_USERS
+    assert facts["epochs"] == 6 and facts["num_valid"] == NUM_USERS
     examples = artifacts.read_table(store, "policy_examples")
     tasks = {row["values"]: row["counts"] for row in examples["task"].value_counts().to_pylist()}
     items = {"title_to_sid", "sid_to_title", "interest_to_sid", "sid_to_interest"}
@@ -151,7 +151,7 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(co
         "user_interest_to_sid": 1
     } | dict.fromkeys(items, NUM_ITEMS)
     losses = [record["loss"] for record in _metrics(config, "policy_sft")]
-    assert losses[1] < losses[0]
+    assert losses[-1] < losses[0]
     policy, trie = load_policy(Path(config.run.dir) / "policy_sft"), load_trie(store)
     assert not any("lora_" in name for name, _ in policy.named_parameters())
     prompts = examples.filter(pc.equal(examples["split"], "valid"))["prompt"].to_pylist()[:3]
@@ -161,7 +161,7 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(co
 def test_a_job_killed_while_training_goes_on_to_the_same_losses(config, tmp_path, ray_local, capsys):
     config = apply_overrides(config, {"sft.epochs": 40, "sft.patience": 99})
     toml = tmp_path / "config.toml"
-    sections = json.loads(config.model_dump_json(exclude={"interests", "ablations", "cluster"}))
+    sections = json.loads(config.model_dump_json(exclude={"interests", "ablations", "cluster", "tune"}))
     toml.write_text("".join(_section(name, values) for name, values in sections.items()))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-m", "jobs.train_sft", "--config", str(toml), "cluster.num_cpus=4"]
