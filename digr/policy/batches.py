@@ -74,10 +74,18 @@ def pack_sequences(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Texts], m
 
 
 def draw_rows(rates: Float[np.ndarray, " S"], rng: np.random.Generator) -> Int[np.ndarray, " R"]:
-    """Choose the sequences of an epoch: a rate's whole part always, the rest by chance."""
+    """Choose the sequences of an epoch: a rate's whole part always, the rest by chance.
+
+    The chances are drawn as one systematic sample, so that every epoch has the same number of sequences, to within one:
+    otherwise the mix of tasks, and with it the loss, would go up and down.
+    """
     if (rates == 1).all():
         return np.arange(len(rates))
-    return np.repeat(np.arange(len(rates)), (rates + rng.random(len(rates))).astype(np.int64))
+    whole, order = np.floor(rates).astype(np.int64), rng.permutation(len(rates))
+    marks = np.floor(np.cumsum((rates - whole)[order]) + rng.random()).astype(np.int64)
+    extra = np.zeros(len(rates), np.int64)
+    extra[order] = np.diff(marks, prepend=0)
+    return np.repeat(np.arange(len(rates)), whole + extra)
 
 
 def plan_batches(lengths: Int[np.ndarray, " S"], max_batch_tokens: int, rng: np.random.Generator) -> list[Int[np.ndarray, " B"]]:

@@ -129,9 +129,11 @@ def test_a_checkpoint_of_another_policy_is_refused(tmp_path):
 
 
 def test_a_rate_says_how_often_a_sequence_is_seen():
-    rates, rng = np.array([1.0, 0.25, 2.5, 0.0]), np.random.default_rng(0)
-    counts = np.mean([np.bincount(draw_rows(rates, rng), minlength=4) for _ in range(2000)], axis=0)
-    np.testing.assert_allclose(counts, rates, atol=0.05)
+    rates, rng = np.array([1.0, 0.25, 2.5, 0.0, 0.25, 0.25]), np.random.default_rng(0)
+    counts = np.stack([np.bincount(draw_rows(rates, rng), minlength=6) for _ in range(2000)])
+    np.testing.assert_allclose(counts.mean(0), rates, atol=0.05)
+    assert (counts[:, 0] == 1).all() and (counts[:, 3] == 0).all() and set(counts[:, 2]) == {2, 3}
+    assert set(counts.sum(1)) == {4, 5}, "4.25 on average"
     assert draw_rows(np.ones(3), rng).tolist() == [0, 1, 2]
 
 
