@@ -26,7 +26,7 @@ def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMin
         return map_tables(vllm_engine.generate(miner, owner, prompts), write, sink=sink)
     return prompts.map_batches(
         _Ask,
-        batch_size=None,
+        batch_size=rows,  # not whole blocks, which Ray joins on their way
         batch_format="pyarrow",
         fn_constructor_args=(owner, miner, api_key(miner), sink),
         compute=ActorPoolStrategy(size=1),  # one, because the rate limit is its own
