@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import ray
 
@@ -78,8 +76,7 @@ def _measure(config: Config, store: Store, candidate: Mapping[str, Any]) -> floa
     from digr.evaluation.sid_probe import validation_ndcg
 
     built = fit_candidate(config, store, candidate)
-    histories = artifacts.read_table(store, "histories")
-    rows = histories.filter(pc.is_in(histories["split"], pa.array(["train", "valid"])))
+    rows = artifacts.read_table(store, "histories", split=["train", "valid"])
     small = apply_overrides(config, config.tune.policy_overrides)
     codes = np.ascontiguousarray(built.assigned.codes)
     return validation_ndcg(built.item_ids, codes, built.assigned.level_sizes, rows, small)

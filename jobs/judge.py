@@ -32,7 +32,7 @@ from jobs.vllm_engine import run_engine
 from jobs.votes import keep_verdicts, read_votes
 
 BLOCK_ROWS = 256
-"""Verdicts asked for, and written, at once: what a killed job loses at most of each worker's work."""
+"""Verdicts asked of an endpoint, and written, at once: what a killed job loses at most; of an engine, some such blocks."""
 SAY_SECONDS = 5.0
 """Time between two progress lines."""
 
@@ -52,9 +52,9 @@ def ask_judge(config: Config, store: Store, work: str) -> dict[str, int]:
     blocks = interests.repartition(target_num_rows_per_block=BLOCK_ROWS)
     as_json = isinstance(judge, OpenAIJudge) and not judge.logprobs
     prompts = map_tables(blocks, _prompts, store=store, work=work, as_json=as_json)
-    answers = _judge_with_engine(judge, prompts) if isinstance(judge, VllmJudge) else _judge_with_endpoint(judge, prompts)
+    ask: Any = _judge_with_engine if isinstance(judge, VllmJudge) else _judge_with_endpoint
     counts, start, said = Counter[str](), time.monotonic(), 0.0
-    for batch in map_tables(answers, keep_verdicts, uri=uri).iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in ask(judge, prompts, uri).iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(batch, pa.Table)
         for row in batch.to_pylist():
             counts[row["status"]] += row["rows"]
@@ -65,21 +65,21 @@ def ask_judge(config: Config, store: Store, work: str) -> dict[str, int]:
     return {status: count for status, count in counts.items() if status != "ok"}
 
 
-def _judge_with_endpoint(judge: OpenAIJudge, prompts: Dataset) -> Dataset:
+def _judge_with_endpoint(judge: OpenAIJudge, prompts: Dataset, uri: str) -> Dataset:
     return prompts.map_batches(
         _Ask,
-        batch_size=None,
+        batch_size=BLOCK_ROWS,  # not whole blocks, which Ray joins on their way
         batch_format="pyarrow",
-        fn_constructor_args=(judge, api_key(judge)),
+        fn_constructor_args=(judge, api_key(judge), uri),
         compute=ActorPoolStrategy(size=1),
         num_cpus=0.1,
     )
 
 
-def _judge_with_engine(judge: VllmJudge, prompts: Dataset) -> Dataset:
+def _judge_with_engine(judge: VllmJudge, prompts: Dataset, uri: str) -> Dataset:
     # the guide leaves only tokens that begin a choice, so the first token's log-probabilities are those of the choice
     guide = {"structured_outputs": {"choice": list(CHOICES)}, "temperature": 0.0, "max_tokens": 1, "logprobs": TOP_TOKENS}
-    return map_tables(run_engine(judge, prompts, guide, [*KEY], _verdict), _judged)
+    return map_tables(map_tables(run_engine(judge, prompts, guide, [*KEY], _verdict), _judged), keep_verdicts, uri=uri)
 
 
 def _verdict(row: dict[str, Any]) -> dict[str, Any]:
@@ -104,10 +104,10 @@ def _prompts(interests: pa.Table, store: Store, work: str, as_json: bool) -> pa.
 
 
 class _Ask:
-    """Send batches of prompts to an endpoint."""
+    """Send batches of prompts to an endpoint, and write each one's verdicts before the next is sent."""
 
-    def __init__(self, judge: OpenAIJudge, key: str) -> None:
-        self.judge, self.key, self.pace = judge, key, Pace(judge.requests_per_minute)
+    def __init__(self, judge: OpenAIJudge, key: str, uri: str) -> None:
+        self.judge, self.key, self.uri, self.pace = judge, key, uri, Pace(judge.requests_per_minute)
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
         conversations: list[list[dict[str, Any]]] = [json.loads(text) for text in prompts["messages"].to_pylist()]
@@ -115,4 +115,5 @@ class _Ask:
         answers = ask_endpoint(self.judge, self.key, conversations, self.pace, fields=fields, read=read_verdict)
         given = [float(one.response) if one.status is None and one.response else None for one in answers]
         reasons = [f"{one.status}: {one.reason}" if one.status else None for one in answers]
-        return pa.table({name: prompts[name] for name in KEY} | {"probability": given, "reason": reasons}, schema=JUDGED)
+        verdicts = pa.table({name: prompts[name] for name in KEY} | {"probability": given, "reason": reasons}, schema=JUDGED)
+        return keep_verdicts(verdicts, self.uri)

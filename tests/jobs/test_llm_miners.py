@@ -1,16 +1,19 @@
-"""What a worker that asks an endpoint does with one batch, without a cluster."""
+"""What a worker that asks an endpoint does with one batch, and how large a batch is."""
 
 import json
 
 import pyarrow as pa
+import pytest
 
 from digr import artifacts
-from digr.artifacts import Store
+from digr.artifacts import Manifest, Store
+from digr.config import build_config
 from digr.config.interests import OpenAIMiner
 from digr.interests import ledger
 from digr.interests.prompts import item_requests
 from digr.tables import conform
-from jobs.llm_miners import _Ask, _with_messages
+from jobs.llm_miners import _Ask, _with_messages, answer_with_model
+from jobs.miners import requests_of
 from jobs.sink import Sink
 from tests.interests.endpoint_server import serve_endpoint
 
@@ -32,3 +35,18 @@ def test_a_batch_is_in_the_ledger_before_the_next_one_is_sent(tmp_path):
     rows = {row["owner_id"]: row for row in artifacts.open_parts(uri).to_table().to_pylist()}
     assert {item: row["status"] for item, row in rows.items()} == {"a": "ok", "b": "error", "c": "truncated", "d": "ok"}
     assert json.loads(rows["a"]["response"])["interests"]
+
+
+@pytest.mark.ray
+def test_a_batch_stays_a_batch_although_ray_joins_blocks(tmp_path, ray_local, monkeypatch):
+    monkeypatch.setenv("DIGR_TEST_KEY", "any")
+    store, ids = Store(str(tmp_path)), [f"{item:03d}" for item in range(150)]
+    items = pa.table({"item_id": ids, "title": ["fine"] * 150})
+    artifacts.commit(store, Manifest(name="items", rows=artifacts.write_table(store, "items", items)))
+    config, uri = build_config({"run": {"dir": store.root}}, where="test"), ledger.open_ledger(store)
+    with serve_endpoint() as server:
+        miner = OpenAIMiner(name="m", base_url=server.url, model="x", api_key_env="DIGR_TEST_KEY")
+        requests = requests_of(config, store, "item", miner)
+        counts = answer_with_model(config, "item", miner, requests, Sink(uri, None)).take_all()
+    assert sorted(row["rows"] for row in counts) == [22, 64, 64]  # a row per batch and status: all are "ok"
+    assert artifacts.open_parts(uri).count_rows() == 150
