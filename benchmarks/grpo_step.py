@@ -61,9 +61,6 @@ def step_seconds(shop: Shop, prompts: Prompts, config: GrpoConfig) -> Mapping[st
             decoding=Decoding(10, 1),
             seed=0,
             best_folder=Path(folder) / "best",
-            resume=None,
-            save=lambda record, write: None,
-            report=lambda record: None,
         )
     steps = [record for record in progress.records if "reward" in record][1:]
     return {part: float(np.median([record[f"{part}_seconds"] for record in steps])) for part in PARTS}

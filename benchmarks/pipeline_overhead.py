@@ -123,9 +123,7 @@ def fine_tune(config: Config, store: Store) -> None:
             decoding=Decoding(sft.valid_beam_width, config.decoding.batch_size),
             seed=config.run.seed,
             best_folder=Path(folder) / "best",
-            resume=None,
             save=_save,
-            report=_ignore,
         )
 
 
@@ -151,9 +149,7 @@ def reinforce(config: Config, store: Store) -> None:
             decoding=Decoding(grpo.valid_beam_width, config.decoding.batch_size),
             seed=config.run.seed,
             best_folder=Path(folder) / "best",
-            resume=None,
             save=_save,
-            report=_ignore,
         )
 
 
@@ -186,10 +182,6 @@ def _valid(config: Config, store: Store, trie, examples: pa.Table, max_examples:
 def _save(record: dict, write: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
-
-
-def _ignore(record: dict) -> None:
-    pass
 
 
 def measure(quick: bool) -> Measurement:

@@ -72,9 +72,6 @@ def ours(lm: PreTrainedModel, shop: Shop, sequences: Sequences, epochs: int) -> 
             decoding=Decoding(10, 1),
             seed=0,
             best_folder=Path(folder) / "best",
-            resume=None,
-            save=lambda record, write: None,
-            report=lambda record: None,
         )
     later = progress.records[1:]
     return sum(line["tokens_per_second"] * line["seconds"] for line in later) / sum(line["seconds"] for line in later)

@@ -53,8 +53,5 @@ def validation_ndcg(
             decoding=Decoding(config.sft.valid_beam_width, config.decoding.batch_size),
             seed=config.run.seed,
             best_folder=Path(folder) / "best",
-            resume=None,
-            save=lambda record, write: None,
-            report=lambda record: None,
         )
     return progress.best

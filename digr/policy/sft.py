@@ -48,9 +48,9 @@ def train_sft(
     decoding: Decoding,
     seed: int,
     best_folder: Path,
-    resume: Path | None,
-    save: Save,
-    report: Report,
+    resume: Path | None = None,
+    save: Save = lambda record, write: None,
+    report: Report = lambda record: None,
 ) -> Progress:
     """Train the engine's policy; the best weights on validation end in `best_folder`.
 

@@ -2,25 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digr.sids.assignment import assign_sids, group_ids, place_in_free_codes, rank_in_group, sid_table
-from digr.sids.rkmeans import RKMeans
-
-# two dimensions: the first level tells left from right, the second has three offsets
-GRID = RKMeans(
-    mean=torch.zeros(2),
-    scale=torch.ones(2),
-    codebooks=(torch.tensor([[-10.0, 0.0], [10.0, 0.0]]), torch.tensor([[0.0, -1.0], [0.0, 0.0], [0.0, 1.0]])),
-)
-
-points = st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=40)
-
-
-def _vectors(listed):
-    return np.array([[10 * np.sign(x + 0.5), y] for x, y in listed], np.float32)
+from tests.sids.grid import GRID, POINTS, grid_vectors
 
 
 def _assign(vectors, **options):
@@ -28,7 +14,7 @@ def _assign(vectors, **options):
 
 
 def test_items_that_do_not_collide_get_their_nearest_codes_and_no_suffix():
-    assigned = _assign(_vectors([(-1, -1), (-1, 1), (1, 0)]))
+    assigned = _assign(grid_vectors([(-1, -1), (-1, 1), (1, 0)]))
     assert assigned.codes.tolist() == [[0, 0], [0, 2], [1, 1]]
     assert assigned.level_sizes == (2, 3)
 
@@ -57,9 +43,9 @@ def test_none_leaves_equal_codes():
 
 
 @settings(deadline=None)
-@given(points, st.booleans(), st.sampled_from(["colliding", "all"]))
+@given(POINTS, st.booleans(), st.sampled_from(["colliding", "all"]))
 def test_codes_are_unique_and_only_colliding_items_change(listed, spread, disambiguation):
-    vectors = _vectors(listed)
+    vectors = grid_vectors(listed)
     assigned = _assign(vectors, spread=spread, disambiguation=disambiguation)
     assert len(np.unique(assigned.codes, axis=0)) == len(vectors)
     np.testing.assert_array_equal(assigned.nearest, GRID.assign(vectors))
@@ -78,9 +64,9 @@ def test_codes_are_unique_and_only_colliding_items_change(listed, spread, disamb
 
 
 @settings(deadline=None)
-@given(points, st.randoms())
+@given(POINTS, st.randoms())
 def test_the_order_of_rows_does_not_decide_who_keeps_its_codes(listed, random):
-    vectors = _vectors(sorted(set(listed))) + np.linspace(0, 0.3, len(set(listed)), dtype=np.float32)[:, None]
+    vectors = grid_vectors(sorted(set(listed))) + np.linspace(0, 0.3, len(set(listed)), dtype=np.float32)[:, None]
     order = np.array(random.sample(range(len(vectors)), len(vectors)))
     np.testing.assert_array_equal(_assign(vectors).codes[order], _assign(vectors[order]).codes)
 

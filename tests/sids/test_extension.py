@@ -3,26 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digr.sids.assignment import assign_sids, sid_table
 from digr.sids.extension import continue_sids, extend_sids
-from digr.sids.rkmeans import RKMeans
-
-# two dimensions: the first level tells left from right, the second has three offsets
-GRID = RKMeans(
-    mean=torch.zeros(2),
-    scale=torch.ones(2),
-    codebooks=(torch.tensor([[-10.0, 0.0], [10.0, 0.0]]), torch.tensor([[0.0, -1.0], [0.0, 0.0], [0.0, 1.0]])),
-)
-
-points = st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=40)
-
-
-def _vectors(listed):
-    return np.array([[10 * np.sign(x + 0.5), y] for x, y in listed], np.float32)
+from tests.sids.grid import GRID, POINTS, grid_vectors
 
 
 def _assign(vectors, **options):
@@ -34,11 +20,11 @@ def _continue(earlier, ids, vectors, **options):
 
 
 @settings(deadline=None)
-@given(points, points, st.booleans(), st.sampled_from(["colliding", "all", "none"]))
+@given(POINTS, POINTS, st.booleans(), st.sampled_from(["colliding", "all", "none"]))
 def test_new_items_get_new_codes_and_no_sid_begins_another(old, new, spread, disambiguation):
-    before = _assign(_vectors(old), spread=spread, disambiguation=disambiguation).codes
+    before = _assign(grid_vectors(old), spread=spread, disambiguation=disambiguation).codes
     try:
-        after = extend_sids(GRID, before, _vectors(new), disambiguation=disambiguation).codes
+        after = extend_sids(GRID, before, grid_vectors(new), disambiguation=disambiguation).codes
     except ValueError as error:
         assert "has outgrown the codebooks" in str(error) and disambiguation == "colliding"
         return
@@ -86,9 +72,9 @@ def test_an_item_that_comes_back_has_its_own_sid_again():
 
 
 @settings(deadline=None, max_examples=30)
-@given(points, points, st.randoms(), st.sampled_from(["colliding", "all"]))
+@given(POINTS, POINTS, st.randoms(), st.sampled_from(["colliding", "all"]))
 def test_whatever_comes_and_goes_sids_stay_and_stay_unique(old, new, random, disambiguation):
-    vectors = _vectors([*old, *new])
+    vectors = grid_vectors([*old, *new])
     ids = [f"i{index}" for index in range(len(vectors))]
     before = _assign(vectors[: len(old)], disambiguation=disambiguation)
     earlier = sid_table(pa.array(ids[: len(old)]), before.codes)
