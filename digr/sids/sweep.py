@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
+from scipy.stats import spearmanr
 
 from digr.config.sids import SidsConfig, TuneConfig
 
@@ -64,9 +63,12 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     known = [row for row in rows if row.get(NDCG) is not None]
     if len(known) < FEWEST_FOR_CORRELATION:
         return {}
-    scores = np.array([row[NDCG] for row in known])
-    found = {name: rank_correlation(np.array([diagnostic(row, name) for row in known]), scores) for name in DIAGNOSTICS}
-    return {name: None if np.isnan(value) else round(value, 3) for name, value in found.items()}
+    scores = [row[NDCG] for row in known]
+    values = {name: [diagnostic(row, name) for row in known] for name in DIAGNOSTICS}
+    return {
+        name: round(float(spearmanr(found, scores).statistic), 3) if len(set(found)) > 1 and len(set(scores)) > 1 else None
+        for name, found in values.items()
+    }
 
 
 def row_text(row: Mapping[str, Any]) -> str:
@@ -77,17 +79,3 @@ def row_text(row: Mapping[str, Any]) -> str:
         f"R2 {row['reconstruction_r2']:.3f}  neighbours {row['neighbour_prefix_share'][0]:.3f}  co-interaction "
         f"{row['cointeraction_prefix_share'][0]:.3f}  {row['seconds']:.0f} s{ndcg}"
     )
-
-
-def rank_correlation(left: Float[np.ndarray, " N"], right: Float[np.ndarray, " N"]) -> float:
-    """Return Spearman's correlation, equal values at their mean rank; nan where either does not vary."""
-    first, second = (_mean_ranks(np.asarray(values, float)) for values in (left, right))
-    if not first.std() or not second.std():
-        return float("nan")
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _mean_ranks(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
