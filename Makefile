@@ -9,9 +9,11 @@ PIP    := $(PYTHON) -m pip install -qq --disable-pip-version-check
 LOCKED := $(PIP) --constraint requirements.lock
 TORCH  := $(shell grep -E '^torch==' requirements.lock)
 VISION := $(shell grep -E '^torchvision==' requirements.lock)
-PYTEST := $(PYTHON) -m pytest --durations=5
+# tests of one file run in one process, so files side by side; one thread each, since they share the cores
+TEST_PROCESSES ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=5 -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: setup quickstart test test-setup test-default test-ray test-vllm check clean
+.PHONY: setup quickstart test test-setup test-default test-engines check clean
 
 setup: $(VENV)/.ready
 
@@ -45,16 +47,13 @@ quickstart: setup
 	$(PYTHON) -m jobs.pipeline --config configs/quickstart.toml
 
 test: test-setup
-	@$(MAKE) --no-print-directory test-default test-ray test-vllm
+	@$(MAKE) --no-print-directory test-default test-engines
 
 test-default:
 	$(PYTEST) -m "not ray and not vllm"
 
-test-ray:
-	$(PYTEST) -m "ray and not vllm"
-
-test-vllm:
-	$(PYTEST) -m vllm
+test-engines:
+	$(PYTEST) -m "ray or vllm"
 
 check: test-setup
 	$(VENV)/bin/ruff check .
