@@ -9,7 +9,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.policy.examples import prompt_examples
-from digr.policy.grpo import Prompts, train_grpo
+from digr.policy.grpo import Prompts, kept_record, train_grpo
 from digr.policy.model import load_policy
 from digr.policy.validation import SCORE, Decoding, Progress
 from digr.sids.trie import load_trie
@@ -51,7 +51,7 @@ def train_loop(values: dict[str, Any]) -> None:
             valid,
             data.load_reward(config, store, trie, device),
             grpo,
-            decoding=Decoding(grpo.valid_beam_width, config.decoding.batch_size),
+            decoding=Decoding(max(grpo.valid_beam_width, grpo.group_size), config.decoding.batch_size),
             seed=seed,
             best_folder=best_folder,
             resume=resume,
@@ -67,7 +67,8 @@ def tell(record: Mapping[str, Any]) -> None:
         line += f", reward {record['reward']:.4f}, dead groups {record['dead_group_rate']:.0%}, KL {record['kl']:.2e}; seconds: "
         line += ", ".join(f"{part} {record[f'{part}_seconds']:.2f}" for part in ("rollout", "reward", "update"))
     if SCORE in record:
-        line += f"; valid {SCORE} {record[SCORE]:.4f} (best {record['best']:.4f}), {record['valid_seconds']:.1f} s"
+        line += f"; valid {SCORE} {record[SCORE]:.4f} (kept {record['best']:.4f}), reward {record['valid_reward']:.4f}, "
+        line += f"{record['valid_seconds']:.1f} s"
     say(STAGE, line)
 
 
@@ -84,7 +85,9 @@ def facts_of(progress: Progress) -> dict[str, Any]:
         "best_step": progress.best_position,
         "better_than_sft": progress.best_position > 0,
     }
-    facts |= {f"sft_valid_{SCORE}": progress.records[0][SCORE], f"valid_{SCORE}": progress.best}
+    sft, kept = progress.records[0], kept_record(progress)
+    facts |= {f"sft_valid_{SCORE}": sft[SCORE], f"valid_{SCORE}": kept[SCORE]}
+    facts |= {"sft_valid_reward": sft["valid_reward"], "valid_reward": kept["valid_reward"]}
     facts |= {"first_reward": mean("reward", steps[:tenth]), "last_reward": mean("reward", steps[-tenth:])}
     keys = ("dead_group_rate", "rollout_seconds", "reward_seconds", "update_seconds")
     return facts | {key: mean(key, steps) for key in keys}

@@ -173,6 +173,9 @@ class GrpoConfig(Section):
     """Ratio clip above 1 (dapo: 0.28)."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping."""
+    keep: Literal["ndcg", "reward"] = "ndcg"
+    """Which weights come back: those of the best NDCG@10 on validation, or of the highest mean reward there among those that
+    rank no worse than the SFT policy."""
     eval_every_steps: int = Field(20, ge=1)
     """Steps between validations and checkpoints."""
     max_valid_examples: int = Field(10_000, ge=1)

@@ -4,10 +4,11 @@ Roll-outs, update and reference all use log-probabilities renormalised on the tr
 trained is the policy that is sampled, and the ratio of a roll-out's first update is exactly 1.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from digr.config.policy import GrpoConfig
 from digr.policy.advantages import Advantages, group_advantages, group_loss
+from digr.policy.beam import Beams
 from digr.policy.engine import Engine
 from digr.policy.model import SidPolicy
-from digr.policy.rollouts import Rollouts, rollout
+from digr.policy.rollouts import Rollouts, best_rollouts, rollout
 from digr.policy.validation import (
     SCORE,
     Decoding,
@@ -80,8 +82,9 @@ def train_grpo(
 ) -> Progress:
     """Train the engine's policy; the best weights on validation end in `best_folder`, the SFT weights if nothing beat them.
 
-    The SFT policy is validated first, as step 0, and only a strictly better NDCG@10 replaces it. Validation and
-    checkpoints come every `eval_every_steps` steps and at the end.
+    The SFT policy is validated first, as step 0. With `keep = "ndcg"` only a strictly better NDCG@10 replaces it, with
+    `keep = "reward"` only a strictly higher mean reward at no lower NDCG@10 than the SFT policy's. Validation and checkpoints
+    come every `eval_every_steps` steps and at the end.
 
     Args:
         engine: holds a copy of the SFT policy.
@@ -95,11 +98,23 @@ def train_grpo(
         report: called after each step.
     """
     reference.eval().requires_grad_(False)
+
+    def mean_reward(beams: Beams, targets: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        return reward_fn(best_rollouts(trie, beams, config.group_size), targets, None).total.mean(1)
+
+    def check(progress: Progress, record: dict[str, Any]) -> None:
+        start = time.monotonic()
+        record |= validate(engine, trie, valid, decoding, mean_reward)
+        keep_if_better(engine, progress, _score(record, progress, config.keep), best_folder)
+        progress.records.append(record)
+        record |= {"best": kept_record(progress)[SCORE], "valid_seconds": time.monotonic() - start}
+        save(record, lambda folder: save_state(folder, engine, progress, best_folder))
+
     if resume:
         progress = load_state(resume, engine, best_folder)
     else:
         progress = Progress()
-        _validate_and_save(engine, trie, valid, decoding, progress, {"step": 0}, best_folder, save)
+        check(progress, {"step": 0})
     while not progress.done:
         record, sample = train_step(engine, reference, trie, prompts, reward_fn, config, step=progress.step, seed=seed)
         progress.step = progress.position = progress.step + 1
@@ -109,26 +124,21 @@ def train_grpo(
             report(record)
             continue
         progress.samples += sample
-        _validate_and_save(engine, trie, valid, decoding, progress, record, best_folder, save)
+        check(progress, record)
     return progress
 
 
-def _validate_and_save(
-    engine: Engine,
-    trie: SidTrie,
-    valid: ValidExamples,
-    decoding: Decoding,
-    progress: Progress,
-    record: dict[str, float],
-    best_folder: Path,
-    save: Save,
-) -> None:
-    start = time.monotonic()
-    record |= validate(engine, trie, valid, decoding)
-    keep_if_better(engine, progress, record[SCORE], best_folder)
-    record |= {"best": progress.best, "valid_seconds": time.monotonic() - start}
-    progress.records.append(record)
-    save(record, lambda folder: save_state(folder, engine, progress, best_folder))
+def kept_record(progress: Progress) -> dict[str, Any]:
+    """Return the metrics of the step whose weights are kept."""
+    return next(record for record in progress.records if record["step"] == progress.best_position and SCORE in record)
+
+
+def _score(record: Mapping[str, float], progress: Progress, keep: Literal["ndcg", "reward"]) -> float:
+    """What the kept weights are the best in; nothing counts that ranks worse than the SFT policy."""
+    if keep == "ndcg":
+        return record[SCORE]
+    sft = progress.records[0] if progress.records else record
+    return record["valid_reward"] if record[SCORE] >= sft[SCORE] else -math.inf
 
 
 def train_step(

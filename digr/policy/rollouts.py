@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from digr.policy.beam import beam_search
+from digr.policy.beam import Beams, beam_search
 from digr.policy.model import SidPolicy, tree_inputs
 from digr.sids.trie import ROOT, SidTrie
 
@@ -42,10 +42,21 @@ def rollout(
     """
     if mode == "sample":
         return _sample(policy, trie, prompts, group_size, generator)
-    beams = beam_search(policy, trie, prompts, group_size, generator=generator if mode == "distinct" else None)
-    if beams.node.shape[1] < group_size or bool((beams.node < 0).any()):
+    return best_rollouts(
+        trie, beam_search(policy, trie, prompts, group_size, generator=generator if mode == "distinct" else None), group_size
+    )
+
+
+def best_rollouts(trie: SidTrie, beams: Beams, group_size: int) -> Rollouts:
+    """Take the best G beams of each prompt as its group.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    node = beams.node[:, :group_size]
+    if node.shape[1] < group_size or bool((node < 0).any()):
         raise ValueError(f"grpo.group_size: {group_size} different roll-outs need as many SIDs; the catalogue has fewer")
-    return Rollouts(beams.codes, trie.item_start[beams.node])
+    return Rollouts(beams.codes[:, :group_size], trie.item_start[node])
 
 
 def _sample(policy: SidPolicy, trie: SidTrie, prompts: Sequence[str], group_size: int, generator: torch.Generator) -> Rollouts:

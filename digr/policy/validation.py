@@ -5,6 +5,7 @@ there is a policy to return.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from digr.policy.beam import beam_search, rank_items
+from digr.policy.beam import Beams, beam_search, rank_items
 from digr.policy.engine import Engine
 from digr.policy.model import SidPolicy
 from digr.sids.trie import SidTrie
@@ -54,8 +55,8 @@ class Progress:
     """What the unfinished epoch's metrics are made of so far (SFT)."""
     num_workers: int = 1
     """Workers that wrote the checkpoint."""
-    best: float = -1.0
-    """Best NDCG@10 on validation so far; below any real one at the start."""
+    best: float = -math.inf
+    """Best score on validation so far: NDCG@10, or what `grpo.keep` says."""
     best_position: int = 0
     stale: int = 0
     """Validations since the best one."""
@@ -70,30 +71,39 @@ Save = Callable[[dict[str, Any], Callable[[Path], None]], None]
 """Keep a checkpoint: gets the metrics and a function that writes this worker's files into an empty folder."""
 Report = Callable[[dict[str, Any]], None]
 """Say how it goes; called by all workers alike."""
+MeanReward = Callable[[Beams, Int[Tensor, " B"]], Float[Tensor, " B"]]
+"""Mean reward of the best items of each example, given its target."""
 
 
 @torch.no_grad()
-def validate(engine: Engine, trie: SidTrie, valid: ValidExamples, decoding: Decoding) -> dict[str, float]:
+def validate(
+    engine: Engine, trie: SidTrie, valid: ValidExamples, decoding: Decoding, mean_reward: MeanReward | None = None
+) -> dict[str, float]:
     """Return HR@10 and NDCG@10 of the constrained beam search, over the examples of all workers.
 
     NDCG with one relevant item is 1 / log2(1 + rank). The module is left in evaluation mode.
+
+    Args:
+        mean_reward: of the best items of each example; if given, its mean over the examples comes back as `valid_reward`.
     """
     policy = policy_of(engine)
     policy.eval()
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(4, dtype=torch.float64)
     order = np.argsort([len(prompt) for prompt in valid.prompts], kind="stable")
     with engine.whole():
         for start in range(0, len(order), decoding.batch_size):
             chosen = order[start : start + decoding.batch_size]
             beams = beam_search(policy, trie, [valid.prompts[index] for index in chosen], max(decoding.beam_width, K))
-            found = rank_items(trie, beams, K).item_index.cpu()
-            hits = found == valid.target_index[torch.from_numpy(chosen)][:, None]
+            found, targets = rank_items(trie, beams, K).item_index.cpu(), valid.target_index[torch.from_numpy(chosen)]
+            hits = found == targets[:, None]
             gains = hits / torch.log2(torch.arange(2, found.shape[1] + 2))
-            sums += torch.stack([torch.tensor(float(len(chosen))), hits.sum().float(), gains.sum()]).double()
-    count, hit, gain = engine.total(sums).tolist()
+            reward = mean_reward(beams, targets.to(policy.device)).sum().item() if mean_reward else 0.0
+            sums += torch.tensor([len(chosen), hits.sum().item(), gains.sum().item(), reward], dtype=torch.float64)
+    count, hit, gain, reward = engine.total(sums).tolist()
     if not count:
         raise ValueError("policy: no validation examples; histories needs rows of split valid")
-    return {f"hr@{K}": hit / count, SCORE: gain / count, "num_valid": int(count)}
+    scores = {f"hr@{K}": hit / count, SCORE: gain / count, "num_valid": int(count)}
+    return scores | ({"valid_reward": reward / count} if mean_reward else {})
 
 
 def policy_of(engine: Engine) -> SidPolicy:
@@ -104,7 +114,7 @@ def policy_of(engine: Engine) -> SidPolicy:
 
 
 def keep_if_better(engine: Engine, progress: Progress, score: float, best_folder: Path) -> bool:
-    """Write the weights to `best_folder` if they beat the best so far, and count how long nothing has."""
+    """Write the weights to `best_folder` if their score beats the best so far, and count how long nothing has."""
     better = score > progress.best
     progress.stale = 0 if better else progress.stale + 1
     if better:

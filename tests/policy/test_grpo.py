@@ -9,7 +9,7 @@ import torch
 
 from digr.config.policy import GrpoConfig
 from digr.policy.engine import PlainEngine, make_optimizer
-from digr.policy.grpo import Prompts, Rewards, draw_rows, train_grpo
+from digr.policy.grpo import Prompts, Rewards, draw_rows, kept_record, train_grpo
 from digr.policy.model import load_policy
 from digr.policy.validation import Decoding, validate
 from tests.policy.toy import strings, toy_policy, toy_prompts, toy_trie, toy_valid
@@ -91,6 +91,22 @@ def test_a_reward_that_ruins_the_policy_returns_the_sft_weights(tmp_path):
     kept, start = _weights(tmp_path / "best"), toy_policy().state_dict()
     assert all(torch.equal(kept[name], start[name]) for name in start)
     assert not all(torch.equal(trained.state_dict()[name], start[name]) for name in start)
+
+
+def test_keeping_by_reward_takes_the_highest_reward_that_ranks_no_worse_than_the_sft_policy(tmp_path):
+    def near(rollouts, target_index, scores):
+        exact = (rollouts.item_index == target_index[:, None]).float()
+        return Rewards(exact + rollouts.item_index / 24, {"exact": exact})
+
+    config = CONFIG.model_copy(update={"keep": "reward", "lr": 1e-3, "eval_every_steps": 3, "steps": 60})
+    progress, _ = _train(tmp_path, config, near)
+    validated = [record for record in progress.records if "ndcg@10" in record]
+    allowed = [record for record in validated if record["ndcg@10"] >= validated[0]["ndcg@10"]]
+    assert 1 < len(allowed) < len(validated), "the reward leads away from the hits in the end"
+    best = max(allowed, key=lambda record: record["valid_reward"])
+    assert progress.best_position == best["step"] > 0
+    assert best["valid_reward"] > validated[0]["valid_reward"]
+    assert kept_record(progress) is best
 
 
 def test_groups_of_equal_rewards_are_counted_and_change_nothing(tmp_path):
