@@ -12,11 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from benchmarks.harness import Measurement, main
+from benchmarks.trainings import fine_tune, reinforce
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config, load_config
@@ -26,17 +25,9 @@ from digr.interests.extractive import Counts, count_phrases, extract_interests, 
 from digr.interests.ledger import finish_responses, raw_responses
 from digr.interests.merging import merge_responses
 from digr.interests.prompts import item_requests, prompt_version, request_key
-from digr.policy.batches import Texts, pack_sequences
-from digr.policy.engine import PlainEngine, make_optimizer
-from digr.policy.examples import policy_examples, prompt_examples
-from digr.policy.grpo import Prompts, train_grpo
-from digr.policy.model import SidPolicy, build_policy, load_policy
-from digr.policy.sft import train_sft
-from digr.policy.validation import Decoding, ValidExamples
 from digr.rewards.calibration import calibrate
 from digr.rewards.pairs import pair_tables
 from digr.rewards.training import fit_classifier
-from digr.sids.trie import load_trie
 
 BAR = 1.5
 FIXED = ["sft.patience=1000", "sft.epochs=6", "grpo.steps=40", "ablations=[]"]
@@ -103,54 +94,16 @@ def recommend(config: Config, store: Store) -> None:
         Recommend(config, store, policy)(histories)
 
 
-def fine_tune(config: Config, store: Store) -> None:
+def train_with_sft(config: Config, store: Store) -> None:
     """Make the training sequences and train the policy."""
-    from jobs.policy_data import load_sids
-
-    trie, sft = load_trie(store), config.sft
-    examples = policy_examples(artifacts.read_table(store, "histories"), load_sids(store), config.data.max_history)
-    train = examples.filter(pc.equal(examples["split"], "train"))
-    policy = build_policy(config.policy, trie.level_sizes, config.run.seed)
-    texts = [Texts(train["prompt"].to_pylist(), train["completion"].to_pylist())]
-    sequences = pack_sequences(policy.tokenizer, texts, config.policy.max_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        train_sft(
-            _engine(policy, sft.lr, sft.weight_decay, sft.max_grad_norm),
-            trie,
-            sequences,
-            _valid(config, store, trie, examples, sft.max_valid_examples),
-            sft,
-            decoding=Decoding(sft.valid_beam_width, config.decoding.batch_size),
-            seed=config.run.seed,
-            best_folder=Path(folder) / "best",
-            save=_save,
-        )
+        fine_tune(config, store, Path(folder) / "best")
 
 
-def reinforce(config: Config, store: Store) -> None:
+def train_with_grpo(config: Config, store: Store) -> None:
     """Train the fine-tuned policy with GRPO."""
-    from jobs.policy_data import item_positions, load_reward, load_sids
-
-    trie, grpo = load_trie(store), config.grpo
-    rows = prompt_examples(artifacts.read_table(store, "histories"), load_sids(store), config.data.max_history)
-    train = rows.filter(pc.equal(rows["split"], "train"))
-    prompts = Prompts(
-        train["example_id"].combine_chunks(), train["prompt"].combine_chunks(), item_positions(trie, train["target"])
-    )
     with artifacts.local_files(store, "policy_sft") as files, tempfile.TemporaryDirectory() as folder:
-        train_grpo(
-            _engine(load_policy(files, "cpu"), grpo.lr, 0.0, grpo.max_grad_norm),
-            load_policy(files, "cpu"),
-            trie,
-            prompts,
-            _valid(config, store, trie, rows, grpo.max_valid_examples),
-            load_reward(config, store, trie, torch.device("cpu")),
-            grpo,
-            decoding=Decoding(grpo.valid_beam_width, config.decoding.batch_size),
-            seed=config.run.seed,
-            best_folder=Path(folder) / "best",
-            save=_save,
-        )
+        reinforce(config, store, files, Path(folder) / "best")
 
 
 STAGES: dict[str, Callable[[Config, Store], None]] = {
@@ -158,30 +111,11 @@ STAGES: dict[str, Callable[[Config, Store], None]] = {
     "train_classifier": classify,
     "label_interests": label,
     "embed_items": embed,
-    "train_sft": fine_tune,
-    "train_grpo": reinforce,
+    "train_sft": train_with_sft,
+    "train_grpo": train_with_grpo,
     "recommend": recommend,
 }
 """Job -> the same work without Ray."""
-
-
-def _engine(policy: SidPolicy, lr: float, weight_decay: float, max_grad_norm: float) -> PlainEngine:
-    optimizer = make_optimizer(policy, lr, weight_decay)
-    return PlainEngine(policy, optimizer, max_grad_norm=max_grad_norm, precision="fp32")
-
-
-def _valid(config: Config, store: Store, trie, examples: pa.Table, max_examples: int) -> ValidExamples:
-    from jobs.policy_data import item_positions
-
-    valid = examples.filter(pc.equal(examples["split"], "valid"))
-    rows = np.sort(np.random.default_rng(config.run.seed).permutation(len(valid))[:max_examples])
-    valid = valid.take(pa.array(rows))
-    return ValidExamples(valid["prompt"].to_pylist(), item_positions(trie, valid["target"]))
-
-
-def _save(record: dict, write: Callable[[Path], None]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
 
 
 def measure(quick: bool) -> Measurement:

@@ -1,0 +1,54 @@
+"""What GRPO does on the embedded shop, three seeds each with a fine-tuning of its own: mean reward and NDCG@10 on validation.
+
+Reads the artifacts up to the semantic IDs of the finished run that the environment variable DIGR_RUN names, and trains with
+the configuration of `configs/quickstart.toml` in this process. The ratio is the mean reward after GRPO over that before, of the
+seed that gained least; it counts as 0 where a seed ranks worse than before. The weights are chosen on the same
+validation rows, as in a run: NDCG@10 cannot fall by construction, the reward may stay as it was. The reward of the last step's
+weights, chosen by nothing, stands beside it.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Measurement, main
+from benchmarks.trainings import fine_tune, reinforce
+from digr.artifacts import Store
+from digr.config import load_config
+from digr.policy.grpo import kept_record
+from digr.policy.validation import SCORE
+
+BAR = 1.001
+QUICK = ["sft.epochs=1", "sft.max_valid_examples=100", "grpo.steps=4", "grpo.eval_every_steps=2", "grpo.max_valid_examples=100"]
+
+
+def measure(quick: bool) -> Measurement:
+    """Train each seed; the quick form is one seed, one epoch and four steps."""
+    torch.set_num_threads(2)
+    run = os.environ.get("DIGR_RUN")
+    if not run:
+        raise ValueError("set DIGR_RUN to the folder of a finished run of configs/quickstart.toml")
+    figures: dict[str, float] = {}
+    ratios = []
+    for seed in range(1 if quick else 3):
+        overrides = [f"run.dir={run}", f"run.seed={seed}", *(QUICK if quick else [])]
+        config = load_config("configs/quickstart.toml", overrides)
+        with tempfile.TemporaryDirectory() as folder:
+            fine_tune(config, Store(run), Path(folder) / "sft")
+            progress = reinforce(config, Store(run), Path(folder) / "sft", Path(folder) / "grpo")
+        before, kept, last = progress.records[0], kept_record(progress), progress.records[-1]
+        for name, record in (("before", before), ("kept", kept), ("last", last)):
+            figures[f"seed_{seed}_{name}_step"] = record["step"]
+            figures[f"seed_{seed}_{name}_reward"] = round(record["valid_reward"], 4)
+            figures[f"seed_{seed}_{name}_{SCORE}"] = round(record[SCORE], 4)
+        print(seed, {key: value for key, value in figures.items() if f"seed_{seed}" in key}, flush=True)
+        ratios.append(kept["valid_reward"] / before["valid_reward"] if kept[SCORE] >= before[SCORE] else 0.0)
+    figures["mean_reward_gain"] = round(float(np.mean(ratios)) - 1, 4)
+    return Measurement(figures, ratio=min(ratios), bar=BAR, better="at_least")
+
+
+if __name__ == "__main__":
+    main(measure)
