@@ -27,7 +27,7 @@ QUICK = ["sft.epochs=1", "sft.max_valid_examples=100", "grpo.steps=4", "grpo.eva
 
 def measure(quick: bool) -> Measurement:
     """Train each seed; the quick form is one seed, one epoch and four steps."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     run = os.environ.get("DIGR_RUN")
     if not run:
         raise ValueError("set DIGR_RUN to the folder of a finished run of configs/quickstart.toml")

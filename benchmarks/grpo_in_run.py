@@ -19,7 +19,7 @@ from digr.policy.beam import beam_search, rank_items
 from digr.policy.examples import prompt_examples
 from digr.policy.model import load_policy
 from digr.policy.rollouts import best_rollouts
-from digr.policy.validation import K, SCORE
+from digr.policy.validation import SCORE, K
 from digr.sids.trie import load_trie
 
 BAR = 1.0
@@ -55,7 +55,7 @@ def judge(config: Config, store: Store, max_examples: int) -> dict[str, Float[np
 
 def measure(quick: bool) -> Measurement:
     """Measure both policies; the quick form takes 200 validation rows."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     run = os.environ.get("DIGR_RUN")
     if not run:
         raise ValueError("set DIGR_RUN to the folder of a finished run, and DIGR_CONFIG to its config")
