@@ -15,7 +15,7 @@ def ask(url: str, request: RecommendRequest, timeout_seconds: float = 30.0) -> R
     Raises:
         httpx.HTTPError: there is no server at the address, or it answers with something that is not its contract.
     """
-    response = httpx.post(f"{url.rstrip('/')}/recommend", json=request.model_dump(), timeout=timeout_seconds)
+    response = httpx.post(f"{url.rstrip('/')}/v1/recommend", json=request.model_dump(), timeout=timeout_seconds)
     if response.headers.get("content-type", "").startswith("application/problem+json"):
         return Problem.model_validate_json(response.content)
     response.raise_for_status()
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--k", type=int, default=10, help="items wanted")
     arguments = parser.parse_args(argv)
     try:
-        reply = ask(arguments.url, RecommendRequest(history=arguments.history, k=arguments.k))
+        reply = ask(arguments.url, RecommendRequest(history=arguments.history, k=arguments.k, unknown="refuse"))
     except (httpx.HTTPError, ValueError) as error:
         print(f"error: {arguments.url}: {error}", file=sys.stderr)
         return 2
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     for place, item in enumerate(reply.items, 1):
         because = f"  because: {', '.join(item.reasons)}" if item.reasons else ""
-        print(f"{place:3d}  {item.score:8.3f}  {item.item_id}  {item.title}{because}")
+        print(f"{place:3d}  {item.score or 0:8.3f}  {item.item_id}  {item.title}{because}")
     return 0
 
 

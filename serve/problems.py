@@ -1,70 +1,136 @@
 """Errors of the endpoint, as application/problem+json (RFC 9457) with a cause that a caller can act on."""
 
+import json
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from serve.schemas import Problem
 
+MEDIA_TYPE = "application/problem+json"
+
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    422: {"model": Problem, "description": "The request cannot be answered", "content": {"application/problem+json": {}}}
+    "4XX": {"model": Problem, "description": "The request cannot be answered", "content": {MEDIA_TYPE: {}}},
+    "5XX": {"model": Problem, "description": "The server cannot answer now", "content": {MEDIA_TYPE: {}}},
 }
 
 
 class ProblemError(Exception):
     """An answer that is a problem."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.detail)
-        self.problem = problem
+    def __init__(
+        self, type: str, status: int, title: str, detail: str, *, headers: dict[str, str] | None = None, **more: list[str] | None
+    ) -> None:
+        super().__init__(detail)
+        self.problem = Problem(type=type, status=status, title=title, detail=detail, **more)
+        self.headers = headers
+
+    def response(self) -> Response:
+        """Write it as application/problem+json."""
+        content = json.dumps(self.problem.model_dump(exclude_none=True))
+        return Response(content, self.problem.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
-async def answer_problem(request: Request, error: ProblemError) -> JSONResponse:
-    """Write a problem as application/problem+json."""
-    content = error.problem.model_dump(exclude_none=True)
-    return JSONResponse(content, error.problem.status, media_type="application/problem+json")
+async def _answer_problem(request: Request, error: ProblemError) -> Response:
+    return error.response()
 
 
-async def answer_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+async def _answer_invalid(request: Request, error: RequestValidationError) -> Response:
     """Name every field that is not as the contract says."""
-    found = [(".".join(str(part) for part in item["loc"][1:]) or "body", item["msg"]) for item in error.errors()]
-    problem = Problem(
-        type="invalid-request",
-        title="The request is not as the contract says",
-        status=422,
-        detail="; ".join(f"{field}: {message}" for field, message in found),
-        fields=[field for field, _ in found],
-    )
-    return await answer_problem(request, ProblemError(problem))
+    errors = error.errors()
+    if any(item["type"] == "json_invalid" for item in errors):
+        return not_json(str(errors[0].get("ctx", {}).get("error", errors[0]["msg"]))).response()
+    found = [(".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]), item["msg"]) for item in errors]
+    detail = "; ".join(f"{field}: {message}" for field, message in found[:20])
+    fields = list(dict.fromkeys(field for field, _ in found))[:20]
+    return ProblemError("invalid-request", 422, "The request is not as the contract says", detail, fields=fields).response()
+
+
+async def _answer_http(request: Request, error: HTTPException) -> Response:
+    """Answer what the framework refuses: unknown routes, wrong methods, bodies that cannot be read."""
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        found = ProblemError("unknown-route", 404, "No such route", f"there is no {request.url.path}; /docs lists the routes")
+    elif error.status_code == 405:
+        allowed = headers.get("Allow") or headers.get("allow") or "another one"
+        detail = f"{request.method} cannot be used on {request.url.path}; use {allowed}"
+        found = ProblemError("wrong-method", 405, "Wrong method", detail, headers=headers)
+    elif error.status_code == 400:
+        found = not_json(str(error.detail))
+    else:
+        found = ProblemError(
+            "http-error", error.status_code, "The request cannot be answered", str(error.detail), headers=headers
+        )
+    return found.response()
 
 
 def add_problem_handlers(api: FastAPI) -> None:
     """Make an application answer with problems."""
-    api.exception_handler(ProblemError)(answer_problem)
-    api.exception_handler(RequestValidationError)(answer_invalid)
+    api.exception_handler(ProblemError)(_answer_problem)
+    api.exception_handler(RequestValidationError)(_answer_invalid)
+    api.exception_handler(HTTPException)(_answer_http)
 
 
-def k_too_large(k: int, beam_width: int, num_items: int) -> Problem:
+def not_json(cause: str) -> ProblemError:
+    """Say that the body cannot be read."""
+    return ProblemError(
+        "invalid-json", 400, "The body is not JSON", f"the body cannot be read as JSON: {cause}; send one JSON object"
+    )
+
+
+def k_too_large(k: int, beam_width: int, num_items: int) -> ProblemError:
     """Say how many items can be listed."""
     limit = f"the {num_items} items of the catalogue" if num_items < beam_width else f"the beam width {beam_width}"
-    return Problem(
-        type="k-too-large",
-        title="More items wanted than can be listed",
-        status=422,
-        detail=f"k is {k}, at most {limit} can be listed; ask for fewer",
-        fields=["k"],
-    )
+    detail = f"k is {k}, at most {limit} can be listed; ask for fewer"
+    return ProblemError("k-too-large", 422, "More items wanted than can be listed", detail, fields=["k"])
 
 
-def unknown_items(unknown: list[str]) -> Problem:
+def beam_too_wide(beam_width: int, largest: int) -> ProblemError:
+    """Say how wide the beam may be."""
+    detail = f"beam_width is {beam_width}, this deployment searches with at most {largest}; leave it out or lower it"
+    return ProblemError("beam-too-wide", 422, "Beam too wide", detail, fields=["beam_width"])
+
+
+def empty_history() -> ProblemError:
+    """Say what to start from."""
+    detail = "there is nothing to go on from: give history (item ids, oldest first), user_id or seeds"
+    return ProblemError("empty-history", 422, "No history", detail, fields=["history", "user_id", "seeds"])
+
+
+def two_histories() -> ProblemError:
+    """Say that a history and a user exclude each other."""
+    detail = "history and user_id are both given; give one of them, and put further items into seeds"
+    return ProblemError("two-histories", 422, "Two histories", detail, fields=["history", "user_id"])
+
+
+def unknown_items(unknown: list[str]) -> ProblemError:
     """Name the items that are not in the catalogue."""
-    return Problem(
-        type="unknown-items",
-        title="The history names items that are not in the catalogue",
-        status=422,
-        detail=f"{len(unknown)} of the history's items are not in the catalogue; leave them out",
-        unknown_items=list(dict.fromkeys(unknown)),
-        fields=["history"],
-    )
+    detail = f'{len(unknown)} items of the history are not in the catalogue; leave them out, or send unknown="ignore"'
+    title = "The history names items that are not in the catalogue"
+    return ProblemError("unknown-items", 422, title, detail, unknown_items=unknown, fields=["history"])
+
+
+def unknown_item(item_id: str) -> ProblemError:
+    """Say that an address names no item."""
+    detail = f"item {item_id!r} is not in the catalogue; GET /v1/items?query= finds items by title"
+    return ProblemError("unknown-item", 404, "No such item", detail, unknown_items=[item_id])
+
+
+def no_items_left(num_items: int) -> ProblemError:
+    """Say that the filters exclude everything."""
+    detail = f"allow, deny and exclude_history leave none of the {num_items} items; loosen them"
+    return ProblemError("no-items-left", 422, "The filters leave no item", detail, fields=["allow", "deny", "exclude_history"])
+
+
+def unknown_model(name: str, known: list[str]) -> ProblemError:
+    """Name the versions there are."""
+    detail = f"there is no model {name!r}; loaded are {', '.join(known)}"
+    return ProblemError("unknown-model", 404, "No such model", detail, fields=["model"])
+
+
+def deadline_passed(seconds: float) -> ProblemError:
+    """Say that the answer took too long."""
+    detail = f"there was no answer within {seconds:g} seconds; the server is busy, try again later"
+    return ProblemError("deadline-passed", 504, "Too slow", detail, headers={"Retry-After": "1"})

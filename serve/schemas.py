@@ -1,12 +1,17 @@
-"""The HTTP contract: what may be asked and what comes back."""
+"""The HTTP contract of recommendations: what may be asked and what comes back."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-MAX_HISTORY, MAX_K = 1000, 1000
+MAX_HISTORY, MAX_K, MAX_BATCH, MAX_FILTER = 1000, 1000, 64, 1000
 
-ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+_PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]
+UserId = ItemId
+Category = ItemId
+VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 class Contract(BaseModel):
@@ -15,51 +20,156 @@ class Contract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class ItemFilter(Contract):
+    """Items by their ids, categories and prices; one without any condition has no effect."""
+
+    item_ids: list[ItemId] | None = Field(None, max_length=MAX_FILTER)
+    """Just these items; ids that are not in the catalogue mean nothing."""
+    categories: list[Category] | None = Field(None, max_length=MAX_FILTER)
+    """Items with at least one of these categories."""
+    min_price_usd: Price | None = None
+    """Items of at least this price; an item without a price has none."""
+    max_price_usd: Price | None = None
+    """Items of at most this price; an item without a price has none."""
+
+    def conditions(self) -> "list[ItemFilter]":
+        """Return a filter for each condition; the two ends of a price range are one."""
+        parts = [
+            ItemFilter(item_ids=self.item_ids),
+            ItemFilter(categories=self.categories),
+            ItemFilter(min_price_usd=self.min_price_usd, max_price_usd=self.max_price_usd),
+        ]
+        return [part for part in parts if part != ItemFilter()]
+
+
 class RecommendRequest(Contract):
     """Ask what comes next after a history."""
 
-    history: list[ItemId] = Field(min_length=1, max_length=MAX_HISTORY)
-    """Item ids, oldest first; the newest ones count, as many as in training."""
+    history: list[ItemId] | None = Field(None, max_length=MAX_HISTORY)
+    """Item ids, oldest first; the newest ones count, as many as in training. Either this or `user_id`."""
+    user_id: UserId | None = None
+    """A user of the run, whose interactions are the history; an unknown one gets the popular items."""
+    seeds: list[ItemId] | None = Field(None, max_length=MAX_HISTORY)
+    """Items to go on from, put behind the history as its newest; alone they are the history."""
     k: int = Field(10, ge=1, le=MAX_K)
-    """Items wanted, at most the beam width of the deployment."""
+    """Items wanted, at most the beam width of the deployment; fewer come back where filters leave fewer."""
+    beam_width: int | None = Field(None, ge=1, le=MAX_K)
+    """Beams kept, at least k and at most the deployment's, which is the default."""
+    allow: ItemFilter | None = None
+    """Only items that meet all of these conditions may come out."""
+    deny: ItemFilter | None = None
+    """Items that meet any of these conditions may not come out; the two ends of a price range are one condition."""
+    exclude_history: bool = False
+    """Leave out the items of the history and the seeds."""
+    explain: bool = True
+    """Add the reasons."""
+    unknown: Literal["ignore", "refuse"] = "ignore"
+    """Go on without the history's items that are not in the catalogue, naming them, or refuse the request."""
+    model: VersionName | None = None
+    """Version to ask, one of `GET /v1/models`; the default version if not given."""
 
 
 class RecommendedItem(Contract):
     """One item of the list."""
 
     item_id: str
-    score: float
-    """Log-probability of the item under the policy; at most 0."""
+    score: float | None
+    """Log-probability of the item under the policy, at most 0; null in a list by popularity."""
     title: str
     reasons: list[str]
     """Trusted interests that the item shares with the history, strongest first."""
+    sid: list[int]
+    """Semantic ID, one code per level."""
+    price_usd: float | None = None
+    image: str | None = None
+    """Path of the item's image on this server."""
 
 
 class RecommendReply(Contract):
     """The list, best first."""
 
     items: list[RecommendedItem]
+    source: Literal["policy", "popularity"]
+    """Who made the list: the policy, or the counts of the training interactions where nothing of the history is known."""
+    model: str
+    """Version that answered."""
+    ignored_items: list[str] = []
+    """Ids of the history and the seeds that are not in the catalogue, each once."""
 
 
-class Health(Contract):
-    """What is being served."""
+class RecommendBatch(Contract):
+    """Ask for several lists at once."""
 
-    status: Literal["ok"]
-    policy: Literal["policy_grpo", "policy_sft"]
-    policy_digest: str
-    num_items: int
+    requests: list[RecommendRequest] = Field(min_length=1, max_length=MAX_BATCH)
 
 
 class Problem(Contract):
     """An error in the form of RFC 9457 (application/problem+json)."""
 
     type: str
-    """`about:blank`, or a name of the cause a program can act on."""
+    """A name of the cause that a program can act on."""
     title: str
     status: int
     detail: str
     """What was found, what was expected, and what to do."""
     unknown_items: list[str] | None = None
-    """Ids of the history that are not in the catalogue."""
+    """Ids of the request that are not in the catalogue."""
     fields: list[str] | None = None
     """Fields of the request that are not as they should be."""
+
+
+class RecommendBatchReply(Contract):
+    """One answer per request of the batch, in its order."""
+
+    replies: list[RecommendReply | Problem]
+
+
+class Health(Contract):
+    """What is being served."""
+
+    status: Literal["ok"]
+    model: str
+    """The default version."""
+    policy: Literal["policy_grpo", "policy_sft"]
+    policy_digest: str
+    num_items: int
+
+
+class Version(Contract):
+    """One loaded version of policy and catalogue, also readable as a model by OpenAI clients."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    """Unix time of loading, seconds."""
+    owned_by: str = "digr"
+    default: bool
+    """Whether requests that name no model get this one."""
+    policy: Literal["policy_grpo", "policy_sft"]
+    policy_digest: str
+    num_items: int
+    num_new_items: int
+    """Items that were added by `POST /v1/items` since the run."""
+    level_sizes: list[int]
+    """Codes per level of the semantic IDs."""
+    max_history: int
+    """Newest items of a history that the policy sees."""
+    beam_width: int
+    """Largest beam width and k of a request."""
+
+
+class Versions(Contract):
+    """All loaded versions."""
+
+    object: Literal["list"] = "list"
+    data: list[Version]
+    previous: str | None = None
+    """Version that `roll_back` would make the default."""
+
+
+class ChangeDefault(Contract):
+    """Make another loaded version the default, on every replica and over restarts."""
+
+    action: Literal["promote", "roll_back"]
+    model: VersionName | None = None
+    """Version to promote; not given for `roll_back`, which returns to the default before the last promotion."""

@@ -5,9 +5,12 @@ import re
 import pytest
 import yaml
 
-from serve.app import AppArguments, app
+from serve.app import app
 from serve.client import main
-from serve.schemas import RecommendRequest
+from serve.completion_schemas import CompletionRequest
+from serve.item_schemas import NewItem
+from serve.schemas import ChangeDefault, RecommendBatch, RecommendRequest
+from serve.settings import AppArguments
 
 
 def test_a_run_directory_is_needed(monkeypatch):
@@ -28,8 +31,26 @@ def test_the_deployed_arguments_are_known_ones(request):
 
 
 def test_a_request_cannot_be_without_bounds():
-    for field in RecommendRequest.model_json_schema()["properties"].values():
-        assert "maxItems" in field or "maximum" in field
+    """Every list, text and number of every request body has a largest size."""
+    for model in (RecommendRequest, RecommendBatch, NewItem, ChangeDefault, CompletionRequest):
+        schema = model.model_json_schema()
+        unbounded = list(_unbounded(schema, schema, model.__name__))
+        assert unbounded == []
+
+
+def _unbounded(node, root, where):
+    if "$ref" in node:
+        yield from _unbounded(root["$defs"][node["$ref"].split("/")[-1]], root, where)
+        return
+    for part in node.get("anyOf", []):
+        yield from _unbounded(part, root, where)
+    bound = {"array": "maxItems", "string": "maxLength", "integer": "maximum", "number": "maximum"}.get(node.get("type"))
+    if bound and bound not in node and "enum" not in node and "const" not in node:
+        yield where
+    for name, part in node.get("properties", {}).items():
+        yield from _unbounded(part, root, f"{where}.{name}")
+    if "items" in node:
+        yield from _unbounded(node["items"], root, f"{where}[]")
 
 
 def test_the_client_says_that_there_is_no_server(capsys):

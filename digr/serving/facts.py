@@ -1,0 +1,107 @@
+"""What is known of each item, as Arrow columns in the trie's order, and the questions that are asked of it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float, Int
+
+from digr.data.ids import IdIndex, build_id_index
+
+
+class ItemFacts(NamedTuple):
+    """Facts of N items; everything is in one order of items."""
+
+    ids: IdIndex
+    table: pa.Table
+    """Columns of `items`."""
+    words: pa.Array
+    """Titles for the search: lower case, a blank before each word."""
+    price_usd: Float[np.ndarray, " N"]
+    """nan where an item has no price."""
+    categories: IdIndex
+    category_rows: Int[np.ndarray, " F"]
+    """Items of all categories, category by category."""
+    category_offsets: Int[np.ndarray, " C1"]
+    """Items of category c are `category_rows[category_offsets[c]:category_offsets[c + 1]]`."""
+    popularity: Int[np.ndarray, " N"]
+    """Place among all items, 0 for the most popular."""
+
+
+def index_facts(items: pa.Table, popularity: Int[np.ndarray, " N"]) -> ItemFacts:
+    """Index rows of `items` for filters and searches.
+
+    Args:
+        items: N rows in the order in which items will be asked for.
+        popularity: place of each among all.
+    """
+    items = items.combine_chunks()
+    lists = items["categories"].combine_chunks()
+    flat = pc.cast(lists.flatten(), pa.string())
+    named = pc.and_kleene(pc.is_valid(flat), pc.not_equal(flat, "")).to_numpy(zero_copy_only=False).astype(bool)
+    flat, parents = flat.filter(pa.array(named)), pc.list_parent_indices(lists).to_numpy()[named]
+    coded = flat.dictionary_encode()
+    codes = coded.indices.to_numpy(zero_copy_only=False)
+    order = np.argsort(codes, kind="stable")
+    names = coded.dictionary
+    words = pc.replace_substring_regex(pc.utf8_lower(items["title"].combine_chunks()), r"[^\pL\pN]+", " ")
+    return ItemFacts(
+        ids=build_id_index(items["item_id"]),
+        table=items,
+        words=pc.binary_join_element_wise("", pc.utf8_trim_whitespace(words), " "),
+        price_usd=items["price_usd"].cast(pa.float64()).fill_null(np.nan).to_numpy(),
+        categories=build_id_index(names),
+        category_rows=parents[order],
+        category_offsets=np.searchsorted(codes[order], np.arange(len(names) + 1)),
+        popularity=popularity,
+    )
+
+
+def matching_items(
+    facts: ItemFacts,
+    *,
+    item_ids: Sequence[str] | None = None,
+    categories: Sequence[str] | None = None,
+    min_price_usd: float | None = None,
+    max_price_usd: float | None = None,
+) -> Bool[np.ndarray, " N"]:
+    """Mark the items that meet every condition given; with no condition, all.
+
+    Ids and categories that do not exist mean nothing, and an item without a price is in no price range.
+    """
+    match = np.ones(len(facts.ids), bool)
+    if item_ids is not None:
+        named = np.zeros_like(match)
+        places = facts.ids.find(item_ids)
+        named[places[places >= 0]] = True
+        match &= named
+    if categories is not None:
+        within = np.zeros_like(match)
+        for category in facts.categories.find(categories).tolist():
+            if category >= 0:
+                within[facts.category_rows[facts.category_offsets[category] : facts.category_offsets[category + 1]]] = True
+        match &= within
+    if min_price_usd is not None:
+        match &= facts.price_usd >= min_price_usd
+    if max_price_usd is not None:
+        match &= facts.price_usd <= max_price_usd
+    return match
+
+
+def search_titles(facts: ItemFacts, query: str, limit: int) -> Int[np.ndarray, " M"]:
+    """Find items whose title has words that begin with every word of the query, in any order.
+
+    Titles that begin with the query itself stand first, then the more popular items. A query without letters or digits finds
+    nothing.
+    """
+    wanted = pc.replace_substring_regex(pc.utf8_lower(pa.array([query])), r"[^\pL\pN]+", " ")[0].as_py().split()
+    if not wanted:
+        return np.zeros(0, np.int64)
+    match = np.ones(len(facts.ids), bool)
+    for word in dict.fromkeys(wanted):
+        match &= pc.match_substring(facts.words, f" {word}").to_numpy(zero_copy_only=False)
+    found = np.flatnonzero(match)
+    whole = pc.starts_with(facts.words.take(pa.array(found)), " " + " ".join(wanted)).to_numpy(zero_copy_only=False)
+    return found[np.lexsort((facts.popularity[found], ~whole))][:limit]

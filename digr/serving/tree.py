@@ -1,0 +1,78 @@
+"""The tree of semantic IDs, one node at a time: what stands below a prefix, and which interests its items share."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from digr.policy.reasons import ItemInterests
+from digr.sids.trie import NO_NODE, ROOT, SidTrie
+
+MAX_INTEREST_ROWS = 1_000_000
+"""Interests counted below one prefix; of more, an even share is."""
+
+
+class Below(NamedTuple):
+    """The children of a prefix, by code."""
+
+    num_items: int
+    codes: list[int]
+    spans: list[tuple[int, int]]
+    """Items of each child, a range of the trie's order."""
+    is_leaf: list[bool]
+    """Whether a child ends a semantic ID."""
+
+
+def children_of(trie: SidTrie, prefix: Sequence[int]) -> Below:
+    """Return what follows a prefix.
+
+    Raises:
+        ValueError: no item's semantic ID begins with it.
+    """
+    node = torch.tensor([ROOT], device=trie.codes.device)
+    for code in prefix:
+        known = 0 <= code < max(trie.level_sizes)
+        node = trie.child(node, torch.tensor([code if known else NO_NODE], device=node.device))
+    if int(node) == NO_NODE:
+        written = ".".join(map(str, prefix))
+        raise ValueError(
+            f"prefix {written}: no semantic ID of the catalogue begins with it; ask for the root and go down from there"
+        )
+    first = int(trie.first_child[node])
+    children = slice(first, first + int(trie.num_children[node]))
+    spans = torch.stack([trie.item_start[children], trie.item_end[children]], 1).tolist()
+    return Below(
+        num_items=int(trie.item_end[node] - trie.item_start[node]),
+        codes=trie.node_code[children].tolist(),
+        spans=[(start, end) for start, end in spans],
+        is_leaf=(trie.num_children[children] == 0).tolist(),
+    )
+
+
+def common_interests(interests: ItemInterests, spans: Sequence[tuple[int, int]], count: int) -> list[list[str]]:
+    """Return for each range of items the interests that most of its items have, commonest first, at most `count`."""
+    if not spans:
+        return []
+    bounds = np.array([[interests.offsets[start], interests.offsets[end]] for start, end in spans])
+    rows = np.concatenate([np.arange(start, end) for start, end in bounds])
+    step = -(-len(rows) // MAX_INTEREST_ROWS) or 1
+    group = np.repeat(np.arange(len(spans)), bounds[:, 1] - bounds[:, 0])[::step]
+    rows = rows[::step]
+    keys = interests.keys[rows]
+    order = np.lexsort((keys, group))
+    group, keys, rows = group[order], keys[order], rows[order]
+    starts = np.flatnonzero(np.concatenate([[True], (group[1:] != group[:-1]) | (keys[1:] != keys[:-1])])) if len(rows) else rows
+    counts = np.diff(np.append(starts, len(rows)))
+    best = np.lexsort((rows[starts], -counts, group[starts]))
+    return _first_of_each(group[starts][best], rows[starts][best], interests, len(spans), count)
+
+
+def _first_of_each(
+    group: Int[np.ndarray, " P"], rows: Int[np.ndarray, " P"], interests: ItemInterests, num_groups: int, count: int
+) -> list[list[str]]:
+    begins = np.searchsorted(group, np.arange(num_groups + 1))
+    parts = [rows[start : min(end, start + count)] for start, end in itertools.pairwise(begins)]
+    return [interests.texts.take(part).to_pylist() for part in parts]

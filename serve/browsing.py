@@ -1,0 +1,93 @@
+"""Look at the catalogue: items, searches, and the tree of semantic IDs."""
+
+import numpy as np
+from jaxtyping import Int
+
+from digr.policy.vocabulary import sid_texts
+from digr.serving.facts import search_titles
+from digr.serving.tree import children_of, common_interests
+from serve.catalogue import ServedRun, places_array
+from serve.item_schemas import MAX_CHILDREN, FoundItem, FoundItems, Item, SidChild, SidLevel
+from serve.problems import ProblemError, unknown_item
+from serve.recommending import image_path
+
+SAMPLES, INTERESTS = 3, 3
+"""Items and interests shown of each child of a prefix."""
+
+
+def show_item(run: ServedRun, item_id: str) -> Item:
+    """Return everything that is known about an item.
+
+    Raises:
+        ProblemError: there is no such item.
+    """
+    place = find_item(run, item_id)
+    row = run.facts.table.slice(place, 1).to_pylist()[0]
+    codes = run.trie.codes[place].tolist()
+    return Item(
+        item_id=row["item_id"],
+        title=row["title"],
+        description=row["description"],
+        brand=row["brand"],
+        categories=[category for category in row["categories"] or [] if category],
+        price_usd=row["price_usd"],
+        image=image_path(row["item_id"], row["image_uri"]),
+        sid=[code for code in codes if code >= 0],
+        sid_text=sid_texts(np.array([codes]))[0],
+        interests=run.interests_of(place),
+    )
+
+
+def find_item(run: ServedRun, item_id: str) -> int:
+    """Return an item's place.
+
+    Raises:
+        ProblemError: there is no such item.
+    """
+    place = int(run.facts.ids.find([item_id])[0])
+    if place < 0:
+        raise unknown_item(item_id)
+    return place
+
+
+def search(run: ServedRun, query: str, limit: int) -> FoundItems:
+    """Find items by the words of their titles; with no query, list the most popular ones."""
+    places = search_titles(run.facts, query, limit) if query.strip() else run.popular[:limit]
+    return FoundItems(items=_found(run, places))
+
+
+def show_level(run: ServedRun, prefix: str) -> SidLevel:
+    """Return what stands below a prefix such as `3.17`; the empty one is the root.
+
+    Raises:
+        ProblemError: no semantic ID begins with it, or it is not written as codes with dots.
+    """
+    try:
+        codes = [int(code) for code in prefix.split(".")] if prefix else []
+        below = children_of(run.trie, codes)
+    except ValueError as error:
+        raise ProblemError("unknown-prefix", 404, "No such prefix", str(error), fields=["prefix"]) from None
+    shown = slice(0, MAX_CHILDREN)
+    interests = common_interests(run.interests, below.spans[shown], INTERESTS)
+    children = []
+    for code, (start, end), leaf, common in zip(below.codes, below.spans, below.is_leaf, interests, strict=False):
+        best = start + np.argsort(run.facts.popularity[start:end])[:SAMPLES]
+        samples = _found(run, best)
+        children.append(
+            SidChild(
+                code=code,
+                prefix=".".join(map(str, [*codes, code])),
+                num_items=end - start,
+                item_id=samples[0].item_id if leaf and end - start == 1 else None,
+                samples=samples,
+                interests=common,
+            )
+        )
+    return SidLevel(prefix=prefix, level=len(codes), num_items=below.num_items, children=children)
+
+
+def _found(run: ServedRun, places: Int[np.ndarray, " M"]) -> list[FoundItem]:
+    rows = run.facts.table.select(["item_id", "title", "image_uri"]).take(places_array(places)).to_pylist()
+    return [
+        FoundItem(item_id=row["item_id"], title=row["title"], image=image_path(row["item_id"], row["image_uri"])) for row in rows
+    ]

@@ -1,0 +1,53 @@
+"""Decode waiting requests together, whatever version, beam width or filter each of them has."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from digr.policy.beam import Recommendation, recommend
+from serve.catalogue import ServedRun
+
+
+class Job(NamedTuple):
+    """One list to decode."""
+
+    run: ServedRun
+    """The version that checked the request; it stays in memory until its last job is done."""
+    prompt: str
+    beam_width: int
+    allowed: Bool[np.ndarray, " N"] | None
+    """Items that may come out; None for all."""
+    deadline: float
+    """On the clock of time.monotonic; behind it nobody waits any more."""
+
+
+def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
+    """Decode jobs in batches of equal version, beam width and kind of filter; one result per job, in their order.
+
+    The beam search is exact and does not depend on what else is in a batch. A failing batch fails its own jobs only.
+    """
+    found: dict[int, Recommendation | Exception] = {}
+    groups: dict[tuple[int, int, bool], list[int]] = {}
+    now = time.monotonic()
+    for row, job in enumerate(jobs):
+        if job.deadline <= now:
+            found[row] = TimeoutError()
+        else:
+            groups.setdefault((id(job.run), job.beam_width, job.allowed is not None), []).append(row)
+    for rows in groups.values():
+        try:
+            found.update(zip(rows, _decode_alike([jobs[row] for row in rows]), strict=True))
+        except (RuntimeError, ValueError) as error:
+            found.update(dict.fromkeys(rows, error))
+    return [found[row] for row in range(len(jobs))]
+
+
+def _decode_alike(jobs: Sequence[Job]) -> list[Recommendation]:
+    run, width = jobs[0].run, jobs[0].beam_width
+    masks = [job.allowed for job in jobs if job.allowed is not None]
+    allowed = torch.from_numpy(np.stack(masks)).to(run.trie.codes.device) if masks else None
+    return recommend(run.policy, run.trie, [job.prompt for job in jobs], min(width, run.trie.num_items), width, allowed)

@@ -1,0 +1,25 @@
+"""Images of the catalogue's own items, decoded and written again as small PNGs: no byte of a file goes out as it is."""
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from digr.interests.images import open_clients, read_bytes, small_png
+from serve.problems import ProblemError
+
+
+def item_image(item_id: str, uri: str | None, max_bytes: int, max_side: int) -> bytes:
+    """Return an item's image as PNG.
+
+    Args:
+        uri: the address in the catalogue; nothing of a request is ever used as one.
+
+    Raises:
+        ProblemError: the item has no image, or it cannot be read.
+    """
+    if not uri:
+        raise ProblemError("no-image", 404, "No image", f"item {item_id!r} has no image", fields=["item_id"])
+    try:
+        with open_clients([uri]) as clients:
+            return small_png(read_bytes(uri, max_bytes, clients), max_side)
+    except (OSError, ValueError, BotoCoreError, ClientError):
+        detail = f"the image of item {item_id!r} cannot be read; see image_uri in the run's items"
+        raise ProblemError("broken-image", 404, "Broken image", detail, fields=["item_id"]) from None

@@ -1,0 +1,132 @@
+"""The routes: what comes in is checked by the contract, answered by plain functions, and goes out as the contract says."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
+
+from serve.browsing import find_item, search, show_item, show_level
+from serve.completion_schemas import CompletionReply, CompletionRequest
+from serve.completions import complete
+from serve.images import item_image
+from serve.item_schemas import MAX_SEARCH, AddedItem, FoundItems, Item, NewItem, SidLevel
+from serve.problems import PROBLEMS, ProblemError, add_problem_handlers
+from serve.recommending import answer, answer_all
+from serve.schemas import (
+    ChangeDefault,
+    Health,
+    ItemId,
+    RecommendBatch,
+    RecommendBatchReply,
+    RecommendReply,
+    RecommendRequest,
+    VersionName,
+    Versions,
+)
+from serve.service import Service
+
+router = APIRouter(responses=PROBLEMS)
+
+Model = Annotated[VersionName | None, Query(description="Version to ask; the default one if not given.")]
+ItemPath = Annotated[ItemId, Path(description="Item id.")]
+
+
+def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+@router.post("/recommend", include_in_schema=False)
+@router.post("/v1/recommend")
+async def recommend(request: Request, body: RecommendRequest) -> RecommendReply:
+    """List the k items most likely to come next, best first, with the interests that speak for each."""
+    return await answer(_service(request), body)
+
+
+@router.post("/v1/recommend/batch")
+async def recommend_batch(request: Request, body: RecommendBatch) -> RecommendBatchReply:
+    """Answer several requests; each has its own reply or problem."""
+    return RecommendBatchReply(replies=await answer_all(_service(request), body.requests))
+
+
+@router.get("/v1/items")
+async def find_items(
+    request: Request,
+    query: Annotated[str, Query(max_length=200, description="Beginnings of words of the title.")] = "",
+    limit: Annotated[int, Query(ge=1, le=MAX_SEARCH)] = 10,
+    model: Model = None,
+) -> FoundItems:
+    """Search titles while they are typed; without a query, list the most popular items."""
+    _, run = _service(request).version(model)
+    return await asyncio.to_thread(search, run, query, limit)
+
+
+@router.post("/v1/items")
+async def add_item(request: Request, body: NewItem) -> AddedItem:
+    """Add an item: it gets a semantic ID from the frozen quantiser, and no other changes. Needs an admin key."""
+    raise ProblemError("not-configured", 501, "No new items", "this deployment takes no new items")
+
+
+@router.get(
+    "/v1/items/{item_id:path}/image",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}, "description": "PNG"}},
+)
+async def get_image(request: Request, item_id: ItemPath, model: Model = None) -> Response:
+    """Return the item's own image as PNG."""
+    service = _service(request)
+    _, run = service.version(model)
+    uri = run.facts.table["image_uri"][find_item(run, item_id)].as_py()
+    sizes = service.arguments.max_image_bytes, service.arguments.max_image_side
+    content = await asyncio.to_thread(item_image, item_id, uri, *sizes)
+    return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
+
+
+@router.get("/v1/items/{item_id:path}")
+async def get_item(request: Request, item_id: ItemPath, model: Model = None) -> Item:
+    """Return everything that is known about an item."""
+    return show_item(_service(request).version(model)[1], item_id)
+
+
+@router.get("/v1/sids")
+async def get_sids(
+    request: Request,
+    prefix: Annotated[str, Query(max_length=100, pattern=r"^$|^[0-9]{1,9}(\.[0-9]{1,9})*$", description="Codes with dots.")] = "",
+    model: Model = None,
+) -> SidLevel:
+    """Return what stands below a prefix of semantic IDs; the empty one is the root."""
+    _, run = _service(request).version(model)
+    return await asyncio.to_thread(show_level, run, prefix)
+
+
+@router.get("/v1/models")
+async def get_models(request: Request) -> Versions:
+    """List the loaded versions; the list is one of models in OpenAI's form too."""
+    return _service(request).describe()
+
+
+@router.post("/v1/models")
+async def change_default(request: Request, body: ChangeDefault) -> Versions:
+    """Make another loaded version the default, or go back to the one before. Needs an admin key."""
+    raise ProblemError("not-configured", 501, "No changes", "this deployment does not change its default version")
+
+
+@router.post("/v1/completions")
+async def post_completions(request: Request, body: CompletionRequest) -> CompletionReply:
+    """Complete semantic IDs by semantic IDs, in OpenAI's form."""
+    return await complete(_service(request), body)
+
+
+@router.get("/healthz")
+async def health(request: Request) -> Health:
+    """Say what is being served."""
+    name, run = _service(request).version(None)
+    return Health(status="ok", model=name, policy=run.policy_name, policy_digest=run.policy_digest, num_items=run.trie.num_items)
+
+
+def build_api(service: Service) -> FastAPI:
+    """Build the ASGI application of one replica."""
+    api = FastAPI(title="DIGR", description="Generative recommendation with semantic IDs.", version="1")
+    api.state.service = service
+    api.include_router(router)
+    add_problem_handlers(api)
+    return api

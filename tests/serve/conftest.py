@@ -1,0 +1,23 @@
+"""One tiny run and one endpoint over it, without Ray, for all tests of this folder."""
+
+from collections.abc import Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+
+from digr.artifacts import Store
+from serve.settings import AppArguments
+from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray, write_run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Store:
+    """Write the run."""
+    return write_run(str(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def client(tiny_run) -> Iterator[TestClient]:
+    """Serve it."""
+    with serve_without_ray(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH)) as client:
+        yield client

@@ -1,0 +1,89 @@
+"""A tiny run with a policy of random weights, and the endpoint over it without Ray."""
+
+import asyncio
+
+import numpy as np
+import pyarrow as pa
+from fastapi.testclient import TestClient
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config.policy import PolicyConfig
+from digr.policy.beam import Recommendation
+from digr.policy.model import build_scratch_policy
+from serve.catalogue import load_run
+from serve.decoding import Job, decode
+from serve.routes import build_api
+from serve.service import Service
+from serve.settings import AppArguments
+
+NUM_ITEMS = 60
+LEVEL_SIZES = [8, 8, 8]
+MAX_HISTORY = 5
+BEAM_WIDTH = 12
+
+
+def put(store: Store, name: str, columns: dict, **manifest) -> None:
+    """Write one artifact."""
+    artifacts.commit(store, Manifest(name=name, rows=artifacts.write_table(store, name, pa.table(columns)), **manifest))
+
+
+def write_run(root: str, seed: int = 3, policy: str = "policy_sft") -> Store:
+    """Write what the endpoint reads of a run: 60 items, item i of category `c<i % 4>` at i dollars, every 7th without a price."""
+    store = Store(root)
+    ids = [f"item{index:02d}" for index in range(NUM_ITEMS)]
+    numbers = np.random.default_rng(0).permutation(8**3)[:NUM_ITEMS]
+    codes = np.stack([numbers // 64, numbers // 8 % 8, numbers % 8], axis=1).astype(np.int32)
+    items = {
+        "item_id": ids,
+        "title": [f"Title {item}" for item in ids],
+        "description": [None if index % 2 else f"About {item}" for index, item in enumerate(ids)],
+        "categories": [["all", f"c{index % 4}"] for index in range(NUM_ITEMS)],
+        "price_usd": [None if index % 7 == 0 else float(index) for index in range(NUM_ITEMS)],
+    }
+    put(store, "items", items)
+    sids = {"item_id": ids, "codes": pa.array(codes.tolist(), pa.list_(pa.int32()))}
+    put(store, "item_sids", sids, facts={"level_sizes": LEVEL_SIZES})
+    # u1 read item10 to item16; in training item05 occurs three times, item06 twice, item07 once
+    put(
+        store,
+        "interactions",
+        {
+            "user_id": ["u1"] * 7 + ["u2"],
+            "position": pa.array([*range(7), 0], pa.int32()),
+            "item_id": [f"item{index}" for index in range(10, 17)] + ["item05"],
+        },
+    )
+    histories = {
+        "example_id": ["a", "b", "c"],
+        "user_id": ["u2", "u3", "u4"],
+        "split": ["train", "train", "test"],
+        "history": [["item05", "item06"], ["item05", "item06"], ["item20"]],
+        "target": ["item05", "item07", "item21"],
+    }
+    put(store, "histories", histories, config={"data": {"max_history": MAX_HISTORY}})
+    labels = {
+        "owner": ["item"] * NUM_ITEMS,
+        "owner_id": ids,
+        "rank": pa.array([0] * NUM_ITEMS, pa.int32()),
+        "interest": [f"interest {index % 3}" for index in range(NUM_ITEMS)],
+        "probability": [0.9] * NUM_ITEMS,
+        "label": pa.array([1] * NUM_ITEMS, pa.int8()),
+        "labeler": ["classifier"] * NUM_ITEMS,
+    }
+    put(store, "interest_labels", labels)
+    artifacts.begin(store, policy)
+    model = build_scratch_policy(PolicyConfig(hidden_dim=32, num_layers=2, num_heads=2, max_tokens=64), LEVEL_SIZES, seed=seed)
+    model.save(store.uri(policy))
+    artifacts.commit(store, Manifest(name=policy, seed=seed))
+    return store
+
+
+def serve_without_ray(arguments: AppArguments) -> TestClient:
+    """Return a client of the endpoint in this process."""
+
+    async def decode_one(job: Job) -> Recommendation | Exception:
+        return (await asyncio.to_thread(decode, [job]))[0]
+
+    versions = {name: load_run(version, "cpu") for name, version in arguments.versions().items()}
+    return TestClient(build_api(Service(arguments, versions, decode_one)), base_url="http://127.0.0.1")
