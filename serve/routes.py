@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 
+from serve import explorer
 from serve.browsing import find_item, search, show_item, show_level
 from serve.completion_schemas import CompletionReply, CompletionRequest
 from serve.completions import complete
@@ -128,5 +129,6 @@ def build_api(service: Service) -> FastAPI:
     api = FastAPI(title="DIGR", description="Generative recommendation with semantic IDs.", version="1")
     api.state.service = service
     api.include_router(router)
+    explorer.mount(api)
     add_problem_handlers(api)
     return api

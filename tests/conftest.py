@@ -13,7 +13,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, and say what is missing."""
     missing = {
         "vllm": None if importlib.util.find_spec("vllm") else "vLLM is not installed (pip install digr[cpu] or digr[gpu])",
-        "browser": None if shutil.which("chromium") else "chromium is not installed",
+        "browser": None if shutil.which("chromium") else "chromium is not installed (apt-get install chromium)",
         "gpu": None if torch.cuda.is_available() else "this machine has no GPU",
     }
     for item in items:

@@ -1,0 +1,66 @@
+"""The page at `/`: look at a history's recommendations, their reasons and their place in the tree of semantic IDs.
+
+Plain files, no build step and no other host; the browser enforces it by the Content-Security-Policy they come with. They hold
+nothing of a run, so they need no API key; the page asks the endpoint for everything it shows, with the key its user types.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+class Asset(NamedTuple):
+    """A file of the page."""
+
+    content: bytes
+    media_type: str
+    tag: str
+    """ETag: equal content, equal tag."""
+
+
+def read_assets() -> dict[str, Asset]:
+    """Read the page's files by name; a request picks from these, so no part of it is ever used as a path."""
+    files = [file for file in sorted(Path(__file__).parent.iterdir()) if file.suffix in MEDIA_TYPES]
+    return {file.name: _asset(file.read_bytes(), MEDIA_TYPES[file.suffix]) for file in files}
+
+
+def _asset(content: bytes, media_type: str) -> Asset:
+    return Asset(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+
+
+def mount(api: FastAPI) -> None:
+    """Add the page to an application: `/` and `/explorer/<file>`, for GET and HEAD."""
+    assets, router = read_assets(), APIRouter(include_in_schema=False)
+
+    def send(request: Request, name: str) -> Response:
+        if name not in assets:
+            raise HTTPException(404)
+        asset, headers = assets[name], HEADERS | {"ETag": assets[name].tag}
+        if request.headers.get("if-none-match") == asset.tag:
+            return Response(status_code=304, headers=headers)
+        return Response(asset.content, media_type=asset.media_type, headers=headers)
+
+    @router.api_route("/", methods=["GET", "HEAD"])
+    async def page(request: Request) -> Response:
+        return send(request, "index.html")
+
+    @router.api_route("/explorer/{name}", methods=["GET", "HEAD"])
+    async def file(request: Request, name: str) -> Response:
+        return send(request, name)
+
+    api.include_router(router)

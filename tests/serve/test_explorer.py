@@ -1,0 +1,227 @@
+"""The page in a real Chromium, over a real server with a tiny run; the ids and titles are those of tests/serve/tiny_run.py."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serve.chromium import Page, chromium
+from tests.serve.explorer_server import HOSTILE, serve_two_versions
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory) -> Iterator[str]:
+    with serve_two_versions(tmp_path_factory.mktemp("runs")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser, url) -> Iterator[Page]:
+    """Open the page anew; after each test nothing went wrong in it, and it spoke to this server alone."""
+    browser.open(f"{url}/#")
+    browser.wait("document.querySelectorAll('#popular li').length && document.querySelectorAll('#tree li').length")
+    browser.events.clear()
+    yield browser
+    assert [told for told in browser.complaints() if "status of 4" not in told] == []
+    assert {address for address in browser.requested() if not address.startswith((url, "blob:"))} == set()
+
+
+def _open(page: Page, url: str, *items: str) -> None:
+    """Open the page with a history in its address, and wait for the list."""
+    page.open(f"{url}/#items={','.join(items)}")
+    _settled(page)
+
+
+def _settled(page: Page) -> None:
+    page.wait("document.querySelector('.card, .columns .problem') && document.getElementById('results').ariaBusy === 'false'")
+
+
+def _listed(url: str, **body) -> list[dict]:
+    return httpx.post(f"{url}/v1/recommend", json={"k": 10, **body}, timeout=20).json()["items"]
+
+
+def _shown(page: Page, column: int = 1) -> list[str]:
+    return page.js(f"[...document.querySelectorAll('.column:nth-child({column}) .card')].map((card) => card.dataset.item)")
+
+
+def test_a_history_is_searched_chosen_and_answered_by_keyboard_alone(page, url):
+    page.press("Tab", "Tab", "Tab", "Tab", "Tab", "Tab")  # skip link, model, other model, key, the switch, the search
+    assert page.js("document.activeElement.id") == "search"
+    page.type("title item05")
+    page.wait("document.querySelectorAll('#found [role=option]').length === 1")
+    page.press("ArrowDown")
+    active = page.js("document.getElementById(document.activeElement.getAttribute('aria-activedescendant')).textContent")
+    assert active == "Title item05item05"
+    page.press("Enter")
+    page.wait("document.querySelectorAll('#history li').length === 1")
+    page.type("title item06")
+    page.press("Enter")  # at once: looks, and chooses nothing that does not answer what was typed
+    page.wait("document.activeElement.ariaExpanded === 'true'")
+    page.press("Enter")
+    page.wait("document.querySelectorAll('#history li').length === 2 && document.querySelectorAll('.card').length === 10")
+    _settled(page)
+    expected = _listed(url, history=["item05", "item06"])
+    page.wait(f"document.querySelector('.card').dataset.item === '{expected[0]['item_id']}'")
+    assert _shown(page) == [item["item_id"] for item in expected]
+    assert page.text(".card:first-child .reasons li") == expected[0]["reasons"]
+    assert page.text("#status") == ["10 recommendations of one"]
+    page.press("Tab", "Tab")  # past the first item's "later", to its "remove"
+    page.press("Enter")
+    page.wait("document.querySelectorAll('#history li').length === 1")
+    assert page.js("document.querySelector('#history li').dataset.item") == "item06"
+    assert page.js("document.activeElement.getAttribute('aria-label')") == "Remove Title item06"
+
+
+def test_the_history_can_be_put_in_another_order(page, url):
+    _open(page, url, "item01", "item02", "item03")
+    page.click("#history li:nth-child(3) [data-tool=earlier]")
+    page.wait("location.hash === '#items=item01,item03,item02'")
+    order = ["item01", "item03", "item02"]
+    expected = [item["item_id"] for item in _listed(url, history=order)]
+    page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
+
+
+def test_titles_are_text_and_images_come_from_this_server(page, url):
+    _open(page, url, "item07", "item05")
+    assert page.text("#history .title")[0] == HOSTILE
+    assert page.js("document.title") == "DIGR explorer"
+    page.wait("document.querySelector('[data-item=item05] img').naturalWidth === 40")
+
+
+def test_filters_narrow_the_list_and_a_filter_that_leaves_nothing_says_so(page, url):
+    _open(page, url, "item05", "item06")
+    page.click("#max")
+    page.type("30")
+    page.click("#category")
+    page.type("c1")
+    page.click("#only")
+    page.click("#exclude")
+    only = {"categories": ["c1"], "max_price_usd": 30}
+    expected = [item["item_id"] for item in _listed(url, history=["item05", "item06"], allow=only, exclude_history=True)]
+    assert expected and "item05" not in expected
+    page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
+    assert page.text("#filter-count") == ["3 in use"]
+    page.click("#min")
+    page.type("29.5")
+    page.wait("document.querySelector('.columns .problem')")
+    assert page.text(".columns .problem code") == ["no-items-left"]
+    assert "allow, deny and exclude_history leave none of the 60 items; loosen them" in page.text(".columns .problem")[0]
+    page.click("#reset")
+    page.wait("document.querySelectorAll('.card').length === 10")
+
+
+def test_the_path_of_a_listed_item_is_lit_and_the_tree_is_walked_by_keyboard(page, url):
+    _open(page, url, "item05")
+    item = _listed(url, history=["item05"])[1]
+    path = [".".join(map(str, item["sid"][: level + 1])) for level in range(3)]
+    page.click(".card:nth-child(2) .path")
+    page.wait(f"document.activeElement.dataset.prefix === '{path[2]}'")
+    assert [
+        prefix for prefix in path if page.js(f"document.querySelector('[data-prefix=\"{prefix}\"]').matches('.lit.on-path')")
+    ] == path
+    assert page.js("document.activeElement.getAttribute('aria-level')") == "3"
+    page.press("ArrowLeft", "ArrowLeft")  # to the parent, then close it
+    page.wait(f"document.activeElement.dataset.prefix === '{path[1]}' && document.activeElement.ariaExpanded === 'false'")
+    page.press("ArrowRight", "ArrowRight")  # open it again, then in
+    page.wait(f"document.activeElement.dataset.prefix?.startsWith('{path[1]}.')")
+    added = page.js("document.activeElement.dataset.item")
+    page.press("Enter")
+    page.wait(f"document.querySelector('#history li:nth-child(2)')?.dataset.item === '{added}'")
+
+
+def test_two_versions_stand_side_by_side_with_their_differences_marked(page, url):
+    _open(page, url, "item05", "item06")
+    page.choose("#other", "two")
+    page.wait("document.querySelectorAll('.column').length === 2")
+    lists = {
+        name: [item["item_id"] for item in _listed(url, history=["item05", "item06"], model=name)] for name in ("one", "two")
+    }
+    assert [_shown(page, 1), _shown(page, 2)] == [lists["one"], lists["two"]]
+    marks = page.text(".column:nth-child(2) .move .hidden")
+    for place, item in enumerate(lists["two"]):
+        if item not in lists["one"]:
+            assert marks[place] == "not in the list of one"
+        else:
+            by = lists["one"].index(item) - place
+            word = "higher" if by > 0 else "lower"
+            assert marks[place] == (f"{abs(by)} {word} than in one" if by else "same place as in one")
+    both = len(set(lists["one"]) & set(lists["two"]))
+    assert page.text("#overlap")[0].startswith(f"{both} item")
+
+
+def test_users_and_the_unknown_get_lists_that_say_where_they_come_from(page, url):
+    page.click("[name=mode][value=user]")
+    page.click("#user")
+    page.type("u1")
+    page.press("Enter")
+    expected = [item["item_id"] for item in _listed(url, user_id="u1")]
+    page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
+    page.js("document.getElementById('user').value = 'nobody'")
+    page.click("#by-user button")
+    page.wait("document.querySelector('.badge')?.textContent === 'by popularity'")
+    assert _shown(page)[:3] == ["item05", "item06", "item07"]
+    assert "most popular" in page.text(".notice")[0]
+
+
+def test_the_key_goes_out_with_every_request_and_stays_in_this_tab(page, url):
+    page.click("#key-box summary")
+    page.click("#key")
+    page.type("my-key")
+    page.press("Enter")
+    page.wait("!document.getElementById('key-box').open && document.querySelectorAll('#popular li').length")
+    page.events.clear()
+    page.js("document.querySelector('#popular button').click()")
+    page.wait("document.querySelectorAll('.card').length === 10")
+    sent = [event["params"]["request"] for event in page.events if event["method"] == "Network.requestWillBeSent"]
+    asked = [request for request in sent if "/v1/" in request["url"]]
+    assert len(asked) >= 2 and all(request["headers"]["Authorization"] == "Bearer my-key" for request in asked)
+    page.wait("document.querySelector('#history img')?.src.startsWith('blob:')")
+    assert page.js("[Object.values(sessionStorage).includes('my-key'), localStorage.length, document.cookie]") == [True, 0, ""]
+    page.js("sessionStorage.clear()")
+
+
+def test_every_control_has_a_name_and_the_page_fits_narrow_screens(page, url, tmp_path):
+    _open(page, url, "item05", "item06")
+    controls = {
+        "button",
+        "textbox",
+        "combobox",
+        "checkbox",
+        "radio",
+        "spinbutton",
+        "treeitem",
+        "option",
+        "link",
+        "DisclosureTriangle",
+    }
+    found = [(role, name) for role, name in page.accessible() if role in controls]
+    assert len(found) > 40
+    assert [role for role, name in found if not name.strip()] == []
+    roles = {role for role, _ in page.accessible()}
+    assert {"tree", "treeitem", "combobox", "status", "main", "region", "list"} <= roles
+    shots = Path(os.environ.get("DIGR_SCREENSHOTS", tmp_path))
+    for name, width, scheme in (("light", 1500, "light"), ("dark", 1500, "dark"), ("narrow", 360, "light")):
+        page.screenshot(shots / f"explorer_{name}.png", width, 900, scheme)
+        assert page.js("document.documentElement.scrollWidth <= window.innerWidth"), f"{name}: the page is wider than the screen"
+    page.js("document.getElementById('key-box').open = true")
+    assert page.js("document.getElementById('key-form').getBoundingClientRect().left") >= 0
+    page.call("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(page, url, scheme):
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    _open(page, url, "item05", "item06")
+    weak = page.js((Path(__file__).parent / "contrast.js").read_text())
+    page.call("Emulation.setEmulatedMedia", features=[])
+    assert weak == []
