@@ -81,7 +81,7 @@ def sequence_examples(train: pa.Table, sids: Sids, max_history: int) -> pa.Table
     return _table(
         example_ids=example_ids.take(last_rows),
         user_ids=users.take(last_rows),
-        split="train",
+        split=pa.array(["train"] * len(last_rows), pa.string()),
         prompts=[history_prompt(texts[a:b].tolist()) for a, b in zip(begin.tolist(), first.tolist(), strict=True)],
         completions=["".join(texts[a:b].tolist()) for a, b in zip(first.tolist(), end.tolist(), strict=True)],
         targets=sids.item_index.ids.take(pa.array(items[end - 1])),
@@ -93,11 +93,10 @@ def prompt_examples(rows: pa.Table, sids: Sids, max_history: int) -> pa.Table:
     found = _rows_of(rows, sids, max_history)
     texts = np.array(sids.texts, object)
     spans = zip(found.start.tolist(), found.end.tolist(), strict=True)
-    split = rows["split"][0].as_py() if len(rows) else "valid"
     return _table(
         example_ids=rows["example_id"].combine_chunks(),
         user_ids=rows["user_id"].combine_chunks(),
-        split=split,
+        split=rows["split"].combine_chunks(),
         prompts=[history_prompt(texts[found.items[start:end]].tolist()) for start, end in spans],
         completions=texts[found.target].tolist(),
         targets=rows["target"].combine_chunks(),
@@ -185,13 +184,13 @@ def _join(rows: _Rows, starts: Bool[np.ndarray, " R"]) -> tuple[Int[np.ndarray, 
 
 
 def _table(
-    *, example_ids: pa.Array, user_ids: pa.Array, split: str, prompts: list[str], completions: list[str], targets: pa.Array
+    *, example_ids: pa.Array, user_ids: pa.Array, split: pa.Array, prompts: list[str], completions: list[str], targets: pa.Array
 ) -> pa.Table:
     columns = {
         "example_id": example_ids,
         "user_id": user_ids,
         "task": pa.array(["sequence"] * len(prompts), pa.string()),
-        "split": pa.array([split] * len(prompts), pa.string()),
+        "split": split,
         "prompt": pa.array(prompts, pa.string()),
         "completion": pa.array(completions, pa.string()),
         "target": targets,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digr.data.ids import build_id_index
-from digr.policy.examples import Sids, cut_windows, policy_examples, sequence_examples
+from digr.policy.examples import Sids, cut_windows, policy_examples, prompt_examples, sequence_examples
 from digr.tables import conform
 
 ITEMS = [chr(ord("a") + index) for index in range(26)]
@@ -71,6 +71,12 @@ def test_validation_rows_keep_their_history_as_prompt_and_test_rows_are_left_out
 
 
 @settings(deadline=None)
+def test_each_row_becomes_a_prompt_of_its_own_split():
+    table = prompt_examples(_histories(("u", "train", "abc", "d"), ("u", "valid", "abcd", "e"), ("u", "test", "b", "f")), SIDS, 3)
+    assert _pairs(table) == [("abc", "d"), ("bcd", "e"), ("b", "f")]
+    assert table["split"].to_pylist() == ["train", "valid", "test"]
+
+
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=6), st.integers(1, 8))
 def test_every_interaction_but_a_users_first_is_a_target_exactly_once(lengths, max_history):
     rng = np.random.default_rng(len(lengths))
