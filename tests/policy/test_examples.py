@@ -70,13 +70,13 @@ def test_validation_rows_keep_their_history_as_prompt_and_test_rows_are_left_out
     assert table["split"].to_pylist() == ["train", "valid"]
 
 
-@settings(deadline=None)
 def test_each_row_becomes_a_prompt_of_its_own_split():
     table = prompt_examples(_histories(("u", "train", "abc", "d"), ("u", "valid", "abcd", "e"), ("u", "test", "b", "f")), SIDS, 3)
     assert _pairs(table) == [("abc", "d"), ("bcd", "e"), ("b", "f")]
     assert table["split"].to_pylist() == ["train", "valid", "test"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=6), st.integers(1, 8))
 def test_every_interaction_but_a_users_first_is_a_target_exactly_once(lengths, max_history):
     rng = np.random.default_rng(len(lengths))
