@@ -97,11 +97,11 @@ def _client(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_client_prints_the_list_or_the_problem(store):
-    good = _client("--history", "item03", "--k", "2")
+    good = _client("recommend", "--history", "item03", "--k", "2")
     assert good.returncode == 0
     assert [line.split()[2] for line in good.stdout.splitlines()] == [
         item["item_id"] for item in _ask(history=["item03"], k=2).json()["items"]
     ]
-    bad = _client("--history", "ghost")
+    bad = _client("recommend", "--history", "ghost")
     assert (bad.returncode, bad.stdout) == (1, "")
     assert 'not in the catalogue; leave them out, or send unknown="ignore": ghost' in bad.stderr

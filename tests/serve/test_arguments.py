@@ -54,5 +54,5 @@ def _unbounded(node, root, where):
 
 
 def test_the_client_says_that_there_is_no_server(capsys):
-    assert main(["--url", "http://127.0.0.1:9", "--history", "a"]) == 2
+    assert main(["--url", "http://127.0.0.1:9", "recommend", "--history", "a"]) == 2
     assert re.search(r"error: http://127\.0\.0\.1:9: .*refused", capsys.readouterr().err)
