@@ -1,23 +1,33 @@
 """The Ray Serve application: `serve run serve.app:app run_dir=runs/quickstart`, or `serve deploy serve/config.yaml`."""
 
 import asyncio
+import time
+from typing import Any
 
 import torch
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.config import BackpressureConfig
 
 from digr.policy.beam import Recommendation
-from serve.catalogue import load_run
-from serve.decoding import Job, decode
+from serve.decoding import BATCH_SIZE, Job, decode
+from serve.gate import KeyRing
 from serve.routes import build_api
 from serve.service import Service
-from serve.settings import AppArguments
+from serve.settings import AppArguments, LiveSettings
 
-BATCH_SIZE, BATCH_WAIT_SECONDS = 32, 0.005
-"""Requests decoded together, and how long the first of them waits for others."""
+BATCH_WAIT_SECONDS = 0.005
+"""How long the first of a batch waits for others."""
 
 
-@serve.deployment(max_ongoing_requests=128, ray_actor_options={"num_cpus": 1})
+@serve.deployment(
+    max_ongoing_requests=256,
+    max_queued_requests=256,
+    backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+    graceful_shutdown_wait_loop_s=0.5,
+    graceful_shutdown_timeout_s=30,
+    ray_actor_options={"num_cpus": 1},
+)
 @serve.ingress()
 class Recommender:
     """Answer requests from trained runs."""
@@ -26,17 +36,34 @@ class Recommender:
         if arguments.num_threads:
             torch.set_num_threads(arguments.num_threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        versions = {name: load_run(version, device) for name, version in arguments.versions().items()}
-        self.service = Service(arguments, versions, self._decode)
+        replica = serve.get_replica_context().replica_id.unique_id
+        self.keys = KeyRing(arguments.keys_file)
+        self.service = Service(arguments, self._decode, device, replica)
+        self._following: asyncio.Task | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Give Ray Serve the routes of this replica."""
-        return build_api(self.service)
+        return build_api(self.service, self.keys)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Load the versions of a new configuration, and answer from those before until they are there."""
+        await self.service.configure(LiveSettings.model_validate(user_config))
+        if self._following is None:
+            self._following = asyncio.create_task(self.service.follow_for_ever(self.keys.refresh))
+
+    async def check_health(self) -> None:
+        """Tell Ray Serve to replace this replica if it cannot follow the others any more."""
+        if self._following is not None and self._following.done():
+            raise RuntimeError("the task that follows the other replicas has ended; see the log")
 
     @serve.batch(max_batch_size=BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _decode(self, jobs: list[Job]) -> list[Recommendation | Exception]:
         """Decode waiting requests together, off the event loop."""
-        return await asyncio.to_thread(decode, jobs)
+        began = time.perf_counter()
+        found = await asyncio.to_thread(decode, jobs)
+        self.service.metrics.batch_size.observe(len(jobs))
+        self.service.metrics.decode_seconds.observe(time.perf_counter() - began)
+        return found
 
 
 def app(arguments: AppArguments) -> serve.Application:
@@ -45,4 +72,6 @@ def app(arguments: AppArguments) -> serve.Application:
     Raises:
         ValueError: no run directory is given.
     """
-    return Recommender.bind(arguments.model_copy(update={"models": arguments.versions()}))  # type: ignore[attr-defined]
+    arguments = arguments.resolved()
+    live = arguments.live().model_dump()
+    return Recommender.options(user_config=live).bind(arguments)  # type: ignore[attr-defined]

@@ -8,29 +8,57 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Int32
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.data.ids import build_id_index
 from digr.policy.model import SidPolicy, load_policy
-from digr.policy.reasons import ItemInterests, load_item_interests, shared_interests
+from digr.policy.reasons import ItemInterests, index_interests, shared_interests
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.serving.facts import ItemFacts, index_facts, matching_items
 from digr.serving.users import UserHistories, count_interactions, index_histories
-from digr.sids.trie import SidTrie, load_trie
+from digr.sids.trie import SidTrie, build_trie, codes_of
+from digr.tables import table_spec
 from serve.schemas import ItemFilter
 from serve.settings import VersionSettings
 
 PolicyName = Literal["policy_grpo", "policy_sft"]
-ITEM_COLUMNS = ("item_id", "title", "description", "brand", "categories", "price_usd", "image_uri")
+ITEM_SCHEMA = table_spec("items").schema
+LABEL_COLUMNS = ("owner", "owner_id", "rank", "interest", "probability", "label")
+
+
+class RunTables(NamedTuple):
+    """What a version is made of, as it was read: N items in the order of `items`."""
+
+    policy_name: PolicyName
+    policy_digest: str
+    sids_digest: str
+    policy: SidPolicy
+    level_sizes: tuple[int, ...]
+    items: pa.Table
+    codes: Int32[np.ndarray, "N L"]
+    labels: pa.Table
+    """Trusted interests of items."""
+    counts: Int[np.ndarray, " N"]
+    """Occurrences in the training interactions."""
+    users: UserHistories
+    max_history: int
+    loaded_at: float
+
+
+class Additions(NamedTuple):
+    """Items that came after the run."""
+
+    items: pa.Table
+    codes: Int32[np.ndarray, "M L"]
+    labels: pa.Table
 
 
 class ServedRun(NamedTuple):
     """One version: a policy with its catalogue; everything about items is in the order of `trie.item_ids`."""
 
-    policy_name: PolicyName
-    policy_digest: str
+    tables: RunTables
     policy: SidPolicy
     trie: SidTrie
     facts: ItemFacts
@@ -40,8 +68,7 @@ class ServedRun(NamedTuple):
     """Items, the most popular first."""
     max_history: int
     """Newest items of a history that the policy was trained to see."""
-    loaded_at: float
-    num_new_items: int = 0
+    num_new_items: int
 
     def prompt(self, places: Sequence[int]) -> str:
         """Write the newest items of a history as the policy's prompt."""
@@ -62,38 +89,75 @@ class ServedRun(NamedTuple):
         return self.interests.texts.slice(int(start), int(end - start)).to_pylist()
 
 
-def load_run(version: VersionSettings, device: str) -> ServedRun:
-    """Load a policy of a run and its catalogue.
+def read_run(version: VersionSettings, device: str) -> RunTables:
+    """Read a policy of a run and its catalogue.
 
     Raises:
         ValueError: an artifact is missing; the message names the job that makes it.
     """
     store = Store(version.run_dir, version.variant)
     name = _policy_name(store, version.policy)
-    manifest = artifacts.require(store, name)
-    trie = load_trie(store)
+    manifest, sids = artifacts.require(store, name), artifacts.require(store, "item_sids")
+    level_sizes = tuple(sids.facts["level_sizes"])
     max_history = artifacts.require(store, "histories").config["data"]["max_history"]
     with artifacts.local_files(store, name) as folder:
         policy = load_policy(folder, device)
-    items = artifacts.read_table(store, "items", ITEM_COLUMNS)
-    index = build_id_index(trie.item_ids)
+    coded = artifacts.read_table(store, "item_sids")
+    ids = coded["item_id"].combine_chunks()
+    items = artifacts.read_table(store, "items")
+    labels = artifacts.read_table(store, "interest_labels", LABEL_COLUMNS, owner=["item"])
+    index = build_id_index(ids)
     histories = artifacts.iter_table(store, "histories", ["user_id", "split", "history", "target"])
-    counts = count_interactions((batch.filter(pc.equal(batch["split"], "train")) for batch in histories), index)
-    popular = np.lexsort((np.random.default_rng(0).permutation(len(counts)), -counts))  # ties never by id
-    standing = np.empty_like(popular)
-    standing[popular] = np.arange(len(popular))
     interactions = artifacts.read_table(store, "interactions", ["user_id", "position", "item_id"])
-    return ServedRun(
+    return RunTables(
         policy_name=name,
         policy_digest=manifest.digest,
+        sids_digest=sids.digest,
         policy=policy,
-        trie=trie.to(device),
-        facts=index_facts(items.take(pc.index_in(trie.item_ids, value_set=items["item_id"])), standing),
-        interests=load_item_interests(store, trie.item_ids),
+        level_sizes=level_sizes,
+        items=items.take(pc.index_in(ids, value_set=items["item_id"])).combine_chunks(),
+        codes=codes_of(coded, len(level_sizes)),
+        labels=labels.filter(pc.equal(labels["label"], 1)),
+        counts=count_interactions((batch.filter(pc.equal(batch["split"], "train")) for batch in histories), index),
         users=index_histories(interactions, index, max_history),
-        popular=popular,
         max_history=max_history,
         loaded_at=time.time(),
+    )
+
+
+def digests_of(version: VersionSettings) -> tuple[str, ...]:
+    """Return what tells one build of a run from another in the same folder."""
+    store = Store(version.run_dir, version.variant)
+    names = (_policy_name(store, version.policy), "item_sids", "items", "interest_labels")
+    return tuple(artifacts.require(store, name).digest for name in names)
+
+
+def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
+    """Index a run and the items that came after it; no SID of the run changes."""
+    items, codes, labels, counts = tables.items, tables.codes, tables.labels, tables.counts
+    if added is not None:
+        items, labels = pa.concat_tables([items, added.items]), pa.concat_tables([labels, added.labels])
+        codes = np.concatenate([codes, added.codes])
+        counts = np.concatenate([counts, np.zeros(len(added.codes), np.int64)])
+    ids = items["item_id"].combine_chunks()
+    trie = build_trie(ids, codes, tables.level_sizes)
+    order = build_id_index(ids).find(trie.item_ids)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    shuffled = np.random.default_rng(0).permutation(len(counts))  # ties are never broken by id
+    popular = place[np.lexsort((shuffled, -counts))]
+    standing = np.empty_like(popular)
+    standing[popular] = np.arange(len(popular))
+    return ServedRun(
+        tables=tables,
+        policy=tables.policy,
+        trie=trie.to(tables.policy.device),
+        facts=index_facts(items.take(pa.array(order)), standing),
+        interests=index_interests(labels, trie.item_ids),
+        users=tables.users._replace(places=place[tables.users.places]),
+        popular=popular,
+        max_history=tables.max_history,
+        num_new_items=len(codes) - len(tables.codes),
     )
 
 

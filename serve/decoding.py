@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,8 +11,12 @@ from jaxtyping import Bool
 from digr.policy.beam import Recommendation, recommend
 from serve.catalogue import ServedRun
 
+BATCH_SIZE = 32
+"""Requests decoded together."""
 
-class Job(NamedTuple):
+
+@dataclass(eq=False, slots=True)
+class Job:
     """One list to decode."""
 
     run: ServedRun
@@ -23,6 +27,8 @@ class Job(NamedTuple):
     """Items that may come out; None for all."""
     deadline: float
     """On the clock of time.monotonic; behind it nobody waits any more."""
+    is_wanted: bool = True
+    """Set to False by a request that went away."""
 
 
 def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
@@ -34,7 +40,7 @@ def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
     groups: dict[tuple[int, int, bool], list[int]] = {}
     now = time.monotonic()
     for row, job in enumerate(jobs):
-        if job.deadline <= now:
+        if job.deadline <= now or not job.is_wanted:
             found[row] = TimeoutError()
         else:
             groups.setdefault((id(job.run), job.beam_width, job.allowed is not None), []).append(row)
@@ -44,6 +50,14 @@ def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
         except (RuntimeError, ValueError) as error:
             found.update(dict.fromkeys(rows, error))
     return [found[row] for row in range(len(jobs))]
+
+
+def warm_up(run: ServedRun, beam_width: int, max_pending: int) -> None:
+    """Decode a batch of 1, 2, 4, ... up to the largest that may come, so that the first request is no slower than the others."""
+    prompt, size = run.prompt(run.popular[: run.max_history].tolist()), 1
+    while size <= min(BATCH_SIZE, max_pending):
+        recommend(run.policy, run.trie, [prompt] * size, min(beam_width, run.trie.num_items), beam_width)
+        size *= 2
 
 
 def _decode_alike(jobs: Sequence[Job]) -> list[Recommendation]:

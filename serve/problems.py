@@ -1,6 +1,7 @@
 """Errors of the endpoint, as application/problem+json (RFC 9457) with a cause that a caller can act on."""
 
 import json
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -66,11 +67,16 @@ async def _answer_http(request: Request, error: HTTPException) -> Response:
     return found.response()
 
 
+async def _answer_failure(request: Request, error: Exception) -> Response:
+    return internal_error().response()
+
+
 def add_problem_handlers(api: FastAPI) -> None:
     """Make an application answer with problems."""
     api.exception_handler(ProblemError)(_answer_problem)
     api.exception_handler(RequestValidationError)(_answer_invalid)
     api.exception_handler(HTTPException)(_answer_http)
+    api.exception_handler(Exception)(_answer_failure)
 
 
 def not_json(cause: str) -> ProblemError:
@@ -134,3 +140,73 @@ def deadline_passed(seconds: float) -> ProblemError:
     """Say that the answer took too long."""
     detail = f"there was no answer within {seconds:g} seconds; the server is busy, try again later"
     return ProblemError("deadline-passed", 504, "Too slow", detail, headers={"Retry-After": "1"})
+
+
+def overloaded(pending: int) -> ProblemError:
+    """Say that the line is full."""
+    detail = f"{pending} lists wait already; try again after the time of Retry-After"
+    return ProblemError("overloaded", 429, "Too busy", detail, headers={"Retry-After": "1"})
+
+
+def rate_limited(name: str, seconds: float) -> ProblemError:
+    """Say when the key may ask again."""
+    wait = str(math.ceil(seconds))
+    detail = f"the key {name!r} has used up its rate; try again in {wait} s"
+    return ProblemError("rate-limited", 429, "Too many requests", detail, headers={"Retry-After": wait})
+
+
+def unauthorised(detail: str) -> ProblemError:
+    """Say that a key is needed."""
+    return ProblemError("unauthorised", 401, "No valid API key", detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+def forbidden(name: str, role: str) -> ProblemError:
+    """Say that the key may not do this."""
+    detail = f"this route needs an admin key, {name!r} is one for {role}"
+    return ProblemError("forbidden", 403, "The key may not do this", detail)
+
+
+def body_too_large(limit: int) -> ProblemError:
+    """Say how large a body may be."""
+    return ProblemError("body-too-large", 413, "The body is too large", f"a body may have {limit} bytes; send less at once")
+
+
+def not_ready() -> ProblemError:
+    """Say that no version is loaded, or that the replica is going down."""
+    detail = "this replica is starting or going down; try again after the time of Retry-After"
+    return ProblemError("not-ready", 503, "Not ready", detail, headers={"Retry-After": "1"})
+
+
+def internal_error() -> ProblemError:
+    """Say that it is the server's fault."""
+    return ProblemError("internal-error", 500, "Internal error", "the server failed; its log says why")
+
+
+def no_state_dir() -> ProblemError:
+    """Say what the deployment lacks to keep changes."""
+    detail = "this deployment has no state_dir to keep changes in; set it in serve/config.yaml"
+    return ProblemError("no-state-dir", 409, "Nowhere to keep it", detail)
+
+
+def nothing_to_choose(action: str) -> ProblemError:
+    """Say what is missing to change the default version."""
+    detail = "promote needs a model" if action == "promote" else "there is no earlier default version to go back to"
+    return ProblemError("nothing-to-choose", 422, "No version to make the default", detail, fields=["model"])
+
+
+def item_exists(item_id: str) -> ProblemError:
+    """Say that an id is taken."""
+    detail = f"item {item_id!r} is in the catalogue with other content; choose another id, or build the run again to change it"
+    return ProblemError("item-exists", 409, "The item exists", detail, fields=["item_id"])
+
+
+def too_many_added(limit: int) -> ProblemError:
+    """Say that the run must be built again."""
+    detail = f"{limit} items were added since the run; run the pipeline again with them (sids.keep_from keeps all semantic IDs)"
+    return ProblemError("too-many-added", 409, "Too many new items", detail)
+
+
+def no_code_left(item_id: str, reason: str) -> ProblemError:
+    """Say that a version cannot write the item."""
+    detail = f"item {item_id!r} is kept for later versions, but the default one cannot recommend it: {reason}"
+    return ProblemError("no-code-left", 409, "No semantic ID left", detail)

@@ -1,21 +1,25 @@
 """From a request to its list: history, filters, beam search or popularity, reasons."""
 
-import asyncio
 from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from digr.policy.beam import Recommendation
 from serve.catalogue import ServedRun, places_array
+from serve.decoding import Job
 from serve.problems import ProblemError, beam_too_wide, empty_history, k_too_large, no_items_left, two_histories, unknown_items
-from serve.schemas import Problem, RecommendedItem, RecommendReply, RecommendRequest
+from serve.schemas import Problem, RecommendedItem, RecommendReply, RecommendRequest, Source
 from serve.service import Service
 
 
 class Asked(NamedTuple):
     """A checked request."""
 
+    model: str
+    run: ServedRun
+    request: RecommendRequest
     places: list[int]
     """Known items of the history, oldest first."""
     ignored: list[str]
@@ -29,43 +33,55 @@ async def answer(service: Service, request: RecommendRequest) -> RecommendReply:
     Raises:
         ProblemError: it cannot be answered.
     """
-    name, run = service.version(request.model)
-    asked = check(run, request, service.arguments.beam_width)
-    if asked.places:
-        ranked = await service.rank(run, run.prompt(asked.places), asked.beam_width, asked.allowed)
-        places, scores = ranked.places[: request.k], list[float | None](ranked.scores)
-    else:
-        listed = run.popular if asked.allowed is None else run.popular[asked.allowed[run.popular]]
-        places, scores = listed[: request.k], [None] * request.k
-    reasons = run.explain(asked.places, places) if request.explain else [[]] * len(places)
-    return RecommendReply(
-        items=_items(run, places, scores, reasons),
-        source="policy" if asked.places else "popularity",
-        model=name,
-        ignored_items=asked.ignored,
-    )
+    asked = check(service, request)
+    ranked = await service.line.decode([_job(service, asked)] if asked.places else [])
+    return _reply(service, asked, ranked[0] if ranked else None)
 
 
 async def answer_all(service: Service, requests: list[RecommendRequest]) -> list[RecommendReply | Problem]:
-    """Answer several requests; one that cannot be answered has its problem in its place."""
-    answers = await asyncio.gather(*(answer(service, request) for request in requests), return_exceptions=True)
-    return [_reply_or_problem(found) for found in answers]
+    """Answer several requests; one that cannot be answered has its problem in its place.
+
+    Raises:
+        ProblemError: too many wait already, or the deadline passed.
+    """
+    checked: list[Asked | Problem] = []
+    for request in requests:
+        try:
+            checked.append(check(service, request))
+        except ProblemError as error:
+            checked.append(error.problem)
+    jobs = {row: _job(service, asked) for row, asked in enumerate(checked) if isinstance(asked, Asked) and asked.places}
+    ranked = dict(zip(jobs, await service.line.decode(list(jobs.values())), strict=True))
+    return [_reply(service, asked, ranked.get(row)) if isinstance(asked, Asked) else asked for row, asked in enumerate(checked)]
 
 
-def _reply_or_problem(found: RecommendReply | BaseException) -> RecommendReply | Problem:
-    if isinstance(found, ProblemError):
-        return found.problem
-    if isinstance(found, BaseException):
-        raise found
-    return found
+def _job(service: Service, asked: Asked) -> Job:
+    return service.line.job(asked.run, asked.run.prompt(asked.places), asked.beam_width, asked.allowed)
 
 
-def check(run: ServedRun, request: RecommendRequest, largest_beam: int) -> Asked:
-    """Find the request's items and filters in a version.
+def _reply(service: Service, asked: Asked, ranked: Recommendation | None) -> RecommendReply:
+    """Write the list of the policy, or without one that of the counts."""
+    run, k = asked.run, asked.request.k
+    if ranked is not None:
+        places, scores = ranked.places[:k], list[float | None](ranked.scores)
+    else:
+        listed = run.popular if asked.allowed is None else run.popular[asked.allowed[run.popular]]
+        places, scores = listed[:k], [None] * k
+    reasons = run.explain(asked.places, places) if asked.request.explain else [[]] * len(places)
+    source: Source = "popularity" if ranked is None else "policy"
+    service.metrics.count_list(asked.model, source)
+    items = _items(run, places, scores, reasons)
+    return RecommendReply(items=items, source=source, model=asked.model, ignored_items=asked.ignored)
+
+
+def check(service: Service, request: RecommendRequest) -> Asked:
+    """Find the request's items and filters in its version.
 
     Raises:
         ProblemError: it cannot be answered.
     """
+    largest_beam = service.arguments.beam_width
+    model, run = service.version(request.model)
     beam_width = request.beam_width or largest_beam
     if beam_width > largest_beam:
         raise beam_too_wide(beam_width, largest_beam)
@@ -83,7 +99,7 @@ def check(run: ServedRun, request: RecommendRequest, largest_beam: int) -> Asked
     places = [place for place in found if place >= 0]
     if request.user_id is not None:
         places = (run.users.find(request.user_id) or []) + places
-    return Asked(places, ignored, beam_width, _allowed(run, request, places))
+    return Asked(model, run, request, places, ignored, beam_width, _allowed(run, request, places))
 
 
 def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:

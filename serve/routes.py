@@ -4,19 +4,23 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from serve import explorer
 from serve.browsing import find_item, search, show_item, show_level
 from serve.completion_schemas import CompletionReply, CompletionRequest
 from serve.completions import complete
+from serve.gate import Gate, KeyRing
 from serve.images import item_image
 from serve.item_schemas import MAX_SEARCH, AddedItem, FoundItems, Item, NewItem, SidLevel
-from serve.problems import PROBLEMS, ProblemError, add_problem_handlers
+from serve.metrics import CONTENT_TYPE
+from serve.problems import PROBLEMS, add_problem_handlers, not_ready
 from serve.recommending import answer, answer_all
 from serve.schemas import (
     ChangeDefault,
     Health,
     ItemId,
+    Ready,
     RecommendBatch,
     RecommendBatchReply,
     RecommendReply,
@@ -64,7 +68,7 @@ async def find_items(
 @router.post("/v1/items")
 async def add_item(request: Request, body: NewItem) -> AddedItem:
     """Add an item: it gets a semantic ID from the frozen quantiser, and no other changes. Needs an admin key."""
-    raise ProblemError("not-configured", 501, "No new items", "this deployment takes no new items")
+    return await _service(request).add_item(body)
 
 
 @router.get(
@@ -108,7 +112,7 @@ async def get_models(request: Request) -> Versions:
 @router.post("/v1/models")
 async def change_default(request: Request, body: ChangeDefault) -> Versions:
     """Make another loaded version the default, or go back to the one before. Needs an admin key."""
-    raise ProblemError("not-configured", 501, "No changes", "this deployment does not change its default version")
+    return await _service(request).change_default(body)
 
 
 @router.post("/v1/completions")
@@ -119,16 +123,41 @@ async def post_completions(request: Request, body: CompletionRequest) -> Complet
 
 @router.get("/healthz")
 async def health(request: Request) -> Health:
-    """Say what is being served."""
+    """Say what is being served; for liveness probes."""
     name, run = _service(request).version(None)
-    return Health(status="ok", model=name, policy=run.policy_name, policy_digest=run.policy_digest, num_items=run.trie.num_items)
+    tables = run.tables
+    return Health(
+        status="ok", model=name, policy=tables.policy_name, policy_digest=tables.policy_digest, num_items=run.trie.num_items
+    )
 
 
-def build_api(service: Service) -> FastAPI:
+@router.get("/readyz")
+async def ready(request: Request) -> Ready:
+    """Say whether versions are loaded and warm."""
+    if not _service(request).is_ready:
+        raise not_ready()
+    return Ready(status="ready")
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """Return Prometheus metrics of all replicas."""
+    return Response(await asyncio.to_thread(_service(request).metrics.text), media_type=CONTENT_TYPE)
+
+
+def build_api(service: Service, keys: KeyRing) -> FastAPI:
     """Build the ASGI application of one replica."""
     api = FastAPI(title="DIGR", description="Generative recommendation with semantic IDs.", version="1")
     api.state.service = service
     api.include_router(router)
     explorer.mount(api)
     add_problem_handlers(api)
+    arguments = service.arguments
+    api.add_middleware(
+        Gate,
+        keys=keys,
+        metrics=service.metrics,
+        max_body_bytes=arguments.max_body_bytes,
+        body_seconds=arguments.deadline_seconds,
+    )
     return api

@@ -14,6 +14,9 @@ VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64, patt
 Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
+Source = Literal["policy", "popularity"]
+
+
 class Contract(BaseModel):
     """Refuse unknown fields."""
 
@@ -89,7 +92,7 @@ class RecommendReply(Contract):
     """The list, best first."""
 
     items: list[RecommendedItem]
-    source: Literal["policy", "popularity"]
+    source: Source
     """Who made the list: the policy, or the counts of the training interactions where nothing of the history is known."""
     model: str
     """Version that answered."""
@@ -135,6 +138,12 @@ class Health(Contract):
     num_items: int
 
 
+class Ready(Contract):
+    """Ready for requests."""
+
+    status: Literal["ready"]
+
+
 class Version(Contract):
     """One loaded version of policy and catalogue, also readable as a model by OpenAI clients."""
 
@@ -165,6 +174,8 @@ class Versions(Contract):
     data: list[Version]
     previous: str | None = None
     """Version that `roll_back` would make the default."""
+    failed: dict[str, str] = Field(default_factory=dict)
+    """Configured versions that could not be loaded, and why."""
 
 
 class ChangeDefault(Contract):

@@ -1,76 +1,218 @@
-"""What one replica serves: its versions, and how it decodes."""
+"""What one replica serves: its versions, what was added to them, and how it decodes."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Bool
+from digr.embeddings import Encode, load_encoder
+from digr.serving.journal import Journal
+from serve import problems
+from serve.additions import ItemList, VersionAdditions
+from serve.catalogue import ServedRun, assemble, digests_of, read_run
+from serve.decoding import warm_up
+from serve.item_schemas import AddedItem, NewItem
+from serve.metrics import Metrics
+from serve.schemas import ChangeDefault, Version, Versions
+from serve.settings import AppArguments, LiveSettings, VersionSettings
+from serve.waiting import Decode, Line
 
-from digr.policy.beam import Recommendation
-from serve.catalogue import ServedRun
-from serve.decoding import Job
-from serve.problems import deadline_passed, unknown_model
-from serve.schemas import Version, Versions
-from serve.settings import AppArguments
+logger = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """A version as it is now."""
+
+    settings: VersionSettings
+    digests: tuple[str, ...]
+    run: ServedRun
+    additions: VersionAdditions | None
+
+
+@functools.lru_cache(maxsize=4)
+def _encoder(name: str, max_tokens: int) -> Encode:
+    return load_encoder(name, max_tokens)
+
+
+def _extended(loaded: Loaded, items: list[dict[str, Any]]) -> Loaded:
+    """Take added items into a version; the same object where there are no new ones."""
+    if loaded.additions is None or not loaded.additions.follow(items):
+        return loaded
+    return loaded._replace(run=assemble(loaded.run.tables, loaded.additions.additions()))
 
 
 class Service:
-    """The versions of a replica; requests read it, and each goes on with the version it began with."""
+    """The versions of a replica. Requests read it, and each goes on with the version it began with."""
 
-    def __init__(
-        self,
-        arguments: AppArguments,
-        versions: dict[str, ServedRun],
-        decode: Callable[[Job], Awaitable[Recommendation | Exception]],
-    ) -> None:
+    def __init__(self, arguments: AppArguments, decode: Decode, device: str = "cpu", replica: str = "0") -> None:
         self.arguments = arguments
-        self.versions = versions
-        self.default = arguments.default_model or next(iter(versions))
-        self.previous: str | None = None
-        self._decode = decode
+        self.metrics = Metrics(replica, Path(arguments.state_dir) / "metrics" if arguments.state_dir else None)
+        self.versions: dict[str, Loaded] = {}
+        self.failed: dict[str, str] = {}
+        """Versions that could not be loaded, and why; what was loaded before goes on."""
+        self.is_ready = False
+        self._live = arguments.live()
+        self.line = Line(decode, arguments.max_pending, arguments.deadline_seconds, self.metrics)
+        self._device = device
+        self._changing, self._configuring = asyncio.Lock(), asyncio.Lock()
+        state_dir = Path(arguments.state_dir) if arguments.state_dir else None
+        self._state_dir = state_dir
+        self._items: ItemList | None = ItemList(state_dir) if state_dir else None
+        self._choices = Journal(state_dir / "default") if state_dir else None
+        self._num_choices = 0
+        self._choice: dict[str, str] = {}
+
+    async def configure(self, live: LiveSettings) -> None:
+        """Load the versions that are new or were built again, then let go of those that are not wanted any more.
+
+        Requests are answered all the while, from the versions before. A version that cannot be loaded is named in `failed`
+        and what it was before goes on.
+
+        Raises:
+            ValueError: the default version cannot be loaded and there is none to go on with.
+        """
+        fresh, failed = dict[str, Loaded](), dict[str, str]()
+        async with self._configuring:
+            for name, settings in live.models.items():
+                try:
+                    loaded = await asyncio.to_thread(self._load, settings, self.versions.get(name))
+                    fresh |= {name: loaded} if loaded else {}
+                except (ValueError, OSError) as error:
+                    logger.error("version %s cannot be loaded: %s", name, error)
+                    failed[name] = str(error)
+            async with self._changing:
+                kept = {name: loaded for name, loaded in self.versions.items() if name in live.models}
+                versions = {name: found for name in live.models if (found := fresh.get(name) or kept.get(name))}
+                if live.default not in versions:
+                    if not self.versions:
+                        raise ValueError(f"serve: {live.default}: {failed[live.default]}")
+                    versions[self.default] = self.versions[self.default]  # goes on
+                self.versions, self.failed, self._live = versions, failed, live
+            await self.follow()
+            self.is_ready = True
+
+    def _load(self, settings: VersionSettings, before: Loaded | None) -> Loaded | None:
+        """Load a version; None where it is loaded already."""
+        digests = digests_of(settings)
+        if before and (before.settings, before.digests) == (settings, digests):
+            return None
+        tables, additions = read_run(settings, self._device), None
+        if self._state_dir and self._items:
+            additions = VersionAdditions(tables, settings, self._state_dir, _encoder)
+            additions.follow(self._items.items)
+        run = assemble(tables, additions.additions() if additions else None)
+        warm_up(run, self.arguments.beam_width, self.arguments.max_pending)
+        return Loaded(settings, digests, run, additions)
+
+    @property
+    def default(self) -> str:
+        """Name of the default version: the one chosen by `change_default`, until the configuration names another one."""
+        chosen = self._choice.get("model") if self._choice.get("configured") == self._live.default else None
+        if chosen in self.versions:
+            return chosen
+        return self._live.default if self._live.default in self.versions else next(iter(self.versions))
+
+    @property
+    def previous(self) -> str | None:
+        """Name of the default version before the last choice."""
+        before = self._choice.get("previous")
+        return before if before in self.versions and self._choice.get("model") == self.default else None
 
     def version(self, name: str | None) -> tuple[str, ServedRun]:
         """Return a version by name, the default one for None.
 
         Raises:
-            ProblemError: there is none of this name.
+            ProblemError: there is none of this name, or none at all yet.
         """
+        if not self.versions:
+            raise problems.not_ready()
         name = name or self.default
         if name not in self.versions:
-            raise unknown_model(name, sorted(self.versions))
-        return name, self.versions[name]
+            raise problems.unknown_model(name, sorted(self.versions))
+        return name, self.versions[name].run
 
-    async def rank(self, run: ServedRun, prompt: str, beam_width: int, allowed: Bool[np.ndarray, " N"] | None) -> Recommendation:
-        """Decode one prompt, together with others that wait.
+    async def follow(self) -> None:
+        """Take in what other replicas added or chose."""
+        if self._items is None or self._choices is None:
+            return
+        async with self._changing:
+            await asyncio.to_thread(self._items.read)
+            for name, loaded in self.versions.items():
+                self.versions = self.versions | {name: await asyncio.to_thread(_extended, loaded, self._items.items)}
+            choices = await asyncio.to_thread(self._choices.read, self._num_choices)
+            self._num_choices += len(choices)
+            self._choice = choices[-1] if choices else self._choice
+
+    async def follow_for_ever(self, also: Callable[[], None]) -> None:
+        """Follow again and again; what goes wrong is logged, and tried again the next time."""
+        while True:
+            await asyncio.sleep(self.arguments.follow_seconds)
+            try:
+                await self.follow()
+                await asyncio.to_thread(self.metrics.write)
+                await asyncio.to_thread(also)
+            except (OSError, ValueError, RuntimeError):
+                logger.exception("what other replicas changed cannot be followed; trying again")
+
+    async def change_default(self, change: ChangeDefault) -> Versions:
+        """Choose the default version for all replicas, over restarts.
 
         Raises:
-            ProblemError: the deadline passed.
+            ProblemError: there is no such version, or none to go back to.
         """
-        seconds = self.arguments.deadline_seconds
-        job = Job(run, prompt, beam_width, allowed, time.monotonic() + seconds)
-        try:
-            found = await asyncio.wait_for(self._decode(job), seconds)
-        except TimeoutError:
-            raise deadline_passed(seconds) from None
-        if isinstance(found, TimeoutError):
-            raise deadline_passed(seconds)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if self._choices is None:
+            raise problems.no_state_dir()
+        await self.follow()
+        name = change.model if change.action == "promote" else self.previous
+        if name is None:
+            raise problems.nothing_to_choose(change.action)
+        self.version(name)
+        if name != self.default:
+            choice = {"model": name, "previous": self.default, "configured": self._live.default}
+            await asyncio.to_thread(self._choices.append, choice, self._num_choices)
+            await self.follow()
+        return self.describe()
+
+    async def add_item(self, item: NewItem) -> AddedItem:
+        """Add an item to all versions; adding the same again changes nothing.
+
+        Raises:
+            ProblemError: another item has this id, there are too many, or the default version has no code left.
+        """
+        if self._items is None:
+            raise problems.no_state_dir()
+        await self.follow()
+        wanted, earlier = item.model_dump(), self._items.by_id.get(item.item_id)
+        name, run = self.version(None)
+        if (earlier is not None and earlier != wanted) or (earlier is None and run.facts.ids.find([item.item_id])[0] >= 0):
+            raise problems.item_exists(item.item_id)
+        if earlier is None:
+            if len(self._items.items) >= self.arguments.max_added_items:
+                raise problems.too_many_added(self.arguments.max_added_items)
+            await asyncio.to_thread(self._items.add, wanted)
+            await self.follow()
+            if self._items.by_id[item.item_id] != wanted:  # another replica was faster
+                raise problems.item_exists(item.item_id)
+        sids = {name: loaded.additions.sid_of(item.item_id) for name, loaded in self.versions.items() if loaded.additions}
+        additions = self.versions[name].additions
+        if sids.get(name) is None and additions:
+            raise problems.no_code_left(item.item_id, additions.refused.get(item.item_id, ""))
+        return AddedItem(item_id=item.item_id, sids={name: sid for name, sid in sids.items() if sid}, is_new=earlier is None)
 
     def describe(self) -> Versions:
         """List the versions."""
-        versions = [self._describe(name, run) for name, run in self.versions.items()]
-        return Versions(data=versions, previous=self.previous)
+        versions = [self._describe(name, loaded.run) for name, loaded in self.versions.items()]
+        return Versions(data=versions, previous=self.previous, failed=self.failed)
 
     def _describe(self, name: str, run: ServedRun) -> Version:
         return Version(
             id=name,
-            created=int(run.loaded_at),
+            created=int(run.tables.loaded_at),
             default=name == self.default,
-            policy=run.policy_name,
-            policy_digest=run.policy_digest,
+            policy=run.tables.policy_name,
+            policy_digest=run.tables.policy_digest,
             num_items=run.trie.num_items,
             num_new_items=run.num_new_items,
             level_sizes=list(run.trie.level_sizes),

@@ -25,15 +25,36 @@ class VersionSettings(Contract):
         return self if is_remote(self.run_dir) else self.model_copy(update={"run_dir": str(Path(self.run_dir).absolute())})
 
 
-class AppArguments(Contract):
+class LiveSettings(Contract):
+    """What changes without a restart of the replicas: Ray Serve's `user_config`."""
+
+    models: dict[VersionName, VersionSettings] = Field(default_factory=dict)
+    """Versions by name, loaded all at once."""
+    default_model: VersionName | None = None
+    """Version for requests that name none; the first one if not given."""
+
+    @model_validator(mode="after")
+    def _default_is_a_version(self) -> "LiveSettings":
+        if self.models and self.default_model and self.default_model not in self.models:
+            raise ValueError(f"default_model = {self.default_model!r} is none of the models {sorted(self.models)}")
+        return self
+
+    @property
+    def default(self) -> str:
+        """Name of the default version."""
+        return self.default_model or next(iter(self.models))
+
+
+class AppArguments(LiveSettings):
     """Arguments of the application, from the command line or serve/config.yaml."""
 
     run_dir: str = Field(default_factory=lambda: os.environ.get("DIGR_RUN_DIR", ""))
-    """Folder of a trained run, served as version `main`; the environment variable DIGR_RUN_DIR if not given."""
-    models: dict[VersionName, VersionSettings] = Field(default_factory=dict)
-    """Versions by name, loaded all at once, instead of `run_dir`."""
-    default_model: VersionName | None = None
-    """Version for requests that name none; the first one if not given."""
+    """Folder of a trained run, served as version `main` unless there are `models`; the variable DIGR_RUN_DIR if not given."""
+    state_dir: str = ""
+    """Folder on a disk that all replicas see, for added items and the chosen default version; the run's own folder `serving`
+    if not given and the run is local. Without one the deployment takes no additions."""
+    keys_file: str = ""
+    """TOML file of API keys, see `python -m serve.keys`; without one only this machine itself is answered."""
     beam_width: int = Field(50, ge=1, le=1000)
     """Beams kept, and the largest k a request may ask for."""
     num_threads: int = Field(0, ge=0)
@@ -44,19 +65,17 @@ class AppArguments(Contract):
     """Requests that wait or are decoded in a replica; one more gets a problem (429) with Retry-After."""
     max_body_bytes: int = Field(1_000_000, ge=1000)
     """Largest body of a request."""
+    max_added_items: int = Field(10_000, ge=0)
+    """Items that may be added before the run must be built again with them."""
     max_image_side: int = Field(512, ge=16, le=2048)
     """Images are served as PNG of at most this side, pixels."""
     max_image_bytes: int = Field(10_000_000, ge=1000)
     """Largest file read for an image."""
+    follow_seconds: float = Field(0.5, gt=0, le=60)
+    """How often a replica looks for what other replicas added or changed."""
 
-    @model_validator(mode="after")
-    def _default_is_a_version(self) -> "AppArguments":
-        if self.models and self.default_model and self.default_model not in self.models:
-            raise ValueError(f"default_model = {self.default_model!r} is none of the models {sorted(self.models)}")
-        return self
-
-    def versions(self) -> dict[str, VersionSettings]:
-        """Return the versions by name, with absolute paths.
+    def resolved(self) -> "AppArguments":
+        """Return the same with the versions spelled out and absolute paths.
 
         Raises:
             ValueError: no run is given.
@@ -64,4 +83,17 @@ class AppArguments(Contract):
         if not self.models and not self.run_dir:
             raise ValueError("serve: no run to serve; pass run_dir=<folder of a trained run> or set DIGR_RUN_DIR")
         models = self.models or {"main": VersionSettings(run_dir=self.run_dir)}
-        return {name: version.absolute() for name, version in models.items()}
+        state_dir = self.state_dir
+        if not state_dir and not self.models and not is_remote(self.run_dir):
+            state_dir = f"{self.run_dir}/serving"
+        return self.model_copy(
+            update={
+                "models": {name: version.absolute() for name, version in models.items()},
+                "state_dir": str(Path(state_dir).absolute()) if state_dir else "",
+                "keys_file": str(Path(self.keys_file).absolute()) if self.keys_file else "",
+            }
+        )
+
+    def live(self) -> LiveSettings:
+        """Return what may change later."""
+        return LiveSettings(models=self.models, default_model=self.default_model)

@@ -17,7 +17,7 @@ from digr.policy.beam import recommend
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import load_trie
 from serve.app import app
-from serve.catalogue import load_run
+from serve.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, MAX_HISTORY, write_run
 
@@ -48,7 +48,7 @@ def _ask(**body) -> httpx.Response:
 
 
 def test_the_served_list_is_the_offline_list(store):
-    run, trie = load_run(VersionSettings(run_dir=store.root), "cpu"), load_trie(store)
+    run, trie = assemble(read_run(VersionSettings(run_dir=store.root), "cpu")), load_trie(store)
     rng = np.random.default_rng(1)
     for length in (1, 2, 5, 9):
         places = rng.integers(0, trie.num_items, length)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from digr.policy.beam import recommend
-from serve.catalogue import load_run
+from serve.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray
 
@@ -23,7 +23,7 @@ def _ids(client, **body) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
-    return load_run(VersionSettings(run_dir=tiny_run.root), "cpu")
+    return assemble(read_run(VersionSettings(run_dir=tiny_run.root), "cpu"))
 
 
 def _offline(run, history: list[str], k: int, beam_width: int = BEAM_WIDTH, allowed=None) -> list[str]:

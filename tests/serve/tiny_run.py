@@ -1,18 +1,26 @@
 """A tiny run with a policy of random weights, and the endpoint over it without Ray."""
 
 import asyncio
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
+from digr.config.interests import EmbeddingsConfig
 from digr.config.policy import PolicyConfig
 from digr.policy.beam import Recommendation
 from digr.policy.model import build_scratch_policy
-from serve.catalogue import load_run
+from digr.sids.fitting import save_quantiser
+from digr.sids.rkmeans import RKMeans
 from serve.decoding import Job, decode
+from serve.gate import KeyRing
 from serve.routes import build_api
 from serve.service import Service
 from serve.settings import AppArguments
@@ -26,6 +34,19 @@ BEAM_WIDTH = 12
 def put(store: Store, name: str, columns: dict, **manifest) -> None:
     """Write one artifact."""
     artifacts.commit(store, Manifest(name=name, rows=artifacts.write_table(store, name, pa.table(columns)), **manifest))
+
+
+def _write_quantiser(store: Store) -> None:
+    """Write random codebooks in the space of MiniLM."""
+    rng = np.random.default_rng(4)
+    vectors = {"item_id": ["item00"], "embedding": pa.array([rng.normal(size=384).tolist()], pa.list_(pa.float32()))}
+    put(store, "item_embeddings", vectors, config={"embeddings": EmbeddingsConfig().model_dump(mode="json")})
+    books = tuple(torch.from_numpy(rng.normal(size=(size, 384)).astype(np.float32)) * 0.05 for size in LEVEL_SIZES)
+    quantiser = RKMeans(torch.zeros(384), torch.ones(384), books)
+    with tempfile.TemporaryDirectory() as folder:
+        save_quantiser(quantiser, Path(folder))
+        artifacts.put_files(store, "quantiser", Path(folder))
+    artifacts.commit(store, Manifest(name="quantiser"))
 
 
 def write_run(root: str, seed: int = 3, policy: str = "policy_sft") -> Store:
@@ -43,7 +64,8 @@ def write_run(root: str, seed: int = 3, policy: str = "policy_sft") -> Store:
     }
     put(store, "items", items)
     sids = {"item_id": ids, "codes": pa.array(codes.tolist(), pa.list_(pa.int32()))}
-    put(store, "item_sids", sids, facts={"level_sizes": LEVEL_SIZES})
+    put(store, "item_sids", sids, facts={"level_sizes": LEVEL_SIZES}, config={"sids": {"disambiguation": "colliding"}})
+    _write_quantiser(store)
     # u1 read item10 to item16; in training item05 occurs three times, item06 twice, item07 once
     put(
         store,
@@ -79,11 +101,31 @@ def write_run(root: str, seed: int = 3, policy: str = "policy_sft") -> Store:
     return store
 
 
-def serve_without_ray(arguments: AppArguments) -> TestClient:
-    """Return a client of the endpoint in this process."""
+def start_service(arguments: AppArguments, replica: str = "one") -> Service:
+    """Start what one replica runs, without Ray."""
 
     async def decode_one(job: Job) -> Recommendation | Exception:
         return (await asyncio.to_thread(decode, [job]))[0]
 
-    versions = {name: load_run(version, "cpu") for name, version in arguments.versions().items()}
-    return TestClient(build_api(Service(arguments, versions, decode_one)), base_url="http://127.0.0.1")
+    arguments = arguments.resolved()
+    service = Service(arguments, decode_one, replica=replica)
+    asyncio.run(service.configure(arguments.live()))
+    return service
+
+
+def serve_without_ray(arguments: AppArguments, replica: str = "one", peer: str = "127.0.0.1") -> TestClient:
+    """Return a client of the endpoint in this process; it seems to ask from the address `peer`."""
+    service = start_service(arguments, replica)
+    api = build_api(service, KeyRing(service.arguments.keys_file))
+    client = TestClient(_from(peer, api), base_url="http://127.0.0.1", raise_server_exceptions=False)
+    client.service = service
+    return client
+
+
+def _from(peer: str, api: FastAPI) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope |= {"client": (peer, 50000), "server": ("127.0.0.1", 80)}
+        await api(scope, receive, send)
+
+    return app

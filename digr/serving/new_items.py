@@ -1,0 +1,102 @@
+"""Semantic IDs for items that come after the run, by its frozen quantiser; no other item's changes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int32
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config.interests import EmbeddingsConfig
+from digr.data.texts import item_texts
+from digr.embeddings import Encode, item_vectors
+from digr.sids.assignment import Disambiguation
+from digr.sids.building import RETIRED
+from digr.sids.extension import extend_sids
+from digr.sids.fitting import Quantiser, load_quantiser
+from digr.sids.fusion import Fusion, load_fusion
+from digr.sids.trie import codes_of
+
+
+class Extender(NamedTuple):
+    """What made a run's semantic IDs."""
+
+    quantiser: Quantiser
+    fusion: Fusion | None
+    embeddings: EmbeddingsConfig
+    disambiguation: Disambiguation
+    seed: int
+    level_sizes: tuple[int, ...]
+    """Codes per level that the policy knows, the suffix level included."""
+    retired: Int32[np.ndarray, "R L"]
+    """Semantic IDs that were given once and may never be given again."""
+
+
+def load_extender(store: Store) -> Extender:
+    """Read how a run's semantic IDs were made.
+
+    Raises:
+        ValueError: an artifact is missing; the message names the job that makes it.
+    """
+    sids = artifacts.require(store, "item_sids")
+    level_sizes = tuple(sids.facts["level_sizes"])
+    with artifacts.local_files(store, "quantiser") as folder:
+        quantiser, fusion = load_quantiser(folder), load_fusion(folder)
+        retired = pq.read_table(folder / RETIRED) if (folder / RETIRED).is_file() else None
+    return Extender(
+        quantiser=quantiser,
+        fusion=fusion,
+        embeddings=EmbeddingsConfig.model_validate(artifacts.require(store, "item_embeddings").config["embeddings"]),
+        disambiguation=sids.config["sids"]["disambiguation"],
+        seed=sids.seed,
+        level_sizes=level_sizes,
+        retired=codes_of(retired, len(level_sizes)) if retired is not None else np.zeros((0, len(level_sizes)), np.int32),
+    )
+
+
+def new_vectors(
+    extender: Extender, items: pa.Table, interests: Sequence[Sequence[str]], encode: Encode
+) -> Float[np.ndarray, "M D"]:
+    """Make the vectors of new items as the run's were made: text and trusted interests, all of full confidence.
+
+    Args:
+        items: M rows of `items`.
+        interests: of each.
+    """
+    phrases = [phrase for own in interests for phrase in own]
+    vectors = item_vectors(
+        item_texts(items),
+        phrases,
+        np.repeat(np.arange(len(interests)), [len(own) for own in interests]),
+        np.ones(len(phrases)),
+        np.ones(len(phrases), bool),
+        encode=encode,
+        interests=extender.embeddings.interests,
+        interest_weight=extender.embeddings.interest_weight,
+    ).embedding
+    if extender.fusion is None:
+        return vectors
+    missing = np.full((len(vectors), len(extender.fusion.image_mean)), np.nan, np.float32)
+    return extender.fusion(vectors, missing)
+
+
+def sid_of_new_item(
+    extender: Extender, existing: Int32[np.ndarray, "N L"], vector: Float[np.ndarray, " D"]
+) -> Int32[np.ndarray, " L"]:
+    """Give one new item its semantic ID beside the existing ones.
+
+    Raises:
+        ValueError: there is no code left for it that the policy knows.
+    """
+    levels = len(extender.level_sizes)
+    taken = np.concatenate([existing, extender.retired])
+    added = extend_sids(extender.quantiser, taken, vector[None], disambiguation=extender.disambiguation, seed=extender.seed)
+    if added.codes.shape[1] > levels or (added.codes[0] >= extender.level_sizes[: added.codes.shape[1]]).any():
+        raise ValueError(
+            f"item_sids: the policy knows no code for the new item's semantic ID {added.codes[0].tolist()} (level sizes "
+            f"{list(extender.level_sizes)}); run the pipeline again with the item in the catalogue"
+        )
+    return np.pad(added.codes[0], (0, levels - added.codes.shape[1]), constant_values=-1)

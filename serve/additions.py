@@ -1,0 +1,112 @@
+"""Items that came after the run: one list for all replicas, and in each version a semantic ID that never changes.
+
+The list and the semantic IDs are journals in the state folder. Every replica follows them in the same order, and where a
+version has no semantic ID for an item yet, the replica that comes first writes it and all others read it. So replicas agree
+without talking to each other, and a restarted one finds everything again.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from digr.artifacts import Store
+from digr.data.ids import build_id_index
+from digr.embeddings import Encode
+from digr.serving.journal import Journal
+from digr.serving.new_items import Extender, load_extender, new_vectors, sid_of_new_item
+from serve.catalogue import ITEM_SCHEMA, LABEL_COLUMNS, Additions, RunTables
+from serve.settings import VersionSettings
+
+GetEncoder = Callable[[str, int], Encode]
+"""Gives the encoder of a name and a number of tokens; loaded when it is first needed."""
+
+
+class ItemList:
+    """The journal of added items, as far as this replica has read it."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._journal = Journal(state_dir / "items")
+        self.items: list[dict[str, Any]] = []
+        """In the order in which they were added; where two replicas added the same id at once, both, and the first counts."""
+        self.by_id: dict[str, dict[str, Any]] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Take in what other replicas added."""
+        for entry in self._journal.read(len(self.items)):
+            self.items.append(entry["item"])
+            self.by_id.setdefault(entry["item"]["item_id"], entry["item"])
+
+    def add(self, item: dict[str, Any]) -> None:
+        """Add an item behind all others."""
+        self._journal.append({"item": item}, len(self.items))
+
+
+class VersionAdditions:
+    """The added items in one version; follows the list and never goes back."""
+
+    def __init__(self, tables: RunTables, version: VersionSettings, state_dir: Path, get_encoder: GetEncoder) -> None:
+        self.journal = Journal(state_dir / "sids" / tables.sids_digest)
+        self.refused: dict[str, str] = {}
+        """Items that the version has no code for, and why."""
+        self._tables, self._version, self._get_encoder = tables, version, get_encoder
+        self._ids = build_id_index(tables.items["item_id"])
+        self._extender: Extender | None = None
+        self._num_read = 0
+        self._seen: set[str] = set()
+        self._items: list[dict[str, Any]] = []
+        self._codes: list[list[int]] = []
+
+    def follow(self, items: list[dict[str, Any]]) -> bool:
+        """Take in the items that are new, giving semantic IDs where nobody did; returns whether there were any."""
+        before = len(self._items)
+        for number, item in enumerate(items[self._num_read :], self._num_read + 1):
+            # a later run has it already, or two replicas added it at once
+            is_known = self._ids.find([item["item_id"]])[0] >= 0 or item["item_id"] in self._seen
+            if not is_known:
+                given = self.journal.get(number) or self.journal.claim(number, self._give_sid(item))
+                if given["refused"]:
+                    self.refused[item["item_id"]] = given["refused"]
+                else:
+                    self._items.append(item)
+                    self._codes.append(given["codes"])
+            self._seen.add(item["item_id"])
+            self._num_read = number
+        return len(self._items) > before
+
+    def additions(self) -> Additions | None:
+        """Return all items that have a semantic ID here; None if there are none."""
+        if not self._items:
+            return None
+        labels = [
+            {"owner": "item", "owner_id": item["item_id"], "rank": rank, "interest": interest, "probability": 1.0, "label": 1}
+            for item in self._items
+            for rank, interest in enumerate(item["interests"])
+        ]
+        schema = pa.schema([self._tables.labels.schema.field(name) for name in LABEL_COLUMNS])
+        codes = np.array(self._codes, np.int32).reshape(len(self._codes), len(self._tables.level_sizes))
+        return Additions(item_table(self._items), codes, pa.Table.from_pylist(labels, schema=schema))
+
+    def sid_of(self, item_id: str) -> list[int] | None:
+        """Return an added item's codes."""
+        found = (codes for item, codes in zip(self._items, self._codes, strict=True) if item["item_id"] == item_id)
+        codes = next(found, None)
+        return None if codes is None else [code for code in codes if code >= 0]
+
+    def _give_sid(self, item: dict[str, Any]) -> dict[str, Any]:
+        extender = self._extender = self._extender or load_extender(Store(self._version.run_dir, self._version.variant))
+        encode = self._get_encoder(extender.embeddings.encoder, extender.embeddings.max_tokens)
+        vector = new_vectors(extender, item_table([item]), [item["interests"]], encode)[0]
+        existing = np.concatenate([self._tables.codes, np.array(self._codes, np.int32).reshape(-1, self._tables.codes.shape[1])])
+        try:
+            return {"codes": sid_of_new_item(extender, existing, vector).tolist(), "refused": None}
+        except ValueError as error:
+            return {"codes": None, "refused": str(error)}
+
+
+def item_table(items: list[dict[str, Any]]) -> pa.Table:
+    """Return added items as rows of `items`; they have no image."""
+    return pa.Table.from_pylist([{name: item.get(name) for name in ITEM_SCHEMA.names} for item in items], schema=ITEM_SCHEMA)

@@ -1,0 +1,111 @@
+"""API keys: salted hashes in a file, roles, and a rate limit for each key.
+
+`python -m serve.keys NAME --role admin` makes a key: it prints the key once, and what to put into the file.
+"""
+
+import argparse
+import hashlib
+import hmac
+import secrets
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from serve.schemas import Contract
+
+Role = Literal["read", "admin"]
+
+
+class KeyRecord(Contract):
+    """What is kept of a key; the key itself is 32 random bytes, so one round of hashing is enough."""
+
+    name: str = Field(min_length=1, max_length=64)
+    role: Role
+    salt: str = Field(pattern=r"^[0-9a-f]{32}$")
+    hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of salt and key."""
+    requests_per_second: float = Field(50.0, gt=0)
+    """Rate limit, in each replica."""
+    burst: int = Field(100, ge=1)
+    """Requests at once before the rate limit counts."""
+
+
+class KeyFile(Contract):
+    """A TOML file of `[[keys]]`."""
+
+    keys: list[KeyRecord] = Field(min_length=1)
+
+
+def read_keys(path: Path) -> list[KeyRecord]:
+    """Read the records of a key file.
+
+    Raises:
+        ValueError: it is missing or not one.
+    """
+    try:
+        return KeyFile.model_validate(tomllib.loads(path.read_text())).keys
+    except FileNotFoundError:
+        raise ValueError(f"keys_file = {str(path)!r}: no such file; make keys with `python -m serve.keys NAME`") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"keys_file = {str(path)!r}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"keys_file = {str(path)!r}: {where}: {first['msg']}") from None
+
+
+def make_key(name: str, role: Role) -> tuple[str, KeyRecord]:
+    """Make a random key and what is kept of it."""
+    key, salt = f"digr_{secrets.token_urlsafe(32)}", secrets.token_hex(16)
+    return key, KeyRecord(name=name, role=role, salt=salt, hash=_hash(salt, key))
+
+
+def find_key(records: Sequence[KeyRecord], key: str) -> KeyRecord | None:
+    """Return the record of a key; takes as long whichever it is, and whether there is one or not."""
+    found = None
+    for record in records:
+        if hmac.compare_digest(_hash(record.salt, key), record.hash):
+            found = record
+    return found
+
+
+def _hash(salt: str, key: str) -> str:
+    return hashlib.sha256(bytes.fromhex(salt) + key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class TokenBucket:
+    """Lets `burst` requests through at once, and `rate` per second in the long run."""
+
+    def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._tokens, self._at = float(burst), clock()
+
+    def take(self) -> float:
+        """Take one token; returns 0, or the seconds until there is one."""
+        now = self._clock()
+        self._tokens, self._at = min(self._burst, self._tokens + (now - self._at) * self._rate), now
+        if self._tokens < 1:
+            return (1 - self._tokens) / self._rate
+        self._tokens -= 1
+        return 0.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a new key and its record."""
+    parser = argparse.ArgumentParser(prog="python -m serve.keys", description="Make an API key.")
+    parser.add_argument("name", help="whose key it is")
+    parser.add_argument("--role", choices=["read", "admin"], default="read")
+    arguments = parser.parse_args(argv)
+    key, record = make_key(arguments.name, arguments.role)
+    print(f"key, shown only now: {key}", file=sys.stderr)
+    print(f'[[keys]]\nname = "{record.name}"\nrole = "{record.role}"\nsalt = "{record.salt}"\nhash = "{record.hash}"')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
