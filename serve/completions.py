@@ -1,5 +1,6 @@
 """The policy as a completion model: semantic IDs in, semantic IDs out."""
 
+import itertools
 import re
 import time
 import uuid
@@ -51,7 +52,7 @@ def newest_sids(run: ServedRun, prompt: str) -> list[str]:
     sizes = run.trie.level_sizes
     places = [(ord(level) - ord("a"), int(code)) for level, code in tokens]
     starts = [index for index, (level, _) in enumerate(places) if level == 0]
-    spans = list(zip(starts, [*starts[1:], len(places)], strict=True))
+    spans = list(itertools.pairwise([*starts, len(places)]))
     shortest = int((run.trie.codes >= 0).sum(1).min())
     whole = bool(starts) and starts[0] == 0 and "".join(f"<{level}_{code}>" for level, code in tokens) == prompt.strip()
     right = all(

@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import hmac
+import json
 import secrets
 import sys
 import time
@@ -65,6 +66,11 @@ def make_key(name: str, role: Role) -> tuple[str, KeyRecord]:
     return key, KeyRecord(name=name, role=role, salt=salt, hash=_hash(salt, key))
 
 
+def written(record: KeyRecord) -> str:
+    """Return a record as it stands in a key file."""
+    return "[[keys]]\n" + "".join(f"{field} = {json.dumps(value)}\n" for field, value in record)
+
+
 def find_key(records: Sequence[KeyRecord], key: str) -> KeyRecord | None:
     """Return the record of a key; takes as long whichever it is, and whether there is one or not."""
     found = None
@@ -103,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     key, record = make_key(arguments.name, arguments.role)
     print(f"key, shown only now: {key}", file=sys.stderr)
-    print(f'[[keys]]\nname = "{record.name}"\nrole = "{record.role}"\nsalt = "{record.salt}"\nhash = "{record.hash}"')
+    print(written(record))
     return 0
 
 

@@ -136,15 +136,17 @@ def unknown_model(name: str, known: list[str]) -> ProblemError:
     return ProblemError("unknown-model", 404, "No such model", detail, fields=["model"])
 
 
-def deadline_passed(seconds: float) -> ProblemError:
+def deadline_passed(seconds: float | None) -> ProblemError:
     """Say that the answer took too long."""
-    detail = f"there was no answer within {seconds:g} seconds; the server is busy, try again later"
+    limit = "in time" if seconds is None else f"within {seconds:g} seconds"
+    detail = f"there was no answer {limit}; the server is busy, try again later"
     return ProblemError("deadline-passed", 504, "Too slow", detail, headers={"Retry-After": "1"})
 
 
-def overloaded(pending: int) -> ProblemError:
+def overloaded(pending: int | None) -> ProblemError:
     """Say that the line is full."""
-    detail = f"{pending} lists wait already; try again after the time of Retry-After"
+    waiting = "too many lists wait" if pending is None else f"{pending} lists wait"
+    detail = f"{waiting} already; try again after the time of Retry-After"
     return ProblemError("overloaded", 429, "Too busy", detail, headers={"Retry-After": "1"})
 
 

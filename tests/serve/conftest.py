@@ -19,5 +19,5 @@ def tiny_run(tmp_path_factory) -> Store:
 @pytest.fixture(scope="module")
 def client(tiny_run) -> Iterator[TestClient]:
     """Serve it."""
-    with serve_without_ray(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH)) as client:
+    with serve_without_ray(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH, max_pending=1)) as client:
         yield client

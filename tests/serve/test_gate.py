@@ -1,11 +1,11 @@
 """Keys, rate limits and bounded bodies, before any route."""
 
-import json
+import os
 
 import pytest
 
 from serve.gate import KeyRing
-from serve.keys import TokenBucket, find_key, main, make_key, read_keys
+from serve.keys import TokenBucket, find_key, main, make_key, read_keys, written
 from serve.settings import AppArguments
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray
 
@@ -14,8 +14,7 @@ BODY = {"history": ["item01"], "k": 1}
 
 def _record(name: str, role: str, **more) -> tuple[str, str]:
     key, record = make_key(name, role)
-    fields = record.model_dump() | more
-    return key, "[[keys]]\n" + "".join(f"{field} = {json.dumps(value)}\n" for field, value in fields.items())
+    return key, written(record.model_copy(update=more))
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +29,7 @@ def keyed(tiny_run, tmp_path_factory):
     arguments = AppArguments(
         run_dir=tiny_run.root,
         beam_width=BEAM_WIDTH,
+        max_pending=1,
         keys_file=str(folder / "keys.toml"),
         state_dir=str(folder),
         max_body_bytes=2000,
@@ -93,7 +93,7 @@ def test_a_bucket_fills_at_its_rate():
 
 def test_without_keys_only_this_machine_is_answered(tiny_run, client):
     assert client.post("/v1/recommend", json=BODY).status_code == 200
-    outside = serve_without_ray(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH), peer="10.1.2.3")
+    outside = serve_without_ray(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH, max_pending=1), peer="10.1.2.3")
     reply = outside.post("/v1/recommend", json=BODY)
     assert (reply.status_code, reply.json()["type"]) == (401, "unauthorised")
     assert reply.json()["detail"].startswith("this deployment has no keys, so it answers only on 127.0.0.1; set keys_file")
@@ -157,8 +157,6 @@ def test_a_wrong_key_file_is_an_error(tmp_path, text, message):
 
 
 def test_a_key_taken_out_of_the_file_is_of_no_use_any_more(tmp_path):
-    import os
-
     (_, first), (_, second) = _record("one", "read"), _record("two", "read")
     path = tmp_path / "keys.toml"
     path.write_text(first + second)

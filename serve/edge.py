@@ -1,0 +1,129 @@
+"""What stands before Ray Serve's routing: a replica that dies costs a request nothing, or one error that can be retried.
+
+Ray Serve's proxy calls `middlewares` if the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it
+(`serve.edge:middlewares`) where Ray is started. Requests in flight in a replica that dies have no answer then; without this
+file the proxy makes them a bare 500. Here they are asked again, of another replica, because every route but the choice of the
+default version does the same when it is asked twice; and what the proxy itself refuses (too busy, not ready, too slow) comes in
+the form of all other problems.
+"""
+
+import asyncio
+import logging
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.problems import MEDIA_TYPE, ProblemError, deadline_passed, not_ready, overloaded
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 1_000_000
+"""A larger body is not kept, so its request is not asked again."""
+PAUSES_SECONDS = (0.0, 0.2, 1.0)
+"""Before each time of asking again."""
+ONCE = frozenset({("POST", "/v1/models")})
+
+
+def middlewares() -> list[Middleware]:
+    """Return what Ray Serve's proxy puts around its routing."""
+    return [Middleware(Edge)]
+
+
+class Edge:
+    """ASGI middleware of the proxy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have a request answered, by another replica if the first one dies."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        kept = _Kept(receive)
+        pauses = () if (scope["method"], scope["path"]) in ONCE else PAUSES_SECONDS
+        for pause in (None, *pauses):
+            if pause is not None:
+                if not kept.is_whole:
+                    break
+                logger.warning("%s %s: no answer, its replica died; asking again", scope["method"], scope["path"])
+                await asyncio.sleep(pause)
+            answer = _Answer(send)
+            try:
+                await self._app(dict(scope), kept.again(), answer)
+            except RuntimeError:
+                logger.exception("%s %s: the proxy failed", scope["method"], scope["path"])
+            if answer.is_begun or kept.is_gone:
+                return
+        await not_ready().response()(scope, receive, send)
+
+
+class _Kept:
+    """Receives a body once and gives it as often as needed."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._messages: list[Message] = []
+        self._size = 0
+        self.is_whole = True
+        """Whether all that came is kept."""
+        self.is_gone = False
+        """Whether the client went away."""
+
+    def again(self) -> Receive:
+        """Return a `receive` that begins at the beginning."""
+        place = 0
+
+        async def receive() -> Message:
+            nonlocal place
+            if place < len(self._messages):
+                place += 1
+                return self._messages[place - 1]
+            message = await self._receive()
+            self._size += len(message.get("body", b""))
+            if message["type"] == "http.disconnect":
+                self.is_gone = True
+            elif self._size <= MAX_BODY_BYTES:
+                self._messages.append(message)
+                place += 1
+            else:
+                self.is_whole = False
+            return message
+
+        return receive
+
+
+class _Answer:
+    """Sends on what a replica answers, and writes what the proxy refuses as a problem."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._problem: ProblemError | None = None
+        self.is_begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.is_begun = True
+            self._problem = _refusal(message)
+            if self._problem is not None:
+                response = self._problem.response()
+                message = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        elif message["type"] == "http.response.body" and self._problem is not None:
+            if message.get("more_body", False):
+                return
+            message = {"type": "http.response.body", "body": self._problem.response().body}
+        await self._send(message)
+
+
+def _refusal(start: Message) -> ProblemError | None:
+    """Return the problem that stands for a refusal of the proxy; None for an answer of a replica."""
+    headers = {name.lower(): value for name, value in start["headers"]}
+    if start["status"] < 400 or headers.get(b"content-type", b"").startswith(MEDIA_TYPE.encode()):
+        return None
+    refusals = {
+        404: ProblemError("unknown-route", 404, "No such route", "nothing is served here"),
+        408: deadline_passed(None),
+        429: overloaded(None),
+        503: not_ready(),
+    }
+    return refusals.get(start["status"])

@@ -1,0 +1,85 @@
+"""What stands before Ray Serve's routing: replicas that die, and refusals of the proxy."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from serve.edge import Edge
+
+
+class Replicas:
+    """Stands for the proxy and its replicas: the first `deaths` requests get no answer at all."""
+
+    def __init__(self, deaths: int = 0, answer: tuple[int, bytes, bytes] = (200, b"application/json", b"{}")) -> None:
+        self.deaths, self.answer, self.bodies = deaths, answer, list[bytes]()
+
+    async def __call__(self, scope, receive, send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        self.bodies.append(body)
+        if len(self.bodies) <= self.deaths:
+            return
+        status, kind, content = self.answer
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+        await send({"type": "http.response.body", "body": content})
+
+
+def _post(app, path: str = "/v1/recommend", content: bytes = b"hello") -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=Edge(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.post(path, content=content)
+
+    return asyncio.run(ask())
+
+
+def test_a_request_whose_replica_died_is_asked_again_with_its_body():
+    replicas = Replicas(deaths=2)
+    assert _post(replicas).status_code == 200
+    assert replicas.bodies == [b"hello"] * 3
+
+
+def test_when_all_replicas_are_dead_the_client_is_told_to_come_again():
+    replicas = Replicas(deaths=100)
+    reply = _post(replicas)
+    assert (reply.status_code, reply.json()["type"], reply.headers["retry-after"]) == (503, "not-ready", "1")
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert len(replicas.bodies) == 4
+
+
+def test_the_choice_of_a_version_is_never_asked_twice():
+    replicas = Replicas(deaths=1)
+    assert _post(replicas, "/v1/models").status_code == 503
+    assert len(replicas.bodies) == 1
+
+
+def test_a_large_body_is_not_kept():
+    replicas = Replicas(deaths=1)
+    assert _post(replicas, content=b"x" * 1_000_001).status_code == 503
+    assert [len(body) for body in replicas.bodies] == [1_000_001]
+
+
+@pytest.mark.parametrize(
+    ("status", "cause", "detail"),
+    [
+        (429, "overloaded", "too many lists wait already; try again after the time of Retry-After"),
+        (503, "not-ready", "this replica is starting or going down"),
+        (408, "deadline-passed", "there was no answer in time"),
+        (404, "unknown-route", "nothing is served here"),
+    ],
+)
+def test_refusals_of_the_proxy_are_problems(status, cause, detail):
+    reply = _post(Replicas(answer=(status, b"text/plain", b"dropped")))
+    assert reply.json()["type"] == cause
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert detail in reply.json()["detail"]
+    assert reply.headers.get("retry-after") == (None if status == 404 else "1")
+
+
+def test_problems_of_a_replica_pass_as_they_are():
+    content = b'{"type": "overloaded"}'
+    reply = _post(Replicas(answer=(429, b"application/problem+json", content)))
+    assert (reply.status_code, reply.content) == (429, content)

@@ -1,0 +1,13 @@
+"""Whatever a client sends within or outside the contract, the server answers, and never with a 5xx."""
+
+from benchmarks.serve_fuzz import ask_in_process, fuzz
+from tests.serve.tiny_run import BEAM_WIDTH
+
+
+def test_no_request_made_from_the_openapi_document_gets_a_5xx(tiny_run, tmp_path):
+    """A small form of benchmarks/serve_fuzz.py."""
+    document, send, item_ids = ask_in_process(tiny_run.root, str(tmp_path), BEAM_WIDTH)
+    found = fuzz(document, send, item_ids, 150)
+    assert found.failures == []
+    assert sum(found.statuses.values()) > 100
+    assert {200, 404, 422} <= set(found.statuses)
