@@ -1,6 +1,5 @@
 """The endpoint with its page and two versions, over real HTTP and without Ray."""
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +9,11 @@ from PIL import Image
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.policy.beam import Recommendation
-from serve.catalogue import load_run
-from serve.decoding import Job, decode
+from serve.gate import KeyRing
 from serve.routes import build_api
-from serve.service import Service
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.http_server import serve_over_http
-from tests.serve.tiny_run import BEAM_WIDTH, put, write_run
+from tests.serve.tiny_run import BEAM_WIDTH, put, start_service, write_run
 
 HOSTILE = "<img src=x onerror=\"document.title='caught'\"> & <b>Title</b> item07"
 
@@ -41,11 +37,6 @@ def _write(root: Path, seed: int) -> VersionSettings:
 def serve_two_versions(folder: Path) -> Iterator[str]:
     """Serve the versions `one` and `two`, which differ in their policies; yields the address."""
     models = {"one": _write(folder / "one", 3), "two": _write(folder / "two", 4)}
-    arguments = AppArguments(models=models, beam_width=BEAM_WIDTH)
-
-    async def decode_one(job: Job) -> Recommendation | Exception:
-        return (await asyncio.to_thread(decode, [job]))[0]
-
-    versions = {name: load_run(version, "cpu") for name, version in arguments.versions().items()}
-    with serve_over_http(build_api(Service(arguments, versions, decode_one))) as url:
+    service = start_service(AppArguments(models=models, beam_width=BEAM_WIDTH))
+    with serve_over_http(build_api(service, KeyRing(""))) as url:
         yield url
