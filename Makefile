@@ -1,6 +1,7 @@
-# make setup | quickstart | test | check | clean
+# make setup | quickstart | serve | test | check | clean
 
 VENV   := .venv
+RUN    ?= runs/quickstart
 PYTHON := $(VENV)/bin/python
 # the first of these that runs and is new enough (a version manager leaves commands behind that do not run)
 NEW    := import sys, venv; sys.exit(sys.version_info < (3, 11))
@@ -13,7 +14,7 @@ VISION := $(shell grep -E '^torchvision==' requirements.lock)
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=5 -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: setup quickstart test test-setup test-default test-engines check clean
+.PHONY: setup quickstart serve test test-setup test-default test-engines check clean
 
 setup: $(VENV)/.ready
 
@@ -45,6 +46,10 @@ $(VENV)/.ready-tests: $(VENV)/.ready
 
 quickstart: setup
 	$(PYTHON) -m jobs.pipeline --config configs/quickstart.toml
+
+# the variable puts serve.edge into Ray Serve's proxy, which asks another replica when one dies
+serve: setup
+	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.edge:middlewares $(VENV)/bin/serve run serve.app:app run_dir=$(RUN)
 
 test: test-setup
 	@$(MAKE) --no-print-directory test-default test-engines

@@ -72,6 +72,6 @@ def app(arguments: AppArguments) -> serve.Application:
     Raises:
         ValueError: no run directory is given.
     """
-    arguments = arguments.resolved()
-    live = arguments.live().model_dump()
-    return Recommender.options(user_config=live).bind(arguments)  # type: ignore[attr-defined]
+    resolved = arguments.resolved()
+    live = resolved.live().model_dump()
+    return Recommender.options(user_config=live).bind(resolved.fixed())  # type: ignore[attr-defined]

@@ -53,7 +53,7 @@ class Service:
         self.failed: dict[str, str] = {}
         """Versions that could not be loaded, and why; what was loaded before goes on."""
         self.is_ready = False
-        self._live = arguments.live()
+        self._live = LiveSettings()
         self.line = Line(decode, arguments.max_pending, arguments.deadline_seconds, self.metrics)
         self._device = device
         self._changing, self._configuring = asyncio.Lock(), asyncio.Lock()
@@ -202,7 +202,12 @@ class Service:
         return AddedItem(item_id=item.item_id, sids={name: sid for name, sid in sids.items() if sid}, is_new=earlier is None)
 
     def describe(self) -> Versions:
-        """List the versions."""
+        """List the versions.
+
+        Raises:
+            ProblemError: there are none yet.
+        """
+        self.version(None)
         versions = [self._describe(name, loaded.run) for name, loaded in self.versions.items()]
         return Versions(data=versions, previous=self.previous, failed=self.failed)
 

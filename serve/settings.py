@@ -95,5 +95,9 @@ class AppArguments(LiveSettings):
         )
 
     def live(self) -> LiveSettings:
-        """Return what may change later."""
+        """Return what may change while replicas run."""
         return LiveSettings(models=self.models, default_model=self.default_model)
+
+    def fixed(self) -> "AppArguments":
+        """Return what may not: a change of it starts new replicas."""
+        return self.model_copy(update={"models": {}, "default_model": None, "run_dir": ""})

@@ -1,12 +1,20 @@
 """The endpoint over real HTTP, on a tiny run with a policy of random weights."""
 
+import asyncio
+import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 
 import httpx
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from ray import serve
@@ -16,7 +24,7 @@ from digr.artifacts import Store
 from digr.policy.beam import recommend
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import load_trie
-from serve.app import app
+from serve.app import Recommender
 from serve.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, MAX_HISTORY, write_run
@@ -34,17 +42,42 @@ PORT = _free_port()
 URL = f"http://127.0.0.1:{PORT}"
 
 
+NUM_REPLICAS, MAX_PENDING = 2, 16
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, ray_local) -> Iterator[Store]:
     store = write_run(str(tmp_path_factory.mktemp("run")))
+    write_run(f"{store.root}/next", seed=7)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    serve.run(app(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH, num_threads=1)), name="digr", route_prefix="/")
+    _deploy(store, {"main": ""})
     yield store
     serve.shutdown()
 
 
+def _deploy(store: Store, models: dict[str, str], default: str = "main") -> None:
+    """Deploy, or change a running deployment without restarting it; models are folders below the run."""
+    arguments = AppArguments(
+        models={name: VersionSettings(run_dir=f"{store.root}/{folder}") for name, folder in models.items()},
+        default_model=default,
+        beam_width=BEAM_WIDTH,
+        num_threads=1,
+        max_pending=MAX_PENDING,
+        state_dir=f"{store.root}/state",
+    )
+    resolved = arguments.resolved()
+    deployment = Recommender.options(num_replicas=NUM_REPLICAS, user_config=resolved.live().model_dump())
+    serve.run(deployment.bind(resolved.fixed()), name="digr", route_prefix="/")
+
+
 def _ask(**body) -> httpx.Response:
     return httpx.post(f"{URL}/recommend", json=body, timeout=30)
+
+
+def test_health_says_what_is_served(store):
+    health = httpx.get(f"{URL}/healthz", timeout=10).json()
+    digest = artifacts.require(store, "policy_sft").digest
+    assert health == {"status": "ok", "model": "main", "policy": "policy_sft", "policy_digest": digest, "num_items": 60}
 
 
 def test_the_served_list_is_the_offline_list(store):
@@ -62,9 +95,7 @@ def test_the_served_list_is_the_offline_list(store):
 
 
 def test_concurrent_requests_get_the_lists_they_get_alone(store):
-    import asyncio
-
-    histories = [[f"item{index:02d}", f"item{index + 1:02d}"][: 1 + index % 2] for index in range(40)]
+    histories = [[f"item{index:02d}", f"item{index + 1:02d}"][: 1 + index % 2] for index in range(MAX_PENDING)]
 
     async def ask_all() -> list[dict]:
         async with httpx.AsyncClient(timeout=60) as client:
@@ -85,10 +116,135 @@ def test_items_come_with_titles_and_shared_interests(store):
         assert item["reasons"] == (["interest 0"] if shares else [])
 
 
-def test_health_says_what_is_served(store):
-    health = httpx.get(f"{URL}/healthz", timeout=10).json()
-    digest = artifacts.require(store, "policy_sft").digest
-    assert health == {"status": "ok", "model": "main", "policy": "policy_sft", "policy_digest": digest, "num_items": 60}
+class Clients:
+    """Ask for lists again and again until the block ends, from several threads, and keep every answer."""
+
+    def __init__(self, num_threads: int = 3) -> None:
+        self.answers: list[httpx.Response] = []
+        self.errors: list[str] = []
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(num_threads)]
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=30) as client:
+            while not self._end.is_set():
+                try:
+                    self.answers.append(client.post(f"{URL}/v1/recommend", json={"history": ["item01"], "k": 3}))
+                except httpx.HTTPError as error:
+                    self.errors.append(repr(error))
+
+    def __enter__(self) -> "Clients":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, enough, seconds: float = 60) -> None:
+        """Wait until the answers so far are enough."""
+        end = time.monotonic() + seconds
+        while not enough(list(self.answers)):
+            assert time.monotonic() < end, Counter(answer.status_code for answer in self.answers)
+            time.sleep(0.05)
+
+    def statuses(self) -> Counter:
+        """Count the answers by status."""
+        return Counter(answer.status_code for answer in self.answers)
+
+
+def _eventually(true, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def _models(answers: list[httpx.Response]) -> list[str]:
+    return [answer.json()["model"] for answer in answers]
+
+
+def test_a_version_is_loaded_promoted_and_rolled_back_under_load_without_a_failed_request(store):
+    with Clients() as clients:
+        clients.wait_for(lambda answers: len(answers) > 5)
+        _deploy(store, {"main": "", "next": "next"}, default="next")
+        clients.wait_for(lambda answers: _models(answers[-20:]) == ["next"] * 20)
+        # the configuration gave the new default to all replicas; a promotion changes it back and forth
+        assert httpx.post(f"{URL}/v1/models", json={"action": "promote", "model": "main"}, timeout=30).status_code == 200
+        clients.wait_for(lambda answers: _models(answers[-20:]) == ["main"] * 20)
+        assert httpx.post(f"{URL}/v1/models", json={"action": "roll_back"}, timeout=30).status_code == 200
+        clients.wait_for(lambda answers: _models(answers[-20:]) == ["next"] * 20)
+        _deploy(store, {"main": ""})
+        clients.wait_for(lambda answers: _models(answers[-20:]) == ["main"] * 20)
+    assert clients.errors == []
+    assert set(clients.statuses()) == {200}
+
+
+def _replicas() -> list[psutil.Process]:
+    found = psutil.process_iter(["cmdline"])
+    return [one for one in found if "ServeReplica:digr:Recommender" in " ".join(one.info["cmdline"] or []) and _is_ours(one)]
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    return os.getpid() in [parent.pid for parent in process.parents()]
+
+
+def test_a_replica_that_is_killed_under_load_loses_no_request(store):
+    assert len(_replicas()) == NUM_REPLICAS
+    with Clients() as clients:
+        clients.wait_for(lambda answers: len(answers) > 5)
+        victim = _replicas()[0]
+        victim.send_signal(signal.SIGKILL)
+        asked = len(clients.answers)
+        clients.wait_for(lambda answers: len(answers) > asked + 50)
+        _eventually(lambda: len(_replicas()) == NUM_REPLICAS and victim.pid not in [one.pid for one in _replicas()])
+    assert clients.errors == []
+    statuses = clients.statuses()
+    assert set(statuses) <= {200, 503}, statuses
+    for answer in clients.answers:
+        if answer.status_code == 503:  # the one error that can be retried
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.headers["retry-after"] == "1"
+
+
+def test_more_requests_than_may_wait_get_a_429_at_once_and_the_others_their_lists(store):
+    async def ask_all() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+            bodies = [{"history": [f"item{index % 60:02d}"]} for index in range(200)]
+            return await asyncio.gather(*(client.post(f"{URL}/v1/recommend", json=body) for body in bodies))
+
+    replies = asyncio.run(ask_all())
+    assert {reply.status_code for reply in replies} == {200, 429}
+    for reply in replies:
+        if reply.status_code == 429:
+            assert reply.json()["type"] == "overloaded"
+            assert int(reply.headers["retry-after"]) >= 1
+    assert _ask(history=["item01"]).status_code == 200
+
+
+def test_an_added_item_is_recommendable_on_all_replicas_within_seconds(store):
+    item = {"item_id": "lamp", "title": "A brass lamp", "categories": ["lamps"], "interests": ["warm light"]}
+    assert httpx.post(f"{URL}/v1/items", json=item, timeout=60).status_code == 200
+    began = time.monotonic()
+
+    def everywhere() -> bool:
+        body = {"history": ["item01"], "allow": {"categories": ["lamps"]}}
+        replies = [httpx.post(f"{URL}/v1/recommend", json=body, timeout=30) for _ in range(16)]
+        return all(reply.status_code == 200 and reply.json()["items"][0]["item_id"] == "lamp" for reply in replies)
+
+    _eventually(everywhere)
+    assert time.monotonic() - began < 20
+
+
+def test_the_metrics_show_all_replicas(store):
+    def shown() -> set[str]:
+        text = httpx.get(f"{URL}/metrics", timeout=30).text
+        return set(re.findall(r'digr_requests_total\{replica="([^"]+)",route="/v1/recommend",status="200"', text))
+
+    _eventually(lambda: len(shown()) >= NUM_REPLICAS)
 
 
 def _client(*arguments: str) -> subprocess.CompletedProcess:

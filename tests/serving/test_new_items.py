@@ -1,0 +1,80 @@
+"""Semantic IDs of items that come after the run."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from digr.config.interests import EmbeddingsConfig
+from digr.data.texts import item_texts
+from digr.embeddings import item_vectors
+from digr.serving.new_items import Extender, new_vectors, sid_of_new_item
+from digr.sids.fusion import fit_fusion
+from digr.sids.rkmeans import RKMeans
+from digr.tables import table_spec
+
+DIM, SIZES = 8, (4, 3)
+
+
+def _encode(texts: list[str]) -> np.ndarray:
+    vectors = np.stack([np.random.default_rng(sum(text.encode())).normal(size=DIM) for text in texts]).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _extender(**more) -> Extender:
+    rng = np.random.default_rng(0)
+    books = tuple(torch.from_numpy(rng.normal(size=(size, DIM)).astype(np.float32)) for size in SIZES)
+    quantiser = RKMeans(torch.zeros(DIM), torch.ones(DIM), books)
+    fields = {"fusion": None, "embeddings": EmbeddingsConfig(), "disambiguation": "colliding", "seed": 0, "level_sizes": SIZES}
+    return Extender(**({"quantiser": quantiser, "retired": np.zeros((0, len(SIZES)), np.int32)} | fields | more))
+
+
+def _table(*titles: str) -> pa.Table:
+    schema = table_spec("items").schema
+    rows = [{name: title if name in ("item_id", "title") else None for name in schema.names} for title in titles]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def test_new_items_fill_a_prefix_without_ever_sharing_or_changing_a_semantic_id():
+    extender, taken = _extender(), np.zeros((0, 2), np.int32)
+    vector = _encode(["the same words"])[0]
+    for _ in range(SIZES[-1]):
+        sid = sid_of_new_item(extender, taken, vector)
+        assert sid.tolist() not in taken.tolist()
+        taken = np.concatenate([taken, sid[None]])
+    assert len(np.unique(taken[:, 0])) == 1  # all nearest codes are the same, so the last level was filled
+
+
+def test_a_full_prefix_is_an_error_and_so_is_a_code_that_the_policy_does_not_know():
+    vector = _encode(["the same words"])[0]
+    first = sid_of_new_item(_extender(), np.zeros((0, 2), np.int32), vector)[0]
+    full = np.array([[first, code] for code in range(SIZES[-1])], np.int32)
+    with pytest.raises(ValueError, match="1 new items find neither a free code nor suffix codes below their prefix"):
+        sid_of_new_item(_extender(), full, vector)
+    with pytest.raises(ValueError, match=r"the policy knows no code for the new item's semantic ID .*run the pipeline again"):
+        sid_of_new_item(_extender(disambiguation="all"), np.zeros((0, 2), np.int32), vector)
+
+
+def test_a_retired_semantic_id_is_not_given_again():
+    vector = _encode(["the same words"])[0]
+    first = sid_of_new_item(_extender(), np.zeros((0, 2), np.int32), vector)
+    assert sid_of_new_item(_extender(retired=first[None]), np.zeros((0, 2), np.int32), vector).tolist() != first.tolist()
+
+
+def test_the_vector_of_a_new_item_is_made_as_the_runs_are():
+    table, interests = _table("lamp", "rope"), [["warm light", "evening"], []]
+    expected = item_vectors(
+        item_texts(table),
+        ["warm light", "evening"],
+        np.array([0, 0]),
+        np.ones(2),
+        np.ones(2, bool),
+        encode=_encode,
+        interests="trusted",
+        interest_weight=EmbeddingsConfig().interest_weight,
+    ).embedding
+    np.testing.assert_array_equal(new_vectors(_extender(), table, interests, _encode), expected)
+    texts = _encode([f"text {index}" for index in range(30)])
+    fusion = fit_fusion(texts, np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32), 0.3)
+    fused = new_vectors(_extender(fusion=fusion), table, interests, _encode)
+    np.testing.assert_array_equal(fused, fusion(expected, np.full((2, 4), np.nan, np.float32)))
