@@ -164,7 +164,9 @@ class GrpoConfig(Section):
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
     """Loss variant."""
     lr: float = Field(1e-5, gt=0)
-    """Learning rate, constant."""
+    """Peak learning rate."""
+    warmup_rate: float = Field(0.05, ge=0, lt=1)
+    """Share of steps with rising learning rate; cosine after."""
     kl_coefficient: float = Field(1e-3, ge=0)
     """Weight of the KL guard towards the SFT policy."""
     clip_low: float = Field(0.2, gt=0, lt=1)

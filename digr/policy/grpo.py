@@ -19,7 +19,7 @@ from torch import Tensor
 from digr.config.policy import GrpoConfig
 from digr.policy.advantages import Advantages, group_advantages, group_loss
 from digr.policy.beam import Beams
-from digr.policy.engine import Engine
+from digr.policy.engine import Engine, learning_rate
 from digr.policy.model import SidPolicy
 from digr.policy.rollouts import Rollouts, best_rollouts, rollout
 from digr.policy.validation import (
@@ -171,7 +171,7 @@ def train_step(
     rewards = reward_fn(rollouts, targets, scores)
     advantages = group_advantages(rewards.total, scale_by_deviation=config.loss != "dr_grpo")
     clock.append(time.monotonic())
-    update = _update(engine, reference, trie, (input_ids, mask), rollouts, advantages, config)
+    update = _update(engine, reference, trie, (input_ids, mask), rollouts, advantages, config, step)
     clock.append(time.monotonic())
     names = ["reward", *(f"reward/{name}" for name in rewards.terms)]
     means = torch.stack([rewards.total.mean(), *(term.mean() for term in rewards.terms.values())]).double().cpu()
@@ -201,6 +201,7 @@ def _update(
     rollouts: Rollouts,
     advantages: Advantages,
     config: GrpoConfig,
+    step: int,
 ) -> dict[str, float]:
     """Update the weights `updates_per_rollout` times on one set of roll-outs."""
     tokens = rollouts.codes >= 0
@@ -225,7 +226,7 @@ def _update(
         )
         # with every group of every worker dead the loss is 0, and the step moves nothing but the optimiser's momentum
         engine.backward(parts.loss / max(num_live, 1.0) * engine.world_size)
-        engine.step(config.lr)
+        engine.step(learning_rate((step + 1) / (config.steps + 1), config.lr, config.warmup_rate))
         sums += torch.stack([parts.loss.detach(), parts.kl, parts.clipped]).double().cpu()
     loss, divergence, clipped = (engine.total(sums) / max(num_live, 1.0) / config.updates_per_rollout).tolist()
     return {
