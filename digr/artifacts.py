@@ -260,10 +260,34 @@ def read_table(store: Store, name: str, /, columns: Sequence[str] | None = None,
 
 
 def iter_table(
-    store: Store, name: str, columns: Sequence[str] | None = None, batch_rows: int = 65_536
+    store: Store,
+    name: str,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = 65_536,
+    *,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Stream an artifact in batches, so that memory does not grow with it."""
-    return iter(dataset_of(store, name).to_batches(columns=list(columns) if columns else None, batch_size=batch_rows))
+    """Stream an artifact, or its rows from `start` to before `stop`, in batches, so that memory does not grow with it.
+
+    Parts that hold none of these rows are not read.
+    """
+    dataset = dataset_of(store, name)
+    options: dict[str, Any] = {"columns": list(columns) if columns else None, "batch_size": batch_rows}
+    if not start and stop is None:
+        yield from dataset.to_batches(**options)
+        return
+    before = 0
+    for part in dataset.get_fragments():
+        num_rows = part.count_rows()
+        if start < before + num_rows and (stop is None or before < stop):
+            here = before
+            for batch in part.to_batches(schema=dataset.schema, **options):
+                first, last = max(0, start - here), len(batch) if stop is None else min(len(batch), stop - here)
+                if first < last:
+                    yield batch.slice(first, last - first)
+                here += len(batch)
+        before += num_rows
 
 
 def put_files(store: Store, name: str, local: Path) -> None:

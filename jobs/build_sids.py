@@ -1,7 +1,7 @@
 """Fit the quantiser on item vectors, or keep an earlier run's, and give every item its semantic ID."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.sids.assignment import sid_table
-from digr.sids.building import fit_and_assign, keep_and_assign, save_built
+from digr.sids.building import fit_and_assign, keep_and_assign, num_vectors, save_built
 from digr.sids.diagnostics import check_usage
 from jobs.runtime import Options, main, say
 from jobs.stage import Made, run_stage
@@ -21,7 +21,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     earlier = Store(config.sids.keep_from, config.run.variant) if config.sids.keep_from else None
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
-        return _build(config, store, earlier)
+        return _build(config, store, work, earlier)
 
     return run_stage(
         config,
@@ -34,7 +34,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     )
 
 
-def _build(config: Config, store: Store, earlier: Store | None) -> Mapping[str, Made]:
+def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Mapping[str, Made]:
     report, seed = partial(say, "item_sids"), config.run.seed
     if earlier:
         built = keep_and_assign(store, earlier, config.sids, seed=seed)
@@ -44,7 +44,8 @@ def _build(config: Config, store: Store, earlier: Store | None) -> Mapping[str, 
         )
     else:
         device = "cuda" if config.cluster.use_gpu else "cpu"
-        built = fit_and_assign(store, config.sids, seed=seed, report=report, device=device)
+        fit = _fit_with_workers(config, store, work, report)
+        built = fit_and_assign(store, config.sids, seed=seed, report=report, device=device, fit=fit)
     sizes, facts = list(config.sids.level_sizes), built.facts
     usage = ", ".join(f"{rate:.1%}" for rate in facts["usage_rate"])
     report(
@@ -60,6 +61,16 @@ def _build(config: Config, store: Store, earlier: Store | None) -> Mapping[str, 
         "item_sids": Made(len(built.item_ids), facts=facts),
         "quantiser": Made(facts={"kind": config.sids.quantiser, "level_sizes": sizes, "num_retired_sids": len(built.retired)}),
     }
+
+
+def _fit_with_workers(config: Config, store: Store, work: str, report: Callable[[str], None]) -> Callable[[Any], Any] | None:
+    """Return what fits the quantiser on Ray Train's workers; None where one process is enough."""
+    sids = config.sids
+    if sids.quantiser != "rqvae" or min(num_vectors(store), sids.max_fit_items) <= sids.workers_above:
+        return None
+    from jobs.sid_workers import fit_with_workers
+
+    return lambda fusion: fit_with_workers(config, store, work, fusion, report)
 
 
 if __name__ == "__main__":

@@ -96,3 +96,15 @@ def test_what_may_change_in_mid_build_does_not_change_the_request():
     assert one.request != two.request
     assert one.without(["train.num_workers"]).request == two.without(["train.num_workers"]).request
     assert one.without(["train.precision"]).request != two.without(["train.precision"]).request
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, None), (0, 3), (2, 7), (3, 6), (5, None), (9, None), (4, 4)])
+def test_a_range_of_rows_is_streamed_across_parts_and_batches(tmp_path, start, stop):
+    store = Store(str(tmp_path))
+    folder = tmp_path / "items"
+    for number, ids in enumerate(("abc", "defg", "hi")):
+        artifacts.write_table(store, "items", pa.table({"item_id": list(ids), "title": list(ids)}))
+        (folder / "part-00000.parquet").rename(folder / f"part-{number + 1}.parquet")
+    artifacts.commit(store, Manifest(name="items", rows=9))
+    batches = artifacts.iter_table(store, "items", ["item_id"], batch_rows=2, start=start, stop=stop)
+    assert "".join(item for batch in batches for item in batch["item_id"].to_pylist()) == "abcdefghi"[start:stop]

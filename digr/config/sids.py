@@ -40,6 +40,8 @@ class SidsConfig(Section):
     """Fail when a level uses less than this share of its codes."""
     max_fit_items: int = Field(1_000_000, ge=1)
     """Items sampled to fit the quantiser; all are assigned."""
+    workers_above: int = Field(500_000, ge=0)
+    """More sampled items than this are shared by train.num_workers workers of Ray Train (rqvae)."""
 
     @model_validator(mode="after")
     def _levels_are_sane(self) -> "SidsConfig":

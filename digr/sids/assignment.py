@@ -56,6 +56,9 @@ def assign_sids(
 ) -> SidAssignment:
     """Give every vector of a stream its semantic ID.
 
+    Unique codes need a look at all codes at once, so these are in memory, but never the vectors: up to 250 bytes an item
+    while it runs, and 4 bytes a code of what it returns.
+
     Args:
         quantiser: fitted; only read.
         batches: starts the stream of vectors; it is read once, and once more if items are to be spread.

@@ -17,10 +17,14 @@ from digr.sids.diagnostics import cointeraction_shares, describe_sids, largest_c
 from digr.sids.extension import continue_sids
 from digr.sids.fitting import Quantiser, fit_quantiser, load_quantiser, sample_rows, save_quantiser, take_rows
 from digr.sids.fusion import Fusion, fit_fusion, load_fusion, save_fusion
+from digr.sids.peers import Peers
 from digr.tables import table_spec
 
 RETIRED = "retired_sids.parquet"
 SAME_CHOICES = ("quantiser", "level_sizes", "disambiguation", "image_weight")
+
+MAX_MEASURED_ITEMS = 100_000
+"""Items whose vectors the diagnostics look at where the fit has them elsewhere."""
 
 
 class Built(NamedTuple):
@@ -37,27 +41,39 @@ class Built(NamedTuple):
     """How images enter the quantised vectors, if they do."""
 
 
-def vector_batches(store: Store, fusion: Fusion | None = None) -> Iterator[np.ndarray]:
-    """Stream the item vectors of a run, [B, D] at a time: of text and interests, or fused with images."""
+def vector_batches(store: Store, fusion: Fusion | None = None, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Stream the item vectors of a run, or those of some rows, [B, D] at a time: of text and interests, or fused with images."""
     if fusion is None:
-        for batch in artifacts.iter_table(store, "item_embeddings", ["embedding"]):
+        for batch in artifacts.iter_table(store, "item_embeddings", ["embedding"], start=start, stop=stop):
             if len(batch):
                 yield batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
         return
     dim = len(fusion.text_mean)
-    for both in _text_and_image(store, len(fusion.image_mean)):
+    for both in _text_and_image(store, len(fusion.image_mean), start, stop):
         yield fusion(both[:, :dim], both[:, dim:])
 
 
-def _text_and_image(store: Store, image_dim: int) -> Iterator[np.ndarray]:
+def _text_and_image(store: Store, image_dim: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
     """Stream text and image vectors side by side, [B, D + E]; nan where an item has no image."""
-    for batch in artifacts.iter_table(store, "item_embeddings", ["embedding", "image_embedding"]):
+    for batch in artifacts.iter_table(store, "item_embeddings", ["embedding", "image_embedding"], start=start, stop=stop):
         if len(batch):
             image = np.full((len(batch), image_dim), np.nan, np.float32)
             image[batch["image_embedding"].is_valid().to_numpy(zero_copy_only=False)] = (
                 batch["image_embedding"].flatten().to_numpy().reshape(-1, image_dim)
             )
             yield np.concatenate([batch["embedding"].flatten().to_numpy().reshape(len(batch), -1), image], axis=1)
+
+
+def num_vectors(store: Store) -> int:
+    """Return the number of items that have a vector."""
+    return artifacts.dataset_of(store, "item_embeddings").count_rows()
+
+
+def sample_of_worker(store: Store, sids: SidsConfig, seed: int, fusion: Fusion | None, peers: Peers) -> np.ndarray:
+    """Read a worker's share of the items to fit on: neighbouring rows, so that it opens no other worker's parts."""
+    rows = np.array_split(sample_rows(num_vectors(store), sids.max_fit_items, seed), peers.size)[peers.rank]
+    start, stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+    return take_rows(vector_batches(store, fusion, start, stop), rows - start)
 
 
 def fit_run_fusion(store: Store, sids: SidsConfig, seed: int) -> Fusion | None:
@@ -70,7 +86,7 @@ def fit_run_fusion(store: Store, sids: SidsConfig, seed: int) -> Fusion | None:
         return None
     found = artifacts.dataset_of(store, "item_embeddings").filter(pc.field("image_embedding").is_valid()).head(1)
     image_dim = len(found["image_embedding"][0]) if len(found) else 1
-    rows = sample_rows(artifacts.dataset_of(store, "item_embeddings").count_rows(), sids.max_fit_items, seed)
+    rows = sample_rows(num_vectors(store), sids.max_fit_items, seed)
     both = take_rows(_text_and_image(store, image_dim), rows)
     return fit_fusion(both[:, :-image_dim], both[:, -image_dim:], sids.image_weight)
 
@@ -83,14 +99,16 @@ def fit_and_assign(
     report: Callable[[str], None],
     device: str = "cpu",
     watch: Callable[[int, dict[str, Any]], None] | None = None,
+    fit: Callable[[Fusion | None], Quantiser] | None = None,
 ) -> Built:
     """Fit on a sample of the item vectors, assign all of them and measure the result; writes nothing.
 
     Args:
+        fit: fits somewhere else, on vectors of its own (`sample_of_worker`); here are only those to measure the result on.
         watch: told ten times while an RQ-VAE trains: the epochs done, and the facts of the sample's nearest codes.
     """
     fusion = fit_run_fusion(store, sids, seed)
-    rows, vectors = _sample(store, sids, seed, fusion)
+    rows, vectors = _sample(store, MAX_MEASURED_ITEMS if fit else sids.max_fit_items, seed, fusion)
     item_ids = _item_ids(store)
 
     def look(quantiser: Quantiser, epoch: int) -> None:
@@ -99,8 +117,8 @@ def fit_and_assign(
         if watch:
             watch(epoch, facts)
 
-    report(f"fitting {sids.quantiser} {list(sids.level_sizes)} on {len(vectors)} items")
-    quantiser = fit_quantiser(vectors, sids, seed, report, device, look if watch else None)
+    report(f"fitting {sids.quantiser} {list(sids.level_sizes)} on {min(len(item_ids), sids.max_fit_items)} items")
+    quantiser = fit(fusion) if fit else fit_quantiser(vectors, sids, seed, report, device, look if watch else None)
     assigned = assign_sids(
         quantiser, lambda: vector_batches(store, fusion), disambiguation=sids.disambiguation, spread=sids.spread, seed=seed
     )
@@ -129,7 +147,7 @@ def keep_and_assign(store: Store, earlier: Store, sids: SidsConfig, *, seed: int
         disambiguation=sids.disambiguation,
         seed=seed,
     )
-    rows, vectors = _sample(store, sids, seed, fusion)
+    rows, vectors = _sample(store, sids.max_fit_items, seed, fusion)
     facts = _facts(store, quantiser, found.assigned, item_ids, rows, vectors, seed)
     facts |= {"num_kept_items": len(item_ids) - found.num_new, "num_new_items": found.num_new}
     facts["num_retired_items"] = len(found.retired)
@@ -169,8 +187,8 @@ def _item_ids(store: Store) -> pa.Array:
     return pa.chunked_array([batch["item_id"] for batch in batches], pa.string()).combine_chunks()
 
 
-def _sample(store: Store, sids: SidsConfig, seed: int, fusion: Fusion | None) -> tuple[np.ndarray, np.ndarray]:
-    rows = sample_rows(artifacts.dataset_of(store, "item_embeddings").count_rows(), sids.max_fit_items, seed)
+def _sample(store: Store, max_items: int, seed: int, fusion: Fusion | None) -> tuple[np.ndarray, np.ndarray]:
+    rows = sample_rows(num_vectors(store), max_items, seed)
     return rows, take_rows(vector_batches(store, fusion), rows)
 
 

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int32, Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from digr.config.sids import SidsConfig
+from digr.sids.peers import Peers
 from digr.sids.rkmeans import RKMeans, fit_rkmeans
-from digr.sids.rqvae import RQVAE, fit_rqvae
+from digr.sids.rqvae import ALONE, RQVAE, fit_rqvae
 
 TENSORS, KIND = "quantiser.safetensors", "quantiser.json"
 
@@ -75,6 +77,7 @@ def fit_quantiser(
     report: Callable[[str], None] = lambda text: None,
     device: str = "cpu",
     watch: Callable[[Quantiser, int], None] | None = None,
+    peers: Peers = ALONE,
 ) -> Quantiser:
     """Fit the configured quantiser on some items' vectors.
 
@@ -84,6 +87,7 @@ def fit_quantiser(
         seed: of every random choice.
         report: told about progress.
         watch: given an RQ-VAE as it is, and the epochs done, ten times before the end.
+        peers: workers that fit an RQ-VAE together, each with other vectors; k-means has one.
 
     Raises:
         ValueError: fewer items than codes of a level, or a vector that is not finite.
@@ -91,14 +95,15 @@ def fit_quantiser(
     if not np.isfinite(vectors).all():
         bad = int((~np.isfinite(vectors).all(1)).sum())
         raise ValueError(f"item_embeddings: {bad} of {len(vectors)} vectors are not finite; run jobs.embed_items again")
-    if len(vectors) < max(config.level_sizes):
+    num_items = int(peers.total(torch.tensor(len(vectors), device=device)))
+    if num_items < max(config.level_sizes):
         raise ValueError(
-            f"sids.level_sizes: a level has {max(config.level_sizes)} codes but there are only {len(vectors)} items to fit "
-            f"them; use levels of at most {len(vectors)} codes"
+            f"sids.level_sizes: a level has {max(config.level_sizes)} codes but there are only {num_items} items to fit "
+            f"them; use levels of at most {num_items} codes"
         )
     if config.quantiser == "rkmeans":
         return fit_rkmeans(vectors, config.level_sizes, seed, report, device)
-    return fit_rqvae(vectors, config, seed, report, device, watch)
+    return fit_rqvae(vectors, config, seed, report, device, watch, peers)
 
 
 def save_quantiser(quantiser: Quantiser, folder: Path) -> None:

@@ -152,6 +152,10 @@ def standardisation(vectors: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray
 
     Without it the few dimensions in which language models' vectors are huge decide every code.
     """
-    mean, std = vectors.mean(0, dtype=np.float64), vectors.std(0, dtype=np.float64)
+    return vectors.mean(0, dtype=np.float64).astype(np.float32), scale_of(vectors.std(0, dtype=np.float64))
+
+
+def scale_of(std: Float[np.ndarray, " D"]) -> Float[np.ndarray, " D"]:
+    """Return what each dimension is divided by: its deviation, but for those that hardly vary."""
     typical = float(np.sqrt(np.square(std).mean())) or 1.0
-    return mean.astype(np.float32), np.maximum(std, STD_FLOOR * typical).astype(np.float32)
+    return np.maximum(std, STD_FLOOR * typical).astype(np.float32)

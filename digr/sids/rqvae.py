@@ -18,15 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from digr.config.sids import SidsConfig
-from digr.sids.rkmeans import fit_codebooks, quantise_residual, standardisation, sum_codewords, to_tensor
+from digr.sids.peers import Peers
+from digr.sids.rkmeans import fit_codebooks, quantise_residual, scale_of, sum_codewords, to_tensor
 
 REVIVE_EVERY_EPOCHS = 5
 MAX_REVIVE_ITEMS = 1 << 16
 """Items looked at to find unused codes."""
+MAX_START_ITEMS = 1 << 20
+"""Items whose latents the codebooks start from; workers send them to each other."""
 REVIVE_UNTIL_SHARE = 0.9
 """No code is moved in the last epochs, so that every codeword has settled when training ends."""
 WEIGHT_DECAY = 1e-4
 MAX_GRAD_NORM = 1.0
+ALONE = Peers()
 
 
 class Losses(NamedTuple):
@@ -151,28 +155,33 @@ def fit_rqvae(
     report: Callable[[str], None] = lambda text: None,
     device: str = "cpu",
     watch: Callable[["RQVAE", int], None] | None = None,
+    peers: Peers = ALONE,
 ) -> RQVAE:
-    """Train an RQ-VAE on the vectors of some items; the result is frozen.
+    """Train an RQ-VAE on the vectors of some items; the result is frozen, and the same on every worker.
+
+    Several workers share each batch: `config.batch_size` items a step in all. One that has fewer vectors than the others
+    sees some of them twice in an epoch.
 
     Args:
-        vectors: finite, at least as many as the largest level has codes.
+        vectors: of this worker; finite, and in all at least as many as the largest level has codes.
         config: level sizes, widths, beta, learning rate, epochs and batch size.
         seed: of the weights, the batches, the k-means starts and the revived codes.
         report: told about progress ten times.
         device: where it trains and stays.
         watch: given the model as it is, and the epochs done, ten times before the end; it must not change it.
+        peers: the workers that fit together; each gets other vectors and the same seed.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    model = _start(vectors, config, seed).to(device)
+    model = _start(vectors, config, seed, torch.device(device), peers)
     inputs = (to_tensor(vectors, torch.device(device)) - model.mean) / model.scale
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs, eta_min=config.lr / 50)
     for epoch in range(config.epochs):
-        losses = _train_epoch(model, inputs, optimizer, config, generator)
+        losses = _train_epoch(model, inputs, optimizer, config, generator, peers)
         schedule.step()
         revived = 0
         if epoch % REVIVE_EVERY_EPOCHS == 0 and epoch < config.epochs * REVIVE_UNTIL_SHARE:
-            revived = _revive(model, inputs, optimizer, generator)
+            revived = _revive(model, inputs, optimizer, generator, peers)
         if epoch % math.ceil(config.epochs / 10) == 0 or epoch == config.epochs - 1:
             report(
                 f"epoch {epoch + 1}/{config.epochs}: reconstruction {losses.reconstruction:.4f}, "
@@ -184,7 +193,7 @@ def fit_rqvae(
 
 
 @torch.no_grad()
-def _start(vectors: np.ndarray, config: SidsConfig, seed: int) -> RQVAE:
+def _start(vectors: np.ndarray, config: SidsConfig, seed: int, device: torch.device, peers: Peers) -> RQVAE:
     """Make a model that encodes to principal components, decodes from them, and quantises them by residual k-means."""
     model = RQVAE(vectors.shape[1], config.latent_dim, config.hidden_dims, config.level_sizes)
     generator = torch.Generator().manual_seed(seed)
@@ -194,43 +203,66 @@ def _start(vectors: np.ndarray, config: SidsConfig, seed: int) -> RQVAE:
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(layers[-1].weight)
-    mean, scale = standardisation(vectors)
-    inputs = (vectors - mean) / scale
+
+    def mean_of(rows: np.ndarray) -> np.ndarray:
+        """Sum over the rows of all workers, in numbers of the given type, divided by their number."""
+        return peers.total(torch.from_numpy(rows).to(device)).cpu().numpy() / num
+
+    num = int(peers.total(torch.tensor(len(vectors), device=device)))
+    mean = mean_of(vectors.sum(0, dtype=np.float64))
+    scale = scale_of(np.sqrt(mean_of(np.square(vectors - mean).sum(0))))
+    inputs = (vectors - mean.astype(np.float32)) / scale
     model.mean.copy_(torch.from_numpy(mean))
     model.scale.copy_(torch.from_numpy(scale))
-    values, components = np.linalg.eigh(inputs.T @ inputs / len(inputs))
-    num = min(config.latent_dim, inputs.shape[1])
+    values, components = np.linalg.eigh(mean_of(inputs.T @ inputs))
+    kept = min(config.latent_dim, inputs.shape[1])
     # one factor for all components keeps the distances of the inputs
-    factor = float(np.sqrt(max(values[-num:].mean(), 0))) or 1.0
-    chosen = torch.from_numpy(np.ascontiguousarray(components[:, ::-1][:, :num]))
-    nn.init.zeros_(model.encoder.linear.weight)[:num] = chosen.T / factor
-    nn.init.zeros_(model.decoder.linear.weight)[:, :num] = chosen * factor
-    latents = model.encode(vectors).numpy()
+    factor = float(np.sqrt(max(values[-kept:].mean(), 0))) or 1.0
+    chosen = torch.from_numpy(np.ascontiguousarray(components[:, ::-1][:, :kept]))
+    nn.init.zeros_(model.encoder.linear.weight)[:kept] = chosen.T / factor
+    nn.init.zeros_(model.decoder.linear.weight)[:, :kept] = chosen * factor
+    model = model.to(device)
+    peers.follow_first(model)
+    latents = peers.gather(model.encode(vectors[: MAX_START_ITEMS // peers.size])).cpu().numpy()
     for book, start in zip(model.codebooks, fit_codebooks(latents, config.level_sizes, seed), strict=True):
         book.copy_(torch.from_numpy(start))
+    peers.follow_first(model)
     return model
 
 
 def _train_epoch(
-    model: RQVAE, inputs: Tensor, optimizer: torch.optim.Optimizer, config: SidsConfig, generator: torch.Generator
+    model: RQVAE,
+    inputs: Tensor,
+    optimizer: torch.optim.Optimizer,
+    config: SidsConfig,
+    generator: torch.Generator,
+    peers: Peers,
 ) -> Losses:
     """Pass once over the inputs, in shuffled batches; returns the mean of each loss."""
     total = torch.zeros(3, device=inputs.device)
-    for rows in torch.randperm(len(inputs), generator=generator, device=inputs.device).split(config.batch_size):
+    order = _shuffled(inputs, generator, peers)
+    for rows in order.split(max(1, config.batch_size // peers.size)):
         losses = model(inputs[rows])[0]
         optimizer.zero_grad(set_to_none=True)
         (losses.reconstruction + losses.codebook + config.commitment * losses.commitment).backward()
+        peers.average_gradients(model)
         nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         total += torch.stack(losses).detach() * len(rows)
-    return Losses(*(total / len(inputs)))
+    return Losses(*(peers.total(total) / (len(order) * peers.size)))
+
+
+def _shuffled(inputs: Tensor, generator: torch.Generator, peers: Peers) -> Int64[Tensor, " N"]:
+    """Return the worker's rows in random order, as many as the worker with most has, so that all take the same steps."""
+    longest = peers.longest(len(inputs), inputs.device)
+    return torch.randperm(longest, generator=generator, device=inputs.device) % len(inputs)
 
 
 @torch.no_grad()
-def _revive(model: RQVAE, inputs: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+def _revive(model: RQVAE, inputs: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator, peers: Peers) -> int:
     """Move the unused codes of every level; their optimiser state starts afresh. Returns how many moved."""
-    rows = torch.randperm(len(inputs), generator=generator, device=inputs.device)[:MAX_REVIVE_ITEMS]
-    residual, moved = model.encoder(inputs[rows]), 0
+    rows = _shuffled(inputs, generator, peers)[: MAX_REVIVE_ITEMS // peers.size]
+    residual, moved = peers.gather(model.encoder(inputs[rows])), 0
     for book in model.codebooks:
         found = quantise_residual(residual, [book])
         revived, dead = revive_dead_codes(book, torch.bincount(found.codes[:, 0], minlength=len(book)), residual, generator)

@@ -84,6 +84,33 @@ def test_a_level_with_unused_codes_fails_and_leaves_no_artifact(tmp_path):
     assert artifacts.read_manifest(store, "item_sids") is None
 
 
+@pytest.mark.ray
+def test_two_workers_that_each_read_half_of_the_vectors_fit_as_well_as_one_process(tmp_path, ray_local, capsys):
+    rng, facts = np.random.default_rng(0), {}
+    flat = rng.uniform(-2, 2, size=(801, 3))
+    lifted = np.column_stack([flat, flat**2, np.sin(3 * flat), np.cos(2 * flat)]).astype(np.float32)
+    for name, above in (("one", 1000), ("two", 500)):
+        store = Store(str(tmp_path / name))
+        for part in (slice(0, 400), slice(400, 801)):
+            rows = pa.table({"item_id": [f"item{index:03d}" for index in range(801)][part], "embedding": list(lifted[part])})
+            artifacts.write_table(store, "item_embeddings", rows)
+            folder = tmp_path / name / "item_embeddings"
+            (folder / "part-00000.parquet").rename(folder / f"part-{part.stop:05d}.parquet")
+        artifacts.commit(store, Manifest(name="item_embeddings", rows=801))
+        pairs = {"example_id": ["e"], "user_id": ["u"], "split": ["train"], "history": [["item002"]], "target": ["item040"]}
+        artifacts.write_table(store, "histories", pa.table(pairs))
+        artifacts.commit(store, Manifest(name="histories", rows=1))
+        sids = {"quantiser": "rqvae", "level_sizes": [16, 16, 16], "latent_dim": 6, "epochs": 40, "workers_above": above}
+        build_sids.run(_config(tmp_path / name, **sids, batch_size=128), Options())
+        facts[name] = artifacts.require(store, "item_sids").facts
+    assert capsys.readouterr().out.count("fitted by 2 workers") == 1
+    one, two = facts["one"], facts["two"]
+    assert two["reconstruction_r2"] > 0.8
+    assert two["reconstruction_r2"] == pytest.approx(one["reconstruction_r2"], abs=0.01)
+    assert two["raw_collision_rate"] == pytest.approx(one["raw_collision_rate"], abs=0.05)
+    assert two["usage_rate"] == one["usage_rate"] == [1, 1, 1]
+
+
 def _changed(store, root, vectors, keep, num_new):
     """A later run: some of the items, and new ones near the first cluster."""
     later, rng = Store(str(root)), np.random.default_rng(1)

@@ -1,0 +1,61 @@
+"""What the workers of a data-parallel fit tell each other; one process alone tells itself."""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+
+class Peers(NamedTuple):
+    """A worker's place among those of the process group. All must make the same calls in the same order.
+
+    Every worker holds other rows of the data and the same model: they draw the same random numbers, and what they compute
+    from what all have told is the same on each.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def total(self, values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """Sum over the workers."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def longest(self, length: int, device: torch.device) -> int:
+        """Return the largest of the workers' numbers."""
+        found = torch.tensor(length, device=device)
+        if self.size > 1:
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return int(found)
+
+    def gather(self, rows: Float[Tensor, "N C"]) -> Float[Tensor, "M C"]:
+        """Return the rows of all workers, which may have different numbers of them, in the order of the workers."""
+        if self.size == 1:
+            return rows
+        most = self.longest(len(rows), rows.device)
+        # the last column says which rows are real: workers can only exchange equal shapes
+        mine = torch.zeros(most, rows.shape[1] + 1, device=rows.device)
+        mine[: len(rows), :-1], mine[: len(rows), -1] = rows, 1
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        both = torch.cat(parts)
+        return both[both[:, -1] == 1, :-1].contiguous()
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Replace each gradient by its mean over the workers, in one exchange."""
+        if self.size > 1:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            for gradient, part in zip(gradients, (flat / self.size).split([one.numel() for one in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def follow_first(self, model: nn.Module) -> None:
+        """Take over the first worker's weights and buffers."""
+        if self.size > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
