@@ -140,6 +140,7 @@ def test_the_report_says_what_each_miner_was_worth_and_what_leaving_it_out_costs
     common = ["1,234", "1,200", "34", "0", "5,700", "1.25", "2,468", "2.00", "0.4321"]
     assert cells == {"llm": [*common, "1.0000"], "other": [*common, "–"]}
     assert "with all miners it is 1.0000" in page and "miners: llm" not in page
+    assert '<th scope="col" class="n">validation NDCG@10 without it</th>' in page
 
 
 def test_metrics_json_is_strict_json(run_dir):
