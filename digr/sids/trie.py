@@ -17,6 +17,7 @@ from torch import Tensor
 
 from digr import artifacts
 from digr.artifacts import Store
+from digr.sids.filters import ItemFilter
 
 ROOT = 0
 NO_NODE = -1
@@ -38,15 +39,18 @@ class SidTrie(NamedTuple):
     node_code: Int[Tensor, " nodes"]
     """Code that leads into a node (root: -1)."""
     node_key: Int[Tensor, " nodes"]
-    """parent * max(level_sizes) + code, ascending: finds a child by binary search (root: -1)."""
+    """parent * (max(level_sizes) + 1) + code + 1, ascending, so that -1 as parent or code finds nothing (root: least int64)."""
     first_child: Int[Tensor, " nodes"]
     num_children: Int[Tensor, " nodes"]
     item_start: Int[Tensor, " nodes"]
     item_end: Int[Tensor, " nodes"]
+    node_open: Bool[Tensor, " nodes"]
+    """Whether more than one SID lies below a node; where several items share one, its leaf is not open, all above are."""
     level_start: tuple[int, ...]
     """First node of each depth, 0 to L - 1."""
     child_bits: tuple[UInt8[Tensor, "P K8"] | None, ...]
-    """Per level with many children per node: the codes that may follow each node of that depth, one bit each; else None."""
+    """Per level with many children per node: the codes that may follow each node of that depth, one bit each, and a last
+    row without any; else None."""
 
     @property
     def num_items(self) -> int:
@@ -68,17 +72,21 @@ class SidTrie(NamedTuple):
         """Whether nodes end a SID."""
         return self.num_children[nodes] == 0
 
+    def is_open(self, nodes: Int[Tensor, "*P"]) -> Bool[Tensor, "*P"]:
+        """Whether more than one SID lies below nodes; False for -1, which reads the last node, and that is a leaf."""
+        return self.node_open[nodes]
+
     def child(self, nodes: Int[Tensor, "*P"], codes: Int[Tensor, "*P"]) -> Int[Tensor, "*P"]:
         """Follow one code from each node; -1 where the trie has no such child, or the node is -1 already."""
-        key = nodes * max(self.level_sizes) + codes
+        key = nodes * (max(self.level_sizes) + 1) + (codes + 1)
         found = torch.searchsorted(self.node_key, key.contiguous()).clamp(max=len(self.node_key) - 1)
-        return torch.where((self.node_key[found] == key) & (nodes >= 0) & (codes >= 0), found, NO_NODE)
+        return torch.where(self.node_key[found] == key, found, NO_NODE)
 
     def allowed_mask(
         self,
         nodes: Int[Tensor, " P"],
         level: int,
-        items_before: Int[Tensor, "R N1"] | None = None,
+        allowed: ItemFilter | None = None,
         request: Int[Tensor, " P"] | None = None,
     ) -> Bool[Tensor, "P K"]:
         """Mark the codes of `level` that may follow each node.
@@ -86,24 +94,22 @@ class SidTrie(NamedTuple):
         Args:
             nodes: nodes at depth `level`; a leaf or -1 allows nothing.
             level: 0-based level whose codes are asked for.
-            items_before: per request, how many allowed items stand before each item (N + 1 numbers, ascending); a
-                code is then allowed only if an allowed item lies below it.
-            request: row of `items_before` for each node.
+            allowed: items allowed per request; a code is then allowed only if an allowed item lies below it.
+            request: row of `allowed` for each node.
         """
         bits, size = self.child_bits[level], self.level_sizes[level]
-        if bits is not None and items_before is None:
-            found = bits[(nodes - self.level_start[level]).clamp(min=0)][..., None]
-            places = torch.arange(8, dtype=torch.uint8, device=nodes.device)
-            return ((found >> places) & 1).bool().flatten(1)[:, :size] & (nodes >= 0)[:, None]
+        if bits is not None and allowed is None:
+            found = bits[(nodes - self.level_start[level]).clamp(min=-1)]  # -1 reads the row of no codes
+            places = 1 << torch.arange(8, dtype=torch.uint8, device=nodes.device)
+            return (found[..., None] & places).ne(0).flatten(1)[:, :size]
         mask = torch.zeros(len(nodes), size, dtype=torch.bool, device=self.codes.device)
         counts = torch.where(nodes >= 0, self.num_children[nodes], 0)
         row = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), counts)
         first = self.first_child[nodes] - (counts.cumsum(0) - counts)
         child = first[row] + torch.arange(len(row), device=nodes.device)
         keep = torch.ones_like(row, dtype=torch.bool)
-        if items_before is not None and request is not None:
-            owner = request[row]
-            keep = items_before[owner, self.item_end[child]] > items_before[owner, self.item_start[child]]
+        if allowed is not None and request is not None:
+            keep = allowed.any_between(request[row], self.item_start[child], self.item_end[child])
         mask[row[keep], self.node_code[child[keep]].long()] = True
         return mask
 
@@ -121,18 +127,28 @@ def build_trie(item_ids: Sequence[str] | pa.Array, codes: np.ndarray, level_size
     """
     codes = np.ascontiguousarray(codes, dtype=np.int32)
     ids = item_ids if isinstance(item_ids, pa.Array) else pa.array(item_ids, pa.string())
-    _check_codes(codes, len(ids), level_sizes)
+    check_codes(codes, len(ids), level_sizes)
+    if not len(ids):
+        raise ValueError("trie: no items; build the SIDs of a catalogue with at least one item")
     order = np.lexsort(codes.T[::-1])
-    codes = codes[order]
+    return build_sorted(ids.take(pa.array(order)), codes[order], level_sizes)
+
+
+def build_sorted(ids: pa.Array, codes: Int[np.ndarray, "N L"], level_sizes: Sequence[int]) -> SidTrie:
+    """Build the trie of items that are checked and sorted by their codes already.
+
+    Raises:
+        ValueError: a SID that is the beginning of another one.
+    """
     num_items, num_levels = codes.shape
-    width = max(level_sizes)
+    width = max(level_sizes) + 1
     # node of each item at the current depth; items behind the end of their SID drop out as -1
     at, starts, ends = np.zeros(num_items, np.int64), [np.array([0])], [np.array([num_items])]
-    node_code, node_key = [np.array([-1])], [np.array([-1])]
+    node_code, node_key = [np.array([-1])], [np.array([np.iinfo(np.int64).min])]
     total = 1
     for level in range(num_levels):
         alive = np.flatnonzero((codes[:, level] >= 0) & (at >= 0))
-        key = at[alive] * width + codes[alive, level]
+        key = at[alive] * width + codes[alive, level] + 1
         fresh = np.concatenate([[True], key[1:] != key[:-1]]) if len(key) else np.zeros(0, bool)
         begin = np.flatnonzero(fresh)
         starts.append(alive[begin])
@@ -147,7 +163,6 @@ def build_trie(item_ids: Sequence[str] | pa.Array, codes: np.ndarray, level_size
     depth_starts = np.cumsum([0, *map(len, node_key)])  # depth 0 is the root
     num_children = np.bincount(parent, minlength=total)
     item_start, item_end = np.concatenate(starts), np.concatenate(ends)
-    ids = ids.take(pa.array(order))
     _check_prefix_free(codes, ids)
     return SidTrie(
         item_ids=ids,
@@ -159,6 +174,7 @@ def build_trie(item_ids: Sequence[str] | pa.Array, codes: np.ndarray, level_size
         num_children=torch.from_numpy(num_children),
         item_start=torch.from_numpy(item_start.astype(np.int64)),
         item_end=torch.from_numpy(item_end.astype(np.int64)),
+        node_open=torch.from_numpy((item_end - item_start > 1) & (num_children > 0)),
         level_start=tuple(depth_starts[:num_levels].tolist()),
         child_bits=tuple(
             _child_bits(parent[begin - 1 : end - 1] - before, node_code[level + 1], begin - before, level_sizes[level])
@@ -174,16 +190,19 @@ def _child_bits(
     width = -(-size // 8)
     if num_nodes * width > 4 * len(code):
         return None
-    bits = np.zeros((num_nodes, width), np.uint8)
+    bits = np.zeros((num_nodes + 1, width), np.uint8)
     np.bitwise_or.at(bits, (parent, code // 8), (1 << (code % 8)).astype(np.uint8))
     return torch.from_numpy(bits)
 
 
-def _check_codes(codes: np.ndarray, num_ids: int, level_sizes: Sequence[int]) -> None:
+def check_codes(codes: np.ndarray, num_ids: int, level_sizes: Sequence[int]) -> None:
+    """Refuse codes of another shape than the ids and levels, outside their level, or behind the end of their SID.
+
+    Raises:
+        ValueError: they are.
+    """
     if codes.ndim != 2 or codes.shape != (num_ids, len(level_sizes)):
         raise ValueError(f"trie: expected codes of shape ({num_ids}, {len(level_sizes)}), found {codes.shape}")
-    if not num_ids:
-        raise ValueError("trie: no items; build the SIDs of a catalogue with at least one item")
     too_large = codes >= np.asarray(level_sizes)
     ended_early = (codes[:, :-1] < 0) & (codes[:, 1:] >= 0)
     if too_large.any() or (codes[:, 0] < 0).any() or ended_early.any():

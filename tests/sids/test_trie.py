@@ -5,9 +5,10 @@ import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from digr.sids.filters import allow_and_deny
 from digr.sids.trie import ROOT, SidTrie, build_trie, codes_of
+from tests.sids.catalogues import catalogues
 
 SHOP = np.array([[1, 0, -1], [0, 2, 0], [0, 2, 1], [1, 1, -1]])
 
@@ -17,20 +18,6 @@ def _prefix_node(trie: SidTrie, prefix: list[int]) -> int:
     for code in prefix:
         node = trie.child(node, torch.tensor([code]))
     return int(node[0])
-
-
-@st.composite
-def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Random SIDs of 2 levels, and a suffix level on colliding ones."""
-    sizes = (draw(st.integers(2, 5)), draw(st.integers(2, 5)))
-    pair = st.tuples(st.integers(0, sizes[0] - 1), st.integers(0, sizes[1] - 1))
-    pairs = draw(st.lists(pair, min_size=1, max_size=24))
-    rows, suffix = [], 1
-    for index, codes in enumerate(pairs):
-        number = pairs[:index].count(codes) if pairs.count(codes) > 1 else -1
-        suffix = max(suffix, number + 1)
-        rows.append([*codes, number])
-    return np.array(rows), (*sizes, suffix)
 
 
 def test_items_are_sorted_by_code_and_children_follow():
@@ -51,9 +38,22 @@ def test_a_child_that_does_not_exist_is_minus_one_and_stays_so():
 
 def test_a_filter_leaves_only_codes_above_an_allowed_item():
     trie = build_trie(["d", "a", "b", "c"], SHOP, (2, 3, 2))
-    items_before = torch.tensor([[0, 0, 0, 0, 1], [0, 1, 1, 1, 1]])  # request 0 allows "c", request 1 allows "a"
-    mask = trie.allowed_mask(torch.tensor([ROOT, ROOT]), 0, items_before, torch.tensor([0, 1]))
+    allowed = allow_and_deny([np.array([3]), np.array([0])], [np.zeros(0, int)] * 2, 4)  # request 0 allows "c", request 1 "a"
+    mask = trie.allowed_mask(torch.tensor([ROOT, ROOT]), 0, allowed, torch.tensor([0, 1]))
     assert mask.tolist() == [[False, True], [True, False]]
+
+
+def test_a_node_is_open_while_more_than_one_sid_lies_below_it():
+    trie = build_trie(["d", "a", "b", "c"], SHOP, (2, 3, 2))
+    paths = [[], [0], [0, 2], [0, 2, 0], [1], [1, 0]]
+    nodes = torch.tensor([_prefix_node(trie, path) for path in paths] + [-1])
+    assert trie.is_open(nodes).tolist() == [True, True, True, False, True, False, False]
+    shared = build_trie(["a", "b", "c"], np.array([[0, 0], [0, 0], [1, 0]]), (2, 1))
+    assert shared.is_open(torch.tensor([_prefix_node(shared, path) for path in ([0], [0, 0], [1])])).tolist() == [
+        True,
+        False,
+        False,
+    ]
 
 
 @given(catalogues())
@@ -69,6 +69,7 @@ def test_every_mask_equals_a_scan_of_the_catalogue(catalogue):
             expected = {row[level] for row in rows if tuple(row[:level]) == prefix and row[level] >= 0}
             assert set(torch.nonzero(found).flatten().tolist()) == expected
             below = [index for index, row in enumerate(rows) if tuple(row[:level]) == prefix]
+            assert bool(trie.is_open(torch.tensor(node))) == (len(below) > 1)
             span = trie.item_ids[int(trie.item_start[node]) : int(trie.item_end[node])].to_pylist()
             assert sorted(map(int, span)) == below
 

@@ -1,0 +1,78 @@
+"""A built trie as one safetensors file that is mapped into memory: replicas on one machine share its pages.
+
+The file holds the trie's flat tensors and the bytes of its item ids. Its metadata say which format it is and of which
+`item_sids` it was built, so that a file of an older catalogue is not taken for the present one.
+"""
+
+import json
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.sids.trie import SidTrie, load_trie
+
+FORMAT = "digr-trie-1"
+_BITS, _OFFSETS, _BYTES = "child_bits_", "id_offsets", "id_bytes"
+
+
+def save_trie(trie: SidTrie, path: str | Path, digest: str) -> None:
+    """Write a trie as one file; it appears at `path` when it is complete.
+
+    Args:
+        digest: of what the trie was built of, see `Manifest.digest`.
+    """
+    ids = trie.item_ids
+    _, offsets, data = ids.buffers()
+    tensors = {name: value for name, value in trie._asdict().items() if isinstance(value, torch.Tensor)}
+    tensors |= {f"{_BITS}{level}": bits for level, bits in enumerate(trie.child_bits) if bits is not None}
+    starts = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1]
+    text = np.frombuffer(data, np.uint8)[starts[0] : starts[-1]]
+    tensors |= {_OFFSETS: torch.tensor(starts - starts[0]), _BYTES: torch.tensor(text)}
+    facts = {"level_sizes": trie.level_sizes, "level_start": trie.level_start}
+    draft = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    save_file(contiguous, draft, {"format": FORMAT, "digest": digest, "facts": json.dumps(facts)})
+    draft.replace(path)
+
+
+def map_trie(path: str | Path, digest: str) -> SidTrie:
+    """Open a file of `save_trie`; tensors and ids are views of the mapped file, nothing is copied.
+
+    Raises:
+        ValueError: the file has another format, or was built of something else than `digest`.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path}: expected a trie of format {FORMAT}, found {metadata.get('format')}; remove the file")
+        if metadata["digest"] != digest:
+            raise ValueError(f"{path}: a trie of item_sids {metadata['digest']}, expected {digest}; remove the file")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    facts = json.loads(metadata["facts"])
+    offsets, text = (pa.py_buffer(tensors.pop(name).numpy()) for name in (_OFFSETS, _BYTES))
+    ids = pa.StringArray.from_buffers(len(tensors["codes"]), offsets, text)
+    bits = tuple(tensors.pop(f"{_BITS}{level}", None) for level in range(len(facts["level_sizes"])))
+    return SidTrie(
+        item_ids=ids,
+        level_sizes=tuple(facts["level_sizes"]),
+        level_start=tuple(facts["level_start"]),
+        child_bits=bits,
+        **tensors,
+    )
+
+
+def open_trie(store: Store, folder: str | Path) -> SidTrie:
+    """Map the trie of a run's `item_sids` from a local folder, where the first reader on a machine builds and saves it."""
+    digest = artifacts.require(store, "item_sids").digest
+    path = Path(folder).expanduser() / f"trie-{digest}.safetensors"
+    if not path.exists():
+        save_trie(load_trie(store), path, digest)
+    return map_trie(path, digest)
