@@ -1,7 +1,9 @@
 """Constrained beam search: a prompt in, distinct real items out, best first.
 
 The prompt is encoded once; the beams of a request stand behind it as branches of one tree, so they share its keys and
-values. A filter on items only ever removes codes, so at least min(beam width, items allowed) distinct items come out.
+values. A beam below which one SID is left is settled: the rest of it has probability 1, and the model is not asked again.
+A filter on items only ever removes codes, so at least min(beam width, items allowed) distinct items come out. Beams with
+equal scores keep the order of their parents, then of their codes, in any batch.
 """
 
 from collections.abc import Sequence
@@ -11,19 +13,20 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
-from digr.policy.model import SidPolicy, additive_mask
+from digr.policy.contexts import Context, ContextCache, encode
+from digr.policy.model import SidPolicy
+from digr.sids.filters import ItemFilter, item_filter, pack_mask
 from digr.sids.trie import ROOT, SidTrie
 
 
 class Beams(NamedTuple):
-    """Ranked leaves of the trie, best first."""
+    """Ranked SIDs, best first."""
 
     node: Int[Tensor, "B M"]
-    """Leaf of each beam; -1 where the request has fewer."""
+    """Node below which the beam's SID is the only one; -1 where the request has fewer."""
     score: Float[Tensor, "B M"]
-    """Log-probability of the leaf; -inf where the request has fewer."""
+    """Log-probability of the SID; -inf where the request has fewer."""
     codes: Int[Tensor, "B M L"]
     """SID of each beam, -1 behind its end."""
 
@@ -38,15 +41,26 @@ class Ranking(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What one level hands to the next."""
+    """The beams that one level hands to the next."""
 
     node: Int[Tensor, "B M"]
     score: Float[Tensor, "B M"]
     key: Float[Tensor, "B M"]
     """What beams are kept by: the score, or in a sampled search the perturbed one."""
-    codes: Int[Tensor, "B M L"]
-    ancestors: Bool[Tensor, "B M S"]
-    """Which of the branch tokens so far a beam descends from."""
+    is_open: Bool[Tensor, "B M"]
+    """Whether more than one SID lies below its node."""
+    branch: Int[Tensor, "B M"]
+    """Which branch token of the last level a beam came from; 0 for a settled one."""
+
+
+class _Branches(NamedTuple):
+    """The newest tokens of the open beams, those that are not settled."""
+
+    beam: Int[Tensor, "B Q"]
+    """Whose token it is; a request with fewer than Q open beams has settled ones here, whose tokens nobody reads."""
+    hidden: Float[Tensor, "B Q D"]
+    sees: Bool[Tensor, "B Q S"]
+    """Which of the branch tokens so far are the beam's own."""
 
 
 @torch.inference_mode()
@@ -55,148 +69,139 @@ def beam_search(
     trie: SidTrie,
     prompts: Sequence[str],
     beam_width: int,
-    allowed: Bool[Tensor, "B N"] | None = None,
+    allowed: Bool[Tensor, "B N"] | ItemFilter | None = None,
     generator: torch.Generator | None = None,
+    cache: ContextCache | None = None,
 ) -> Beams:
     """Find the most probable SIDs after each prompt; with a generator, sample SIDs without replacement.
 
     Args:
         prompts: B prompts, see `vocabulary.history_prompt`.
         beam_width: beams kept per level, M.
-        allowed: items (in trie order) that may come out, per request; None allows all.
+        allowed: items (places in trie order) that may come out, per request; None allows all.
         generator: makes the search stochastic (Gumbel top-k, Kool et al. 2019, arXiv 1903.06059): the beams are M different
             SIDs drawn from the policy one after the other, in the order of their drawing. On the policy's device.
+        cache: encoded prompts of earlier calls; what a prompt begins with is not encoded again.
 
     Raises:
         ValueError: no prompt, or a request whose filter leaves no item.
     """
-    items_before = _items_before(allowed, len(prompts), trie)
-    input_ids, real = policy.tokenize(prompts)
-    cache = DynamicCache()
-    hidden = policy.hidden(input_ids=input_ids, past_key_values=cache, use_cache=True)
-    last = real.sum(1) - 1
-    rows = torch.arange(len(prompts), device=policy.device)
-    source = hidden[rows, last][:, None]  # [B, 1, D]
-    state = _State(
-        node=torch.full((len(prompts), 1), ROOT, device=policy.device),
-        score=torch.zeros(len(prompts), 1, device=policy.device),
-        key=torch.zeros(len(prompts), 1, device=policy.device),
-        codes=torch.full((len(prompts), 1, trie.num_levels), -1, device=policy.device),
-        ancestors=torch.zeros(len(prompts), 1, 0, dtype=torch.bool, device=policy.device),
-    )
-    for level in range(trie.num_levels):
-        state = _extend(policy, trie, state, source, level, beam_width, items_before, generator)
-        growing = (state.node >= 0) & ~trie.is_leaf(state.node)
-        if level + 1 == trie.num_levels or not bool(growing.any()):
-            break
-        source, state = _branch(policy, state, level, real, cache)
-    return Beams(state.node, state.score, state.codes)
-
-
-def _items_before(allowed: Bool[Tensor, "B N"] | None, num_prompts: int, trie: SidTrie) -> Int[Tensor, "B N1"] | None:
-    if not num_prompts:
+    if not prompts:
         raise ValueError("beam search: no prompts; pass at least one")
+    chosen = _as_filter(allowed, len(prompts), trie)
+    context = encode(policy, prompts, cache)
+    first = torch.zeros(len(prompts), 1, dtype=torch.long, device=policy.device)
+    root = first + ROOT
+    state = _State(node=root, score=first.float(), key=first.float(), is_open=trie.is_open(root), branch=first)
+    branches = _Branches(first, context.last[:, None], first.new_zeros(len(prompts), 1, 0, dtype=torch.bool))
+    for level in range(trie.num_levels):
+        state = _extend(policy, trie, state, branches, level, beam_width, chosen, generator)
+        if level + 1 == trie.num_levels or not (width := int(state.is_open.sum(1).max())):
+            break
+        branches = _branch(policy, trie, state, branches, level, width, context)
+    codes = trie.codes[trie.item_start[state.node.clamp(min=0)]].long()
+    return Beams(state.node, state.score, torch.where(state.node[..., None] >= 0, codes, -1))
+
+
+def _as_filter(allowed: Bool[Tensor, "B N"] | ItemFilter | None, num_prompts: int, trie: SidTrie) -> ItemFilter | None:
     if allowed is None:
         return None
-    if allowed.shape != (num_prompts, trie.num_items):
-        raise ValueError(f"beam search: expected allowed of shape {(num_prompts, trie.num_items)}, found {tuple(allowed.shape)}")
-    if not bool(allowed.any(1).all()):
-        empty = torch.nonzero(~allowed.any(1)).flatten().tolist()
-        raise ValueError(f"beam search: the filter of request {empty[0]} leaves no item; loosen it")
-    return torch.nn.functional.pad(allowed.to(trie.codes.device).long().cumsum(1), (1, 0))
+    rows, items = (len(allowed.words), allowed.num_items) if isinstance(allowed, ItemFilter) else allowed.shape
+    if (rows, items) != (num_prompts, trie.num_items):
+        raise ValueError(f"beam search: expected allowed of shape {(num_prompts, trie.num_items)}, found {(rows, items)}")
+    chosen = allowed if isinstance(allowed, ItemFilter) else item_filter(pack_mask(allowed), items)
+    return chosen.to(trie.codes.device)
 
 
 def _extend(
     policy: SidPolicy,
     trie: SidTrie,
     state: _State,
-    source: Float[Tensor, "B M D"],
+    branches: _Branches,
     level: int,
     beam_width: int,
-    items_before: Int[Tensor, "B N1"] | None,
+    chosen: ItemFilter | None,
     generator: torch.Generator | None,
 ) -> _State:
-    """Add one code to every beam that is not at its end, and keep the best."""
-    num_rows, num_beams = state.node.shape
-    live = (state.node >= 0) & ~trie.is_leaf(state.node)
-    row, beam = torch.nonzero(live, as_tuple=True)
-    logits = policy.code_logits(source[row, beam], level)
-    log_probs = torch.log_softmax(logits.masked_fill(~trie.allowed_mask(state.node[row, beam], level), -torch.inf), -1)
-    if items_before is not None:  # after normalising: a filter never changes an item's score
-        log_probs = log_probs.masked_fill(~trie.allowed_mask(state.node[row, beam], level, items_before, row), -torch.inf)
-    width = trie.level_sizes[level]
-    # one more column carries the beams that already ended
-    scores = state.score.new_full((num_rows, num_beams, width + 1), -torch.inf)
-    scores[row, beam, :width] = log_probs + state.score[row, beam, None]
-    scores[..., width] = torch.where(live, -torch.inf, state.score)
-    keep = min(beam_width, num_beams * (width + 1))
-    keys = scores if generator is None else _perturb(scores, state.key, width, generator)
-    key, flat = keys.flatten(1).topk(keep, dim=1)
-    score = scores.flatten(1).gather(1, flat)
-    parent, code = flat // (width + 1), flat % (width + 1)
-    ended = code == width
-    before = state.node.gather(1, parent)
-    node = torch.where(ended, before, trie.child(before, torch.where(ended, -1, code)))
-    node = torch.where(score > -torch.inf, node, -1)
-    codes = state.codes.gather(1, parent[..., None].expand(-1, -1, trie.num_levels)).clone()
-    codes[:, :, level] = torch.where(ended | (node < 0), -1, code)
-    ancestors = state.ancestors.gather(1, parent[..., None].expand(-1, -1, state.ancestors.shape[2]))
-    return _State(node, score, key, codes, ancestors)
+    """Add one code to every beam that is not settled, and keep the best."""
+    size = trie.level_sizes[level]
+    node = torch.where(state.is_open, state.node, -1).gather(1, branches.beam)
+    mask = trie.allowed_mask(node.flatten(), level).view(*node.shape, size)
+    log_probs = torch.log_softmax(policy.code_logits(branches.hidden, level).masked_fill(~mask, -torch.inf), -1)
+    if chosen is not None:  # after normalising: a filter never changes an item's score
+        row = torch.arange(len(node), device=node.device).repeat_interleave(node.shape[1])
+        mask = trie.allowed_mask(node.flatten(), level, chosen, row).view(*node.shape, size)
+    grown = torch.where(mask, log_probs + state.score.gather(1, branches.beam)[..., None], -torch.inf)
+    scores = torch.cat([grown.flatten(1), torch.where(state.is_open, -torch.inf, state.score)], 1)
+    keys = scores
+    if generator is not None:
+        drawn = _perturb(grown, state.key.gather(1, branches.beam), generator)
+        keys = torch.cat([drawn.flatten(1), torch.where(state.is_open, -torch.inf, state.key)], 1)
+    best, num_grown = _largest(keys, beam_width), node.shape[1] * size
+    score, grew = scores.gather(1, best), best < num_grown
+    branch = torch.where(grew, best // size, 0)
+    before = state.node.gather(1, torch.where(grew, branches.beam.gather(1, branch), best - num_grown))
+    after = torch.where(grew, trie.child(before, best % size), before)
+    after = torch.where(score > -torch.inf, after, -1)
+    return _State(after, score, score if generator is None else keys.gather(1, best), trie.is_open(after), branch)
+
+
+def _largest(keys: Float[Tensor, "B C"], count: int) -> Int[Tensor, "B M"]:
+    """Return the places of the largest keys, largest first, equal ones in their order, which `topk` alone does not keep.
+
+    Keys are at most 0, as log-probabilities are: the bits of their size, read as an integer, are in its order.
+    """
+    size = keys.abs().view(torch.int32).long() << 32
+    place = torch.arange(keys.shape[1], device=keys.device)
+    return (size | place).topk(min(count, keys.shape[1]), dim=1, largest=False).values & 0xFFFFFFFF
 
 
 def _perturb(
-    scores: Float[Tensor, "B M W1"], parent_key: Float[Tensor, "B M"], width: int, generator: torch.Generator
-) -> Float[Tensor, "B M W1"]:
-    """Draw Gumbel keys of the children whose largest is their parent's key (equation 21 of the paper, stable form).
-
-    The last column, a beam that ended, keeps its key.
-    """
-    noise = torch.empty_like(scores[..., :width]).exponential_(generator=generator).log().neg()
-    drawn, parent = scores[..., :width] + noise, parent_key[..., None]
+    scores: Float[Tensor, "B Q K"], parent_key: Float[Tensor, "B Q"], generator: torch.Generator
+) -> Float[Tensor, "B Q K"]:
+    """Draw Gumbel keys of the children whose largest is their parent's key (equation 21 of the paper, stable form)."""
+    noise = torch.empty_like(scores).exponential_(generator=generator).log().neg()
+    drawn, parent = scores + noise, parent_key[..., None]
     below = drawn - drawn.amax(-1, keepdim=True).clamp(min=torch.finfo(drawn.dtype).min)
     gap = parent - drawn + torch.log(-torch.expm1(below))
     conditioned = parent - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
-    keys = torch.where(drawn > -torch.inf, conditioned, -torch.inf)
-    return torch.cat([keys, torch.where(scores[..., width:] > -torch.inf, parent, -torch.inf)], -1)
+    return torch.where(drawn > -torch.inf, conditioned, -torch.inf)
 
 
 def _branch(
-    policy: SidPolicy, state: _State, level: int, real: Bool[Tensor, "B T"], cache: DynamicCache
-) -> tuple[Float[Tensor, "B M D"], _State]:
-    """Feed each beam's newest code, as one more branch token that sees the prompt and its own ancestors."""
-    num_rows, num_beams = state.node.shape
-    tokens = policy.token_ids(level)[state.codes[:, :, level].clamp(min=0)]
-    own = torch.eye(num_beams, dtype=torch.bool, device=tokens.device).expand(num_rows, -1, -1)
-    ancestors = torch.cat([state.ancestors, own], 2)
-    visible = torch.cat([real[:, None].expand(-1, num_beams, -1), ancestors], 2)
-    hidden = policy.hidden(
-        input_ids=tokens,
-        attention_mask=additive_mask(visible, policy.lm.dtype),
-        position_ids=(real.sum(1, keepdim=True) + level).expand(-1, num_beams),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return hidden, state._replace(ancestors=ancestors)
+    policy: SidPolicy, trie: SidTrie, state: _State, last: _Branches, level: int, width: int, context: Context
+) -> _Branches:
+    """Feed the newest code of each of at most `width` open beams, as one more token that sees the prompt and its own branch."""
+    beam = torch.argsort(~state.is_open, dim=1, stable=True)[:, :width]
+    node = state.node.gather(1, beam).clamp(min=0)
+    tokens = policy.token_ids(level)[trie.node_code[node].clamp(min=0)]
+    origin = state.branch.gather(1, beam)[..., None].expand(-1, -1, last.sees.shape[2])
+    own = torch.eye(width, dtype=torch.bool, device=node.device).expand(len(node), -1, -1)
+    sees = torch.cat([last.sees.gather(1, origin), own], 2)
+    visible = torch.cat([context.real[:, None].expand(-1, width, -1), sees], 2)
+    positions = (context.real.sum(1, keepdim=True) + level).expand(-1, width)
+    return _Branches(beam, context.steps(tokens, positions, visible), sees)
 
 
-def rank_items(trie: SidTrie, beams: Beams, width: int, allowed: Bool[Tensor, "B N"] | None = None) -> Ranking:
-    """Turn leaves into items; a leaf that several items share gives each an equal part of its probability."""
+def rank_items(trie: SidTrie, beams: Beams, width: int, allowed: Bool[Tensor, "B N"] | ItemFilter | None = None) -> Ranking:
+    """Turn SIDs into items; a SID that several items share gives each an equal part of its probability."""
+    chosen = _as_filter(allowed, len(beams.node), trie)
     leaf = beams.node.clamp(min=0)
     count = torch.where(beams.node >= 0, trie.item_end[leaf] - trie.item_start[leaf], 0)
-    if allowed is None and bool((count <= 1).all()):
+    if chosen is None and bool((count <= 1).all()):
         return Ranking(torch.where(beams.node >= 0, trie.item_start[leaf], -1)[:, :width], beams.score[:, :width])
     most = int(count.max())
     offset = torch.arange(most, device=leaf.device)
     item = trie.item_start[leaf][..., None] + offset
     present = offset < count[..., None]
     item = torch.where(present, item, 0)
-    if allowed is not None:
-        rows = torch.arange(len(item), device=item.device)[:, None, None]
-        present = present & allowed.to(item.device)[rows, item]
+    if chosen is not None:
+        row = torch.arange(len(item), device=item.device)[:, None, None].expand_as(item)
+        present = present & chosen.allows(row, item)
     score = torch.where(present, (beams.score - count.clamp(min=1).log())[..., None], -torch.inf).flatten(1)
     order = torch.sort(score, dim=1, descending=True, stable=True)
-    chosen = torch.where(order.values > -torch.inf, item.flatten(1).gather(1, order.indices), -1)
-    return Ranking(chosen[:, :width], order.values[:, :width])
+    ranked = torch.where(order.values > -torch.inf, item.flatten(1).gather(1, order.indices), -1)
+    return Ranking(ranked[:, :width], order.values[:, :width])
 
 
 class Recommendation(NamedTuple):
@@ -214,13 +219,20 @@ def recommend(
     prompts: Sequence[str],
     k: int,
     beam_width: int,
-    allowed: Bool[Tensor, "B N"] | None = None,
+    allowed: Bool[Tensor, "B N"] | ItemFilter | None = None,
+    cache: ContextCache | None = None,
 ) -> list[Recommendation]:
-    """Return the best min(k, items allowed) items after each prompt, with their log-probabilities."""
+    """Return the best min(k, items allowed) items after each prompt, with their log-probabilities.
+
+    The other arguments are those of `beam_search`.
+
+    Raises:
+        ValueError: k above the beam width, no prompt, or a request whose filter leaves no item.
+    """
     if k > beam_width:
         raise ValueError(f"recommend: beam_width ({beam_width}) must be at least k ({k})")
-    beams = beam_search(policy, trie, prompts, beam_width, allowed)
-    ranking = rank_items(trie, beams, k, allowed)
+    chosen = _as_filter(allowed, len(prompts), trie)
+    ranking = rank_items(trie, beam_search(policy, trie, prompts, beam_width, chosen, cache=cache), k, chosen)
     results = []
     for index, score in zip(ranking.item_index.cpu(), ranking.score.cpu(), strict=True):
         places = index[index >= 0].numpy()

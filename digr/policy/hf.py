@@ -79,12 +79,12 @@ def add_lora(lm: PreTrainedModel, config: PolicyConfig, sid_ids: Sequence[int]) 
     get_peft_model(lm, lora, adapter_name=ADAPTER)
 
 
-def head_rows(head: nn.Module, ids: Int[Tensor, " K"], sid_rows: slice) -> Float[Tensor, "K D"]:
+def head_rows(head: nn.Module, ids: Int[Tensor, " K"] | slice, sid_rows: slice) -> Float[Tensor, "K D"]:
     """Return the output embeddings of some SID tokens.
 
     Args:
         head: the LM's output head, with or without trainable rows over its SID tokens.
-        ids: the tokens.
+        ids: the tokens, as a slice where they follow each other.
         sid_rows: their places among all SID tokens in the order given to `add_lora`; peft's own `weight` would copy the
             whole vocabulary to give them.
     """

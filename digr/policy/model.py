@@ -43,6 +43,7 @@ class SidPolicy(nn.Module):
         self.register_buffer("token_code", vocabulary.token_code, persistent=False)
         for level, ids in enumerate(vocabulary.token_ids):
             self.register_buffer(f"token_ids_{level}", ids, persistent=False)
+        self._head_rows = [_slice_of(ids) for ids in vocabulary.token_ids]
 
     @property
     def device(self) -> torch.device:
@@ -65,10 +66,10 @@ class SidPolicy(nn.Module):
     def code_logits(self, hidden: Float[Tensor, "*P D"], level: int) -> Float[Tensor, "*P K"]:
         """Compute the logits of one level's codes only."""
         head = self.lm.get_output_embeddings()
-        ids = self.token_ids(level)
+        ids = self._head_rows[level] or self.token_ids(level)
         bias = None if getattr(head, "bias", None) is None else head.bias[ids]
         start = sum(self.level_sizes[:level])
-        rows = head_rows(head, ids, slice(start, start + len(ids)))
+        rows = head_rows(head, ids, slice(start, start + self.level_sizes[level]))
         return nn.functional.linear(hidden, rows.to(hidden.dtype), bias).float()
 
     def forward(
@@ -139,6 +140,12 @@ class SidPolicy(nn.Module):
         """Write a Hugging Face folder: weights as safetensors with any adapters folded in, config, tokenizer."""
         save_lm(self.lm, folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def _slice_of(ids: Int[Tensor, " K"]) -> slice | None:
+    """Return ids that follow each other as a slice, which reads weights without copying them."""
+    start, stop = int(ids[0]), int(ids[-1]) + 1
+    return slice(start, stop) if ids.tolist() == list(range(start, stop)) else None
 
 
 def tree_inputs(

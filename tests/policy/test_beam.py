@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from digr.config.policy import PolicyConfig
 from digr.policy.beam import beam_search, rank_items, recommend
 from digr.policy.model import SidPolicy, build_scratch_policy, load_policy
 from digr.policy.rollouts import rollout
 from digr.policy.vocabulary import history_prompt, sid_texts
+from digr.sids.filters import allow_and_deny
 from digr.sids.trie import SidTrie, build_trie
+from tests.sids.catalogues import catalogues
 
 SIZES = (5, 4, 6, 3)
 
@@ -69,6 +73,75 @@ def test_a_beam_wider_than_the_catalogue_ranks_all_items_as_brute_force(seed):
         assert (ranking.score[row].diff()[: trie.num_items - 1] <= 1e-6).all()
 
 
+def _plain_beam_search(
+    rows: list[tuple[int, ...]], steps: torch.Tensor, allowed: np.ndarray, width: int
+) -> list[tuple[float, tuple[int, ...]]]:
+    """Search with lists and dictionaries: every level keeps the best of all continuations, ended SIDs among them.
+
+    Args:
+        rows: the SIDs.
+        steps: log-probability of each code of each of them.
+        allowed: which of them may come out.
+    """
+    beams = {(): np.float32(0)}
+    for level in range(steps.shape[1]):
+        longer = {}
+        for prefix, score in beams.items():
+            if len(prefix) < level:  # ended
+                longer[prefix] = score
+        for row, codes in enumerate(rows):
+            if allowed[row] and codes[:level] in beams:
+                grown = codes[: level + 1]
+                longer[grown] = beams[codes[:level]] + (steps[row, level].numpy() if len(codes) > level else 0)
+        beams = dict(sorted(longer.items(), key=lambda beam: -beam[1])[:width])
+    return [(float(score), prefix) for prefix, score in beams.items()]
+
+
+@given(catalogues(), st.integers(0, 1_000), st.sampled_from([1, 2, 3, 5, 40]))
+@settings(max_examples=20, deadline=None)
+def test_any_beam_on_any_catalogue_and_filter_equals_a_plain_search_over_every_sid(catalogue, seed, width):
+    codes, sizes = catalogue
+    rng = np.random.default_rng(seed)
+    policy = build_scratch_policy(PolicyConfig(hidden_dim=16, num_layers=1, num_heads=2), sizes, seed).eval()
+    with torch.no_grad():
+        policy.lm.get_input_embeddings().weight.mul_(20)
+    trie = build_trie([f"i{index}" for index in range(len(codes))], codes, sizes)
+    prompts = [history_prompt(sid_texts(trie.codes[:count].numpy())) for count in (1, 3)]
+    allowed = rng.random((2, len(codes))) < 0.5
+    allowed[:, rng.integers(len(codes))] = True
+    input_ids, real = policy.tokenize(prompts)
+    with torch.no_grad():
+        steps = policy(input_ids, real, trie=trie, codes=trie.codes.long()[None].expand(2, -1, -1))
+    rows = [tuple(code for code in row if code >= 0) for row in trie.codes.tolist()]
+    packed = allow_and_deny([np.flatnonzero(row) for row in allowed], [np.zeros(0, int)] * 2, len(codes))
+    for some, mask in ((None, np.ones_like(allowed)), (torch.from_numpy(allowed), allowed), (packed, allowed)):
+        found = beam_search(policy, trie, prompts, width, some)
+        for row in range(2):
+            expected = _plain_beam_search(rows, steps[row], mask[row], width)
+            count = int((found.node[row] >= 0).sum())
+            assert count == len(expected)
+            np.testing.assert_allclose(found.score[row, :count], [score for score, _ in expected], atol=1e-4)
+            sids = [tuple(code for code in codes if code >= 0) for codes in found.codes[row, :count].tolist()]
+            assert len(set(sids)) == count
+            chances = {sid: float(steps[row, index].sum()) for index, sid in enumerate(rows) if mask[row, index]}
+            np.testing.assert_allclose([chances[sid] for sid in sids], found.score[row, :count], atol=1e-4)
+
+
+def test_equal_scores_come_in_the_order_of_codes_alone_and_in_a_batch():
+    codes = np.array([[a, b, -1] for a in range(3) for b in range(3)])
+    codes = np.concatenate([codes[codes[:, 1] < 2], [[a, 2, c] for a in range(3) for c in range(2)]])
+    trie = build_trie([f"i{index}" for index in range(len(codes))], codes, (3, 3, 2))
+    policy = build_scratch_policy(PolicyConfig(hidden_dim=16, num_layers=1, num_heads=2), (3, 3, 2), 0).eval()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.zero_()
+    prompts = [history_prompt(sid_texts(trie.codes[:count].numpy())) for count in (1, 2, 4)]
+    for width, expected in ((12, [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]), (4, [0, 1, 4, 2]), (2, [0, 1])):
+        together = rank_items(trie, beam_search(policy, trie, prompts, width), width).item_index
+        assert together.tolist() == [expected] * 3
+        assert rank_items(trie, beam_search(policy, trie, prompts[1:2], width), width).item_index.tolist() == [expected]
+
+
 def test_a_request_gets_the_same_list_alone_as_in_a_batch():
     trie, policy = _catalogue(3)
     prompts = _prompts(trie)
@@ -101,6 +174,28 @@ def test_a_filter_that_leaves_nothing_is_an_error():
         allowed = torch.zeros(2, trie.num_items, dtype=torch.bool)
         allowed[0] = True
         beam_search(policy, trie, _prompts(trie)[:2], 5, allowed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": []}, "no prompts; pass at least one"),
+        ({"k": 9}, r"beam_width \(8\) must be at least k \(9\)"),
+        ({"allowed": torch.ones(2, 3, dtype=torch.bool)}, r"expected allowed of shape \(3, \d+\), found \(2, 3\)"),
+        ({"allowed": allow_and_deny([None], [np.zeros(0, int)], 9)}, r"expected allowed of shape \(3, \d+\), found \(1, 9\)"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(arguments, message):
+    trie, policy = _catalogue(5)
+    with pytest.raises(ValueError, match=message):
+        recommend(policy, trie, **{"prompts": _prompts(trie), "k": 8, "beam_width": 8} | arguments)
+
+
+def test_a_catalogue_of_one_item_needs_no_model():
+    policy = build_scratch_policy(PolicyConfig(hidden_dim=16, num_layers=1, num_heads=2), (2, 2), 0).eval()
+    trie = build_trie(["only"], np.array([[1, 0]]), (2, 2))
+    found = recommend(policy, trie, [history_prompt(sid_texts(np.array([[1, 0]])))], 3, 5)[0]
+    assert (found.item_ids, found.scores) == (["only"], [0.0])
 
 
 def test_items_that_share_a_sid_share_its_probability():

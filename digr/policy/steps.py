@@ -1,0 +1,153 @@
+"""Running a policy's transformer step by step behind a growing cache of keys and values, for decoding.
+
+Any Hugging Face decoder runs through its own `forward`. A plain GPT-2, which the `scratch` backbone is, runs through the
+same operations written out on the same weights: at fifty tokens of 128 numbers half of its `forward` is Python around them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DynamicCache, GPT2LMHeadModel, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from digr.policy.model import SidPolicy, additive_mask
+
+KeysValues = tuple[Float[Tensor, "B H S C"], Float[Tensor, "B H S C"]]
+"""Keys and values of one layer."""
+
+
+class Steps(Protocol):
+    """A transformer and what it has read so far, as keys and values."""
+
+    @property
+    def keys_values(self) -> Sequence[KeysValues]:
+        """What every layer keeps of the tokens read so far."""
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B Q"],
+        positions: Int[Tensor, "B Q"],
+        visible: Bool[Tensor, "B Q S"] | None,
+        wanted: Int[Tensor, "B 1"] | None = None,
+    ) -> Float[Tensor, "B P D"]:
+        """Read more tokens and return their hidden states.
+
+        Args:
+            positions: place of each token in its own sequence.
+            visible: which of the tokens read before and now each new token sees; None if none was read before and each sees
+                the ones up to itself.
+            wanted: the one new token of each row whose state is asked for; None for all.
+        """
+
+
+def start_steps(policy: SidPolicy, past: Sequence[KeysValues] = ()) -> Steps:
+    """Return the steps of a policy's transformer as it is now, behind keys and values of each layer or from nothing."""
+    return _Gpt2Steps(policy.lm, past) if is_plain_gpt2(policy.lm) else _AnySteps(policy, past)
+
+
+def is_plain_gpt2(lm: PreTrainedModel) -> bool:
+    """Whether an LM is a GPT-2 in evaluation mode, without adapters and with the usual attention and activation."""
+    if type(lm) is not GPT2LMHeadModel or lm.training:
+        return False
+    config = lm.config
+    odd = config.scale_attn_by_inverse_layer_idx or config.add_cross_attention or not config.scale_attn_weights
+    layers = [one for block in lm.transformer.h for one in _linear_layers(block)]
+    plain = type(lm.transformer.wte) is nn.Embedding and all(type(one) is Conv1D for one in layers)
+    return plain and not odd and config.activation_function == "gelu_pytorch_tanh"
+
+
+def _linear_layers(block: Any) -> tuple[Conv1D, Conv1D, Conv1D, Conv1D]:
+    return block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
+
+
+class _AnySteps:
+    """Steps of any Hugging Face decoder."""
+
+    def __init__(self, policy: SidPolicy, past: Sequence[KeysValues]) -> None:
+        self.policy, self.cache = policy, DynamicCache()
+        for layer, (keys, values) in enumerate(past):
+            self.cache.update(keys, values, layer)
+
+    @property
+    def keys_values(self) -> list[KeysValues]:
+        layers: list[Any] = self.cache.layers
+        return [(layer.keys, layer.values) for layer in layers]
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B Q"],
+        positions: Int[Tensor, "B Q"],
+        visible: Bool[Tensor, "B Q S"] | None,
+        wanted: Int[Tensor, "B 1"] | None = None,
+    ) -> Float[Tensor, "B P D"]:
+        hidden = self.policy.hidden(
+            input_ids=tokens,
+            attention_mask=None if visible is None else additive_mask(visible, self.policy.lm.dtype),
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return hidden if wanted is None else hidden.gather(1, wanted[..., None].expand(-1, -1, hidden.shape[2]))
+
+
+class _Gpt2Steps:
+    """Steps of a plain GPT-2: what `GPT2Model.forward` does, in the last layer only for the tokens that are asked for."""
+
+    def __init__(self, lm: Any, past: Sequence[KeysValues]) -> None:
+        self.model = lm.transformer
+        self.num_heads = lm.config.num_attention_heads
+        self.layers = [
+            (block.ln_1, block.ln_2, [(one.bias, one.weight) for one in _linear_layers(block)]) for block in self.model.h
+        ]
+        self.keys_values = list(past)
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B Q"],
+        positions: Int[Tensor, "B Q"],
+        visible: Bool[Tensor, "B Q S"] | None,
+        wanted: Int[Tensor, "B 1"] | None = None,
+    ) -> Float[Tensor, "B P D"]:
+        (num_rows, num_tokens), behind = tokens.shape, list[KeysValues]()
+        state = functional.embedding(tokens, self.model.wte.weight) + functional.embedding(positions, self.model.wpe.weight)
+        state, mask = state.flatten(0, 1), None if visible is None else additive_mask(visible, state.dtype)
+        for layer, (norm_1, norm_2, (mix, out, up, down)) in enumerate(self.layers):
+            mixed = torch.addmm(mix[0], _norm(state, norm_1), mix[1]).view(num_rows, num_tokens, 3, self.num_heads, -1)
+            query, keys, values = mixed.permute(2, 0, 3, 1, 4)
+            if self.keys_values:
+                before = self.keys_values[layer]
+                keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
+            behind.append((keys, values))
+            if wanted is not None and layer + 1 == len(self.layers):
+                query = query.gather(2, wanted[:, None, :, None].expand(-1, self.num_heads, -1, query.shape[3]))
+                state = state.view(num_rows, num_tokens, -1).gather(1, wanted[..., None].expand(-1, -1, state.shape[1]))[:, 0]
+                mask, num_tokens = _mask_of(mask, wanted, keys), 1
+            seen = functional.scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None)
+            state = torch.addmm(out[0], seen.transpose(1, 2).reshape(state.shape), out[1]).add_(state)
+            wide = _tanh_gelu(torch.addmm(up[0], _norm(state, norm_2), up[1]))
+            state = torch.addmm(down[0], wide, down[1]).add_(state)
+        self.keys_values = behind
+        return _norm(state, self.model.ln_f).view(num_rows, num_tokens, -1)
+
+
+def _norm(state: Float[Tensor, "P D"], norm: nn.LayerNorm) -> Float[Tensor, "P D"]:
+    return torch.layer_norm(state, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _tanh_gelu(x: Float[Tensor, "P E"]) -> Float[Tensor, "P E"]:
+    """Compute tanh GELU as x sigmoid(2 u), which is x (1 + tanh u) / 2: on a CPU in half the time of PyTorch's own."""
+    inner = torch.addcmul(x.new_full((), 1.5957691216057308), x, x, value=0.07135481282553248)  # sqrt(8 / pi), times .044715
+    return inner.mul_(x).sigmoid_().mul_(x)
+
+
+def _mask_of(
+    mask: Float[Tensor, "B 1 Q S"] | None, wanted: Int[Tensor, "B 1"], keys: Float[Tensor, "B H S C"]
+) -> Float[Tensor, "B 1 1 S"]:
+    """Return the mask's row of each wanted token; the causal one where there is no mask."""
+    if mask is None:
+        return additive_mask(torch.arange(keys.shape[2], device=wanted.device) <= wanted[..., None], keys.dtype)
+    return mask.gather(2, wanted[:, None, :, None].expand(-1, -1, -1, keys.shape[2]))

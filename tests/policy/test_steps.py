@@ -1,0 +1,64 @@
+"""The written-out GPT-2 is `GPT2Model.forward`: same hidden states, same keys and values, step after step."""
+
+import pytest
+import torch
+from torch import nn
+
+from digr.config.policy import PolicyConfig
+from digr.policy.model import SidPolicy, build_scratch_policy
+from digr.policy.steps import _AnySteps, is_plain_gpt2, start_steps
+
+
+def _policy() -> SidPolicy:
+    policy = build_scratch_policy(PolicyConfig(hidden_dim=32, num_layers=3, num_heads=2), (5, 4, 6), 0).eval()
+    with torch.no_grad():  # biases and norms start at 0 and 1, where a mistake in them would not show
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return policy
+
+
+@torch.inference_mode()
+def test_both_ways_agree_step_after_step_for_all_tokens_and_for_wanted_ones():
+    torch.manual_seed(0)
+    policy = _policy()
+    tokens, more = torch.randint(18, (3, 7)), torch.randint(18, (3, 4))
+    sees = torch.rand(3, 4, 11) < 0.6
+    sees[:, :, 0] = True
+    wanted = torch.tensor([[1], [3], [0]])
+    positions = torch.arange(7).expand(3, -1)
+    for first_wanted, next_wanted in ((None, wanted), (wanted, None)):
+        fast, plain = start_steps(policy), _AnySteps(policy, ())
+        for steps in (fast, plain):
+            steps.hidden = [steps(tokens, positions, None, first_wanted), steps(more, 7 + positions[:, :4], sees, next_wanted)]
+        for one, two in zip(fast.hidden, plain.hidden, strict=True):
+            torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-5)
+        for one, two in zip(fast.keys_values, plain.keys_values, strict=True):
+            torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_steps_go_on_behind_given_keys_and_values():
+    policy = _policy()
+    tokens, positions = torch.randint(18, (2, 6)), torch.arange(6).expand(2, -1)
+    whole = start_steps(policy)(tokens, positions, None)
+    for start in (start_steps, _AnySteps):
+        first = start(policy, ())
+        first(tokens[:, :4], positions[:, :4], None)
+        visible = torch.ones(6, 6, dtype=torch.bool).tril()[4:].expand(2, -1, -1)
+        rest = start(policy, first.keys_values)(tokens[:, 4:], positions[:, 4:], visible)
+        torch.testing.assert_close(rest, whole[:, 4:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["training", "activation", "scaling", "adapter"])
+def test_a_gpt2_with_anything_unusual_runs_through_its_own_forward(change):
+    policy = _policy()
+    assert is_plain_gpt2(policy.lm)
+    if change == "training":
+        policy.train()
+    elif change == "activation":
+        policy.lm.config.activation_function = "relu"
+    elif change == "scaling":
+        policy.lm.config.scale_attn_by_inverse_layer_idx = True
+    else:
+        policy.lm.transformer.h[1].mlp.c_fc = nn.Sequential(policy.lm.transformer.h[1].mlp.c_fc)
+    assert not is_plain_gpt2(policy.lm)
