@@ -1,12 +1,13 @@
 """The trie at a million items: seconds and bytes to build, change and map it, and its masks' share of a decoding step.
 
-The ratio is the masks' share: every `allowed_mask` and `child` call of a search, timed again on the nodes it saw, against
-the whole search (32 requests, beam 50, the default scratch policy). Building is bounded by an assertion of its own, and
+The ratio is the masks' share: what a search asks of the trie, timed again on the nodes that it ended above, against the
+whole search (32 requests, beam 50, the default scratch policy). Building is bounded by an assertion of its own, and
 a changed trie (one item in a hundred new, as many gone) must equal a built one. Filters are those of requests that each
 deny a hundred items.
 """
 
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -36,13 +37,21 @@ def num_bytes(trie: SidTrie) -> int:
     return sum(value.nbytes for value in (*trie, *trie.child_bits) if isinstance(value, torch.Tensor))
 
 
-def walk(trie: SidTrie, codes: torch.Tensor) -> None:
-    """Mask and follow what a search that ended in `codes` [B, M, L] masks and follows."""
-    node = torch.zeros(codes.shape[:2], dtype=torch.long)
-    for level in range(trie.num_levels):
-        asked = node[:, :1] if level == 0 else node
-        trie.allowed_mask(asked.flatten(), level)
-        node = trie.child(node, codes[..., level])
+def nodes_of(trie: SidTrie, codes: torch.Tensor) -> list[torch.Tensor]:
+    """Return the nodes that a search which ended in `codes` [B, M, L] asked for their children, level by level."""
+    nodes = [torch.zeros(codes.shape[:2], dtype=torch.long)]
+    for level in range(trie.num_levels - 1):
+        nodes.append(trie.child(nodes[-1], codes[..., level]))
+    return [nodes[0][:, :1], *nodes[1:]]
+
+
+def list_children(trie: SidTrie, nodes: Sequence[torch.Tensor]) -> None:
+    """Do the trie's part of a search: which codes may follow, and where they lead."""
+    for one in nodes:
+        child = trie.children(one)
+        trie.node_code[child].long()
+        torch.where(child >= 0, 0.0, -torch.inf)
+        trie.is_open(one)
 
 
 def changes(trie: SidTrie, codes: np.ndarray) -> dict[str, float]:
@@ -84,7 +93,7 @@ def measure(quick: bool) -> Measurement:
     prompts = [history_prompt(texts[start : start + HISTORY]) for start in range(0, len(texts), HISTORY)]
     found = beam_search(policy, trie, prompts, BEAMS)
     search = seconds_of(partial(beam_search, policy, trie, prompts, BEAMS), 9)
-    masks = seconds_of(partial(walk, trie, found.codes.long()), 9)
+    masks = seconds_of(partial(list_children, trie, nodes_of(trie, found.codes)), 9)
     allowed = deny_some(num_items, rng)
     filtered = seconds_of(partial(beam_search, policy, trie, prompts, BEAMS, allowed), 9)
     figures = {

@@ -50,7 +50,7 @@ class _State(NamedTuple):
     is_open: Bool[Tensor, "B M"]
     """Whether more than one SID lies below its node."""
     branch: Int[Tensor, "B M"]
-    """Which branch token of the last level a beam came from; 0 for a settled one."""
+    """Which branch token of the last level a beam came from; any for a settled one."""
 
 
 class _Branches(NamedTuple):
@@ -95,10 +95,12 @@ def beam_search(
     state = _State(node=root, score=first.float(), key=first.float(), is_open=trie.is_open(root), branch=first)
     branches = _Branches(first, context.last[:, None], first.new_zeros(len(prompts), 1, 0, dtype=torch.bool))
     for level in range(trie.num_levels):
-        state = _extend(policy, trie, state, branches, level, beam_width, chosen, generator)
-        if level + 1 == trie.num_levels or not (width := int(state.is_open.sum(1).max())):
+        width = int(state.is_open.sum(1).max())
+        if not width:
             break
-        branches = _branch(policy, trie, state, branches, level, width, context)
+        if level:
+            branches = _branch(policy, trie, state, branches, level - 1, width, context)
+        state = _extend(policy, trie, state, branches, level, beam_width, chosen, generator)
     codes = trie.codes[trie.item_start[state.node.clamp(min=0)]].long()
     return Beams(state.node, state.score, torch.where(state.node[..., None] >= 0, codes, -1))
 
@@ -124,26 +126,28 @@ def _extend(
     generator: torch.Generator | None,
 ) -> _State:
     """Add one code to every beam that is not settled, and keep the best."""
-    size = trie.level_sizes[level]
     node = torch.where(state.is_open, state.node, -1).gather(1, branches.beam)
-    mask = trie.allowed_mask(node.flatten(), level).view(*node.shape, size)
-    log_probs = torch.log_softmax(policy.code_logits(branches.hidden, level).masked_fill(~mask, -torch.inf), -1)
+    child = trie.children(node)
+    exists = child >= 0
+    code = trie.node_code[child].clamp(max=trie.level_sizes[level] - 1).long()  # what is no child has some other level's code
+    logits = policy.code_logits(branches.hidden, level).gather(-1, code)
+    log_probs = torch.log_softmax(torch.where(exists, logits, -torch.inf), -1)
     if chosen is not None:  # after normalising: a filter never changes an item's score
-        row = torch.arange(len(node), device=node.device).repeat_interleave(node.shape[1])
-        mask = trie.allowed_mask(node.flatten(), level, chosen, row).view(*node.shape, size)
-    grown = torch.where(mask, log_probs + state.score.gather(1, branches.beam)[..., None], -torch.inf)
+        row = torch.arange(len(child), device=child.device)[:, None, None].expand_as(child)
+        exists = exists & chosen.any_between(row, trie.item_start[child], trie.item_end[child])
+    grown = torch.where(exists, log_probs + state.score.gather(1, branches.beam)[..., None], -torch.inf)
+    # beside what grows stand the settled beams
+    nodes = torch.cat([child.flatten(1), state.node], 1)
     scores = torch.cat([grown.flatten(1), torch.where(state.is_open, -torch.inf, state.score)], 1)
     keys = scores
     if generator is not None:
         drawn = _perturb(grown, state.key.gather(1, branches.beam), generator)
         keys = torch.cat([drawn.flatten(1), torch.where(state.is_open, -torch.inf, state.key)], 1)
-    best, num_grown = _largest(keys, beam_width), node.shape[1] * size
-    score, grew = scores.gather(1, best), best < num_grown
-    branch = torch.where(grew, best // size, 0)
-    before = state.node.gather(1, torch.where(grew, branches.beam.gather(1, branch), best - num_grown))
-    after = torch.where(grew, trie.child(before, best % size), before)
+    best = _largest(keys, beam_width)
+    score, after = scores.gather(1, best), nodes.gather(1, best)
     after = torch.where(score > -torch.inf, after, -1)
-    return _State(after, score, score if generator is None else keys.gather(1, best), trie.is_open(after), branch)
+    branch = (best // child.shape[2]).clamp(max=child.shape[1] - 1)
+    return _State(after, score, keys.gather(1, best), trie.is_open(after), branch)
 
 
 def _largest(keys: Float[Tensor, "B C"], count: int) -> Int[Tensor, "B M"]:
@@ -157,8 +161,8 @@ def _largest(keys: Float[Tensor, "B C"], count: int) -> Int[Tensor, "B M"]:
 
 
 def _perturb(
-    scores: Float[Tensor, "B Q K"], parent_key: Float[Tensor, "B Q"], generator: torch.Generator
-) -> Float[Tensor, "B Q K"]:
+    scores: Float[Tensor, "B Q C"], parent_key: Float[Tensor, "B Q"], generator: torch.Generator
+) -> Float[Tensor, "B Q C"]:
     """Draw Gumbel keys of the children whose largest is their parent's key (equation 21 of the paper, stable form)."""
     noise = torch.empty_like(scores).exponential_(generator=generator).log().neg()
     drawn, parent = scores + noise, parent_key[..., None]
@@ -174,7 +178,8 @@ def _branch(
     """Feed the newest code of each of at most `width` open beams, as one more token that sees the prompt and its own branch."""
     beam = torch.argsort(~state.is_open, dim=1, stable=True)[:, :width]
     node = state.node.gather(1, beam).clamp(min=0)
-    tokens = policy.token_ids(level)[trie.node_code[node].clamp(min=0)]
+    code = trie.node_code[node].clamp(0, trie.level_sizes[level] - 1)  # a settled beam's may be another level's
+    tokens = policy.token_ids(level)[code]
     origin = state.branch.gather(1, beam)[..., None].expand(-1, -1, last.sees.shape[2])
     own = torch.eye(width, dtype=torch.bool, device=node.device).expand(len(node), -1, -1)
     sees = torch.cat([last.sees.gather(1, origin), own], 2)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.sids.filters import ItemFilter
 
 ROOT = 0
 NO_NODE = -1
@@ -82,35 +81,26 @@ class SidTrie(NamedTuple):
         found = torch.searchsorted(self.node_key, key.contiguous()).clamp(max=len(self.node_key) - 1)
         return torch.where(self.node_key[found] == key, found, NO_NODE)
 
-    def allowed_mask(
-        self,
-        nodes: Int[Tensor, " P"],
-        level: int,
-        allowed: ItemFilter | None = None,
-        request: Int[Tensor, " P"] | None = None,
-    ) -> Bool[Tensor, "P K"]:
-        """Mark the codes of `level` that may follow each node.
+    def children(self, nodes: Int[Tensor, "*P"]) -> Int[Tensor, "*P C"]:
+        """List the children of each node in the order of their codes, then -1; a leaf and -1 have none.
 
-        Args:
-            nodes: nodes at depth `level`; a leaf or -1 allows nothing.
-            level: 0-based level whose codes are asked for.
-            allowed: items allowed per request; a code is then allowed only if an allowed item lies below it.
-            request: row of `allowed` for each node.
+        C is the largest number of children among them.
         """
+        count = self.num_children[nodes]  # -1 reads the last node, and that is a leaf
+        offset = torch.arange(int(count.max()) if count.numel() else 0, device=nodes.device)
+        return torch.where(offset < count[..., None], self.first_child[nodes][..., None] + offset, NO_NODE)
+
+    def allowed_mask(self, nodes: Int[Tensor, " P"], level: int) -> Bool[Tensor, "P K"]:
+        """Mark the codes of `level` that may follow each node, which is at depth `level`; a leaf or -1 allows nothing."""
         bits, size = self.child_bits[level], self.level_sizes[level]
-        if bits is not None and allowed is None:
+        if bits is not None:
             found = bits[(nodes - self.level_start[level]).clamp(min=-1)]  # -1 reads the row of no codes
             places = 1 << torch.arange(8, dtype=torch.uint8, device=nodes.device)
             return (found[..., None] & places).ne(0).flatten(1)[:, :size]
         mask = torch.zeros(len(nodes), size, dtype=torch.bool, device=self.codes.device)
-        counts = torch.where(nodes >= 0, self.num_children[nodes], 0)
-        row = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), counts)
-        first = self.first_child[nodes] - (counts.cumsum(0) - counts)
-        child = first[row] + torch.arange(len(row), device=nodes.device)
-        keep = torch.ones_like(row, dtype=torch.bool)
-        if allowed is not None and request is not None:
-            keep = allowed.any_between(request[row], self.item_start[child], self.item_end[child])
-        mask[row[keep], self.node_code[child[keep]].long()] = True
+        child = self.children(nodes)
+        row, column = torch.nonzero(child >= 0, as_tuple=True)
+        mask[row, self.node_code[child[row, column]].long()] = True
         return mask
 
 

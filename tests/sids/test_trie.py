@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from digr.sids.filters import allow_and_deny
 from digr.sids.trie import ROOT, SidTrie, build_trie, codes_of
 from tests.sids.catalogues import catalogues
 
@@ -36,11 +35,12 @@ def test_a_child_that_does_not_exist_is_minus_one_and_stays_so():
     assert not trie.allowed_mask(missing, 2).any()
 
 
-def test_a_filter_leaves_only_codes_above_an_allowed_item():
+def test_children_are_listed_in_the_order_of_their_codes():
     trie = build_trie(["d", "a", "b", "c"], SHOP, (2, 3, 2))
-    allowed = allow_and_deny([np.array([3]), np.array([0])], [np.zeros(0, int)] * 2, 4)  # request 0 allows "c", request 1 "a"
-    mask = trie.allowed_mask(torch.tensor([ROOT, ROOT]), 0, allowed, torch.tensor([0, 1]))
-    assert mask.tolist() == [[False, True], [True, False]]
+    nodes = torch.tensor([ROOT, _prefix_node(trie, [0]), _prefix_node(trie, [1, 0]), -1])
+    child = trie.children(nodes)
+    assert child.tolist() == [[1, 2], [3, -1], [-1, -1], [-1, -1]]
+    assert trie.node_code[child[0]].tolist() == [0, 1]
 
 
 def test_a_node_is_open_while_more_than_one_sid_lies_below_it():
@@ -68,6 +68,9 @@ def test_every_mask_equals_a_scan_of_the_catalogue(catalogue):
             found = trie.allowed_mask(torch.tensor([node]), level)[0]
             expected = {row[level] for row in rows if tuple(row[:level]) == prefix and row[level] >= 0}
             assert set(torch.nonzero(found).flatten().tolist()) == expected
+            child = trie.children(torch.tensor(node))
+            assert trie.node_code[child].tolist() == sorted(expected)
+            assert trie.child(torch.tensor([node] * len(expected)), trie.node_code[child].long()).tolist() == child.tolist()
             below = [index for index, row in enumerate(rows) if tuple(row[:level]) == prefix]
             assert bool(trie.is_open(torch.tensor(node))) == (len(below) > 1)
             span = trie.item_ids[int(trie.item_start[node]) : int(trie.item_end[node])].to_pylist()
