@@ -34,9 +34,9 @@ def _write(root: Path, seed: int) -> VersionSettings:
 
 
 @contextmanager
-def serve_two_versions(folder: Path) -> Iterator[str]:
+def serve_two_versions(folder: Path, keys_file: str = "") -> Iterator[str]:
     """Serve the versions `one` and `two`, which differ in their policies; yields the address."""
     models = {"one": _write(folder / "one", 3), "two": _write(folder / "two", 4)}
     service = start_service(AppArguments(models=models, beam_width=BEAM_WIDTH))
-    with serve_over_http(build_api(service, KeyRing(""))) as url:
+    with serve_over_http(build_api(service, KeyRing(keys_file))) as url:
         yield url
