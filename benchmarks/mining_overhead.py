@@ -1,7 +1,8 @@
 """What mining through Ray costs: the whole job `jobs.mine_interests` against bare `vllm.LLM.chat`.
 
-Both are commands of their own, measured from start to exit, on the same items, the same tiny random model, the same engine
-and guided-decoding arguments. The job also writes the ledger, parses every answer and merges the interests.
+Both are commands of their own, measured from start to exit, so the start of an engine is in both, on the same items, the same
+tiny random model, the same engine and guided-decoding arguments. The job also starts Ray, writes the ledger, parses every
+answer and merges the interests.
 """
 
 import contextlib
@@ -35,8 +36,9 @@ def chat(config_path: str, seconds_path: str) -> None:
     """Ask the engine all prompts at once, as a script without Ray would; writes how long its parts took."""
     import os
 
+    from jobs.llm_miners import sampling_params
     from jobs.stage import store_of
-    from jobs.vllm_engine import CPU_ENV, engine_kwargs, sampling_params
+    from jobs.vllm_engine import CPU_ENV, engine_kwargs
 
     os.environ.update(CPU_ENV)
     from vllm import LLM, SamplingParams
@@ -98,7 +100,7 @@ def measure(quick: bool) -> Measurement:
         config = folder / "run.toml"
         config.write_text(
             f'[run]\ndir = "{store.root}"\n[[interests.miners]]\nkind = "vllm"\nname = "tiny"\nmodel = "{model}"\n'
-            f"on_cpu = true\nmax_model_len = 2048\nmax_tokens = {MAX_TOKENS}\nbatch_size = 256\n"
+            f"on_cpu = true\nmax_model_len = 2048\nmax_tokens = {MAX_TOKENS}\n"
         )
         job = _cost(["-m", "jobs.mine_interests", "--config", str(config)])
         call = f"from benchmarks.mining_overhead import chat; chat({str(config)!r}, {str(folder / 'chat.json')!r})"

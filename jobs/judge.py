@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,11 @@ from digr.rewards.judge import (
 from digr.rewards.labeling import owner_texts
 from jobs.ledger_tasks import map_tables
 from jobs.runtime import say
-from jobs.vllm_engine import run_engine
+from jobs.vllm_engine import Answer, run_engine
 from jobs.votes import keep_verdicts, read_votes
 
 BLOCK_ROWS = 256
-"""Verdicts asked of an endpoint, and written, at once: what a killed job loses at most; of an engine, some such blocks."""
+"""Verdicts asked of an endpoint, and written, at once: what a killed job loses at most."""
 SAY_SECONDS = 5.0
 """Time between two progress lines."""
 
@@ -79,20 +80,18 @@ def _judge_with_endpoint(judge: OpenAIJudge, prompts: Dataset, uri: str) -> Data
 def _judge_with_engine(judge: VllmJudge, prompts: Dataset, uri: str) -> Dataset:
     # the guide leaves only tokens that begin a choice, so the first token's log-probabilities are those of the choice
     guide = {"structured_outputs": {"choice": list(CHOICES)}, "temperature": 0.0, "max_tokens": 1, "logprobs": TOP_TOKENS}
-    return map_tables(map_tables(run_engine(judge, prompts, guide, [*KEY], _verdict), _judged), keep_verdicts, uri=uri)
+    return run_engine(judge, prompts, guide, partial(_keep, uri=uri))
 
 
-def _verdict(row: dict[str, Any]) -> dict[str, Any]:
-    return {"probability": yes_probability((one["decoded_token"] or "", one["logprob"]) for one in row["logprobs"][0].values())}
-
-
-def _judged(rows: pa.Table) -> pa.Table:
-    given = rows["probability"].to_pylist() if "probability" in rows.column_names else [None] * len(rows)
-    errors = zip(rows["__inference_error__"].to_pylist(), given, strict=True)
-    reasons = [f"error: {text}"[:300] if text else "unparsable: neither yes nor no" if p is None else None for text, p in errors]
-    return pa.table(
-        {name: rows[name].cast(JUDGED.field(name).type) for name in KEY} | {"probability": given, "reason": reasons}, JUDGED
-    )
+def _keep(prompts: pa.Table, answers: list[Answer], uri: str) -> pa.Table:
+    first = [one.output.outputs[0].logprobs[0].values() if one.output else () for one in answers]
+    given = [yes_probability((token.decoded_token or "", token.logprob) for token in tokens) for tokens in first]
+    both = zip(answers, given, strict=True)
+    reasons = [
+        f"error: {one.error}"[:300] if one.error else "unparsable: neither yes nor no" if p is None else None for one, p in both
+    ]
+    verdicts = {name: prompts[name] for name in KEY} | {"probability": given, "reason": reasons}
+    return keep_verdicts(pa.table(verdicts, schema=JUDGED), uri)
 
 
 def _prompts(interests: pa.Table, store: Store, work: str, as_json: bool) -> pa.Table:

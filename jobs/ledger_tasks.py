@@ -1,12 +1,9 @@
-"""The ledger seen by Ray: what is still to ask, following answers while they come, and counting them.
+"""The ledger seen by Ray: sets of requests, and the answers to them.
 
 Sets of requests travel as sorted 64-bit numbers in the object store, 8 bytes a request, shared by all workers of a node.
 """
 
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +13,9 @@ from ray.data import Dataset
 from digr import artifacts
 from digr.interests import ledger
 from digr.interests.merging import latest_responses
-from digr.interests.spending import Spending, progress_text
 from digr.interests.summary import count_outcomes
-from jobs.runtime import say
+from digr.tables import TABLES
 
-_SAY_SECONDS = 5.0
-_JOIN_BLOCKS = 512
-"""Parts after which the small ones are joined, so that also a killed run's ledger is read fast."""
 _SORT_ROWS = 20_000
 """Responses of one sorted block, about 20 MB."""
 
@@ -32,12 +25,21 @@ def map_tables(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
     return dataset.map_batches(function, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments or None)
 
 
-def plan(requests: Dataset, uri: str, retry_failed: bool) -> tuple[Any, Any, int, int]:
-    """Compare the requests with the ledger; returns references to all digests and to the missing ones, and both numbers."""
+class Plan(NamedTuple):
+    """What is to ask of a miner: references to all digests and to the missing ones, and both numbers."""
+
+    wanted: Any
+    missing: Any
+    num_wanted: int
+    num_missing: int
+
+
+def make_plan(requests: Dataset, uri: str, retry_failed: bool) -> Plan:
+    """Compare the requests with the ledger."""
     digests = map_tables(requests, _digests).to_arrow_refs()
     task: Any = ray.remote(_plan).options(num_returns=4)
     wanted, missing, num_wanted, num_missing = task.remote(digests, uri, retry_failed)
-    return wanted, missing, *ray.get([num_wanted, num_missing])
+    return Plan(wanted, missing, *ray.get([num_wanted, num_missing]))
 
 
 def _digests(requests: pa.Table) -> pa.Table:
@@ -64,40 +66,21 @@ def only(table: pa.Table, numbers: Any) -> pa.Table:
 
 def by_owner(uri: str, wanted: Any, num_requests: int) -> Dataset:
     """Return the ledger's answers to the wanted requests of one kind of owner, all of an owner in one block, by owner_id."""
+    if num_requests <= _SORT_ROWS:  # one block, which a task sorts before Ray Data would have started its own
+        task: Any = ray.remote(_sorted)
+        return ray.data.from_arrow_refs([task.remote(uri, wanted)])
     filesystem, _ = artifacts.filesystem_of(uri)
     responses = ray.data.read_parquet(artifacts.list_parts(uri), filesystem=filesystem)
-    chosen = map_tables(responses, only, numbers=wanted).repartition(max(1, num_requests // _SORT_ROWS))
+    chosen = map_tables(responses, only, numbers=wanted).repartition(num_requests // _SORT_ROWS)
     # rows of equal key are in one block after a sort
     return chosen.sort("owner_id").materialize()
 
 
-def follow(answers: Sequence[Dataset], uri: str, expected: Mapping[str, int]) -> int:
-    """Let some miners answer at once, with progress lines; returns how many answers were written.
-
-    Args:
-        answers: what `sink.write` returned of each miner's batches.
-        expected: miner -> responses that should come.
-    """
-    written = answers[0].union(*answers[1:]) if len(answers) > 1 else answers[0]
-    join_parts: Any = ray.remote(ledger.join_parts)
-    start, joined = time.monotonic(), ray.put(None)
-    spoken, spent = dict.fromkeys(expected, 0.0), dict.fromkeys(expected, Spending())
-    counts = {name: Counter[str]() for name in expected}
-    for number, batch in enumerate(written.iter_batches(batch_size=None, batch_format="pyarrow"), 1):
-        assert isinstance(batch, pa.Table)
-        if number % _JOIN_BLOCKS == 0:
-            ray.get(joined)
-            joined = join_parts.remote(uri)
-        for row in batch.to_pylist():
-            name, now = row["miner"], time.monotonic()
-            counts[name][row["status"]] += row["rows"]
-            spent[name] = spent[name].plus(Spending(row["tokens"], row["usd"]))
-            if (done := counts[name].total()) >= expected[name] or now - spoken[name] > _SAY_SECONDS:
-                spoken[name] = now
-                say("interests", f"{name}: {progress_text(done, expected[name], now - start, spent[name])}, {dict(counts[name])}")
-    ray.get(joined)
-    ray.get(join_parts.remote(uri))
-    return sum(one.total() for one in counts.values())
+def _sorted(uri: str, wanted: np.ndarray) -> pa.Table:
+    schema = TABLES[ledger.LEDGER].schema
+    batches = artifacts.open_parts(uri, schema).to_batches()
+    found = [batch.filter(ledger.contains(wanted, batch["request_digest"])) for batch in batches]
+    return pa.Table.from_batches(found, schema).sort_by("owner_id")
 
 
 def outcomes(responses: pa.Table) -> pa.Table:

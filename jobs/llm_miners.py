@@ -1,6 +1,8 @@
 """Miners that ask a language model: vLLM on this cluster, or an endpoint that speaks the OpenAI protocol."""
 
 import json
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
@@ -10,10 +12,14 @@ from digr.config.interests import OpenAIMiner, VllmMiner
 from digr.interests.endpoint import Pace, api_key, ask_endpoint
 from digr.interests.images import show_images
 from digr.interests.ledger import raw_responses
-from digr.interests.prompts import Owner, chat_messages, prompt_modality, prompt_version
-from jobs import budget, vllm_engine
+from digr.interests.prompts import RESPONSE_SCHEMA, Owner, chat_messages, prompt_modality, prompt_version
+from jobs import budget
 from jobs.ledger_tasks import map_tables
 from jobs.sink import Sink, write
+from jobs.vllm_engine import Answer, run_engine
+
+KEPT = ("owner", "owner_id", "request_digest", "modality", "image_reason")
+"""Columns of a prompt that travel with its chat."""
 
 
 def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, missing: Dataset, sink: Sink) -> Dataset:
@@ -23,7 +29,7 @@ def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMin
     allowed = budget.gate(missing.repartition(target_num_rows_per_block=rows), sink.meter, miner)
     prompts = map_tables(allowed, _with_messages, miner=miner, limits=limits)
     if isinstance(miner, VllmMiner):
-        return map_tables(vllm_engine.generate(miner, owner, prompts), write, sink=sink)
+        return run_engine(miner, prompts, sampling_params(miner), partial(_keep, owner=owner, miner=miner, sink=sink))
     return prompts.map_batches(
         _Ask,
         batch_size=rows,  # not whole blocks, which Ray joins on their way
@@ -32,6 +38,12 @@ def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMin
         compute=ActorPoolStrategy(size=1),  # one, because the rate limit is its own
         num_cpus=0.1,
     )
+
+
+def sampling_params(miner: VllmMiner) -> dict[str, Any]:
+    """Return the arguments of a miner's `SamplingParams`; every answer is held to the JSON schema."""
+    guide = {"json": json.dumps(RESPONSE_SCHEMA)}
+    return {"temperature": miner.temperature, "max_tokens": miner.max_tokens, "structured_outputs": guide}
 
 
 def _with_messages(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: dict[str, int]) -> pa.Table:
@@ -49,7 +61,7 @@ def _with_messages(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: d
     columns = {"messages": messages, "modality": shown, "image_reason": pa.array(reasons, pa.string())}
     for name, values in columns.items():
         requests = requests.append_column(name, values if isinstance(values, pa.Array) else pa.array(values, pa.string()))
-    return requests.select([*vllm_engine.KEPT, "messages"])
+    return requests.select([*KEPT, "messages"])
 
 
 class _Ask:
@@ -70,9 +82,32 @@ class _Ask:
             prompts["modality"].to_pylist(),
             response=[one.response for one in answers],
             status=[one.status for one in answers],
-            reason=vllm_engine.reasons_of(prompts, [one.reason for one in answers]),
+            reason=_reasons(prompts, [one.reason for one in answers]),
             input_tokens=[one.input_tokens for one in answers],
             output_tokens=[one.output_tokens for one in answers],
             cost_usd=[(one.input_tokens * prices[0] + one.output_tokens * prices[1]) / 1e6 for one in answers],
         )
         return write(raw, self.sink)
+
+
+def _keep(prompts: pa.Table, answers: list[Answer], owner: Owner, miner: VllmMiner, sink: Sink) -> pa.Table:
+    written = [len(one.output.outputs[0].token_ids) if one.output else 0 for one in answers]
+    cut = ["stopped at max_tokens" if tokens >= miner.max_tokens else None for tokens in written]
+    raw = raw_responses(
+        prompts,
+        miner.name,
+        prompt_version(owner, miner.modality),
+        prompts["modality"].to_pylist(),
+        response=[one.output.outputs[0].text if one.output else None for one in answers],
+        status=[None if one.output else "error" for one in answers],
+        reason=_reasons(prompts, [one.error or note for one, note in zip(answers, cut, strict=True)]),
+        input_tokens=[len(one.output.prompt_token_ids) if one.output else 0 for one in answers],
+        output_tokens=written,
+    )
+    return write(raw, sink)
+
+
+def _reasons(prompts: pa.Table, reasons: list[str | None]) -> list[str | None]:
+    """Join why an image is missing with what else is to say of a row."""
+    both = zip(prompts["image_reason"].to_pylist(), reasons, strict=True)
+    return ["; ".join(part for part in pair if part) or None for pair in both]

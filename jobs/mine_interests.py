@@ -37,44 +37,14 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
 def _build(config: Config, store: Store) -> dict[str, Made]:
     start_ray(config)
+    from jobs.asking import ask
     from jobs.sink import open_sink
 
     sink, counted = open_sink(config.interests, store), []
     for owner in sorted(config.interests.owners):  # items before users, whose prompts show the interests of their items
-        wanted, num_requests = _ask(config, store, owner, sink)
+        wanted, num_requests = ask(config, store, owner, sink)
         counted.append(_merge(config, store, sink.uri, owner, wanted, num_requests))
     return _made(config, store, sink.uri, add_outcomes(counted))
-
-
-def _ask(config: Config, store: Store, owner: Owner, sink: Any) -> tuple[Any, int]:
-    """Ask each miner for what the ledger lacks; returns a reference to all its requests' digests, and their number.
-
-    Raises:
-        ValueError: the budget stopped it.
-    """
-    import ray
-
-    from jobs import budget, ledger_tasks
-    from jobs.miners import answer, requests_of, together
-
-    ray.data.DataContext.get_current().execution_options.preserve_order = False  # a slow batch holds none back
-    wanted, num_requests = [], 0
-    for miners in together(config.interests.miners):
-        answers, expected = [], {}
-        for miner in miners:
-            requests = requests_of(config, store, owner, miner)
-            asked, missing, num_asked, num_missing = ledger_tasks.plan(requests, sink.uri, config.interests.retry_failed)
-            say(STAGE, f"{miner.name}: {num_asked} {owner} requests, {num_asked - num_missing} answered, {num_missing} to ask")
-            if num_missing:
-                chosen = ledger_tasks.map_tables(requests, ledger_tasks.only, numbers=missing)
-                answers.append(answer(config, owner, miner, chosen, requests, num_asked, sink))
-                expected[miner.name] = num_missing
-            wanted.append(asked)
-            num_requests += num_asked
-        if answers:
-            written = ledger_tasks.follow(answers, sink.uri, expected)
-            budget.check(sink.meter, config.interests, sum(expected.values()) - written)
-    return ledger_tasks.join.remote(*wanted), num_requests
 
 
 def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, num_requests: int) -> pa.Table:

@@ -28,7 +28,9 @@ def extract(
 
 
 def merge(config: Config, responses: Dataset) -> Dataset:
-    """Merge blocks of whole owners into rows of `interests`."""
+    """Merge blocks of whole owners into rows of `interests`; one miner's answers need no encoder, nor workers that hold one."""
+    if len(config.interests.miners) == 1:
+        return map_tables(responses, _merge_alone, config=config)
     return _with_encoder(responses, config, _Merge, config)
 
 
@@ -66,6 +68,10 @@ class _Extract:
         limits = {"max_words": self.miner.max_words, "min_owners": self.miner.min_owners, "max_interests": self.limit}
         found = extract_interests(requests["text"].to_pylist(), self.counts, self.encode, **limits)
         return raw_responses(requests, self.miner.name, self.version, "text", response=found)
+
+
+def _merge_alone(responses: pa.Table, config: Config) -> pa.Table:
+    return _Merge(config)(responses)
 
 
 class _Merge:

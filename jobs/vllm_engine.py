@@ -1,27 +1,35 @@
-"""The vLLM engine inside Ray Data: prompts in, guided answers out, no row lost."""
+"""The vLLM engine inside Ray Data: chats in, guided answers out, no row lost.
 
+An actor asks vLLM's asynchronous engine itself. `ray.data.llm` spreads the same over a process each for chat templates and the
+engine, copies every prompt and its tokens between them and reads every token as it comes: on two cores a job with it took a third
+longer than `vllm.LLM.chat` alone (benchmarks/mining_overhead.py).
+"""
+
+import asyncio
 import json
+import os
+import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-from ray.data import Dataset
+from ray.data import ActorPoolStrategy, Dataset
 
 from digr.config.interests import VllmMiner
-from digr.interests.ledger import raw_responses
-from digr.interests.prompts import RESPONSE_SCHEMA, Owner, prompt_modality, prompt_version
-from jobs.ledger_tasks import map_tables
 
-KEPT = ("owner", "owner_id", "request_digest", "modality", "image_reason")
-"""Columns of a prompt that travel with its answer."""
 CPU_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 """Environment of an engine on CPU: gigabytes of its key-value cache."""
+BATCHES_IN_FLIGHT = 8
+"""Batches an engine works on at once."""
+BATCHES_WAITING = 4
+"""Batches that wait beside an engine, so that it never waits for one."""
 
 
-def reasons_of(prompts: pa.Table, reasons: list[str | None]) -> list[str | None]:
-    """Join why an image is missing with what else is to say of a row."""
-    both = zip(prompts["image_reason"].to_pylist(), reasons, strict=True)
-    return ["; ".join(part for part in pair if part) or None for pair in both]
+class Answer(NamedTuple):
+    """What the engine says to one prompt: vLLM's `RequestOutput`, or why there is none."""
+
+    output: Any
+    error: str | None = None
 
 
 def engine_kwargs(miner: VllmMiner) -> dict[str, Any]:
@@ -32,78 +40,69 @@ def engine_kwargs(miner: VllmMiner) -> dict[str, Any]:
     return engine | ({"enforce_eager": True} if miner.on_cpu else {})
 
 
-def sampling_params(miner: VllmMiner) -> dict[str, Any]:
-    """Return the arguments of a miner's `SamplingParams`; every answer is held to the JSON schema."""
-    guide = {"json": json.dumps(RESPONSE_SCHEMA)}
-    return {"temperature": miner.temperature, "max_tokens": miner.max_tokens, "structured_outputs": guide}
-
-
-def generate(miner: VllmMiner, owner: Owner, prompts: Dataset) -> Dataset:
-    """Return the raw responses of a miner to prompts."""
-    returned = ("generated_text", "num_input_tokens", "num_generated_tokens")
-    images = prompt_modality(owner, miner.modality) != "text"
-    generated = run_engine(
-        miner, prompts, sampling_params(miner), [*KEPT], lambda row: {name: row[name] for name in returned}, images
-    )
-    return map_tables(generated, _from_engine, owner=owner, miner=miner)
-
-
 def run_engine(
-    miner: VllmMiner,
-    prompts: Dataset,
-    sampling: dict[str, Any],
-    kept: list[str],
-    read: Callable[[dict[str, Any]], dict[str, Any]],
-    images: bool = False,
+    miner: VllmMiner, prompts: Dataset, sampling: dict[str, Any], keep: Callable[[pa.Table, list[Answer]], pa.Table]
 ) -> Dataset:
-    """Run the engine over prompts; a row that fails comes back with `__inference_error__` instead of killing the job.
+    """Run engines over the chats of prompts; returns what `keep` made of each batch and its answers.
+
+    A batch is kept as soon as its last answer is there. An engine works on several at once, so that it stays full, and a
+    kill loses what these have in common: at most `BATCHES_IN_FLIGHT` batches an engine.
 
     Args:
+        prompts: rows with `messages`, chats as JSON.
         sampling: arguments of `SamplingParams`.
-        kept: columns of a prompt that travel with its answer.
-        read: makes further columns of the engine's output.
-        images: whether the chats have images.
+        keep: runs inside the engine's process.
     """
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
-
-    cpu: dict[str, Any] = {}
-    if miner.on_cpu:
-        cpu = {"placement_group_config": {"bundles": [{"CPU": 1}]}, "runtime_env": {"env_vars": CPU_ENV}}
-    config = vLLMEngineProcessorConfig(
-        model_source=miner.model,
-        engine_kwargs=engine_kwargs(miner),
-        concurrency=miner.concurrency,
+    needs: dict[str, Any] = {"num_cpus": 1} if miner.on_cpu else {"num_gpus": miner.tensor_parallel}
+    return prompts.map_batches(
+        _Engine,
         batch_size=miner.batch_size,
-        should_continue_on_error=True,
-        log_engine_metrics=False,
-        # one process less each: the engine detokenises anyway, and on CPU nothing waits for its tokeniser
-        tokenize_stage=not miner.on_cpu,
-        detokenize_stage=False,
-        prepare_multimodal_stage=images,
-        **cpu,
+        batch_format="pyarrow",
+        fn_constructor_args=(miner, sampling, keep),
+        compute=ActorPoolStrategy(
+            min_size=1, max_size=miner.concurrency, max_tasks_in_flight_per_actor=BATCHES_IN_FLIGHT + BATCHES_WAITING
+        ),
+        max_concurrency=BATCHES_IN_FLIGHT,
+        **needs,
     )
 
-    def to_engine(row: dict[str, Any]) -> dict[str, Any]:
-        return {"messages": json.loads(row["messages"]), "sampling_params": sampling}
 
-    def from_engine(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: row[name] for name in kept} | read(row)
+class _Engine:
+    """One engine, in a process of its own below this one, which makes tokens of chats and text of tokens."""
 
-    return build_processor(config, preprocess=to_engine, postprocess=from_engine)(prompts)
+    def __init__(self, miner: VllmMiner, sampling: dict[str, Any], keep: Callable[[pa.Table, list[Answer]], pa.Table]):
+        os.environ.update(CPU_ENV if miner.on_cpu else {})
+        from vllm import AsyncEngineArgs, SamplingParams
+        from vllm.renderers import ChatParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
 
+        arguments = AsyncEngineArgs(miner.model, disable_log_stats=True, **engine_kwargs(miner))
+        # LLM_CLASS has the batch sizes of vLLM's own offline class, which are twice those of a server
+        self.engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        guide = StructuredOutputsParams(**sampling["structured_outputs"])
+        last_only = RequestOutputKind.FINAL_ONLY
+        self.sampling = SamplingParams(**sampling | {"structured_outputs": guide, "output_kind": last_only})
+        self.chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True, "tokenize": False})
+        self.keep = keep
 
-def _from_engine(rows: pa.Table, owner: Owner, miner: VllmMiner) -> pa.Table:
-    errors = [text or None for text in rows["__inference_error__"].to_pylist()]
-    generated = rows["num_generated_tokens"].to_pylist()
-    cut = ["stopped at max_tokens" if tokens >= miner.max_tokens else None for tokens in generated]
-    return raw_responses(
-        rows,
-        miner.name,
-        prompt_version(owner, miner.modality),
-        rows["modality"].to_pylist(),
-        response=[None if error else text for error, text in zip(errors, rows["generated_text"].to_pylist(), strict=True)],
-        status=["error" if error else None for error in errors],
-        reason=reasons_of(rows, [error or note for error, note in zip(errors, cut, strict=True)]),
-        input_tokens=rows["num_input_tokens"].to_pylist(),
-        output_tokens=generated,
-    )
+    async def __call__(self, prompts: pa.Table) -> pa.Table:
+        answers = await asyncio.gather(*map(self._answer, prompts["messages"].to_pylist()))
+        return await asyncio.to_thread(self.keep, prompts, answers)
+
+    async def _answer(self, messages: str) -> Answer:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            _, rendered = await self.engine.renderer.render_chat_async([json.loads(messages)], self.chat)
+            outputs = self.engine.generate(rendered[0], self.sampling, uuid.uuid4().hex)
+            return Answer([one async for one in outputs][-1])
+        except EngineDeadError:
+            os._exit(1)  # so that Ray starts another engine and gives it the batch: this one would fail all that come
+        except Exception as error:  # noqa: BLE001  whatever it is, it is one row's fault: a text too long, an odd image
+            return Answer(None, f"{type(error).__name__}: {error}")
+
+    def __del__(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.shutdown()

@@ -24,11 +24,11 @@ class VllmMiner(Section):
     temperature: float = Field(0.0, ge=0.0, le=2.0)
     """Sampling temperature."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs of one engine."""
+    """GPUs of one engine, all of one node."""
     concurrency: int = Field(1, ge=1)
     """Engines."""
     batch_size: int = Field(64, ge=1)
-    """Prompts handed to an engine at once."""
+    """Prompts handed to an engine, and answers written, at once; it works on up to eight such batches."""
     on_cpu: bool = False
     """Run the CPU build of vLLM: one logical CPU per engine, eager mode."""
 
