@@ -91,12 +91,10 @@ def beam_search(
     chosen = _as_filter(allowed, len(prompts), trie)
     context = encode(policy, prompts, cache)
     first = torch.zeros(len(prompts), 1, dtype=torch.long, device=policy.device)
-    root = first + ROOT
-    state = _State(node=root, score=first.float(), key=first.float(), is_open=trie.is_open(root), branch=first)
+    state = _State(first + ROOT, first.float(), first.float(), trie.is_open(first + ROOT), branch=first)
     branches = _Branches(first, context.last[:, None], first.new_zeros(len(prompts), 1, 0, dtype=torch.bool))
     for level in range(trie.num_levels):
-        width = int(state.is_open.sum(1).max())
-        if not width:
+        if not (width := int(state.is_open.sum(1).max())):
             break
         if level:
             branches = _branch(policy, trie, state, branches, level - 1, width, context)
@@ -133,8 +131,7 @@ def _extend(
     logits = policy.code_logits(branches.hidden, level).gather(-1, code)
     log_probs = torch.log_softmax(torch.where(exists, logits, -torch.inf), -1)
     if chosen is not None:  # after normalising: a filter never changes an item's score
-        row = torch.arange(len(child), device=child.device)[:, None, None].expand_as(child)
-        exists = exists & chosen.any_between(row, trie.item_start[child], trie.item_end[child])
+        exists = _with_allowed_items(trie, node, child, chosen)
     grown = torch.where(exists, log_probs + state.score.gather(1, branches.beam)[..., None], -torch.inf)
     # beside what grows stand the settled beams
     nodes = torch.cat([child.flatten(1), state.node], 1)
@@ -144,10 +141,20 @@ def _extend(
         drawn = _perturb(grown, state.key.gather(1, branches.beam), generator)
         keys = torch.cat([drawn.flatten(1), torch.where(state.is_open, -torch.inf, state.key)], 1)
     best = _largest(keys, beam_width)
-    score, after = scores.gather(1, best), nodes.gather(1, best)
-    after = torch.where(score > -torch.inf, after, -1)
+    score = scores.gather(1, best)
+    after = torch.where(score > -torch.inf, nodes.gather(1, best), -1)
     branch = (best // child.shape[2]).clamp(max=child.shape[1] - 1)
     return _State(after, score, keys.gather(1, best), trie.is_open(after), branch)
+
+
+def _with_allowed_items(
+    trie: SidTrie, node: Int[Tensor, "B Q"], child: Int[Tensor, "B Q C"], chosen: ItemFilter
+) -> Bool[Tensor, "B Q C"]:
+    """Mark the children above an allowed item; a child's items end where its next sibling's begin, or its parent's end."""
+    end = trie.item_end[node][..., None]
+    bounds = torch.cat([torch.where(child >= 0, trie.item_start[child], end), end], 2)
+    row = torch.arange(len(bounds), device=bounds.device)[:, None, None].expand_as(bounds)
+    return chosen.num_before(row, bounds).diff() > 0
 
 
 def _largest(keys: Float[Tensor, "B C"], count: int) -> Int[Tensor, "B M"]:

@@ -132,11 +132,15 @@ def _encode_cached(policy: SidPolicy, prompts: Sequence[str], cache: ContextCach
     newest = (new_lengths[:, None] - 1).clamp(min=0)
     hidden = steps(new, past_lengths[:, None] + order, visible, newest)[:, 0]
     real = torch.cat([past_real, order < new_lengths[:, None]], 1)
-    stacked = torch.stack([torch.stack(one) for one in steps.keys_values])
+    width = past_real.shape[1]
+    added = torch.stack([torch.stack([keys[:, :, width:], values[:, :, width:]]) for keys, values in steps.keys_values])
     for row, known in enumerate(found):
-        if known is None or len(known.tokens) < len(tokens[row]):
+        start = 0 if known is None else len(known.tokens)
+        if start < len(tokens[row]):
+            ours = added[:, :, row, :, : len(tokens[row]) - start]
+            whole = ours.clone() if known is None else torch.cat([known.keys_values, ours], 3)
             last[row] = hidden[row].clone()
-            cache.put(CachedPrompt(tokens[row], stacked[:, :, row][..., real[row], :], hidden[row].clone()), known)
+            cache.put(CachedPrompt(tokens[row], whole, hidden[row].clone()), known)
     return Context(steps, real, torch.stack([one for one in last if one is not None]))
 
 

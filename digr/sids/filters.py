@@ -37,10 +37,6 @@ class ItemFilter(NamedTuple):
         below = self.words[row, word.clamp(max=last)] & ((1 << (place % WORD)) - 1)
         return self.before[row, word] + torch.where(word > last, 0, count_bits(below))
 
-    def any_between(self, row: Int[Tensor, "*P"], start: Int[Tensor, "*P"], end: Int[Tensor, "*P"]) -> Bool[Tensor, "*P"]:
-        """Whether a range of places [start, end) holds an allowed item."""
-        return self.num_before(row, end) > self.num_before(row, start)
-
     def allows(self, row: Int[Tensor, "*P"], place: Int[Tensor, "*P"]) -> Bool[Tensor, "*P"]:
         """Whether single items are allowed."""
         return ((self.words[row, place // WORD] >> (place % WORD)) & 1).bool()
