@@ -98,7 +98,7 @@ def _plain_beam_search(
 
 
 @given(catalogues(), st.integers(0, 1_000), st.sampled_from([1, 2, 3, 5, 40]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_beam_on_any_catalogue_and_filter_equals_a_plain_search_over_every_sid(catalogue, seed, width):
     codes, sizes = catalogue
     rng = np.random.default_rng(seed)

@@ -49,6 +49,16 @@ def test_steps_go_on_behind_given_keys_and_values():
         torch.testing.assert_close(rest, whole[:, 4:], atol=1e-5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_bf16_weights_agree_to_their_precision():
+    torch.manual_seed(0)
+    policy = _policy().to(torch.bfloat16)
+    tokens, positions = torch.randint(18, (2, 6)), torch.arange(6).expand(2, -1)
+    fast, plain = start_steps(policy)(tokens, positions, None), _AnySteps(policy, ())(tokens, positions, None)
+    assert fast.dtype == torch.bfloat16
+    torch.testing.assert_close(fast, plain, atol=0.05, rtol=0.02)
+
+
 @pytest.mark.parametrize("change", ["training", "activation", "scaling", "adapter"])
 def test_a_gpt2_with_anything_unusual_runs_through_its_own_forward(change):
     policy = _policy()

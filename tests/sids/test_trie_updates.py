@@ -11,7 +11,7 @@ from tests.sids.catalogues import assert_equal_tries, catalogues, random_trie
 
 
 @given(catalogues(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_items_added_and_removed_give_the_trie_that_a_build_gives(catalogue, data):
     codes, sizes = catalogue
     ids = [f"i{row}" for row in range(len(codes))]
