@@ -106,7 +106,9 @@ def run(config: Config, options: Options) -> dict[str, Any]:
             metrics = json.loads((Path(folder) / EVALUATION).read_text())["metrics"]
         return {STAGE: Made(len(sides.train), facts={"num_held_out_pairs": len(sides.held_out), **metrics})}
 
-    return run_stage(config, options, outputs=[STAGE], sections=["classifier"], inputs=["items", "interests"], build=build)
+    inputs, judged = ["items", "interests"], config.classifier.judged_run
+    files = {"interest_labels of classifier.judged_run": Store(judged).uri("interest_labels")} if judged else {}
+    return run_stage(config, options, outputs=[STAGE], sections=["classifier"], inputs=inputs, files=files, build=build)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,8 @@ class ClassifierConfig(Section):
     """Sentence encoder it stands on: "minilm", a local folder or a hub name."""
     max_tokens: int = Field(96, ge=16, le=512)
     """Longest item text, tokens."""
+    judged_run: str = ""
+    """Folder of an earlier run where a judge labelled these interests: those it rejected are no positives. Empty: none."""
     max_pairs: int = Field(16000, ge=16)
     """Mined interests trained on, at most."""
     epochs: int = Field(10, ge=1)

@@ -77,6 +77,8 @@ def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: 
     ]
     items = artifacts.read_table(store, "items", item_id=sample)
     interests = artifacts.read_table(store, "interests", owner=["item"], owner_id=sample)
+    if config.judged_run:
+        interests = without_rejected(interests, Store(config.judged_run))
     ids, texts = items["item_id"].to_pylist(), np.array(item_texts(items), dtype=object)
     item_index = pc.index_in(interests["owner_id"], items["item_id"].combine_chunks()).to_numpy()
     phrases = np.array(interests["interest"].to_pylist(), dtype=object)
@@ -107,6 +109,25 @@ def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: 
     for name, values in columns.items():
         measured = measured.append_column(name, pa.array(values))
     return PairTables(train.sort_by([("item_id", "ascending"), ("phrase", "ascending")]), measured.sort_by("item_id"))
+
+
+def without_rejected(interests: pa.Table, judged: Store) -> pa.Table:
+    """Return the items' interests without those that the judge of another run holds for less likely right than wrong.
+
+    Raises:
+        ValueError: no judge labelled any interest there.
+    """
+    columns = ["owner_id", "interest", "judge_probability"]
+    labels = artifacts.read_table(judged, "interest_labels", columns, owner=["item"])
+    if not len(labels) or labels["judge_probability"].null_count == len(labels):
+        raise ValueError(
+            f"classifier.judged_run: {judged.uri('interest_labels')}: found no judge_probability; give a run whose "
+            f"labels.labelers had 'judge', or leave it empty"
+        )
+    rejected = labels.filter(pc.less(labels["judge_probability"], 0.5)).select(columns[:2])
+    kept = interests.append_column("place", pa.array(np.arange(len(interests)))).select(["place", *columns[:2]])
+    places = kept.join(rejected, columns[:2], join_type="left anti")["place"]
+    return interests.take(pa.array(np.sort(places.to_numpy())))
 
 
 def _pair_table(ids: Sequence[str], texts: np.ndarray, rows: np.ndarray, phrases: Sequence[str] | np.ndarray) -> pa.Table:

@@ -12,7 +12,9 @@ from digr.artifacts import Manifest, Store
 from digr.config.interests import ClassifierConfig
 from digr.rewards import pairs as module
 from digr.rewards.pairs import blur, build_pairs, id_numbers, pair_tables
+from digr.tables import TABLES
 
+LABELS = TABLES["interest_labels"].schema
 NUM_ITEMS, TOPICS = 72, ("garden care", "boat repair", "bread baking", "wood turning", "shoe polish", "circuit building")
 
 
@@ -135,6 +137,30 @@ def test_no_item_is_on_both_sides_nor_both_calibrates_and_measures(store):
         assert row["text"] == f"title {row['item_id']}"
     for row in held_out.filter(pc.equal(held_out["label"], 1)).to_pylist():
         assert (row["item_id"], row["phrase"]) in mined
+
+
+def test_what_a_judge_of_another_run_rejected_is_no_positive(store, tmp_path):
+    mined = [row for row in artifacts.read_table(store, "interests").to_pylist() if row["owner"] == "item"]
+    common = {"owner": "item", "probability": 0.5, "label": 0, "labeler": "judge"}
+    rows = [
+        common | {"owner_id": row["owner_id"], "rank": row["rank"], "interest": row["interest"], "judge_probability": chance}
+        for row, chance in zip(mined, [0.2, None, 0.9] * len(mined), strict=False)
+    ]
+    judged, config = Store(str(tmp_path / "judged")), ClassifierConfig(max_pairs=200, valid_share=0.3)
+    labels = pa.Table.from_pylist(rows, pa.schema([field for field in LABELS if field.name in rows[0]]))
+    artifacts.write_table(judged, "interest_labels", labels)
+    artifacts.commit(judged, Manifest(name="interest_labels", rows=len(rows)))
+    config = config.model_copy(update={"judged_run": judged.root})
+    train, held_out = pair_tables(store, config, encode=_encode, rng=np.random.default_rng(0))
+    right = held_out.filter(pc.equal(held_out["label"], 1))
+    found = [(row["item_id"], row["phrase"]) for side in (train, right) for row in side.to_pylist()]
+    rejected = {(row["owner_id"], row["interest"]) for row in rows if row["judge_probability"] == 0.2}
+    assert not rejected & set(found)
+    trained = {item for item, _ in found[: len(train)]}
+    assert len(train) == sum(row["owner_id"] in trained and row["judge_probability"] != 0.2 for row in rows)
+    artifacts.write_table(judged, "interest_labels", labels.slice(1, 1))
+    with pytest.raises(ValueError, match=r"classifier.judged_run: .*: found no judge_probability; give a run"):
+        pair_tables(store, config, encode=_encode, rng=np.random.default_rng(0))
 
 
 def test_no_more_pairs_are_trained_on_than_the_config_says(store):
