@@ -129,21 +129,16 @@ def ask_in_process(run_dir: str, state_dir: str, beam_width: int = 50) -> tuple[
     """Start the application of one replica in this process, without Ray."""
     from fastapi.testclient import TestClient
 
-    from digr.policy.beam import Recommendation
-    from serve.decoding import Job, decode
     from serve.gate import KeyRing
     from serve.keys import make_key, written
     from serve.routes import build_api
     from serve.service import Service
     from serve.settings import AppArguments
 
-    async def decode_one(job: Job) -> Recommendation | Exception:
-        return (await asyncio.to_thread(decode, [job]))[0]
-
     key, record = make_key("fuzz", "admin")
     keys_file = Path(state_dir) / "keys.toml"
     keys_file.write_text(written(record.model_copy(update={"requests_per_second": 1e9})))
-    service = Service(AppArguments(run_dir=run_dir, state_dir=state_dir, beam_width=beam_width).resolved(), decode_one)
+    service = Service(AppArguments(run_dir=run_dir, state_dir=state_dir, beam_width=beam_width).resolved())
     asyncio.run(service.configure(service.arguments.live()))
     client = TestClient(build_api(service, KeyRing(str(keys_file))), base_url="http://127.0.0.1", raise_server_exceptions=False)
     client.headers["Authorization"] = f"Bearer {key}"

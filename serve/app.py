@@ -1,7 +1,6 @@
 """The Ray Serve application: `serve run serve.app:app run_dir=runs/quickstart`, or `serve deploy serve/config.yaml`."""
 
 import asyncio
-import time
 from typing import Any
 
 import torch
@@ -9,15 +8,10 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig
 
-from digr.policy.beam import Recommendation
-from serve.decoding import BATCH_SIZE, Job, decode
 from serve.gate import KeyRing
 from serve.routes import build_api
 from serve.service import Service
 from serve.settings import AppArguments, LiveSettings
-
-BATCH_WAIT_SECONDS = 0.005
-"""How long the first of a batch waits for others."""
 
 
 @serve.deployment(
@@ -38,7 +32,7 @@ class Recommender:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         replica = serve.get_replica_context().replica_id.unique_id
         self.keys = KeyRing(arguments.keys_file)
-        self.service = Service(arguments, self._decode, device, replica)
+        self.service = Service(arguments, device, replica)
         self._following: asyncio.Task | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -55,15 +49,6 @@ class Recommender:
         """Tell Ray Serve to replace this replica if it cannot follow the others any more."""
         if self._following is not None and self._following.done():
             raise RuntimeError("the task that follows the other replicas has ended; see the log")
-
-    @serve.batch(max_batch_size=BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _decode(self, jobs: list[Job]) -> list[Recommendation | Exception]:
-        """Decode waiting requests together, off the event loop."""
-        began = time.perf_counter()
-        found = await asyncio.to_thread(decode, jobs)
-        self.service.metrics.batch_size.observe(len(jobs))
-        self.service.metrics.decode_seconds.observe(time.perf_counter() - began)
-        return found
 
 
 def app(arguments: AppArguments) -> serve.Application:

@@ -34,7 +34,8 @@ class Job:
 def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
     """Decode jobs in batches of equal version, beam width and kind of filter; one result per job, in their order.
 
-    The beam search is exact and does not depend on what else is in a batch. A failing batch fails its own jobs only.
+    The beam search is exact and does not depend on what else is in a batch. A failing batch fails its own jobs only, whatever
+    the failure: it goes to those who wait.
     """
     found: dict[int, Recommendation | Exception] = {}
     groups: dict[tuple[int, int, bool], list[int]] = {}
@@ -47,7 +48,7 @@ def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
     for rows in groups.values():
         try:
             found.update(zip(rows, _decode_alike([jobs[row] for row in rows]), strict=True))
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  it is raised where the request is answered
             found.update(dict.fromkeys(rows, error))
     return [found[row] for row in range(len(jobs))]
 

@@ -12,7 +12,7 @@ from digr.serving.journal import Journal
 from serve import problems
 from serve.additions import ItemList, VersionAdditions
 from serve.catalogue import ServedRun, assemble, digests_of, read_run
-from serve.decoding import warm_up
+from serve.decoding import decode, warm_up
 from serve.item_schemas import AddedItem, NewItem
 from serve.metrics import Metrics
 from serve.schemas import ChangeDefault, Version, Versions
@@ -46,7 +46,7 @@ def _extended(loaded: Loaded, items: list[dict[str, Any]]) -> Loaded:
 class Service:
     """The versions of a replica. Requests read it, and each goes on with the version it began with."""
 
-    def __init__(self, arguments: AppArguments, decode: Decode, device: str = "cpu", replica: str = "0") -> None:
+    def __init__(self, arguments: AppArguments, device: str = "cpu", replica: str = "0", decode: Decode = decode) -> None:
         self.arguments = arguments
         self.metrics = Metrics(replica, Path(arguments.state_dir) / "metrics" if arguments.state_dir else None)
         self.versions: dict[str, Loaded] = {}

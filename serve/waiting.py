@@ -1,19 +1,25 @@
-"""The line of requests that wait to be decoded: bounded, with a deadline for each, and left by those that go away."""
+"""The line of requests that wait to be decoded: bounded, with a deadline for each, and left by those that go away.
+
+Whenever the decoder is free it takes all that wait, up to a batch. So a lone request waits for nobody, and under load batches
+grow by themselves. (`serve.batch` closes a batch after a time, whether the decoder is free or not: at moderate load it waits in
+vain and then decodes one by one.)
+"""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool
 
 from digr.policy.beam import Recommendation
 from serve.catalogue import ServedRun
-from serve.decoding import Job
+from serve.decoding import BATCH_SIZE, Job
 from serve.metrics import Metrics
 from serve.problems import deadline_passed, overloaded
 
-Decode = Callable[[Job], Awaitable[Recommendation | Exception]]
+Decode = Callable[[list[Job]], list[Recommendation | Exception]]
 
 
 class Line:
@@ -21,7 +27,9 @@ class Line:
 
     def __init__(self, decode: Decode, max_pending: int, deadline_seconds: float, metrics: Metrics) -> None:
         self._decode, self._max_pending, self._seconds, self._metrics = decode, max_pending, deadline_seconds, metrics
+        self._waiting: deque[tuple[Job, asyncio.Future[Recommendation | Exception]]] = deque()
         self._pending = 0
+        self._worker: asyncio.Task | None = None
 
     def job(self, run: ServedRun, prompt: str, beam_width: int, allowed: Bool[np.ndarray, " N"] | None = None) -> Job:
         """Make a job that is wanted until the deadline."""
@@ -39,18 +47,34 @@ class Line:
             return []
         if self._pending and self._pending + len(jobs) > self._max_pending:
             raise overloaded(self._pending)
+        futures = [asyncio.get_running_loop().create_future() for _ in jobs]
+        self._waiting.extend(zip(jobs, futures, strict=True))
         self._count(len(jobs))
-        tasks = [asyncio.ensure_future(self._decode(job)) for job in jobs]
-        for task in tasks:  # counted until its turn has come, also where the request goes away before
-            task.add_done_callback(lambda _: self._count(-1))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
         try:
-            found = await asyncio.wait_for(asyncio.shield(asyncio.gather(*tasks)), self._seconds)
+            found = await asyncio.wait_for(asyncio.gather(*futures), self._seconds)
         except TimeoutError:
             raise deadline_passed(self._seconds) from None
         finally:
             for job in jobs:
                 job.is_wanted = False
         return [self._result(one) for one in found]
+
+    async def _work(self) -> None:
+        """Decode batch after batch until nobody waits; jobs that nobody wants any more count until their turn comes."""
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_SIZE))]
+            began = time.perf_counter()
+            try:
+                found = await asyncio.to_thread(self._decode, [job for job, _ in batch])
+            finally:
+                self._count(-len(batch))
+            self._metrics.batch_size.observe(len(batch))
+            self._metrics.decode_seconds.observe(time.perf_counter() - began)
+            for (_, future), one in zip(batch, found, strict=True):
+                if not future.done():
+                    future.set_result(one)
 
     def _result(self, found: Recommendation | Exception) -> Recommendation:
         if isinstance(found, TimeoutError):

@@ -15,11 +15,9 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config.interests import EmbeddingsConfig
 from digr.config.policy import PolicyConfig
-from digr.policy.beam import Recommendation
 from digr.policy.model import build_scratch_policy
 from digr.sids.fitting import save_quantiser
 from digr.sids.rkmeans import RKMeans
-from serve.decoding import Job, decode
 from serve.gate import KeyRing
 from serve.routes import build_api
 from serve.service import Service
@@ -103,19 +101,19 @@ def write_run(root: str, seed: int = 3, policy: str = "policy_sft") -> Store:
 
 def start_service(arguments: AppArguments, replica: str = "one") -> Service:
     """Start what one replica runs, without Ray."""
-
-    async def decode_one(job: Job) -> Recommendation | Exception:
-        return (await asyncio.to_thread(decode, [job]))[0]
-
     arguments = arguments.resolved()
-    service = Service(arguments, decode_one, replica=replica)
+    service = Service(arguments, replica=replica)
     asyncio.run(service.configure(arguments.live()))
     return service
 
 
 def serve_without_ray(arguments: AppArguments, replica: str = "one", peer: str = "127.0.0.1") -> TestClient:
     """Return a client of the endpoint in this process; it seems to ask from the address `peer`."""
-    service = start_service(arguments, replica)
+    return client_of(start_service(arguments, replica), peer)
+
+
+def client_of(service: Service, peer: str = "127.0.0.1") -> TestClient:
+    """Return a client of a service."""
     api = build_api(service, KeyRing(service.arguments.keys_file))
     client = TestClient(_from(peer, api), base_url="http://127.0.0.1", raise_server_exceptions=False)
     client.service = service

@@ -1,0 +1,174 @@
+"""The line of waiting requests: bounded, with deadlines, and left by those that go away; and what a server that fails says."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from digr.policy.beam import Recommendation
+from serve.decoding import Job, decode
+from serve.gate import Gate, KeyRing
+from serve.metrics import Metrics
+from serve.problems import ProblemError
+from serve.service import Service
+from serve.settings import AppArguments
+from serve.waiting import Line
+from tests.serve.tiny_run import BEAM_WIDTH, client_of, start_service
+
+
+class Decoder:
+    """Answers jobs when it is told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go = threading.Event()
+
+    def __call__(self, jobs: list[Job]) -> list[Recommendation | Exception]:
+        self.batches.append([job.prompt for job in jobs if job.is_wanted])
+        assert self.go.wait(10)
+        return [Recommendation([job.prompt], [0.0], None) if job.is_wanted else TimeoutError() for job in jobs]
+
+
+def _line(decoder, max_pending: int = 3, seconds: float = 5.0) -> Line:
+    return Line(decoder, max_pending, seconds, Metrics("one", None))
+
+
+def _jobs(line: Line, *prompts: str) -> list[Job]:
+    return [line.job(None, prompt, 1) for prompt in prompts]
+
+
+def test_one_more_than_may_wait_is_told_to_come_again():
+    async def run() -> None:
+        decoder = Decoder()
+        line = _line(decoder)
+        waiting = asyncio.ensure_future(line.decode(_jobs(line, "a", "b")))
+        await asyncio.sleep(0)
+        with pytest.raises(ProblemError, match="2 lists wait already; try again after the time of Retry-After") as caught:
+            await line.decode(_jobs(line, "c", "d"))
+        assert (caught.value.problem.status, caught.value.headers) == (429, {"Retry-After": "1"})
+        last = asyncio.ensure_future(line.decode(_jobs(line, "e")))
+        await asyncio.sleep(0)
+        decoder.go.set()
+        assert [one.item_ids for one in await waiting + await last] == [["a"], ["b"], ["e"]]
+        assert len(await line.decode(_jobs(line, *"fghij"))) == 5  # into an empty line gets a batch of any size
+
+    asyncio.run(run())
+
+
+def test_all_that_came_while_the_decoder_was_busy_are_its_next_batch():
+    async def run() -> None:
+        decoder = Decoder()
+        line = _line(decoder, max_pending=100)
+        asked = [asyncio.ensure_future(line.decode(_jobs(line, "first")))]
+        while not decoder.batches:
+            await asyncio.sleep(0.001)
+        asked += [asyncio.ensure_future(line.decode(_jobs(line, str(number)))) for number in range(40)]
+        await asyncio.sleep(0)
+        decoder.go.set()
+        await asyncio.gather(*asked)
+        everyone = [str(number) for number in range(40)]
+        assert decoder.batches == [["first"], everyone[:32], everyone[32:]]
+
+    asyncio.run(run())
+
+
+def test_a_late_answer_is_a_problem_and_its_place_in_the_line_is_free_only_when_its_turn_has_come():
+    async def run() -> None:
+        decoder = Decoder()
+        line = _line(decoder, max_pending=1, seconds=0.05)
+        with pytest.raises(ProblemError, match=r"there was no answer within 0\.05 seconds; the server is busy") as caught:
+            await line.decode(_jobs(line, "a"))
+        assert (caught.value.problem.status, caught.value.headers) == (504, {"Retry-After": "1"})
+        with pytest.raises(ProblemError, match="1 lists wait already"):
+            await line.decode(_jobs(line, "b"))
+        decoder.go.set()
+        await asyncio.sleep(0.1)
+        assert [one.item_ids for one in await line.decode(_jobs(line, "c"))] == [["c"]]
+
+    asyncio.run(run())
+
+
+def test_a_request_that_goes_away_is_not_decoded():
+    async def run() -> None:
+        decoder = Decoder()
+        line = _line(decoder)
+        staying = asyncio.ensure_future(line.decode(_jobs(line, "stays")))
+        while not decoder.batches:
+            await asyncio.sleep(0.001)
+        leaving = asyncio.ensure_future(line.decode(_jobs(line, "leaves")))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        decoder.go.set()
+        await staying
+        await asyncio.sleep(0.05)
+        assert decoder.batches == [["stays"], []]
+
+    asyncio.run(run())
+
+
+def test_jobs_that_nobody_waits_for_cost_no_decoding(tiny_run):
+    service = start_service(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH, max_pending=1))
+    _, run = service.version(None)
+    wanted, late, gone = (Job(run, run.prompt([1]), 4, None, time.monotonic() + after) for after in (60, -1, 60))
+    gone.is_wanted = False
+    found = decode([wanted, late, gone])
+    assert len(found[0].item_ids) == 4
+    assert [type(one) for one in found[1:]] == [TimeoutError, TimeoutError]
+
+
+def test_requests_of_other_beams_and_filters_are_decoded_as_they_are_alone(tiny_run):
+    service = start_service(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH, max_pending=1))
+    _, run = service.version(None)
+    rng = np.random.default_rng(0)
+    jobs = [
+        Job(run, run.prompt([place]), width, None if place % 3 else rng.random(run.trie.num_items) < 0.3, time.monotonic() + 60)
+        for place, width in enumerate([4, 12, 4, 12, 12, 3, 4, 12, 12])
+    ]
+    for job, together in zip(jobs, decode(jobs), strict=True):
+        alone = decode([job])[0]
+        assert together.item_ids == alone.item_ids
+        assert together.scores == pytest.approx(alone.scores, abs=1e-5)
+
+
+def test_a_replica_that_is_not_ready_says_so(tiny_run):
+    service = Service(AppArguments(run_dir=tiny_run.root).resolved())
+    client = client_of(service)
+    for reply in (client.get("/readyz"), client.get("/healthz"), client.get("/v1/models"), client.get("/v1/items")):
+        assert (reply.status_code, reply.json()["type"], reply.headers["retry-after"]) == (503, "not-ready", "1")
+        assert reply.json()["detail"].startswith("this replica is starting or going down; try again")
+
+
+def test_a_failure_of_the_server_is_a_problem_without_its_secrets(tiny_run):
+    def fail(jobs: list[Job]) -> list[Exception]:
+        return [RuntimeError("secret path /srv/x")] * len(jobs)
+
+    arguments = AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH, max_pending=1).resolved()
+    service = Service(arguments, decode=fail)
+    asyncio.run(service.configure(arguments.live()))
+    reply = client_of(service).post("/v1/recommend", json={"history": ["item01"]})
+    assert (reply.status_code, reply.json()["type"]) == (500, "internal-error")
+    assert reply.json()["detail"] == "the server failed; its log says why"
+
+
+def test_a_body_that_does_not_arrive_is_a_problem():
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/healthz",
+        "headers": [(b"host", b"localhost")],
+    }
+    gate = Gate(None, KeyRing(""), Metrics("one", None), max_body_bytes=10, body_seconds=0.01)
+    asyncio.run(gate(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert b"the body did not arrive within 0.01 seconds" in sent[1]["body"]
