@@ -1,5 +1,6 @@
 """Why an item is recommended: the trusted interests it shares with the history."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,12 +56,19 @@ def shared_interests(
         history: places of the history's items in the indexed order.
         items: places of the recommended items.
     """
-    spans = [interests.keys[interests.offsets[item] : interests.offsets[item + 1]] for item in history]
-    wanted = np.unique(np.concatenate(spans)) if spans else np.zeros(0, int)
-    shared = []
-    for item in items:
-        rows = np.arange(interests.offsets[item], interests.offsets[item + 1])
-        rows = rows[np.isin(interests.keys[rows], wanted)]
-        _, first = np.unique(interests.keys[rows], return_index=True)
-        shared.append(interests.texts.take(pa.array(rows[np.sort(first)])).to_pylist())
-    return shared
+    wanted = interests.keys[_rows_of(interests, np.asarray(history, np.int64))[0]]
+    rows, owner = _rows_of(interests, np.asarray(items, np.int64))
+    shared = np.isin(interests.keys[rows], wanted)
+    rows, owner = rows[shared], owner[shared]
+    pair = owner * (int(interests.keys.max(initial=0)) + 1) + interests.keys[rows]
+    first = np.sort(np.unique(pair, return_index=True)[1])
+    texts = interests.texts.take(pa.array(rows[first])).to_pylist()
+    ends = np.searchsorted(owner[first], np.arange(len(items) + 1))
+    return [texts[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _rows_of(interests: ItemInterests, items: Int[np.ndarray, " M"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+    """Return the rows of all interests of some items, item by item, and which of the items each belongs to."""
+    starts, counts = interests.offsets[items], interests.offsets[items + 1] - interests.offsets[items]
+    owner = np.repeat(np.arange(len(items)), counts)
+    return np.arange(counts.sum()) + (starts - (counts.cumsum() - counts))[owner], owner

@@ -55,7 +55,7 @@ def store(tmp_path_factory, ray_local) -> Iterator[Store]:
     serve.shutdown()
 
 
-def _deploy(store: Store, models: dict[str, str], default: str = "main") -> None:
+def _deploy(store: Store, models: dict[str, str], default: str = "main", num_replicas: int = NUM_REPLICAS) -> None:
     """Deploy, or change a running deployment without restarting it; models are folders below the run."""
     arguments = AppArguments(
         models={name: VersionSettings(run_dir=f"{store.root}/{folder}") for name, folder in models.items()},
@@ -66,7 +66,7 @@ def _deploy(store: Store, models: dict[str, str], default: str = "main") -> None
         state_dir=f"{store.root}/state",
     )
     resolved = arguments.resolved()
-    deployment = Recommender.options(num_replicas=NUM_REPLICAS, user_config=resolved.live().model_dump())
+    deployment = Recommender.options(num_replicas=num_replicas, user_config=resolved.live().model_dump())
     serve.run(deployment.bind(resolved.fixed()), name="digr", route_prefix="/")
 
 
@@ -261,3 +261,14 @@ def test_the_client_prints_the_list_or_the_problem(store):
     bad = _client("recommend", "--history", "ghost")
     assert (bad.returncode, bad.stdout) == (1, "")
     assert 'not in the catalogue; leave them out, or send unknown="ignore": ghost' in bad.stderr
+
+
+def test_a_replica_that_is_taken_away_under_load_finishes_what_it_began(store):
+    with Clients() as clients:
+        clients.wait_for(lambda answers: len(answers) > 5)
+        _deploy(store, {"main": ""}, num_replicas=1)
+        _eventually(lambda: len(_replicas()) == 1)
+        asked = len(clients.answers)
+        clients.wait_for(lambda answers: len(answers) > asked + 20)
+    assert clients.errors == []
+    assert set(clients.statuses()) == {200}
