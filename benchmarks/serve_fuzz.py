@@ -154,9 +154,9 @@ def ask_in_process(run_dir: str, state_dir: str, beam_width: int = 50) -> tuple[
 
 
 def ask_over_http(url: str) -> tuple[dict[str, Any], Send, list[str]]:
-    """Ask a running server; an API key is taken from DIGR_KEY."""
+    """Ask a running server; an API key is taken from DIGR_API_KEY."""
     session = requests.Session()
-    if key := os.environ.get("DIGR_KEY"):
+    if key := os.environ.get("DIGR_API_KEY"):
         session.headers["Authorization"] = f"Bearer {key}"
 
     def send(request: requests.PreparedRequest) -> Answer:
