@@ -6,6 +6,7 @@ be a problem with its cause.
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import tempfile
@@ -74,40 +75,47 @@ def _wrong(answer: Answer) -> str | None:
 def _requests(
     document: dict[str, Any], item_ids: Sequence[str], num_requests: int, rng: random.Random
 ) -> Iterator[requests.PreparedRequest]:
-    """Make requests in turn for all routes, right and wrong ones."""
+    """Make requests in turn for all routes, right and wrong ones, in rounds: some routes have few ways to be asked."""
     import schemathesis
-    from hypothesis import HealthCheck, Phase, given, seed, settings
-    from hypothesis.errors import Unsatisfiable
     from schemathesis.core.result import Ok
 
     schema = schemathesis.openapi.from_dict(document)
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
-    modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
-    share = -(-num_requests // (len(operations) * len(modes)))
-    made: list[requests.PreparedRequest] = []
-    for operation in operations:
-        for mode in modes:
-
-            @seed(rng.getrandbits(32))
-            @settings(
-                max_examples=share, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
-            )
-            @given(case=operation.as_strategy(generation_mode=mode))
-            def collect(case: schemathesis.Case) -> None:
-                arguments = case.as_transport_kwargs(base_url="http://127.0.0.1")
-                if "json" in arguments and rng.random() < 0.5:
-                    arguments["json"] = _with_known(arguments["json"], item_ids, rng)
-                try:
-                    made.append(requests.Request(**arguments).prepare())
-                except (UnicodeError, ValueError):  # what no client could send
-                    return
-
-            try:
-                collect()
-            except Unsatisfiable:  # a route without parameters cannot be asked in a wrong way
-                continue
+    kinds = [(operation, mode) for operation in operations for mode in schemathesis.GenerationMode]
+    left = num_requests
+    while left:
+        for operation, mode in kinds:
+            made = _requests_of(operation, mode, left // len(kinds) + 1, item_ids, rng)[:left]
+            left -= len(made)
             yield from made
-            made.clear()
+
+
+def _requests_of(
+    operation: Any, mode: Any, count: int, item_ids: Sequence[str], rng: random.Random
+) -> list[requests.PreparedRequest]:
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+    from hypothesis.errors import Unsatisfiable
+
+    made: list[requests.PreparedRequest] = []
+
+    @seed(rng.getrandbits(32))
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def collect(case: Any) -> None:
+        put_known = rng.random() < 0.5
+        if put_known and "item_id" in (case.path_parameters or {}):
+            case.path_parameters["item_id"] = rng.choice(item_ids)
+        arguments = case.as_transport_kwargs(base_url="http://127.0.0.1")
+        if put_known and "json" in arguments:
+            arguments["json"] = _with_known(arguments["json"], item_ids, rng)
+        try:
+            made.append(requests.Request(**arguments).prepare())
+        except (UnicodeError, ValueError):  # what no client could send
+            return
+
+    with contextlib.suppress(Unsatisfiable):  # a route without parameters cannot be asked in a wrong way
+        collect()
+    return made
 
 
 def _with_known(value: Any, item_ids: Sequence[str], rng: random.Random) -> Any:

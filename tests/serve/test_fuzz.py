@@ -9,5 +9,5 @@ def test_no_request_made_from_the_openapi_document_gets_a_5xx(tiny_run, tmp_path
     document, send, item_ids = ask_in_process(tiny_run.root, str(tmp_path), BEAM_WIDTH)
     found = fuzz(document, send, item_ids, 52)
     assert found.failures == []
-    assert sum(found.statuses.values()) > 30
+    assert sum(found.statuses.values()) == 52
     assert {200, 422} <= set(found.statuses)
