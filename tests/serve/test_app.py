@@ -132,6 +132,7 @@ class Clients:
                     self.answers.append(client.post(f"{URL}/v1/recommend", json={"history": ["item01"], "k": 3}))
                 except httpx.HTTPError as error:
                     self.errors.append(repr(error))
+                self._end.wait(0.02)  # leaves some of the machine to the replicas
 
     def __enter__(self) -> "Clients":
         for thread in self._threads:
@@ -170,14 +171,14 @@ def test_a_version_is_loaded_promoted_and_rolled_back_under_load_without_a_faile
     with Clients() as clients:
         clients.wait_for(lambda answers: len(answers) > 5)
         _deploy(store, {"main": "", "next": "next"}, default="next")
-        clients.wait_for(lambda answers: _models(answers[-20:]) == ["next"] * 20)
+        clients.wait_for(lambda answers: _models(answers[-10:]) == ["next"] * 10)
         # the configuration gave the new default to all replicas; a promotion changes it back and forth
         assert httpx.post(f"{URL}/v1/models", json={"action": "promote", "model": "main"}, timeout=30).status_code == 200
-        clients.wait_for(lambda answers: _models(answers[-20:]) == ["main"] * 20)
+        clients.wait_for(lambda answers: _models(answers[-10:]) == ["main"] * 10)
         assert httpx.post(f"{URL}/v1/models", json={"action": "roll_back"}, timeout=30).status_code == 200
-        clients.wait_for(lambda answers: _models(answers[-20:]) == ["next"] * 20)
+        clients.wait_for(lambda answers: _models(answers[-10:]) == ["next"] * 10)
         _deploy(store, {"main": ""})
-        clients.wait_for(lambda answers: _models(answers[-20:]) == ["main"] * 20)
+        clients.wait_for(lambda answers: _models(answers[-10:]) == ["main"] * 10)
     assert clients.errors == []
     assert set(clients.statuses()) == {200}
 
