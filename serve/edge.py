@@ -9,6 +9,7 @@ the form of all other problems.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,8 +33,8 @@ def middlewares() -> list[Middleware]:
 class Edge:
     """ASGI middleware of the proxy."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, pauses_seconds: Sequence[float] = PAUSES_SECONDS) -> None:
+        self._app, self._pauses = app, pauses_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have a request answered, by another replica if the first one dies."""
@@ -41,7 +42,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         kept = _Kept(receive)
-        pauses = () if (scope["method"], scope["path"]) in ONCE else PAUSES_SECONDS
+        pauses = () if (scope["method"], scope["path"]) in ONCE else self._pauses
         for pause in (None, *pauses):
             if pause is not None:
                 if not kept.is_whole:

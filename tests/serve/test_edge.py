@@ -29,7 +29,7 @@ class Replicas:
 
 def _post(app, path: str = "/v1/recommend", content: bytes = b"hello") -> httpx.Response:
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app=Edge(app))
+        transport = httpx.ASGITransport(app=Edge(app, pauses_seconds=(0, 0, 0)))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             return await client.post(path, content=content)
 
