@@ -101,7 +101,8 @@ class _Gpt2Steps:
         self.model = lm.transformer
         self.num_heads = lm.config.num_attention_heads
         self.layers = [
-            (block.ln_1, block.ln_2, [(one.bias, one.weight) for one in _linear_layers(block)]) for block in self.model.h
+            (_norm_of(block.ln_1), _norm_of(block.ln_2), [(one.bias, one.weight) for one in _linear_layers(block)])
+            for block in self.model.h
         ]
         self.keys_values = list(past)
 
@@ -116,7 +117,9 @@ class _Gpt2Steps:
         state = functional.embedding(tokens, self.model.wte.weight) + functional.embedding(positions, self.model.wpe.weight)
         state, mask = state.flatten(0, 1), None if visible is None else additive_mask(visible, state.dtype)
         for layer, (norm_1, norm_2, (mix, out, up, down)) in enumerate(self.layers):
-            mixed = torch.addmm(mix[0], _norm(state, norm_1), mix[1]).view(num_rows, num_tokens, 3, self.num_heads, -1)
+            mixed = torch.addmm(mix[0], torch.layer_norm(state, *norm_1), mix[1]).view(
+                num_rows, num_tokens, 3, self.num_heads, -1
+            )
             query, keys, values = mixed.permute(2, 0, 3, 1, 4)
             if self.keys_values:
                 before = self.keys_values[layer]
@@ -128,14 +131,14 @@ class _Gpt2Steps:
                 mask, num_tokens = _mask_of(mask, wanted, keys), 1
             seen = functional.scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None)
             state = torch.addmm(out[0], seen.transpose(1, 2).reshape(state.shape), out[1]).add_(state)
-            wide = _tanh_gelu(torch.addmm(up[0], _norm(state, norm_2), up[1]))
+            wide = _tanh_gelu(torch.addmm(up[0], torch.layer_norm(state, *norm_2), up[1]))
             state = torch.addmm(down[0], wide, down[1]).add_(state)
         self.keys_values = behind
-        return _norm(state, self.model.ln_f).view(num_rows, num_tokens, -1)
+        return torch.layer_norm(state, *_norm_of(self.model.ln_f)).view(num_rows, num_tokens, -1)
 
 
-def _norm(state: Float[Tensor, "P D"], norm: nn.LayerNorm) -> Float[Tensor, "P D"]:
-    return torch.layer_norm(state, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+def _norm_of(norm: nn.LayerNorm) -> tuple[tuple[int, ...], Tensor, Tensor, float]:
+    return norm.normalized_shape, norm.weight, norm.bias, norm.eps
 
 
 def _tanh_gelu(x: Float[Tensor, "P E"]) -> Float[Tensor, "P E"]:
