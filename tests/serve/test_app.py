@@ -116,6 +116,21 @@ def test_items_come_with_titles_and_shared_interests(store):
         assert item["reasons"] == (["interest 0"] if shares else [])
 
 
+def test_an_openai_client_lists_models_and_completes_semantic_ids(store):
+    from openai import OpenAI, UnprocessableEntityError
+
+    client = OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["main"]
+    prompt = httpx.get(f"{URL}/v1/items/item03", timeout=30).json()["sid_text"]
+    reply = client.completions.create(model="main", prompt=prompt, n=2, temperature=0)
+    items = _ask(history=["item03"], k=2).json()["items"]
+    levels = "abc"
+    texts = ["".join(f"<{levels[level]}_{code}>" for level, code in enumerate(item["sid"])) for item in items]
+    assert [choice.text for choice in reply.choices] == texts
+    with pytest.raises(UnprocessableEntityError, match="must be whole semantic IDs"):
+        client.completions.create(model="main", prompt="hello")
+
+
 class Clients:
     """Ask for lists again and again until the block ends, from several threads, and keep every answer."""
 
