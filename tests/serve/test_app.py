@@ -127,8 +127,9 @@ def test_an_openai_client_lists_models_and_completes_semantic_ids(store):
     levels = "abc"
     texts = ["".join(f"<{levels[level]}_{code}>" for level, code in enumerate(item["sid"])) for item in items]
     assert [choice.text for choice in reply.choices] == texts
-    with pytest.raises(UnprocessableEntityError, match="must be whole semantic IDs"):
+    with pytest.raises(UnprocessableEntityError) as caught:
         client.completions.create(model="main", prompt="hello")
+    assert caught.value.response.json()["type"] == "invalid-prompt"
 
 
 class Clients:
