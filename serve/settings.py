@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from digr.artifacts import is_remote
 from serve.schemas import Contract, VersionName
 
 
@@ -22,7 +21,7 @@ class VersionSettings(Contract):
 
     def absolute(self) -> "VersionSettings":
         """Return the same with a full path: replicas have another working directory."""
-        return self if is_remote(self.run_dir) else self.model_copy(update={"run_dir": str(Path(self.run_dir).absolute())})
+        return self if "://" in self.run_dir else self.model_copy(update={"run_dir": str(Path(self.run_dir).absolute())})
 
 
 class LiveSettings(Contract):
@@ -84,7 +83,7 @@ class AppArguments(LiveSettings):
             raise ValueError("serve: no run to serve; pass run_dir=<folder of a trained run> or set DIGR_RUN_DIR")
         models = self.models or {"main": VersionSettings(run_dir=self.run_dir)}
         state_dir = self.state_dir
-        if not state_dir and not self.models and not is_remote(self.run_dir):
+        if not state_dir and not self.models and "://" not in self.run_dir:
             state_dir = f"{self.run_dir}/serving"
         return self.model_copy(
             update={
