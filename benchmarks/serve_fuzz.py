@@ -149,10 +149,10 @@ def ask_in_process(run_dir: str, state_dir: str, beam_width: int = 50) -> tuple[
     service = Service(AppArguments(run_dir=run_dir, state_dir=state_dir, beam_width=beam_width).resolved())
     asyncio.run(service.configure(service.arguments.live()))
     client = TestClient(build_api(service, KeyRing(str(keys_file))), base_url="http://127.0.0.1", raise_server_exceptions=False)
-    client.headers["Authorization"] = f"Bearer {key}"
 
     def send(request: requests.PreparedRequest) -> Answer:
-        headers = {name: str(value) for name, value in request.headers.items() if name.lower() != "content-length"}
+        kept = {name: str(value) for name, value in request.headers.items() if name.lower() != "content-length"}
+        headers = kept | {"Authorization": f"Bearer {key}"}
         body = request.body if isinstance(request.body, str | bytes) else None
         reply = client.request(request.method or "GET", request.url or "/", headers=headers, content=body)
         return Answer(reply.status_code, reply.headers.get("content-type", ""), reply.content)

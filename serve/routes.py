@@ -3,8 +3,9 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPBearer
 
 from serve import explorer
 from serve.browsing import find_item, search, show_item, show_level
@@ -30,7 +31,8 @@ from serve.schemas import (
 )
 from serve.service import Service
 
-router = APIRouter(responses=PROBLEMS)
+# the gate checks keys, before any body is read; this tells the OpenAPI document of them
+router = APIRouter(responses=PROBLEMS, dependencies=[Depends(HTTPBearer(auto_error=False, description="API key"))])
 
 Model = Annotated[VersionName | None, Query(description="Version to ask; the default one if not given.")]
 ItemPath = Annotated[ItemId, Path(description="Item id.")]
