@@ -37,6 +37,7 @@ def _write(root: Path, seed: int) -> VersionSettings:
 def serve_two_versions(folder: Path, keys_file: str = "") -> Iterator[str]:
     """Serve the versions `one` and `two`, which differ in their policies; yields the address."""
     models = {"one": _write(folder / "one", 3), "two": _write(folder / "two", 4)}
-    service = start_service(AppArguments(models=models, beam_width=BEAM_WIDTH))
+    arguments = AppArguments(models=models, beam_width=BEAM_WIDTH, state_dir=str(folder / "state"))
+    service = start_service(arguments)
     with serve_over_http(build_api(service, KeyRing(keys_file))) as url:
         yield url

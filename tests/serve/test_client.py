@@ -55,6 +55,26 @@ def test_models_lists_the_versions_with_the_default_one_marked(url, capsys):
     assert two.startswith("  two  policy_sft ")
 
 
+def test_models_changes_the_default_version_and_goes_back(url, capsys):
+    assert main(["--url", url, "models", "--promote", "two"]) == 0
+    assert [line[0] for line in capsys.readouterr().out.splitlines()] == [" ", "*"]
+    assert main(["--url", url, "models", "--roll-back"]) == 0
+    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["*", " "]
+    assert main(["--url", url, "models", "--promote", "three"]) == 1
+    assert "there is no model 'three'; loaded are one, two" in capsys.readouterr().err
+
+
+def test_add_puts_an_item_into_every_version(url, capsys):
+    words = ["--title", "A brass lamp", "--category", "lamps", "--price-usd", "9.5", "--interest", "warm light"]
+    assert main(["--url", url, "add", "lamp 1", *words]) == 0
+    added = dict(line.split("  ") for line in capsys.readouterr().out.splitlines())
+    assert main(["--url", url, "items", "--item", "lamp 1"]) == 0
+    item = json.loads(capsys.readouterr().out)
+    assert (item["title"], item["categories"], item["price_usd"]) == ("A brass lamp", ["lamps"], 9.5)
+    assert item["interests"] == ["warm light"]
+    assert added.keys() == {"one", "two"} and added["one"].split() == [str(code) for code in item["sid"]]
+
+
 def test_load_ends_with_one_line_of_json_and_tells_failures_by_its_status(url, capsys, tmp_path):
     assert main(["--url", url, "load", "--rate", "20", "--seconds", "1", "--k", "3"]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])

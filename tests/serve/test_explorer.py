@@ -242,6 +242,9 @@ def test_every_control_has_a_name_and_the_page_fits_narrow_screens(page, url, tm
 def test_text_stands_out_from_what_is_behind_it(page, url, scheme):
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     _open(page, url, "item05", "item06")
-    weak = page.js((Path(__file__).parent / "contrast.js").read_text())
+    contrast = (Path(__file__).parent / "contrast.js").read_text()
+    weak = page.js(contrast)
+    page.js("document.documentElement.style.setProperty('--muted', '#888')")
+    assert page.js(contrast) != []  # the check itself can fail
     page.call("Emulation.setEmulatedMedia", features=[])
     assert weak == []
