@@ -132,11 +132,29 @@ async function itemOrUnknown(itemId) {
   }
 }
 
+/** Decode a part of the address; one that is not encoded stands for itself. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 async function restore() {
   const [, ids] = location.hash.split("#items=");
   if (!ids) return showRecommendations();
-  const named = ids.split(",").map(decodeURIComponent);
-  return changeHistory(await Promise.all(named.slice(0, 200).map(itemOrUnknown)));
+  return changeHistory(await Promise.all(ids.split(",").slice(0, 200).map(decoded).map(itemOrUnknown)));
+}
+
+/** Read the history's items again, which another version may not have, or elsewhere in its tree. */
+async function restart() {
+  if (!state.items.length) return refresh();
+  try {
+    return changeHistory(await Promise.all(state.items.map((item) => itemOrUnknown(item.item_id))));
+  } catch (error) {
+    return byId("columns").replaceChildren(problemBox(error, restart));
+  }
 }
 
 /** Ask which versions there are, then show what the address or the fields say. */
@@ -162,7 +180,7 @@ async function begin() {
 
 setUpSearch({ add, model, say });
 byId("clear").addEventListener("click", () => { changeHistory([], "History cleared"); byId("search").focus(); });
-byId("model").addEventListener("change", () => (state.items.length ? changeHistory(state.items) : refresh()));
+byId("model").addEventListener("change", restart);
 byId("other").addEventListener("change", refresh);
 for (const choice of document.querySelectorAll('[name="mode"]')) choice.addEventListener("change", () => switchTo(choice.value === "user"));
 byId("by-user").addEventListener("submit", (event) => {

@@ -64,11 +64,11 @@ class Page:
         assert "exceptionDetails" not in found, f"{expression}: {found['exceptionDetails']}"
         return found["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 10) -> None:
+    def wait(self, expression: str, seconds: float = 20) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while not self.js(f"Boolean({expression})"):
-            assert time.monotonic() < end, f"not within {seconds} s: {expression}\n{self.js('document.body.innerText')}"
+            assert time.monotonic() < end, f"{self.js('document.body.innerText')}\nnot within {seconds} s: {expression}"
             time.sleep(0.02)
 
     def open(self, url: str) -> Self:

@@ -162,6 +162,17 @@ def test_two_versions_stand_side_by_side_with_their_differences_marked(page, url
     assert page.text("#overlap")[0].startswith(f"{both} item")
 
 
+def test_an_address_may_name_anything_and_what_is_unknown_is_left_out(page, url):
+    page.open("about:blank")
+    _open(page, url, "item05", "%zz", "a%2Cb")
+    assert page.js("[...document.querySelectorAll('#history li')].map((row) => row.dataset.item)") == ["item05", "%zz", "a,b"]
+    assert page.text(".notice") == ["Left out, not in the catalogue: %zz, a,b"]
+    assert _shown(page) == [item["item_id"] for item in _listed(url, history=["item05"])]
+    page.choose("#model", "two")
+    expected = [item["item_id"] for item in _listed(url, history=["item05"], model="two")]
+    page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
+
+
 def test_users_and_the_unknown_get_lists_that_say_where_they_come_from(page, url):
     page.click("[name=mode][value=user]")
     page.click("#user")
