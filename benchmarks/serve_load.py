@@ -4,8 +4,8 @@ Serves the finished run that the environment variable DIGR_RUN names, on this ma
 run's test histories with reasons, k = 10. In this order: the capacity (32 requests under way at any time); an open loop at 70 %
 of it, without a single error; one at 3 times the capacity, in which nothing may come but successes and 429s that say when to come
 again, with answers as before within 5 s after it; as many requests as make 100,000 in all, over which the replica's memory may
-grow by at most 5 %; the other policy of the run loaded and made the default under load, then back, without a failed request; and
-one of two replicas killed under load, where a client that tries once more loses none.
+grow by at most 5 %; at a quarter of the capacity, the other policy of the run loaded and made the default, then back, without a
+failed request; and at the same rate one of two replicas killed, where a client that tries once more loses none.
 The ratio is the number of these bars that do not hold.
 """
 
@@ -25,7 +25,8 @@ from serve.load import Load, Summary, send_load
 from serve.settings import AppArguments, LiveSettings
 
 CONCURRENCY = 32
-SHARE, OVERLOAD = 0.7, 3.0
+SHARE, OVERLOAD, CHANGE_SHARE = 0.7, 3.0, 0.25
+"""Rates as shares of the capacity."""
 MAX_GROWTH, MAX_RECOVERY_SECONDS = 0.05, 5.0
 UNKNOWN_USER = b'{"user_id": "nobody", "k": 10}'
 """Answered by popularity, without the decoder: every second request of the memory's measurement, so that it ends in time."""
@@ -64,9 +65,9 @@ def measure(quick: bool) -> Measurement:
         figures |= _fill(url, bodies, plan.requests - sustained.sent - overload.sent)
         after = _rss(served)
         figures |= {"rss_before_mib": before, "rss_after_mib": after, "rss_growth_rate": round(after / before - 1, 4)}
-        swap, answered = _swap(served, LiveSettings(models=offered), bodies, SHARE * capacity, plan.change_seconds, rng)
+        swap, answered = _swap(served, LiveSettings(models=offered), bodies, CHANGE_SHARE * capacity, plan.change_seconds, rng)
         figures |= _told("swap", swap) | {"swap_default_versions": answered}
-        kill = _kill(served, LiveSettings(models=first), bodies, SHARE * capacity, plan.change_seconds, rng)
+        kill = _kill(served, LiveSettings(models=first), bodies, CHANGE_SHARE * capacity, plan.change_seconds, rng)
         figures |= _told("kill", kill) | {"kill_retried": kill.retried}
     broken = _broken(figures, sustained, overload, swap, kill)
     return Measurement(figures | {"broken_bars": broken}, ratio=len(broken), bar=0)
@@ -169,7 +170,7 @@ def _swap(
     promote = (0.6 * seconds, lambda: change({"action": "promote", "model": other}))
     roll_back = (0.8 * seconds, lambda: change({"action": "roll_back"}))
     with _beside(load, promote, roll_back):
-        summary = _send(f"{served.url}/v1/recommend", bodies, 0.7 * rate, seconds, rng)
+        summary = _send(f"{served.url}/v1/recommend", bodies, rate, seconds, rng)
     print(f"swap: defaults {seen}", flush=True)
     return summary, seen
 
@@ -185,7 +186,7 @@ def _kill(
     served.deploy(live, num_replicas=2)
     victim = served.replicas()[0]
     with _beside((0.3 * seconds, victim.kill)):
-        return _send(f"{served.url}/v1/recommend", bodies, 0.5 * rate, seconds, rng, retries=1)
+        return _send(f"{served.url}/v1/recommend", bodies, rate, seconds, rng, retries=1)
 
 
 if __name__ == "__main__":
