@@ -10,12 +10,15 @@ log-probabilities differ by less than 1e-4.
 import asyncio
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import aiohttp
 import httpx
 import numpy as np
 import pyarrow as pa
+import torch
 
 from benchmarks.harness import Measurement, main
 from benchmarks.serving import Served, bodies_of, finished_run, serving, test_histories, versions
@@ -89,7 +92,9 @@ async def _ask_all(url: str, bodies: list[bytes]) -> list[dict[str, Any]]:
 
 
 def compare_times(store: Store, name: str, width: int, served: Served, histories: pa.Table) -> dict[str, float]:
-    """Time the decoder, the empty route and the whole request in turn, for each history; medians and 95th percentiles, ms."""
+    """Time the decoder, the empty route and the whole request for each history, in random order; p50 and p95, ms."""
+    rng = np.random.default_rng(0)
+    torch.set_num_threads(1)  # as many as Ray gives a replica of one CPU
     trie = load_trie(store)
     texts = sid_texts(trie.codes.numpy())
     places = {item: place for place, item in enumerate(trie.item_ids.to_pylist())}
@@ -101,16 +106,17 @@ def compare_times(store: Store, name: str, width: int, served: Served, histories
     times: dict[str, list[float]] = {"decoder": [], "empty_route": [], "request": []}
     with httpx.Client(timeout=30, headers={"Content-Type": "application/json"}) as client:
         for number, (prompt, body) in enumerate(zip(prompts, bodies_of(histories, k=K), strict=True)):
-            begin = time.perf_counter()
-            recommend(policy, trie, [prompt], width, width)
-            decoded = time.perf_counter()
-            client.get(f"{served.url}/healthz").raise_for_status()
-            routed = time.perf_counter()
-            client.post(f"{served.url}/v1/recommend", content=body).raise_for_status()
-            if number >= 10:  # the first ones warm up
-                moments = 1000 * np.diff([begin, decoded, routed, time.perf_counter()])
-                for part, value in zip(times, moments.tolist(), strict=True):
-                    times[part].append(value)
+            work: dict[str, Callable[[], Any]] = {
+                "decoder": partial(recommend, policy, trie, [prompt], width, width),
+                "empty_route": partial(client.get, f"{served.url}/healthz"),
+                "request": partial(client.post, f"{served.url}/v1/recommend", content=body),
+            }
+            for part in rng.permutation(list(work)).tolist():  # each comes after each of the others
+                start = time.perf_counter()
+                found = work[part]()
+                if number >= 10:  # the first ones warm up
+                    times[part].append(1000 * (time.perf_counter() - start))
+                assert part == "decoder" or found.status_code == 200, found.text
     figures = {f"{part}_p50_ms": round(float(np.median(values)), 2) for part, values in times.items()}
     return figures | {f"{part}_p95_ms": round(float(np.percentile(values, 95)), 2) for part, values in times.items()}
 
