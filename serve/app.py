@@ -15,8 +15,8 @@ from serve.settings import AppArguments, LiveSettings
 
 
 @serve.deployment(
-    max_ongoing_requests=64,  # what is more waits in the proxy, and what is more than that it refuses at no cost to a replica
-    max_queued_requests=32,
+    max_ongoing_requests=128,  # what is more waits in the proxy, and what is more than that it refuses at no cost to a replica
+    max_queued_requests=64,
     backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
     graceful_shutdown_wait_loop_s=0.5,
     graceful_shutdown_timeout_s=30,

@@ -60,7 +60,7 @@ class AppArguments(LiveSettings):
     """PyTorch threads of a replica on CPU; 0 leaves PyTorch's own choice."""
     deadline_seconds: float = Field(10.0, gt=0, le=600)
     """A request that has no answer by then gets a problem (504)."""
-    max_pending: int = Field(64, ge=1, le=100_000)
+    max_pending: int = Field(128, ge=1, le=100_000)
     """Requests that wait or are decoded in a replica; one more gets a problem (429) with Retry-After."""
     max_body_bytes: int = Field(1_000_000, ge=1000)
     """Largest body of a request."""
