@@ -18,13 +18,14 @@ import psutil
 import pyarrow as pa
 import pytest
 from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.policy.beam import recommend
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import load_trie
-from serve.app import Recommender
 from serve.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, MAX_HISTORY, write_run
@@ -51,6 +52,7 @@ def store(tmp_path_factory, ray_local) -> Iterator[Store]:
     write_run(f"{store.root}/next", seed=7)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     _deploy(store, {"main": ""})
+    _eventually(lambda: httpx.get(f"{URL}/readyz", timeout=30).status_code == 200 and len(_replicas()) == NUM_REPLICAS, 240)
     yield store
     serve.shutdown()
 
@@ -65,9 +67,11 @@ def _deploy(store: Store, models: dict[str, str], default: str = "main", num_rep
         max_pending=MAX_PENDING,
         state_dir=f"{store.root}/state",
     )
-    resolved = arguments.resolved()
-    deployment = Recommender.options(num_replicas=num_replicas, user_config=resolved.live().model_dump())
-    serve.run(deployment.bind(resolved.fixed()), name="digr", route_prefix="/")
+    deployment = {"name": "Recommender", "num_replicas": num_replicas, "user_config": arguments.resolved().live().model_dump()}
+    fixed = arguments.model_copy(update={"models": {}, "default_model": None, "run_dir": store.root}).model_dump()
+    config = {"name": "digr", "route_prefix": "/", "import_path": "serve.app:app", "args": fixed, "deployments": [deployment]}
+    # what `serve deploy` does; serve.run would start new replicas at every call
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [config]}))
 
 
 def _ask(**body) -> httpx.Response:
@@ -184,6 +188,7 @@ def _models(answers: list[httpx.Response]) -> list[str]:
 
 
 def test_a_version_is_loaded_promoted_and_rolled_back_under_load_without_a_failed_request(store):
+    replicas = {one.pid for one in _replicas()}
     with Clients() as clients:
         clients.wait_for(lambda answers: len(answers) > 5)
         _deploy(store, {"main": "", "next": "next"}, default="next")
@@ -197,6 +202,7 @@ def test_a_version_is_loaded_promoted_and_rolled_back_under_load_without_a_faile
         clients.wait_for(lambda answers: _models(answers[-10:]) == ["main"] * 10)
     assert clients.errors == []
     assert set(clients.statuses()) == {200}
+    assert {one.pid for one in _replicas()} == replicas  # none was restarted
 
 
 def _replicas() -> list[psutil.Process]:
