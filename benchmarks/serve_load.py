@@ -1,31 +1,26 @@
-"""The endpoint under load: what it carries, what it refuses, and what it survives.
+"""The endpoint under load: what it carries and what it refuses.
 
 Serves the finished run that the environment variable DIGR_RUN names, on this machine, which also makes the load. Requests are the
 run's test histories with reasons, k = 10. In this order: the capacity (32 requests under way at any time); an open loop at 70 %
 of it, without a single error; one at 3 times the capacity, in which nothing may come but successes and 429s that say when to come
-again, with answers as before within 5 s after it; as many requests as make 100,000 in all, over which the replica's memory may
-grow by at most 5 %; at a quarter of the capacity, the other policy of the run loaded and made the default, then back, without a
-failed request; and at the same rate one of two replicas killed, where a client that tries once more loses none.
-The ratio is the number of these bars that do not hold.
+again, with answers as before within 5 s after it; and as many requests as make 100,000 in all, over which the replica's memory
+may grow by at most 5 %. The ratio is the number of these bars that do not hold.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
 
 from benchmarks.harness import Measurement, main
-from benchmarks.serving import Served, bodies_of, closed_loop, finished_run, serving, test_histories, versions
+from benchmarks.serving import Served, bodies_of, closed_loop, finished_run, serving, test_histories, told, versions
 from serve.load import Load, Summary, send_load
-from serve.settings import AppArguments, LiveSettings
+from serve.settings import AppArguments
 
 CONCURRENCY = 32
-SHARE, OVERLOAD, CHANGE_SHARE = 0.7, 3.0, 0.25
+SHARE, OVERLOAD = 0.7, 3.0
 """Rates as shares of the capacity."""
 MAX_GROWTH, MAX_RECOVERY_SECONDS = 0.05, 5.0
 UNKNOWN_USER = b'{"user_id": "nobody", "k": 10}'
@@ -39,17 +34,15 @@ class Plan(NamedTuple):
     sustained_seconds: float = 300
     overload_seconds: float = 60
     requests: int = 100_000
-    change_seconds: float = 40
 
 
-QUICK = Plan(4, 6, 3, 1500, 12)
+QUICK = Plan(4, 6, 3, 1500)
 
 
 def measure(quick: bool) -> Measurement:
     """Run all parts; the quick form takes seconds for each and 1,500 requests."""
     plan, store, rng = QUICK if quick else Plan(), finished_run(), np.random.default_rng(0)
-    offered = versions(store)
-    first = dict([next(iter(offered.items()))])
+    first = dict([next(iter(versions(store).items()))])
     bodies = bodies_of(test_histories(store, 1000, rng), k=10)
     with serving(AppArguments(models=first)) as served:
         url = f"{served.url}/v1/recommend"
@@ -59,46 +52,25 @@ def measure(quick: bool) -> Measurement:
         figures: dict[str, Any] = {"capacity_per_second": round(capacity, 1)}
         before = _rss(served)
         sustained = _send(url, bodies, SHARE * capacity, plan.sustained_seconds, rng)
-        figures |= _told("sustained", sustained)
+        figures |= told("sustained", sustained)
         overload, recovery = asyncio.run(_overload(url, bodies, OVERLOAD * capacity, plan.overload_seconds, rng))
-        figures |= _told("overload", overload) | {"recovery_seconds": recovery}
+        figures |= told("overload", overload) | {"recovery_seconds": recovery}
         figures |= _fill(url, bodies, plan.requests - sustained.sent - overload.sent)
         after = _rss(served)
         figures |= {"rss_before_mib": before, "rss_after_mib": after, "rss_growth_rate": round(after / before - 1, 4)}
-        swap, answered = _swap(served, LiveSettings(models=offered), bodies, CHANGE_SHARE * capacity, plan.change_seconds, rng)
-        figures |= _told("swap", swap) | {"swap_default_versions": answered}
-        kill = _kill(served, LiveSettings(models=first), bodies, CHANGE_SHARE * capacity, plan.change_seconds, rng)
-        figures |= _told("kill", kill) | {"kill_retried": kill.retried}
-    broken = _broken(figures, sustained, overload, swap, kill)
+    broken = _broken(figures, sustained, overload)
     return Measurement(figures | {"broken_bars": broken}, ratio=len(broken), bar=0)
 
 
-def _broken(figures: dict[str, Any], sustained: Summary, overload: Summary, swap: Summary, kill: Summary) -> list[str]:
+def _broken(figures: dict[str, Any], sustained: Summary, overload: Summary) -> list[str]:
     """Name the bars that do not hold."""
     holds = {
         "sustained load without errors": not sustained.failures,
         "overload with nothing but 429s": all(kind.startswith("429") for kind in overload.failures) and overload.ok > 0,
         "recovery": figures["recovery_seconds"] <= MAX_RECOVERY_SECONDS,
         "flat memory": figures["rss_growth_rate"] <= MAX_GROWTH and set(figures["memory_statuses"]) == {"200"},
-        "swap without failures": not swap.failures and len(figures["swap_default_versions"]) > 1,
-        "killed replica loses no request": not kill.failures,
     }
     return [name for name, held in holds.items() if not held]
-
-
-def _told(part: str, summary: Summary) -> dict[str, Any]:
-    latency = summary.latency_seconds or {}
-    figures = {
-        "rate": summary.offered_rate,
-        "sent": summary.sent,
-        "ok": summary.ok,
-        "failures": summary.failures,
-        "p50_ms": round(1000 * latency.get("p50", float("nan")), 1),
-        "p99_ms": round(1000 * latency.get("p99", float("nan")), 1),
-        "generator_late_p99_ms": round(1000 * summary.late_p99_seconds, 1),
-    }
-    print(f"{part}: {figures}", flush=True)
-    return {f"{part}_{name}": value for name, value in figures.items()}
 
 
 def _rss(served: Served) -> float:
@@ -107,8 +79,8 @@ def _rss(served: Served) -> float:
     return round(replica.memory_info().rss / 2**20, 1)
 
 
-def _send(url: str, bodies: list[bytes], rate: float, seconds: float, rng: np.random.Generator, retries: int = 0) -> Summary:
-    return asyncio.run(send_load(Load(url, bodies, rate, seconds, retries=retries), rng))
+def _send(url: str, bodies: list[bytes], rate: float, seconds: float, rng: np.random.Generator) -> Summary:
+    return asyncio.run(send_load(Load(url, bodies, rate, seconds), rng))
 
 
 async def _overload(
@@ -137,56 +109,6 @@ def _fill(url: str, bodies: list[bytes], requests: int) -> dict[str, Any]:
     print(f"memory: {dict(found.statuses)} in {found.seconds:.0f} s", flush=True)
     statuses = {str(status): number for status, number in found.statuses.items()} or {"200": 0}
     return {"memory_statuses": statuses, "memory_seconds": round(found.seconds, 1)}
-
-
-@contextmanager
-def _beside(*steps: tuple[float, Callable[[], Any]]) -> Iterator[None]:
-    """Do each step at its time, seconds from now, beside what is done in the block."""
-
-    def run() -> None:
-        start = time.perf_counter()
-        for at, step in steps:
-            time.sleep(max(0.0, start + at - time.perf_counter()))
-            step()
-
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(run)
-        yield
-        done.result()
-
-
-def _swap(
-    served: Served, live: LiveSettings, bodies: list[bytes], rate: float, seconds: float, rng: np.random.Generator
-) -> tuple[Summary, list[str]]:
-    """Load another version, make it the default and go back under load; also returns the defaults that were seen."""
-    seen = [_default(served)]
-    other = next((name for name in live.models if name != seen[0]), seen[0])
-
-    def change(body: dict[str, str]) -> None:
-        httpx.post(f"{served.url}/v1/models", json=body, timeout=60).raise_for_status()
-        seen.append(_default(served))
-
-    load = (0.1 * seconds, lambda: served.deploy(live))
-    promote = (0.6 * seconds, lambda: change({"action": "promote", "model": other}))
-    roll_back = (0.8 * seconds, lambda: change({"action": "roll_back"}))
-    with _beside(load, promote, roll_back):
-        summary = _send(f"{served.url}/v1/recommend", bodies, rate, seconds, rng)
-    print(f"swap: defaults {seen}", flush=True)
-    return summary, seen
-
-
-def _default(served: Served) -> str:
-    return httpx.get(f"{served.url}/healthz", timeout=60).raise_for_status().json()["model"]
-
-
-def _kill(
-    served: Served, live: LiveSettings, bodies: list[bytes], rate: float, seconds: float, rng: np.random.Generator
-) -> Summary:
-    """Kill one of two replicas under load, for a client that tries once more where it may."""
-    served.deploy(live, num_replicas=2)
-    victim = served.replicas()[0]
-    with _beside((0.3 * seconds, victim.kill)):
-        return _send(f"{served.url}/v1/recommend", bodies, rate, seconds, rng, retries=1)
 
 
 if __name__ == "__main__":

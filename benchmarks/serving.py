@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from digr import artifacts
 from digr.artifacts import Store
+from serve.load import Summary
 from serve.schemas import RecommendRequest
 from serve.settings import AppArguments, LiveSettings, VersionSettings
 
@@ -43,7 +44,8 @@ class Served(NamedTuple):
 
         from serve.app import Recommender
 
-        changed = Recommender.options(user_config=live.model_dump(), num_replicas=num_replicas)  # type: ignore[attr-defined]
+        # Ray Serve restarts the replicas of a deployment whose version differs, and makes one up where none is given
+        changed = Recommender.options(version="1", user_config=live.model_dump(), num_replicas=num_replicas)  # type: ignore[attr-defined]
         serve.run(changed.bind(self.arguments), name="digr", route_prefix="/")
 
 
@@ -143,3 +145,19 @@ async def closed_loop(
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as session:
         await asyncio.gather(*(one(session) for _ in range(concurrency)))
     return Closed(statuses, time.perf_counter() - start)
+
+
+def told(part: str, summary: Summary) -> dict[str, Any]:
+    """Print what became of a load, and return it as figures."""
+    latency = summary.latency_seconds or {}
+    figures = {
+        "rate": summary.offered_rate,
+        "sent": summary.sent,
+        "ok": summary.ok,
+        "failures": summary.failures,
+        "p50_ms": round(1000 * latency.get("p50", float("nan")), 1),
+        "p99_ms": round(1000 * latency.get("p99", float("nan")), 1),
+        "generator_late_p99_ms": round(1000 * summary.late_p99_seconds, 1),
+    }
+    print(f"{part}: {figures}", flush=True)
+    return {f"{part}_{name}": value for name, value in figures.items()}
