@@ -44,8 +44,9 @@ class Served(NamedTuple):
 
         from serve.app import Recommender
 
-        # Ray Serve restarts the replicas of a deployment whose version differs, and makes one up where none is given
-        changed = Recommender.options(version="1", user_config=live.model_dump(), num_replicas=num_replicas)  # type: ignore[attr-defined]
+        changed = Recommender.options(user_config=live.model_dump(), num_replicas=num_replicas)  # type: ignore[attr-defined]
+        # `serve deploy` keeps replicas whose code and arguments stay; `serve.run` makes up a new version each time, unless
+        changed._version = "1"
         serve.run(changed.bind(self.arguments), name="digr", route_prefix="/")
 
 
