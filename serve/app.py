@@ -15,8 +15,9 @@ from serve.settings import AppArguments, LiveSettings
 
 
 @serve.deployment(
-    max_ongoing_requests=128,  # what is more waits in the proxy, and what is more than that it refuses at no cost to a replica
-    max_queued_requests=64,
+    # far above max_pending, which bounds the line in a replica: what waits in Ray Serve's router is routed late
+    max_ongoing_requests=1000,
+    max_queued_requests=1000,
     backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
     graceful_shutdown_wait_loop_s=0.5,
     graceful_shutdown_timeout_s=30,

@@ -9,12 +9,13 @@ the form of all other problems.
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.problems import MEDIA_TYPE, ProblemError, deadline_passed, not_ready, overloaded
+from serve.problems import LINE_IS_FULL, MEDIA_TYPE, ProblemError, deadline_passed, not_ready, overloaded
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ MAX_BODY_BYTES = 1_000_000
 """A larger body is not kept, so its request is not asked again."""
 PAUSES_SECONDS = (0.0, 0.2, 1.0)
 """Before each time of asking again."""
+FULL_SECONDS = 0.1
+"""How long lists are refused here after a replica said that its line is full: refusing in a replica costs it time to decode."""
+LISTS = ("/v1/recommend", "/recommend", "/v1/completions")
 ONCE = frozenset({("POST", "/v1/models")})
 
 
@@ -35,11 +39,15 @@ class Edge:
 
     def __init__(self, app: ASGIApp, pauses_seconds: Sequence[float] = PAUSES_SECONDS) -> None:
         self._app, self._pauses = app, pauses_seconds
+        self._full_until = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have a request answered, by another replica if the first one dies."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if scope["path"].startswith(LISTS) and time.monotonic() < self._full_until:
+            await overloaded(None).response()(scope, receive, send)
             return
         kept = _Kept(receive)
         pauses = () if (scope["method"], scope["path"]) in ONCE else self._pauses
@@ -54,6 +62,8 @@ class Edge:
                 await self._app(dict(scope), kept.again(), answer)
             except RuntimeError:
                 logger.exception("%s %s: the proxy failed", scope["method"], scope["path"])
+            if answer.is_full:
+                self._full_until = time.monotonic() + FULL_SECONDS
             if answer.is_begun or kept.is_gone:
                 return
         await not_ready().response()(scope, receive, send)
@@ -101,11 +111,15 @@ class _Answer:
         self._send = send
         self._problem: ProblemError | None = None
         self.is_begun = False
+        self.is_full = False
+        """Whether the answer is that too many wait."""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.is_begun = True
             self._problem = _refusal(message)
+            names = {name.lower() for name, _ in message["headers"]}
+            self.is_full = message["status"] == 429 and (self._problem is not None or LINE_IS_FULL.lower().encode() in names)
             if self._problem is not None:
                 response = self._problem.response()
                 message = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}

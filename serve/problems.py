@@ -11,6 +11,8 @@ from starlette.exceptions import HTTPException
 from serve.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
+LINE_IS_FULL = "Digr-Line-Is-Full"
+"""Header that tells serve.edge of a full line from a key that used up its rate."""
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Problem, "description": "The request cannot be answered", "content": {MEDIA_TYPE: {}}},
@@ -147,7 +149,7 @@ def overloaded(pending: int | None) -> ProblemError:
     """Say that the line is full."""
     waiting = "too many lists wait" if pending is None else f"{pending} lists wait"
     detail = f"{waiting} already; try again after the time of Retry-After"
-    return ProblemError("overloaded", 429, "Too busy", detail, headers={"Retry-After": "1"})
+    return ProblemError("overloaded", 429, "Too busy", detail, headers={"Retry-After": "1", LINE_IS_FULL: "1"})
 
 
 def rate_limited(name: str, seconds: float) -> ProblemError:

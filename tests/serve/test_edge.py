@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from serve.edge import Edge
+from serve.problems import overloaded, rate_limited
 
 
 class Replicas:
@@ -83,3 +84,39 @@ def test_problems_of_a_replica_pass_as_they_are():
     content = b'{"type": "overloaded"}'
     reply = _post(Replicas(answer=(429, b"application/problem+json", content)))
     assert (reply.status_code, reply.content) == (429, content)
+
+
+def test_after_a_full_line_lists_are_refused_for_a_moment_without_asking_a_replica():
+    class Full:
+        asked = 0
+
+        async def __call__(self, scope, receive, send) -> None:
+            self.asked += 1
+            await overloaded(64).response()(scope, receive, send)
+
+    async def ask(paths: list[str], app: Full) -> list[int]:
+        edge = Edge(app)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=edge), base_url="http://x") as client:
+            return [(await client.post(path)).status_code for path in paths]
+
+    full = Full()
+    assert asyncio.run(ask(["/v1/recommend", "/v1/recommend", "/v1/recommend/batch", "/v1/items"], full)) == [429] * 4
+    assert full.asked == 2  # the first list, and the route that makes no list
+
+
+def test_a_key_that_used_up_its_rate_stops_nobody_else():
+    class Limited:
+        asked = 0
+
+        async def __call__(self, scope, receive, send) -> None:
+            self.asked += 1
+            await rate_limited("one", 3).response()(scope, receive, send)
+
+    async def ask(app: Limited) -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=Edge(app)), base_url="http://x") as client:
+            for _ in range(3):
+                await client.post("/v1/recommend")
+
+    limited = Limited()
+    asyncio.run(ask(limited))
+    assert limited.asked == 3

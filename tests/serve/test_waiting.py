@@ -47,7 +47,7 @@ def test_one_more_than_may_wait_is_told_to_come_again():
         await asyncio.sleep(0)
         with pytest.raises(ProblemError, match="2 lists wait already; try again after the time of Retry-After") as caught:
             await line.decode(_jobs(line, "c", "d"))
-        assert (caught.value.problem.status, caught.value.headers) == (429, {"Retry-After": "1"})
+        assert (caught.value.problem.status, caught.value.headers) == (429, {"Retry-After": "1", "Digr-Line-Is-Full": "1"})
         last = asyncio.ensure_future(line.decode(_jobs(line, "e")))
         await asyncio.sleep(0)
         decoder.go.set()
