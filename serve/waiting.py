@@ -68,6 +68,8 @@ class Line:
             began = time.perf_counter()
             try:
                 found = await asyncio.to_thread(self._decode, [job for job, _ in batch])
+            except Exception as error:  # noqa: BLE001 (handed to each request that waits for it; the line goes on)
+                found = [error] * len(batch)
             finally:
                 self._count(-len(batch))
             self._metrics.batch_size.observe(len(batch))

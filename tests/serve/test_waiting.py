@@ -90,6 +90,21 @@ def test_a_late_answer_is_a_problem_and_its_place_in_the_line_is_free_only_when_
     asyncio.run(run())
 
 
+def test_a_decoder_that_fails_fails_its_batch_at_once_and_the_line_goes_on():
+    def fail_once(jobs: list[Job]) -> list[Recommendation | Exception]:
+        if jobs[0].prompt == "bad":
+            raise IndexError("out of range")
+        return [Recommendation([job.prompt], [0.0], None) for job in jobs]
+
+    async def run() -> None:
+        line = _line(fail_once, seconds=60.0)
+        with pytest.raises(IndexError, match="out of range"):
+            await line.decode(_jobs(line, "bad"))
+        assert [one.item_ids for one in await line.decode(_jobs(line, "a"))] == [["a"]]
+
+    asyncio.run(run())
+
+
 def test_a_request_that_goes_away_is_not_decoded():
     async def run() -> None:
         decoder = Decoder()
