@@ -55,10 +55,10 @@ test: test-setup
 	@$(MAKE) --no-print-directory test-default test-engines
 
 test-default:
-	$(PYTEST) -m "not ray and not vllm"
+	$(PYTEST) -m "not ray and not vllm and not browser"
 
 test-engines:
-	$(PYTEST) -m "ray or vllm"
+	$(PYTEST) -m "ray or vllm or browser"
 
 check: test-setup
 	$(VENV)/bin/ruff check .
