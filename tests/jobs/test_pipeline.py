@@ -66,7 +66,8 @@ SHOP = [
     "policy.hidden_dim=64",
     "policy.num_layers=2",
     "sft.epochs=10",
-    "grpo.steps=40",
+    "grpo.steps=20",
+    "grpo.eval_every_steps=10",
     "grpo.prompts_per_step=32",
     "grpo.group_size=8",
 ]
