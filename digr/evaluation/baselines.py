@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from digr.data.ids import IdIndex, build_id_index
+from digr.data.sequences import with_first_rows
 from digr.evaluation.metrics import Examples, target_ranks, target_slices
 
 BASELINES = {"popularity": 0, "transition_counts": 1, "transition_counts_history": 1000}
@@ -47,13 +48,7 @@ def count_training(
     num = len(items)
     frequency = np.zeros(num, np.int64)
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    previous_user = None
-    for batch in batches:
-        if not len(batch):
-            continue
-        users = batch["user_id"].to_numpy(zero_copy_only=False)
-        first = np.concatenate([[users[0] != previous_user], users[1:] != users[:-1]])
-        previous_user = users[-1]
+    for batch, first in with_first_rows(batches):
         targets = items.find_all(batch["target"], where)
         flat, rows = _flat_histories(batch["history"], items, where)
         frequency += np.bincount(targets, minlength=num) + np.bincount(flat[first[rows]], minlength=num)

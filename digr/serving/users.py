@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from digr.data.ids import IdIndex, build_id_index
+from digr.data.sequences import with_first_rows
 
 
 class UserHistories(NamedTuple):
@@ -55,13 +56,8 @@ def count_interactions(batches: Iterable[pa.RecordBatch], items: IdIndex) -> Int
     Args:
         batches: columns user_id, history and target.
     """
-    counts, previous = np.zeros(len(items), np.int64), None
-    for batch in batches:
-        if not len(batch):
-            continue
-        users = batch["user_id"].to_numpy(zero_copy_only=False)
-        first = np.concatenate([[users[0] != previous], users[1:] != users[:-1]])
-        previous = users[-1]
+    counts = np.zeros(len(items), np.int64)
+    for batch, first in with_first_rows(batches):
         begun = pc.filter(batch["history"], pa.array(first)).flatten()
         places = np.concatenate([items.find(batch["target"]), items.find(begun)])
         counts += np.bincount(places[places >= 0], minlength=len(items))
