@@ -30,7 +30,10 @@ class Sequences(NamedTuple):
 def with_first_rows(
     batches: Iterable[pa.RecordBatch | pa.Table],
 ) -> Iterator[tuple[pa.RecordBatch | pa.Table, Bool[np.ndarray, " B"]]]:
-    """Give each batch that has rows, with those marked in which a user begins; a user's rows follow each other, over batches too."""
+    """Give each batch that has rows, with those marked in which a user begins.
+
+    A user's rows must follow each other, over batches too.
+    """
     previous = None
     for batch in batches:
         if len(batch):
