@@ -1,9 +1,13 @@
 """Images of the catalogue's own items, decoded and written again as small PNGs: no byte of a file goes out as it is."""
 
+import logging
+
 from botocore.exceptions import BotoCoreError, ClientError
 
 from digr.interests.images import open_clients, read_bytes, small_png
 from serve.problems import ProblemError
+
+logger = logging.getLogger(__name__)
 
 
 def item_image(item_id: str, uri: str | None, max_bytes: int, max_side: int) -> bytes:
@@ -20,6 +24,7 @@ def item_image(item_id: str, uri: str | None, max_bytes: int, max_side: int) -> 
     try:
         with open_clients([uri]) as clients:
             return small_png(read_bytes(uri, max_bytes, clients), max_side)
-    except (OSError, ValueError, BotoCoreError, ClientError):
+    except (OSError, ValueError, BotoCoreError, ClientError) as error:
+        logger.warning("image of item %r: %s", item_id, error)
         detail = f"the image of item {item_id!r} cannot be read; see image_uri in the run's items"
         raise ProblemError("broken-image", 404, "Broken image", detail, fields=["item_id"]) from None
