@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Bool
@@ -30,6 +31,8 @@ class Line:
         self._waiting: deque[tuple[Job, asyncio.Future[Recommendation | Exception]]] = deque()
         self._pending = 0
         self._worker: asyncio.Task | None = None
+        # a thread of its own: each thread that decodes keeps threads for its matrix products and memory of its own
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
 
     def job(self, run: ServedRun, prompt: str, beam_width: int, allowed: Bool[np.ndarray, " N"] | None = None) -> Job:
         """Make a job that is wanted until the deadline."""
@@ -67,7 +70,8 @@ class Line:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_SIZE))]
             began = time.perf_counter()
             try:
-                found = await asyncio.to_thread(self._decode, [job for job, _ in batch])
+                jobs = [job for job, _ in batch]
+                found = await asyncio.get_running_loop().run_in_executor(self._thread, self._decode, jobs)
             except Exception as error:  # noqa: BLE001 (handed to each request that waits for it; the line goes on)
                 found = [error] * len(batch)
             finally:

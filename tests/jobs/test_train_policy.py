@@ -159,7 +159,7 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(co
 
 
 def test_a_job_killed_while_training_goes_on_to_the_same_losses(config, tmp_path, ray_local, capsys):
-    config = apply_overrides(config, {"sft.epochs": 40, "sft.patience": 99})
+    config = apply_overrides(config, {"sft.epochs": 24, "sft.eval_every_epochs": 4, "sft.patience": 99})
     toml = tmp_path / "config.toml"
     sections = json.loads(config.model_dump_json(include={"run", "data", "sids", "policy", "train", "sft"}))
     toml.write_text("".join(_section(name, values) for name, values in sections.items()))
@@ -167,16 +167,16 @@ def test_a_job_killed_while_training_goes_on_to_the_same_losses(config, tmp_path
     command = [sys.executable, "-m", "jobs.train_sft", "--config", str(toml), "cluster.num_cpus=4"]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     assert job.stdout is not None
-    assert any("epoch 4," in line for line in job.stdout)
+    assert any("epoch 6," in line for line in job.stdout)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     assert artifacts.read_manifest(Store(config.run.dir), "policy_sft") is None
     capsys.readouterr()
     train_sft.run(config, Options())
     first = int(re.findall(r"epoch (\d+),", capsys.readouterr().out)[0])
-    assert first > 2 and first % config.sft.eval_every_epochs == 1
+    assert first > 4 and first % config.sft.eval_every_epochs == 1
     resumed = [record["loss"] for record in _metrics(config, "policy_sft")]
-    assert len(resumed) == 40
+    assert len(resumed) == 24
     train_sft.run(config, Options(force="all"))
     whole = _metrics(config, "policy_sft")
     assert resumed == pytest.approx([record["loss"] for record in whole], rel=1e-6)
