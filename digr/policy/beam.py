@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from digr.policy.contexts import Context, ContextCache, encode
-from digr.policy.model import SidPolicy
+from digr.policy.model import SidPolicy, blocked_of
 from digr.sids.filters import ItemFilter, item_filter, pack_mask
 from digr.sids.trie import ROOT, SidTrie
 
@@ -40,7 +40,7 @@ class Ranking(NamedTuple):
     """Log-probability of the item; -inf where the request has fewer."""
 
 
-class _State(NamedTuple):
+class _Kept(NamedTuple):
     """The beams that one level hands to the next."""
 
     node: Int[Tensor, "B M"]
@@ -51,16 +51,6 @@ class _State(NamedTuple):
     """Whether more than one SID lies below its node."""
     branch: Int[Tensor, "B M"]
     """Which branch token of the last level a beam came from; any for a settled one."""
-
-
-class _Branches(NamedTuple):
-    """The newest tokens of the open beams, those that are not settled."""
-
-    beam: Int[Tensor, "B Q"]
-    """Whose token it is; a request with fewer than Q open beams has settled ones here, whose tokens nobody reads."""
-    hidden: Float[Tensor, "B Q D"]
-    sees: Bool[Tensor, "B Q S"]
-    """Which of the branch tokens so far are the beam's own."""
 
 
 @torch.inference_mode()
@@ -90,17 +80,19 @@ def beam_search(
         raise ValueError("beam search: no prompts; pass at least one")
     chosen = _as_filter(allowed, len(prompts), trie)
     context = encode(policy, prompts, cache)
-    first = torch.zeros(len(prompts), 1, dtype=torch.long, device=policy.device)
-    state = _State(first + ROOT, first.float(), first.float(), trie.is_open(first + ROOT), branch=first)
-    branches = _Branches(first, context.last[:, None], first.new_zeros(len(prompts), 1, 0, dtype=torch.bool))
+    root = torch.full((len(prompts), 1), ROOT, device=policy.device)
+    zero = context.last.new_zeros(len(prompts), 1, dtype=torch.float32)
+    kept = _Kept(root, zero, zero, trie.is_open(root), branch=root)
+    hidden, blocked = context.last[:, None], context.blocked[:, :, :0]
     for level in range(trie.num_levels):
-        if not (width := int(state.is_open.sum(1).max())):
+        growing = _open_beams(kept)
+        if not growing.node.shape[1]:
             break
         if level:
-            branches = _branch(policy, trie, state, branches, level - 1, width, context)
-        state = _extend(policy, trie, state, branches, level, beam_width, chosen, generator)
-    codes = trie.codes[trie.item_start[state.node.clamp(min=0)]].long()
-    return Beams(state.node, state.score, torch.where(state.node[..., None] >= 0, codes, -1))
+            hidden, blocked = _branch(policy, trie, growing, blocked, level - 1, context)
+        kept = _extend(policy, trie, kept, growing, hidden, level, beam_width, chosen, generator)
+    codes = trie.codes[trie.item_start[kept.node.clamp(min=0)]].long()
+    return Beams(kept.node, kept.score, torch.where(kept.node[..., None] >= 0, codes, -1))
 
 
 def _as_filter(allowed: Bool[Tensor, "B N"] | ItemFilter | None, num_prompts: int, trie: SidTrie) -> ItemFilter | None:
@@ -113,38 +105,49 @@ def _as_filter(allowed: Bool[Tensor, "B N"] | ItemFilter | None, num_prompts: in
     return chosen.to(trie.codes.device)
 
 
+def _open_beams(kept: _Kept) -> _Kept:
+    """Return the beams that are not settled, in their order; requests with fewer than others have some of node -1 last."""
+    counts = kept.is_open.sum(1).tolist()
+    if min(counts) == kept.node.shape[1]:
+        return kept
+    beam = torch.argsort(~kept.is_open, dim=1, stable=True)[:, : max(counts)]
+    picked = _Kept(*(values.gather(1, beam) for values in kept))
+    return picked._replace(node=torch.where(picked.is_open, picked.node, -1))
+
+
 def _extend(
     policy: SidPolicy,
     trie: SidTrie,
-    state: _State,
-    branches: _Branches,
+    kept: _Kept,
+    growing: _Kept,
+    hidden: Float[Tensor, "B Q D"],
     level: int,
     beam_width: int,
     chosen: ItemFilter | None,
     generator: torch.Generator | None,
-) -> _State:
+) -> _Kept:
     """Add one code to every beam that is not settled, and keep the best."""
-    node = torch.where(state.is_open, state.node, -1).gather(1, branches.beam)
-    child = trie.children(node)
+    child = trie.children(growing.node)
     exists = child >= 0
-    code = trie.node_code[child].clamp(max=trie.level_sizes[level] - 1).long()  # what is no child has some other level's code
-    logits = policy.code_logits(branches.hidden, level).gather(-1, code)
+    code = trie.node_code.take(child).clamp(max=trie.level_sizes[level] - 1).long()  # of no child: some other level's code
+    logits = policy.code_logits(hidden, level).gather(-1, code)
     log_probs = torch.log_softmax(torch.where(exists, logits, -torch.inf), -1)
     if chosen is not None:  # after normalising: a filter never changes an item's score
-        exists = _with_allowed_items(trie, node, child, chosen)
-    grown = torch.where(exists, log_probs + state.score.gather(1, branches.beam)[..., None], -torch.inf)
-    # beside what grows stand the settled beams
-    nodes = torch.cat([child.flatten(1), state.node], 1)
-    scores = torch.cat([grown.flatten(1), torch.where(state.is_open, -torch.inf, state.score)], 1)
-    keys = scores
-    if generator is not None:
-        drawn = _perturb(grown, state.key.gather(1, branches.beam), generator)
-        keys = torch.cat([drawn.flatten(1), torch.where(state.is_open, -torch.inf, state.key)], 1)
+        exists = _with_allowed_items(trie, growing.node, child, chosen)
+    grown = torch.where(exists, log_probs + growing.score[..., None], -torch.inf)
+    nodes, scores = child.flatten(1), grown.flatten(1)
+    keys = scores if generator is None else _perturb(grown, growing.key, generator).flatten(1)
+    if growing is not kept:  # beside what grows stand the settled beams
+        nodes = torch.cat([nodes, kept.node], 1)
+        scores, keys = (
+            torch.cat([new, torch.where(kept.is_open, -torch.inf, old)], 1)
+            for new, old in ((scores, kept.score), (keys, kept.key))
+        )
     best = _largest(keys, beam_width)
     score = scores.gather(1, best)
-    after = torch.where(score > -torch.inf, nodes.gather(1, best), -1)
+    node = torch.where(score > -torch.inf, nodes.gather(1, best), -1)
     branch = (best // child.shape[2]).clamp(max=child.shape[1] - 1)
-    return _State(after, score, keys.gather(1, best), trie.is_open(after), branch)
+    return _Kept(node, score, keys.gather(1, best), trie.is_open(node), branch)
 
 
 def _with_allowed_items(
@@ -180,19 +183,24 @@ def _perturb(
 
 
 def _branch(
-    policy: SidPolicy, trie: SidTrie, state: _State, last: _Branches, level: int, width: int, context: Context
-) -> _Branches:
-    """Feed the newest code of each of at most `width` open beams, as one more token that sees the prompt and its own branch."""
-    beam = torch.argsort(~state.is_open, dim=1, stable=True)[:, :width]
-    node = state.node.gather(1, beam).clamp(min=0)
-    code = trie.node_code[node].clamp(0, trie.level_sizes[level] - 1)  # a settled beam's may be another level's
-    tokens = policy.token_ids(level)[code]
-    origin = state.branch.gather(1, beam)[..., None].expand(-1, -1, last.sees.shape[2])
-    own = torch.eye(width, dtype=torch.bool, device=node.device).expand(len(node), -1, -1)
-    sees = torch.cat([last.sees.gather(1, origin), own], 2)
-    visible = torch.cat([context.real[:, None].expand(-1, width, -1), sees], 2)
-    positions = (context.real.sum(1, keepdim=True) + level).expand(-1, width)
-    return _Branches(beam, context.steps(tokens, positions, visible), sees)
+    policy: SidPolicy, trie: SidTrie, growing: _Kept, blocked: Float[Tensor, "B R S"], level: int, context: Context
+) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q T"]]:
+    """Feed the newest code of each open beam, as one more token that sees the prompt and its own branch.
+
+    Args:
+        blocked: `blocked_of` the branch tokens so far that are not of the branch which ends in a token of the last level.
+
+    Returns:
+        The hidden states, and the same of these tokens, T = S + Q.
+    """
+    num_rows, width = growing.node.shape
+    code = trie.node_code.take(growing.node).clamp(0, trie.level_sizes[level] - 1)  # of no beam: some other level's code
+    origin = growing.branch[..., None].expand(-1, -1, blocked.shape[2])
+    others = blocked_of(~torch.eye(width, dtype=torch.bool, device=code.device), blocked.dtype).expand(num_rows, -1, -1)
+    behind = torch.cat([blocked.gather(1, origin), others], 2)
+    positions = (context.length + level).expand(-1, width)
+    visible = torch.cat([context.blocked.expand(-1, width, -1), behind], 2)
+    return context.steps(policy.token_ids(level)[code], positions, visible), behind
 
 
 def rank_items(trie: SidTrie, beams: Beams, width: int, allowed: Bool[Tensor, "B N"] | ItemFilter | None = None) -> Ranking:
@@ -246,7 +254,7 @@ def recommend(
     chosen = _as_filter(allowed, len(prompts), trie)
     ranking = rank_items(trie, beam_search(policy, trie, prompts, beam_width, chosen, cache=cache), k, chosen)
     results = []
-    for index, score in zip(ranking.item_index.cpu(), ranking.score.cpu(), strict=True):
-        places = index[index >= 0].numpy()
+    for index, score in zip(ranking.item_index.numpy(force=True), ranking.score.numpy(force=True), strict=True):
+        places = index[index >= 0]
         results.append(Recommendation(trie.item_ids.take(places).to_pylist(), score[: len(places)].tolist(), places))
     return results

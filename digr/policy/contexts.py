@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from digr.policy.model import SidPolicy
+from digr.policy.model import SidPolicy, blocked_of
 from digr.policy.steps import KeysValues, Steps, start_steps
 
 
@@ -19,8 +19,10 @@ class Context(NamedTuple):
 
     steps: Steps
     """The transformer behind T tokens of each prompt, ready to read branch tokens."""
-    real: Bool[Tensor, "B T"]
-    """Which of them are tokens of the prompt, the rest is padding."""
+    length: Int[Tensor, "B 1"]
+    """How many of them are the prompt's, the others are padding."""
+    blocked: Float[Tensor, "B 1 T"]
+    """`blocked_of` the padding."""
     last: Float[Tensor, "B D"]
     """Hidden state of each prompt's last token."""
 
@@ -104,11 +106,17 @@ def encode(policy: SidPolicy, prompts: Sequence[str], cache: ContextCache | None
     if cache is not None:
         return _encode_cached(policy, prompts, cache)
     tokens, real = policy.tokenize(prompts)
-    steps = start_steps(policy)
+    steps, length = start_steps(policy), real.sum(1, keepdim=True)
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     # right padding: a causal model's real tokens never see it
-    last = steps(tokens, positions, None, wanted=real.sum(1, keepdim=True) - 1)
-    return Context(steps, real, last[:, 0])
+    last = steps(tokens, positions, None, wanted=length - 1)
+    return _context(policy, steps, real, length, last[:, 0])
+
+
+def _context(
+    policy: SidPolicy, steps: Steps, real: Bool[Tensor, "B T"], length: Int[Tensor, "B 1"], last: Float[Tensor, "B D"]
+) -> Context:
+    return Context(steps, length, blocked_of(~real[:, None], policy.lm.dtype), last)
 
 
 def _encode_cached(policy: SidPolicy, prompts: Sequence[str], cache: ContextCache) -> Context:
@@ -122,18 +130,18 @@ def _encode_cached(policy: SidPolicy, prompts: Sequence[str], cache: ContextCach
     fresh = [torch.tensor(row[length:], dtype=torch.long) for row, length in zip(tokens, past_lengths.tolist(), strict=True)]
     new_lengths = torch.tensor([len(one) for one in fresh], device=policy.device)
     if not bool(new_lengths.any()):
-        return Context(steps, past_real, torch.stack([one for one in last if one is not None]))
+        return _context(policy, steps, past_real, past_lengths[:, None], torch.stack([one for one in last if one is not None]))
     new = pad_sequence(fresh, batch_first=True).to(policy.device)
     order = torch.arange(new.shape[1], device=policy.device)
-    visible = None
+    blocked = None
     if past:
-        causal = (order[:, None] >= order).expand(len(new), -1, -1)
-        visible = torch.cat([past_real[:, None].expand(-1, len(order), -1), causal], 2)
+        later = (order[:, None] < order).expand(len(new), -1, -1)
+        blocked = blocked_of(torch.cat([~past_real[:, None].expand(-1, len(order), -1), later], 2), policy.lm.dtype)
     newest = (new_lengths[:, None] - 1).clamp(min=0)
-    hidden = steps(new, past_lengths[:, None] + order, visible, newest)[:, 0]
+    hidden = steps(new, past_lengths[:, None] + order, blocked, newest)[:, 0]
     real = torch.cat([past_real, order < new_lengths[:, None]], 1)
     width = past_real.shape[1]
-    added = torch.stack([torch.stack([keys[:, :, width:], values[:, :, width:]]) for keys, values in steps.keys_values])
+    added = torch.stack([both[:, :, :, width:] for both in steps.keys_values])
     for row, known in enumerate(found):
         start = 0 if known is None else len(known.tokens)
         if start < len(tokens[row]):
@@ -141,7 +149,8 @@ def _encode_cached(policy: SidPolicy, prompts: Sequence[str], cache: ContextCach
             whole = ours.clone() if known is None else torch.cat([known.keys_values, ours], 3)
             last[row] = hidden[row].clone()
             cache.put(CachedPrompt(tokens[row], whole, hidden[row].clone()), known)
-    return Context(steps, real, torch.stack([one for one in last if one is not None]))
+    lengths = (past_lengths + new_lengths)[:, None]
+    return _context(policy, steps, real, lengths, torch.stack([one for one in last if one is not None]))
 
 
 def _past(found: Sequence[CachedPrompt | None], lengths: Int[Tensor, " B"]) -> tuple[list[KeysValues], Bool[Tensor, "B T"]]:
@@ -153,5 +162,5 @@ def _past(found: Sequence[CachedPrompt | None], lengths: Int[Tensor, " B"]) -> t
         padded = known[0][1].keys_values.new_zeros(layers, 2, len(found), heads, width, head_dim)
         for row, one in known:
             padded[:, :, row, :, : len(one.tokens)] = one.keys_values
-        past = [(keys, values) for keys, values in padded]
+        past = list(padded)
     return past, torch.arange(width, device=lengths.device) < lengths[:, None]

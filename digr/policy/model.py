@@ -8,6 +8,7 @@ keeps them apart.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -44,6 +45,8 @@ class SidPolicy(nn.Module):
         for level, ids in enumerate(vocabulary.token_ids):
             self.register_buffer(f"token_ids_{level}", ids, persistent=False)
         self._head_rows = [_slice_of(ids) for ids in vocabulary.token_ids]
+        self.written_out: Any = None
+        """What `steps` keeps of a plain GPT-2 from its first decoding on; adapters make it another model."""
 
     @property
     def device(self) -> torch.device:
@@ -56,8 +59,12 @@ class SidPolicy(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """Turn prompts into right-padded token ids and the mask of real tokens."""
-        batch = self.tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt")
-        return batch["input_ids"].to(self.device), batch["attention_mask"].bool().to(self.device)
+        rows: list[list[int]] = self.tokenizer(list(texts), return_attention_mask=False)["input_ids"]
+        lengths = [len(row) for row in rows]
+        width = max(lengths)
+        padded = [row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows]
+        real = torch.arange(width) < torch.tensor(lengths)[:, None]
+        return torch.tensor(padded, device=self.device), real.to(self.device)
 
     def hidden(self, **inputs: object) -> Float[Tensor, "B T D"]:
         """Run the transformer without its output head."""
@@ -166,15 +173,14 @@ def tree_inputs(
     positions = attention_mask.sum(1, keepdim=True) + own % max(depth, 1)
     return {
         "input_ids": torch.cat([input_ids, tokens.flatten(1)], 1),
-        "attention_mask": additive_mask(torch.cat([upper, lower], 1), policy.lm.dtype),
+        "attention_mask": blocked_of(~torch.cat([upper, lower], 1), policy.lm.dtype)[:, None],
         "position_ids": torch.cat([torch.arange(prompt_width, device=device).expand(num_rows, -1), positions], 1),
     }
 
 
-def additive_mask(visible: Bool[Tensor, "B Q S"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q S"]:
-    """Turn "may see" into what every attention implementation adds to its scores."""
-    blocked = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return blocked.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
+def blocked_of(hidden: Bool[Tensor, "*P"], dtype: torch.dtype) -> Float[Tensor, "*P"]:
+    """Turn "may not see" into what every attention implementation adds to its scores."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 def _masked_log_softmax(logits: Float[Tensor, "P K"], mask: Bool[Tensor, "P K"]) -> Float[Tensor, "P K"]:
@@ -234,6 +240,7 @@ def adapt(policy: SidPolicy, config: PolicyConfig) -> None:
     if config.lora_rank:
         ids = torch.cat([policy.token_ids(level) for level in range(len(policy.level_sizes))])
         add_lora(policy.lm, config, ids.tolist())
+        policy.written_out = None
 
 
 def load_policy(folder: str | Path, device: str = "cpu") -> SidPolicy:

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, GPT2LMHeadModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from digr.policy.model import SidPolicy, additive_mask
+from digr.policy.model import SidPolicy, blocked_of
 
-KeysValues = tuple[Float[Tensor, "B H S C"], Float[Tensor, "B H S C"]]
+KeysValues = Float[Tensor, "2 B H S C"]
 """Keys and values of one layer."""
 
 
@@ -31,22 +31,26 @@ class Steps(Protocol):
         self,
         tokens: Int[Tensor, "B Q"],
         positions: Int[Tensor, "B Q"],
-        visible: Bool[Tensor, "B Q S"] | None,
+        blocked: Float[Tensor, "B Q S"] | None,
         wanted: Int[Tensor, "B 1"] | None = None,
     ) -> Float[Tensor, "B P D"]:
         """Read more tokens and return their hidden states.
 
         Args:
             positions: place of each token in its own sequence.
-            visible: which of the tokens read before and now each new token sees; None if none was read before and each sees
-                the ones up to itself.
+            blocked: `blocked_of` the tokens read before and now that each new token does not see; None if none was read
+                before and each sees the ones up to itself.
             wanted: the one new token of each row whose state is asked for; None for all.
         """
 
 
 def start_steps(policy: SidPolicy, past: Sequence[KeysValues] = ()) -> Steps:
     """Return the steps of a policy's transformer as it is now, behind keys and values of each layer or from nothing."""
-    return _Gpt2Steps(policy.lm, past) if is_plain_gpt2(policy.lm) else _AnySteps(policy, past)
+    if policy.written_out is None and is_plain_gpt2(policy.lm):
+        policy.written_out = _Gpt2(policy.lm)
+    if policy.written_out is None or policy.lm.training:
+        return _AnySteps(policy, past)
+    return _Gpt2Steps(policy.written_out, past)
 
 
 def is_plain_gpt2(lm: PreTrainedModel) -> bool:
@@ -75,18 +79,18 @@ class _AnySteps:
     @property
     def keys_values(self) -> list[KeysValues]:
         layers: list[Any] = self.cache.layers
-        return [(layer.keys, layer.values) for layer in layers]
+        return [torch.stack([layer.keys, layer.values]) for layer in layers]
 
     def __call__(
         self,
         tokens: Int[Tensor, "B Q"],
         positions: Int[Tensor, "B Q"],
-        visible: Bool[Tensor, "B Q S"] | None,
+        blocked: Float[Tensor, "B Q S"] | None,
         wanted: Int[Tensor, "B 1"] | None = None,
     ) -> Float[Tensor, "B P D"]:
         hidden = self.policy.hidden(
             input_ids=tokens,
-            attention_mask=None if visible is None else additive_mask(visible, self.policy.lm.dtype),
+            attention_mask=None if blocked is None else blocked[:, None],
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
@@ -94,59 +98,70 @@ class _AnySteps:
         return hidden if wanted is None else hidden.gather(1, wanted[..., None].expand(-1, -1, hidden.shape[2]))
 
 
+class _Gpt2:
+    """The weights of a plain GPT-2; the parameters themselves, so a later change of theirs is seen."""
+
+    def __init__(self, lm: Any) -> None:
+        self.num_heads = lm.config.num_attention_heads
+        self.tokens, self.positions = lm.transformer.wte.weight, lm.transformer.wpe.weight
+        self.layers = [
+            (_norm_of(block.ln_1), _norm_of(block.ln_2), [(one.bias, one.weight) for one in _linear_layers(block)])
+            for block in lm.transformer.h
+        ]
+        self.last_norm = _norm_of(lm.transformer.ln_f)
+
+
 class _Gpt2Steps:
     """Steps of a plain GPT-2: what `GPT2Model.forward` does, in the last layer only for the tokens that are asked for."""
 
-    def __init__(self, lm: Any, past: Sequence[KeysValues]) -> None:
-        self.model = lm.transformer
-        self.num_heads = lm.config.num_attention_heads
-        self.layers = [
-            (_norm_of(block.ln_1), _norm_of(block.ln_2), [(one.bias, one.weight) for one in _linear_layers(block)])
-            for block in self.model.h
-        ]
+    def __init__(self, weights: _Gpt2, past: Sequence[KeysValues]) -> None:
+        self.weights = weights
+        self.two_u = weights.tokens.new_tensor(1.5957691216057308)
         self.keys_values = list(past)
 
     def __call__(
         self,
         tokens: Int[Tensor, "B Q"],
         positions: Int[Tensor, "B Q"],
-        visible: Bool[Tensor, "B Q S"] | None,
+        blocked: Float[Tensor, "B Q S"] | None,
         wanted: Int[Tensor, "B 1"] | None = None,
     ) -> Float[Tensor, "B P D"]:
-        (num_rows, num_tokens), behind = tokens.shape, list[KeysValues]()
-        state = functional.embedding(tokens, self.model.wte.weight) + functional.embedding(positions, self.model.wpe.weight)
-        state, mask = state.flatten(0, 1), None if visible is None else additive_mask(visible, state.dtype)
-        for layer, (norm_1, norm_2, (mix, out, up, down)) in enumerate(self.layers):
+        (num_rows, num_tokens), behind, weights = tokens.shape, list[KeysValues](), self.weights
+        state = weights.tokens.index_select(0, tokens.flatten()) + weights.positions.index_select(0, positions.flatten())
+        mask = None if blocked is None else blocked[:, None]
+        for layer, (norm_1, norm_2, (mix, out, up, down)) in enumerate(weights.layers):
             mixed = torch.addmm(mix[0], torch.layer_norm(state, *norm_1), mix[1]).view(
-                num_rows, num_tokens, 3, self.num_heads, -1
+                num_rows, num_tokens, 3, weights.num_heads, -1
             )
-            query, keys, values = mixed.permute(2, 0, 3, 1, 4)
-            if self.keys_values:
-                before = self.keys_values[layer]
-                keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
-            behind.append((keys, values))
-            if wanted is not None and layer + 1 == len(self.layers):
-                query = query.gather(2, wanted[:, None, :, None].expand(-1, self.num_heads, -1, query.shape[3]))
+            query, newest = mixed[:, :, 0].transpose(1, 2), mixed[:, :, 1:].permute(2, 0, 3, 1, 4)
+            both = torch.cat([self.keys_values[layer], newest], 3) if self.keys_values else newest
+            keys, values = both
+            behind.append(both)
+            if wanted is not None and layer + 1 == len(weights.layers):
+                query = query.gather(2, wanted[:, None, :, None].expand(-1, weights.num_heads, -1, query.shape[3]))
                 state = state.view(num_rows, num_tokens, -1).gather(1, wanted[..., None].expand(-1, -1, state.shape[1]))[:, 0]
                 mask, num_tokens = _mask_of(mask, wanted, keys), 1
             seen = functional.scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None)
             state = torch.addmm(out[0], seen.transpose(1, 2).reshape(state.shape), out[1]).add_(state)
-            wide = _tanh_gelu(torch.addmm(up[0], torch.layer_norm(state, *norm_2), up[1]))
+            wide = _tanh_gelu(torch.addmm(up[0], torch.layer_norm(state, *norm_2), up[1]), self.two_u)
             state = torch.addmm(down[0], wide, down[1]).add_(state)
         self.keys_values = behind
-        return torch.layer_norm(state, *_norm_of(self.model.ln_f)).view(num_rows, num_tokens, -1)
+        return torch.layer_norm(state, *weights.last_norm).view(num_rows, num_tokens, -1)
 
 
 def _norm_of(norm: nn.LayerNorm) -> tuple[tuple[int, ...], Tensor, Tensor, float]:
     return norm.normalized_shape, norm.weight, norm.bias, norm.eps
 
 
-def _tanh_gelu(x: Float[Tensor, "P E"]) -> Float[Tensor, "P E"]:
-    """Compute tanh GELU, in fp32 on a CPU as x sigmoid(2 u), which is x (1 + tanh u) / 2: half the time of PyTorch's own."""
+def _tanh_gelu(x: Float[Tensor, "P E"], two_u: Float[Tensor, ""]) -> Float[Tensor, "P E"]:
+    """Compute tanh GELU, in fp32 on a CPU as x sigmoid(2 u), which is x (1 + tanh u) / 2: half the time of PyTorch's own.
+
+    Args:
+        two_u: sqrt(8 / pi), what 2 u begins with beside x.
+    """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return functional.gelu(x, approximate="tanh")
-    inner = torch.addcmul(x.new_full((), 1.5957691216057308), x, x, value=0.07135481282553248)  # sqrt(8 / pi), times .044715
-    return inner.mul_(x).sigmoid_().mul_(x)
+    return torch.addcmul(two_u, x, x, value=0.07135481282553248).mul_(x).sigmoid_().mul_(x)
 
 
 def _mask_of(
@@ -154,5 +169,5 @@ def _mask_of(
 ) -> Float[Tensor, "B 1 1 S"]:
     """Return the mask's row of each wanted token; the causal one where there is no mask."""
     if mask is None:
-        return additive_mask(torch.arange(keys.shape[2], device=wanted.device) <= wanted[..., None], keys.dtype)
+        return blocked_of(torch.arange(keys.shape[2], device=wanted.device) > wanted[..., None], keys.dtype)[:, None]
     return mask.gather(2, wanted[:, None, :, None].expand(-1, -1, -1, keys.shape[2]))

@@ -86,9 +86,9 @@ class SidTrie(NamedTuple):
 
         C is the largest number of children among them.
         """
-        count = self.num_children[nodes]  # -1 reads the last node, and that is a leaf
+        count = self.num_children.take(nodes)[..., None]  # -1 reads the last node, and that is a leaf
         offset = torch.arange(int(count.max()) if count.numel() else 0, device=nodes.device)
-        return torch.where(offset < count[..., None], self.first_child[nodes][..., None] + offset, NO_NODE)
+        return torch.where(offset < count, self.first_child.take(nodes)[..., None] + offset, NO_NODE)
 
     def allowed_mask(self, nodes: Int[Tensor, " P"], level: int) -> Bool[Tensor, "P K"]:
         """Mark the codes of `level` that may follow each node, which is at depth `level`; a leaf or -1 allows nothing."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from digr.config.policy import PolicyConfig
-from digr.policy.model import SidPolicy, build_scratch_policy
+from digr.policy.model import SidPolicy, blocked_of, build_scratch_policy
 from digr.policy.steps import _AnySteps, is_plain_gpt2, start_steps
 
 
@@ -22,14 +22,15 @@ def test_both_ways_agree_step_after_step_for_all_tokens_and_for_wanted_ones():
     torch.manual_seed(0)
     policy = _policy()
     tokens, more = torch.randint(18, (3, 7)), torch.randint(18, (3, 4))
-    sees = torch.rand(3, 4, 11) < 0.6
-    sees[:, :, 0] = True
+    hidden = torch.rand(3, 4, 11) < 0.4
+    hidden[:, :, 0] = False
+    blocked = blocked_of(hidden, torch.float32)
     wanted = torch.tensor([[1], [3], [0]])
     positions = torch.arange(7).expand(3, -1)
     for first_wanted, next_wanted in ((None, wanted), (wanted, None)):
         fast, plain = start_steps(policy), _AnySteps(policy, ())
         for steps in (fast, plain):
-            steps.hidden = [steps(tokens, positions, None, first_wanted), steps(more, 7 + positions[:, :4], sees, next_wanted)]
+            steps.hidden = [steps(tokens, positions, None, first_wanted), steps(more, 7 + positions[:, :4], blocked, next_wanted)]
         for one, two in zip(fast.hidden, plain.hidden, strict=True):
             torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-5)
         for one, two in zip(fast.keys_values, plain.keys_values, strict=True):
@@ -44,8 +45,8 @@ def test_steps_go_on_behind_given_keys_and_values():
     for start in (start_steps, _AnySteps):
         first = start(policy, ())
         first(tokens[:, :4], positions[:, :4], None)
-        visible = torch.ones(6, 6, dtype=torch.bool).tril()[4:].expand(2, -1, -1)
-        rest = start(policy, first.keys_values)(tokens[:, 4:], positions[:, 4:], visible)
+        later = blocked_of(torch.ones(6, 6, dtype=torch.bool).triu(1)[4:].expand(2, -1, -1), torch.float32)
+        rest = start(policy, first.keys_values)(tokens[:, 4:], positions[:, 4:], later)
         torch.testing.assert_close(rest, whole[:, 4:], atol=1e-5, rtol=1e-5)
 
 
