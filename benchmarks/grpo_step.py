@@ -58,7 +58,7 @@ def step_seconds(shop: Shop, prompts: Prompts, config: GrpoConfig) -> Mapping[st
             valid,
             reward_of(shop),  # type: ignore[arg-type]
             config,
-            decoding=Decoding(10, 1),
+            decoding=Decoding(config.group_size, 1),
             seed=0,
             best_folder=Path(folder) / "best",
         )
