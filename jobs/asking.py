@@ -77,7 +77,7 @@ def follow(answers: Sequence[Dataset], uri: str, plans: Mapping[str, Future[Plan
     join_parts: Any = ray.remote(ledger.join_parts)
     start, joined = time.monotonic(), ray.put(None)
     spoken, spent = dict.fromkeys(plans, 0.0), dict.fromkeys(plans, Spending())
-    counts = {name: Counter[str]() for name in plans}
+    counts, first = {name: Counter[str]() for name in plans}, dict[str, tuple[int, float]]()
     for number, batch in enumerate(written.iter_batches(batch_size=None, batch_format="pyarrow"), 1):
         assert isinstance(batch, pa.Table)
         if number % _JOIN_BLOCKS == 0:
@@ -87,10 +87,12 @@ def follow(answers: Sequence[Dataset], uri: str, plans: Mapping[str, Future[Plan
             name, now = row["miner"], time.monotonic()
             counts[name][row["status"]] += row["rows"]
             spent[name] = spent[name].plus(Spending(row["tokens"], row["usd"]))
-            expected = plans[name].result().num_missing
-            if (done := counts[name].total()) >= expected or now - spoken[name] > _SAY_SECONDS:
+            expected, done = plans[name].result().num_missing, counts[name].total()
+            began = first.setdefault(name, (done, now - start))
+            if done >= expected or now - spoken[name] > _SAY_SECONDS:
                 spoken[name] = now
-                say(STAGE, f"{name}: {progress_text(done, expected, now - start, spent[name])}, {dict(counts[name])}")
+                text = progress_text(done, expected, now - start, spent[name], began)
+                say(STAGE, f"{name}: {text}, {dict(counts[name])}")
     ray.get(joined)
     ray.get(join_parts.remote(uri))
     return sum(one.result().num_missing for one in plans.values()) - sum(one.total() for one in counts.values())

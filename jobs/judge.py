@@ -52,7 +52,9 @@ def ask_judge(config: Config, store: Store, work: str) -> dict[str, int]:
     interests = ray.data.read_parquet(artifacts.list_parts(store.uri("interests")), filesystem=sources)
     blocks = interests.repartition(target_num_rows_per_block=BLOCK_ROWS)
     as_json = isinstance(judge, OpenAIJudge) and not judge.logprobs
-    prompts = map_tables(blocks, _prompts, store=store, work=work, as_json=as_json)
+    made = map_tables(blocks, _prompts, store=store, work=work, as_json=as_json)
+    # into batches, which Ray joined on their way: each is a task of its own, whose counts come when it is done
+    prompts = made.repartition(target_num_rows_per_block=BLOCK_ROWS if isinstance(judge, OpenAIJudge) else judge.batch_size)
     ask: Any = _judge_with_engine if isinstance(judge, VllmJudge) else _judge_with_endpoint
     counts, start, said = Counter[str](), time.monotonic(), 0.0
     for batch in ask(judge, prompts, uri).iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -69,7 +71,7 @@ def ask_judge(config: Config, store: Store, work: str) -> dict[str, int]:
 def _judge_with_endpoint(judge: OpenAIJudge, prompts: Dataset, uri: str) -> Dataset:
     return prompts.map_batches(
         _Ask,
-        batch_size=BLOCK_ROWS,  # not whole blocks, which Ray joins on their way
+        batch_size=BLOCK_ROWS,
         batch_format="pyarrow",
         fn_constructor_args=(judge, api_key(judge), uri),
         compute=ActorPoolStrategy(size=1),

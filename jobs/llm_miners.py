@@ -26,13 +26,16 @@ def answer_with_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMin
     """Write the responses of a language model to the missing requests, as far as the budget goes; returns their counts."""
     rows = miner.batch_size if isinstance(miner, VllmMiner) else max(64, 4 * miner.concurrency)
     limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
-    allowed = budget.gate(missing.repartition(target_num_rows_per_block=rows), sink.meter, miner)
-    prompts = map_tables(allowed, _with_messages, miner=miner, limits=limits)
+    if sink.meter is not None or miner.modality != "text":  # a budget admits, and images are fetched, batch by batch
+        missing = missing.repartition(target_num_rows_per_block=rows)
+    prompts = map_tables(budget.gate(missing, sink.meter, miner), _with_messages, miner=miner, limits=limits)
+    # Ray joins blocks on their way; a batch is a task of its own again, so that its counts come when it is done
+    prompts = prompts.repartition(target_num_rows_per_block=rows)
     if isinstance(miner, VllmMiner):
         return run_engine(miner, prompts, sampling_params(miner), partial(_keep, owner=owner, miner=miner, sink=sink))
     return prompts.map_batches(
         _Ask,
-        batch_size=rows,  # not whole blocks, which Ray joins on their way
+        batch_size=rows,
         batch_format="pyarrow",
         fn_constructor_args=(owner, miner, api_key(miner), sink),
         compute=ActorPoolStrategy(size=1),  # one, because the rate limit is its own

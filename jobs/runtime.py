@@ -42,8 +42,10 @@ def start_ray(config: Config) -> None:
     local: dict[str, Any] = {}
     if address == "local":
         cpus = config.cluster.num_cpus or max(8, os.cpu_count() or 1)
-        # as many workers may start at once as there are logical CPUs; Ray warns of every further one otherwise
-        local = {"num_cpus": cpus, "include_dashboard": False, "_system_config": {"worker_maximum_startup_concurrency": cpus}}
+        # as many workers may start at once as there are logical CPUs, Ray warns of every further one otherwise; none before
+        # it is needed, which by default are as many as that
+        system = {"worker_maximum_startup_concurrency": cpus, "prestart_worker_first_driver": False}
+        local = {"num_cpus": cpus, "include_dashboard": False, "_system_config": system}
         os.environ.update({name: value for name, value in LOCAL_RAY_ENV.items() if name not in os.environ})
     ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
     context = ray.data.DataContext.get_current()

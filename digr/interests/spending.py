@@ -81,18 +81,24 @@ def worst_cases(requests: pa.Table, miner: VllmMiner | OpenAIMiner) -> dict[str,
     return found
 
 
-def progress_text(done: int, expected: int, seconds: float, spent: Spending) -> str:
-    """Return how far a miner is: rates over the whole time so far, and when it will be done at that rate.
+def progress_text(done: int, expected: int, seconds: float, spent: Spending, first: tuple[int, float] = (0, 0.0)) -> str:
+    """Return how far a miner is: rates over the whole time so far, and when it will be done at its rate since it began.
+
+    Args:
+        first: answers and seconds when its first ones came; before, an engine loads its model.
 
     >>> progress_text(50, 200, 10.0, Spending(4000, 0.5))
     '50/200, 5.0 items/s, 400 tokens/s, 0.5000 USD, 30 s left'
+    >>> progress_text(50, 200, 50.0, Spending(4000, 0.5), first=(10, 46.0))
+    '50/200, 1.0 items/s, 80 tokens/s, 0.5000 USD, 15 s left'
     """
     rate = done / max(seconds, 1e-9)
     parts = [f"{done}/{expected}", f"{rate:.1f} items/s"]
     if spent.tokens:
         parts += [f"{spent.tokens / max(seconds, 1e-9):.0f} tokens/s", f"{spent.usd:.4f} USD"]
     if done < expected:
-        parts.append(f"{_duration((expected - done) / rate)} left" if done else "time left unknown")
+        since = (done - first[0]) / max(seconds - first[1], 1e-9)
+        parts.append(f"{_duration((expected - done) / since)} left" if since else "time left unknown")
     return ", ".join(parts)
 
 

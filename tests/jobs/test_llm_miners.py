@@ -47,6 +47,8 @@ def test_a_batch_stays_a_batch_although_ray_joins_blocks(tmp_path, ray_local, mo
     with serve_endpoint() as server:
         miner = OpenAIMiner(name="m", base_url=server.url, model="x", api_key_env="DIGR_TEST_KEY")
         requests = requests_of(config, store, "item", miner)
-        counts = answer_with_model(config, "item", miner, requests, Sink(uri, None)).take_all()
-    assert sorted(row["rows"] for row in counts) == [22, 64, 64]  # a row per batch and status: all are "ok"
+        answers = answer_with_model(config, "item", miner, requests, Sink(uri, None))
+        counts = [block.to_pylist() for block in answers.iter_batches(batch_size=None, batch_format="pyarrow")]
+    # a block per batch, so that progress is told while others are asked, with a row per status: all are "ok"
+    assert sorted([row["rows"] for row in block] for block in counts) == [[22], [64], [64]]
     assert artifacts.open_parts(uri).count_rows() == 150
