@@ -141,7 +141,7 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(co
         "sft.accumulate": 2,
         "sft.batch_tokens": 1024,
     }
-    config = apply_overrides(config, choices | {"sft.eval_every_epochs": 1, "sft.valid_beam_width": 10})
+    config = apply_overrides(config, choices | {"sft.eval_every_epochs": 1, "sft.patience": 99, "sft.valid_beam_width": 10})
     facts = train_sft.run(config, Options())["facts"]["policy_sft"]
     assert facts["epochs"] == 6 and facts["num_valid"] == NUM_USERS
     examples = artifacts.read_table(store, "policy_examples")
