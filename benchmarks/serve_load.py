@@ -4,8 +4,8 @@ Serves the finished run that the environment variable DIGR_RUN names, on this ma
 run's test histories with reasons, k = 10. In this order: the capacity (32 requests under way at any time); an open loop at 70 %
 of it, without a single error; one at 3 times the capacity, in which nothing may come but successes and 429s that say when to come
 again, with answers as before within 5 s after it; and as many requests as make 100,000 in all, over which the replica's memory
-may grow by at most 5 %. It is first read after a short overload: each request under way has a stack of its own in Ray's worker,
-so a replica takes some 0.2 GiB more the first time that as many as it accepts at once are there, whatever came before. The
+may grow by at most 5 %. It is first read after a short overload: the first time that as many requests as it accepts at once are
+there, whatever came before, a replica takes some 0.2 GiB more (probably their stacks in Ray's worker), and keeps it. The
 ratio is the number of these bars that do not hold.
 """
 

@@ -78,4 +78,7 @@ def test_the_worst_case_is_the_prompt_and_the_longest_answer():
 def test_progress_says_nothing_it_does_not_know():
     assert progress_text(0, 10, 0.0, Spending()) == "0/10, 0.0 items/s, time left unknown"
     assert progress_text(10, 10, 4.0, Spending()) == "10/10, 2.5 items/s"
+    # the first ones came after 46 s of loading the model: 40 in 4 s since, 150 left
+    assert progress_text(50, 200, 50.0, Spending(), first=(10, 46.0)) == "50/200, 1.0 items/s, 15 s left"
+    assert progress_text(10, 200, 46.0, Spending(), first=(10, 46.0)) == "10/200, 0.2 items/s, time left unknown"
     assert np.isfinite(float(progress_text(1, 1, 0.0, Spending()).split()[1]))

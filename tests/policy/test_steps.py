@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from digr.config.policy import PolicyConfig
-from digr.policy.model import SidPolicy, blocked_of, build_scratch_policy
+from digr.policy.model import SidPolicy, adapt, blocked_of, build_scratch_policy
 from digr.policy.steps import _AnySteps, is_plain_gpt2, start_steps
 
 
@@ -73,3 +73,23 @@ def test_a_gpt2_with_anything_unusual_runs_through_its_own_forward(change):
     else:
         policy.lm.transformer.h[1].mlp.c_fc = nn.Sequential(policy.lm.transformer.h[1].mlp.c_fc)
     assert not is_plain_gpt2(policy.lm)
+
+
+@torch.inference_mode()
+def test_weights_that_change_in_place_are_seen_after_a_first_decoding():
+    policy = _policy()
+    tokens, positions = torch.randint(18, (2, 6)), torch.arange(6).expand(2, -1)
+    before = start_steps(policy)(tokens, positions, None)
+    for parameter in policy.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    after = start_steps(policy)(tokens, positions, None)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, _AnySteps(policy, ())(tokens, positions, None), atol=2e-5, rtol=1e-5)
+
+
+def test_adapters_after_a_first_decoding_are_used_by_the_next():
+    policy = _policy()
+    tokens, positions = torch.randint(18, (2, 6)), torch.arange(6).expand(2, -1)
+    start_steps(policy)(tokens, positions, None)
+    adapt(policy, PolicyConfig(backbone="hf", base="any", lora_rank=2))
+    assert isinstance(start_steps(policy.eval()), _AnySteps)
