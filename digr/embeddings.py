@@ -7,20 +7,15 @@ encoder is named by folder or hub name.
 import base64
 import io
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoTokenizer,
-    BaseImageProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Encode(Protocol):
@@ -47,8 +42,8 @@ def encoder_path(base: str) -> str:
 class SentenceEncoder(NamedTuple):
     """Mean-pooled, unit-length sentence vectors of a transformers encoder."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     max_tokens: int
     batch_size: int = 64
 
@@ -73,6 +68,8 @@ class SentenceEncoder(NamedTuple):
 def load_encoder(base: str, max_tokens: int, device: str = "cpu", batch_size: int = 64) -> SentenceEncoder:
     """Load a sentence encoder ("minilm", a local folder or a hub name) in evaluation mode."""
     path = encoder_path(base)
+    from transformers import AutoModel, AutoTokenizer
+
     model = AutoModel.from_pretrained(path, trust_remote_code=False).eval().to(device)
     return SentenceEncoder(model, AutoTokenizer.from_pretrained(path), max_tokens, batch_size)
 
@@ -80,8 +77,8 @@ def load_encoder(base: str, max_tokens: int, device: str = "cpu", batch_size: in
 class ImageEncoder(NamedTuple):
     """Unit-length image vectors of a transformers model with an image tower (CLIP, SigLIP)."""
 
-    model: PreTrainedModel
-    processor: BaseImageProcessor
+    model: "PreTrainedModel"
+    processor: "BaseImageProcessor"
     batch_size: int = 32
 
     @torch.inference_mode()
@@ -101,6 +98,8 @@ def load_image_encoder(base: str, device: str = "cpu", batch_size: int = 32) -> 
     Raises:
         ValueError: the model has no image tower.
     """
+    from transformers import AutoImageProcessor, AutoModel
+
     model = AutoModel.from_pretrained(base, trust_remote_code=False).eval().to(device)
     if not hasattr(model, "get_image_features"):
         raise ValueError(

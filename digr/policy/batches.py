@@ -1,13 +1,15 @@
 """Token sequences in flat arrays, and batches of them within a token budget, with little padding."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 POOL_BATCHES = 16
 """Batches whose sequences are sorted by length together: enough to save padding, few enough to keep batches mixed."""
@@ -45,7 +47,7 @@ class Texts(NamedTuple):
     """How often each is seen per epoch; None for 1."""
 
 
-def pack_sequences(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Texts], max_tokens: int) -> Sequences:
+def pack_sequences(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[Texts], max_tokens: int) -> Sequences:
     """Tokenise batches of examples into flat arrays.
 
     Raises:

@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from digr.config.policy import PolicyConfig
 from digr.policy.vocabulary import sid_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "default"
 
 
 def extend_lm(
     config: PolicyConfig, level_sizes: Sequence[int], code_texts: Sequence[Sequence[str]] | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a causal LM in fp32 and add SID tokens to its vocabulary.
 
     Args:
@@ -26,6 +29,8 @@ def extend_lm(
     Raises:
         ValueError: policy.base is empty.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     if not config.base:
         raise ValueError('policy.base: name a local folder or hub model for backbone = "hf"')
     tokenizer = AutoTokenizer.from_pretrained(config.base)
@@ -43,7 +48,12 @@ def extend_lm(
 
 
 @torch.no_grad()
-def _start_from_texts(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], texts: Sequence[str]) -> None:
+def _start_from_texts(
+    lm: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    ids: Sequence[int],
+    texts: Sequence[str],
+) -> None:
     """Set the input and output row of each token to the mean of the rows of its text's tokens."""
     rows = [row for row, text in enumerate(texts) if text]
     if not rows:
@@ -56,7 +66,7 @@ def _start_from_texts(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, i
         table[chosen] = nn.functional.embedding_bag(flat, table, offsets, mode="mean")
 
 
-def add_lora(lm: PreTrainedModel, config: PolicyConfig, sid_ids: Sequence[int]) -> None:
+def add_lora(lm: "PreTrainedModel", config: PolicyConfig, sid_ids: Sequence[int]) -> None:
     """Freeze the LM, and put LoRA adapters beside its linear layers and trainable rows over its SID tokens, in place.
 
     Hu et al. 2021, arXiv 2106.09685. The adapters start as zero: nothing changes until a step is taken.
@@ -93,7 +103,7 @@ def head_rows(head: nn.Module, ids: Int[Tensor, " K"] | slice, sid_rows: slice) 
 
 
 @torch.no_grad()
-def merged_weights(lm: PreTrainedModel) -> dict[str, Tensor]:
+def merged_weights(lm: "PreTrainedModel") -> dict[str, Tensor]:
     """Return the weights of an equal LM without adapters; the LM itself is not changed, not even by rounding."""
     from peft.tuners.lora import LoraLayer
     from peft.tuners.trainable_tokens import TrainableTokensLayer
@@ -112,7 +122,7 @@ def merged_weights(lm: PreTrainedModel) -> dict[str, Tensor]:
     return plain
 
 
-def save_lm(lm: PreTrainedModel, folder: str | Path) -> None:
+def save_lm(lm: "PreTrainedModel", folder: str | Path) -> None:
     """Write a Hugging Face folder: config, and weights as safetensors with adapters folded in."""
     adapted = any("lora_" in name for name, _ in lm.named_parameters())
     lm.save_pretrained(folder, state_dict=merged_weights(lm) if adapted else None)

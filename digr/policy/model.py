@@ -8,24 +8,20 @@ keeps them apart.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
 from digr.config.policy import PolicyConfig
 from digr.policy.hf import add_lora, extend_lm, head_rows, save_lm
 from digr.policy.vocabulary import find_sid_tokens, scratch_tokenizer
 from digr.sids.trie import ROOT, SidTrie
+
+# transformers takes seconds to import, which drivers and Ray's own processes are spared: it is imported where models are made
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class SidPolicy(nn.Module):
@@ -34,7 +30,7 @@ class SidPolicy(nn.Module):
     token_level: Tensor
     token_code: Tensor
 
-    def __init__(self, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, lm: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
         super().__init__()
         self.lm = lm
         self.tokenizer = tokenizer
@@ -199,6 +195,8 @@ def build_scratch_policy(config: PolicyConfig, level_sizes: Sequence[int], seed:
         level_sizes: codes per level, the suffix level included (a fact of `item_sids`).
         seed: of the weights; the global generator is left as it was.
     """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     tokenizer = scratch_tokenizer(level_sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -245,5 +243,7 @@ def adapt(policy: SidPolicy, config: PolicyConfig) -> None:
 
 def load_policy(folder: str | Path, device: str = "cpu") -> SidPolicy:
     """Load a saved policy, in evaluation mode."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     lm = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     return SidPolicy(lm, AutoTokenizer.from_pretrained(folder)).eval().to(device)

@@ -5,16 +5,18 @@ same operations written out on the same weights: at fifty tokens of 128 numbers 
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DynamicCache, GPT2LMHeadModel, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from digr.policy.model import SidPolicy, blocked_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
 
 KeysValues = Float[Tensor, "2 B H S C"]
 """Keys and values of one layer."""
@@ -53,8 +55,11 @@ def start_steps(policy: SidPolicy, past: Sequence[KeysValues] = ()) -> Steps:
     return _Gpt2Steps(policy.written_out, past)
 
 
-def is_plain_gpt2(lm: PreTrainedModel) -> bool:
+def is_plain_gpt2(lm: "PreTrainedModel") -> bool:
     """Whether an LM is a GPT-2 in evaluation mode, without adapters and with the usual attention and activation."""
+    from transformers import GPT2LMHeadModel
+    from transformers.pytorch_utils import Conv1D
+
     if type(lm) is not GPT2LMHeadModel or lm.training:
         return False
     config = lm.config
@@ -64,14 +69,16 @@ def is_plain_gpt2(lm: PreTrainedModel) -> bool:
     return plain and not odd and config.activation_function == "gelu_pytorch_tanh"
 
 
-def _linear_layers(block: Any) -> tuple[Conv1D, Conv1D, Conv1D, Conv1D]:
-    return block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
+def _linear_layers(block: Any) -> list["Conv1D"]:
+    return [block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
 
 
 class _AnySteps:
     """Steps of any Hugging Face decoder."""
 
     def __init__(self, policy: SidPolicy, past: Sequence[KeysValues]) -> None:
+        from transformers import DynamicCache
+
         self.policy, self.cache = policy, DynamicCache()
         for layer, (keys, values) in enumerate(past):
             self.cache.update(keys, values, layer)

@@ -7,7 +7,7 @@ others and is present only where items collide.
 import re
 import string
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, UNKNOWN = "<pad>", "<bos>", "<unk>"
 _SID_TOKEN = re.compile(r"<([a-z])_(\d+)>")
@@ -55,8 +57,10 @@ def history_prompt(sids: Sequence[str]) -> str:
     return "".join(sids)
 
 
-def scratch_tokenizer(level_sizes: Sequence[int]) -> PreTrainedTokenizerFast:
+def scratch_tokenizer(level_sizes: Sequence[int]) -> "PreTrainedTokenizerFast":
     """Make a tokenizer that knows SID tokens only and puts one `<bos>` before each prompt."""
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {token: index for index, token in enumerate([PAD, BOS, UNKNOWN, *sid_tokens(level_sizes)])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = Split(Regex(r"<[^<>]*>"), "isolated")
@@ -64,7 +68,7 @@ def scratch_tokenizer(level_sizes: Sequence[int]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, unk_token=UNKNOWN)
 
 
-def find_sid_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> SidVocabulary:
+def find_sid_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int) -> SidVocabulary:
     """Locate the SID tokens of a tokenizer.
 
     Raises:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
-from scipy.stats import gamma
+from scipy.special import gammaincc, gammaincinv
 
 from digr import artifacts
 from digr.artifacts import Store
@@ -82,7 +82,7 @@ def lift_probability(
     """
     shape, scale = observed + PRIOR, 1 / (expected + PRIOR)
     lift = shape * scale
-    return lift, gamma.ppf(BOUND, shape, scale=scale), gamma.sf(min_lift, shape, scale=scale)
+    return lift, gammaincinv(shape, BOUND) * scale, gammaincc(shape, min_lift / scale)
 
 
 def _transitions(store: Store, ids: pa.Array) -> Iterable[tuple[np.ndarray, np.ndarray]]:

@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 EVALUATION = "evaluation.json"
 """File of the `classifier` artifact with what was measured on held-out items: metrics, reliability, threshold curve."""
@@ -54,6 +52,8 @@ def fit_calibration(logits: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"
     Raises:
         ValueError: only one label occurs.
     """
+    from sklearn.linear_model import LogisticRegression
+
     if len(np.unique(label)) < 2:
         raise ValueError(
             f"calibration: {len(label)} held-out pairs with one label only; expected both; raise classifier.valid_share"
@@ -70,6 +70,8 @@ def classifier_metrics(
 
     A value is left out where it is not defined because only one label occurs.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     metrics = {"expected_calibration_error": expected_calibration_error(probability, label, num_bins)}
     if 0 < label.sum() < len(label):
         metrics["auroc"] = float(roc_auc_score(label, probability))

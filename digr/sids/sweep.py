@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy.stats import spearmanr
-
 from digr.config.sids import SidsConfig, TuneConfig
 
 NDCG = "valid_ndcg@10"
@@ -60,6 +58,8 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
     None where a diagnostic is the same for all; empty with fewer than four rows.
     """
+    from scipy.stats import spearmanr
+
     known = [row for row in rows if row.get(NDCG) is not None]
     if len(known) < FEWEST_FOR_CORRELATION:
         return {}
