@@ -12,8 +12,6 @@ export PATH="$PWD/.venv/bin:$PATH"
 command -v ray >/dev/null || { echo "error: no ray command; run 'make setup' first" >&2; exit 1; }
 
 export RAY_AUTH_MODE=token
-# Ray Data starts 32 processes per read to look at Parquet footers; on one machine that costs more than the read
-export RAY_DATA_PARQUET_FOOTER_NUM_ACTORS="${RAY_DATA_PARQUET_FOOTER_NUM_ACTORS:-1}"
 # Ray Serve's proxy asks another replica when one dies
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.edge:middlewares
 ray get-auth-token --generate >/dev/null

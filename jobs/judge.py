@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from digr import artifacts
@@ -28,6 +27,7 @@ from digr.rewards.judge import (
 )
 from digr.rewards.labeling import owner_texts
 from jobs.ledger_tasks import map_tables
+from jobs.ray_data import read_parts
 from jobs.runtime import say
 from jobs.vllm_engine import Answer, run_engine
 from jobs.votes import keep_verdicts, read_votes
@@ -48,9 +48,7 @@ def ask_judge(config: Config, store: Store, work: str) -> dict[str, int]:
     assert judge is not None, "the config checks it"
     filesystem, path = artifacts.filesystem_of(uri)
     filesystem.create_dir(path, recursive=True)
-    sources, _ = artifacts.filesystem_of(store.uri("interests"))
-    interests = ray.data.read_parquet(artifacts.list_parts(store.uri("interests")), filesystem=sources)
-    blocks = interests.repartition(target_num_rows_per_block=BLOCK_ROWS)
+    blocks = read_parts(store.uri("interests")).repartition(target_num_rows_per_block=BLOCK_ROWS)
     as_json = isinstance(judge, OpenAIJudge) and not judge.logprobs
     made = map_tables(blocks, _prompts, store=store, work=work, as_json=as_json)
     # into batches, which Ray joined on their way: each is a task of its own, whose counts come when it is done

@@ -15,6 +15,7 @@ from digr.interests import ledger
 from digr.interests.merging import latest_responses
 from digr.interests.summary import count_outcomes
 from digr.tables import TABLES
+from jobs.ray_data import read_parts
 
 _SORT_ROWS = 20_000
 """Responses of one sorted block, about 20 MB."""
@@ -69,9 +70,7 @@ def by_owner(uri: str, wanted: Any, num_requests: int) -> Dataset:
     if num_requests <= _SORT_ROWS:  # one block, which a task sorts before Ray Data would have started its own
         task: Any = ray.remote(_sorted)
         return ray.data.from_arrow_refs([task.remote(uri, wanted)])
-    filesystem, _ = artifacts.filesystem_of(uri)
-    responses = ray.data.read_parquet(artifacts.list_parts(uri), filesystem=filesystem)
-    chosen = map_tables(responses, only, numbers=wanted).repartition(num_requests // _SORT_ROWS)
+    chosen = map_tables(read_parts(uri), only, numbers=wanted).repartition(num_requests // _SORT_ROWS)
     # rows of equal key are in one block after a sort
     return chosen.sort("owner_id").materialize()
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 from ray.data import Dataset
 
 from digr import artifacts
@@ -16,6 +15,7 @@ from digr.interests.replay import open_recording, replay
 from digr.tables import TABLES
 from jobs import llm_miners, phrase_tasks
 from jobs.ledger_tasks import map_tables
+from jobs.ray_data import read_parts
 from jobs.sink import Sink, write
 
 BLOCK_ROWS = 1024
@@ -31,14 +31,11 @@ def requests_of(config: Config, store: Store, owner: Owner, miner: Miner) -> Dat
         extra = f"images up to {config.interests.max_image_side} pixels, {config.interests.max_image_bytes} bytes"
     key = request_key(owner, miner.model_dump(mode="json"), extra)
     chars = config.interests.max_text_chars
-    filesystem, _ = artifacts.filesystem_of(store.uri("items"))
     if owner == "item":
-        items = ray.data.read_parquet(artifacts.list_parts(store.uri("items")), filesystem=filesystem)
         modality = getattr(miner, "modality", "text")
-        blocks = items.repartition(target_num_rows_per_block=BLOCK_ROWS)
+        blocks = read_parts(store.uri("items")).repartition(target_num_rows_per_block=BLOCK_ROWS)
         return map_tables(blocks, item_requests, key=key, modality=modality, max_text_chars=chars)
-    parts = artifacts.list_parts(store.uri("histories"))
-    users = ray.data.read_parquet(parts, filesystem=filesystem).select_columns(["user_id"]).groupby("user_id").count()
+    users = read_parts(store.uri("histories"), ["user_id"]).groupby("user_id").count()
     blocks = users.repartition(target_num_rows_per_block=BLOCK_ROWS)
     return map_tables(blocks, _user_batch, store=store, key=key, max_text_chars=chars)
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.train
 import torch
+from ray.data import Dataset
 
 from digr import artifacts
 from digr.artifacts import Store
@@ -20,6 +21,7 @@ from digr.policy.validation import ValidExamples
 from digr.policy.vocabulary import sid_texts
 from digr.rewards.interest_reward import reward_terms, reward_weights, total_reward
 from digr.sids.trie import SidTrie, codes_of
+from jobs.ray_data import read_parts
 
 
 def load_sids(store: Store) -> Sids:
@@ -62,13 +64,9 @@ def read_valid(name: str, trie: SidTrie, max_examples: int, seed: int) -> ValidE
     return ValidExamples(table["prompt"].to_pylist(), item_positions(trie, table["target"], "histories"))
 
 
-def read_split(store: Store, name: str, split: str) -> Any:
+def read_split(store: Store, name: str, split: str) -> Dataset:
     """Open one split of an artifact as a Ray Dataset."""
-    from ray.data.expressions import col
-
-    filesystem, _ = artifacts.filesystem_of(store.uri(name))
-    parts = ray.data.read_parquet(artifacts.list_parts(store.uri(name)), filesystem=filesystem)
-    return parts.filter(expr=col("split") == split)
+    return read_parts(store.uri(name), wanted=pc.field("split") == split)
 
 
 def concat(columns: Sequence[str], batches: Iterator[pa.Table]) -> pa.Table:

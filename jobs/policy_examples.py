@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +23,7 @@ from digr.policy.tasks import (
 from digr.sids.trie import SidTrie
 from digr.tables import conform
 from jobs import policy_data as data
+from jobs.ray_data import read_parts
 from jobs.stage import Made
 
 STAGE = "policy_examples"
@@ -37,12 +37,7 @@ def reads_text(config: Config) -> bool:
 
 def build_examples(config: Config, store: Store) -> Made:
     """Write `policy_examples` with Ray Data, part by part of `histories` (and of `items`)."""
-    import ray
-
-    max_history, filesystem = config.data.max_history, artifacts.filesystem_of(store.uri(STAGE))[0]
-
-    def read(name: str) -> Any:
-        return ray.data.read_parquet(artifacts.list_parts(store.uri(name)), filesystem=filesystem)
+    max_history = config.data.max_history
 
     def convert(rows: pa.Table) -> pa.Table:
         rows, sids = conform("histories", rows, store.uri("histories")), data.load_sids(store)
@@ -66,10 +61,11 @@ def build_examples(config: Config, store: Store) -> Made:
             rows["item_id"].combine_chunks(), data.load_sids(store), load_texts(config, store), config.tasks
         )
 
-    made = read("histories").map_batches(convert, batch_size=None, batch_format="pyarrow")
+    made = read_parts(store.uri("histories")).map_batches(convert, batch_size=None, batch_format="pyarrow")
     if reads_text(config):
-        made = made.union(read("items").map_batches(describe, batch_size=None, batch_format="pyarrow"))
-    made.write_parquet(artifacts.filesystem_of(store.uri(STAGE))[1], filesystem=filesystem)
+        made = made.union(read_parts(store.uri("items")).map_batches(describe, batch_size=None, batch_format="pyarrow"))
+    filesystem, path = artifacts.filesystem_of(store.uri(STAGE))
+    made.write_parquet(path, filesystem=filesystem)
     written = artifacts.open_parts(store.uri(STAGE))
     counts = {split: written.count_rows(filter=pc.field("split") == split) for split in ("train", "valid")}
     for split, count in counts.items():

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from ray.data.expressions import col
 
 from digr import artifacts
 from digr.artifacts import Store
@@ -19,7 +18,7 @@ from digr.policy.reasons import load_item_interests, shared_interests
 from digr.policy.vocabulary import sid_texts
 from digr.sids.trie import load_trie
 from digr.tables import conform
-from jobs.ray_data import SplitSink
+from jobs.ray_data import SplitSink, read_parts
 from jobs.runtime import Options, main, say, start_ray
 from jobs.stage import Made, run_stage, store_of
 
@@ -78,15 +77,14 @@ def run_one(config: Config, options: Options, policy: str) -> dict[str, Any]:
         import ray
 
         start_ray(config)
-        source, _ = artifacts.filesystem_of(store.uri("histories"))
         ray.data.DataContext.get_current().execution_options.preserve_order = True
-        rows = ray.data.read_parquet(artifacts.list_parts(store.uri("histories")), filesystem=source)
+        rows = read_parts(store.uri("histories"), wanted=pc.field("split").isin(SPLITS))
         histories = artifacts.dataset_of(store, "histories")
         expected = {split: histories.count_rows(filter=pc.field("split") == split) for split in SPLITS}
         counts = ", ".join(f"{count} {split}" for split, count in expected.items())
         beams, workers = config.decoding.beam_width, config.cluster.encode_workers
         say(names[SPLITS[0]], f"{counts} histories, beam {beams}, {workers} workers")
-        rows.filter(expr=col("split").is_in(list(SPLITS))).repartition(target_num_rows_per_block=BLOCK_ROWS).map_batches(
+        rows.repartition(target_num_rows_per_block=BLOCK_ROWS).map_batches(
             Recommend,
             batch_size=None,
             batch_format="pyarrow",

@@ -24,10 +24,6 @@ def say(stage: str, text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {stage}: {text}", flush=True)
 
 
-LOCAL_RAY_ENV = {"RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1"}
-"""Ray Data starts 32 processes per read to look at Parquet footers; on one machine that costs more than the read."""
-
-
 def start_ray(config: Config) -> None:
     """Join the configured Ray, or start one on this machine; a second call does nothing.
 
@@ -46,7 +42,6 @@ def start_ray(config: Config) -> None:
         # it is needed, which by default are as many as that
         system = {"worker_maximum_startup_concurrency": cpus, "prestart_worker_first_driver": False}
         local = {"num_cpus": cpus, "include_dashboard": False, "_system_config": system}
-        os.environ.update({name: value for name, value in LOCAL_RAY_ENV.items() if name not in os.environ})
     ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

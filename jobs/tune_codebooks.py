@@ -76,6 +76,7 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
             mode="min" if chosen.metric == "raw_collision_rate" else "max",
             max_concurrent_trials=chosen.max_concurrent or room(needs),
             scheduler=asha if chosen.early_stopping else None,
+            reuse_actors=True,  # an actor takes longer to start than most candidates to be fitted
         ),
         run_config=tune.RunConfig(
             name="sweep", storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[Progress()]

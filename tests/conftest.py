@@ -27,9 +27,6 @@ def ray_local() -> Iterator[None]:
     """Start one Ray on this machine for the whole session."""
     import ray
 
-    from jobs.runtime import LOCAL_RAY_ENV
-
-    os.environ.update(LOCAL_RAY_ENV)
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "serve.edge:middlewares"
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
     context = ray.data.DataContext.get_current()

@@ -39,7 +39,7 @@ SETTINGS = {
     "sids": {"level_sizes": [4, 4, 4]},
     "policy": {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "max_tokens": 64},
     "train": {"num_workers": 2, "zero_stage": 1},
-    "sft": {"epochs": 6, "lr": 1e-2, "batch_tokens": 128, "eval_every_epochs": 2},
+    "sft": {"lr": 1e-2, "batch_tokens": 128},
     "grpo": {"steps": 6, "prompts_per_step": 16, "group_size": 8, "eval_every_steps": 3, "lr": 1e-3},
 }
 
@@ -63,10 +63,9 @@ def _histories() -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    """Artifacts up to the semantic IDs, written by hand."""
-    store, rng = Store(str(tmp_path / "run")), np.random.default_rng(0)
+def _make_run(folder: Path) -> Config:
+    """Write artifacts up to the semantic IDs by hand."""
+    store, rng = Store(str(folder / "run")), np.random.default_rng(0)
     ids = [f"i{item:02d}" for item in range(NUM_ITEMS)]
     codes = [[item % 4, item // 4 % 4, item // 16] for item in range(NUM_ITEMS)]
     vectors = rng.normal(size=(NUM_ITEMS, 8))
@@ -78,17 +77,34 @@ def config(tmp_path: Path) -> Config:
     lists = [None if index % 5 == 0 else row.tolist() for index, row in enumerate(vectors)]
     columns = {"item_id": ids, "embedding": vectors.tolist(), "interest_embedding": lists}
     _commit(store, "item_embeddings", pa.table(columns))
-    return build_config({"run": {"dir": str(tmp_path / "run")}, **SETTINGS}, where="test")
+    return build_config({"run": {"dir": str(folder / "run")}, **SETTINGS}, where="test")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """Artifacts up to the semantic IDs, of this test alone."""
+    return _make_run(tmp_path)
+
+
+# checkpoints between two validations of four epochs each, and between two epochs
+LONG = {"sft.epochs": 24, "sft.eval_every_epochs": 4, "sft.checkpoint_every_steps": 7, "sft.patience": 99}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> tuple[Config, dict]:
+    """A run that two DeepSpeed workers have fine-tuned without interruption, and the summary of the job."""
+    config = apply_overrides(_make_run(tmp_path_factory.mktemp("whole")), LONG)
+    return config, train_sft.run(config, Options())
 
 
 def _metrics(config: Config, name: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (Path(config.run.dir) / name / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_deepspeed_workers_train_the_policy_and_grpo_refines_it(config, ray_local):
-    summary = train_sft.run(config, Options())
+def test_two_deepspeed_workers_train_the_policy_and_grpo_refines_it(whole):
+    config, summary = whole
     facts = summary["facts"]["policy_sft"]
-    assert facts["epochs"] == 6 and facts["num_valid"] == 60
+    assert facts["epochs"] == 24 and facts["num_valid"] == 60
     examples = artifacts.read_table(Store(config.run.dir), "policy_examples")
     assert examples["split"].value_counts().to_pylist() == [{"values": "train", "counts": 60}, {"values": "valid", "counts": 60}]
     losses = [record["loss"] for record in _metrics(config, "policy_sft")]
@@ -159,11 +175,9 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(co
 
 
 def test_a_job_killed_while_training_and_then_a_worker_of_it_end_with_the_metrics_of_a_whole_run(
-    config, tmp_path, ray_local, capsys
+    config, whole, tmp_path, ray_local, capsys
 ):
-    # checkpoints between two validations of four epochs each, and between two epochs
-    choices = {"sft.epochs": 24, "sft.eval_every_epochs": 4, "sft.checkpoint_every_steps": 7, "sft.patience": 99}
-    config = apply_overrides(config, choices)
+    config = apply_overrides(config, LONG)
     toml = tmp_path / "config.toml"
     sections = json.loads(config.model_dump_json(include={"run", "data", "sids", "policy", "train", "sft"}))
     toml.write_text("".join(_section(name, values) for name, values in sections.items()))
@@ -185,12 +199,10 @@ def test_a_job_killed_while_training_and_then_a_worker_of_it_end_with_the_metric
     assert len(killed) == 1
     first = int(re.findall(r"epoch (\d+),", "".join(told))[0])
     assert first > 4, "the job goes on from a checkpoint of the killed one"
-    interrupted = _metrics(config, "policy_sft")
-    train_sft.run(config, Options(force="all"))
-    whole = _metrics(config, "policy_sft")
+    interrupted, uninterrupted = _metrics(config, "policy_sft"), _metrics(whole[0], "policy_sft")
     for key in ("epoch", "step", "loss"):
-        assert [record[key] for record in interrupted] == pytest.approx([record[key] for record in whole], rel=1e-6)
-    scores = [[record["ndcg@10"] for record in run if "ndcg@10" in record] for run in (interrupted, whole)]
+        assert [record[key] for record in interrupted] == pytest.approx([record[key] for record in uninterrupted], rel=1e-6)
+    scores = [[record["ndcg@10"] for record in run if "ndcg@10" in record] for run in (interrupted, uninterrupted)]
     assert len(scores[0]) >= 6 and scores[0] == pytest.approx(scores[1], rel=1e-6)
 
 
