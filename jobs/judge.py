@@ -27,7 +27,7 @@ from digr.rewards.judge import (
 )
 from digr.rewards.labeling import owner_texts
 from jobs.ledger_tasks import map_tables
-from jobs.ray_data import read_parts
+from jobs.parts import read_parts
 from jobs.runtime import say
 from jobs.vllm_engine import Answer, run_engine
 from jobs.votes import keep_verdicts, read_votes

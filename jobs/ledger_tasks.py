@@ -15,7 +15,7 @@ from digr.interests import ledger
 from digr.interests.merging import latest_responses
 from digr.interests.summary import count_outcomes
 from digr.tables import TABLES
-from jobs.ray_data import read_parts
+from jobs.parts import read_parts
 
 _SORT_ROWS = 20_000
 """Responses of one sorted block, about 20 MB."""

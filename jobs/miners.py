@@ -15,7 +15,7 @@ from digr.interests.replay import open_recording, replay
 from digr.tables import TABLES
 from jobs import llm_miners, phrase_tasks
 from jobs.ledger_tasks import map_tables
-from jobs.ray_data import read_parts
+from jobs.parts import read_parts
 from jobs.sink import Sink, write
 
 BLOCK_ROWS = 1024
@@ -33,7 +33,9 @@ def requests_of(config: Config, store: Store, owner: Owner, miner: Miner) -> Dat
     chars = config.interests.max_text_chars
     if owner == "item":
         modality = getattr(miner, "modality", "text")
-        blocks = read_parts(store.uri("items")).repartition(target_num_rows_per_block=BLOCK_ROWS)
+        blocks = read_parts(store.uri("items"))
+        if not isinstance(miner, VllmMiner | OpenAIMiner):  # a model is slower than one worker for each part of the items
+            blocks = blocks.repartition(target_num_rows_per_block=BLOCK_ROWS)
         return map_tables(blocks, item_requests, key=key, modality=modality, max_text_chars=chars)
     users = read_parts(store.uri("histories"), ["user_id"]).groupby("user_id").count()
     blocks = users.repartition(target_num_rows_per_block=BLOCK_ROWS)

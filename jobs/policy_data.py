@@ -21,7 +21,7 @@ from digr.policy.validation import ValidExamples
 from digr.policy.vocabulary import sid_texts
 from digr.rewards.interest_reward import reward_terms, reward_weights, total_reward
 from digr.sids.trie import SidTrie, codes_of
-from jobs.ray_data import read_parts
+from jobs.parts import read_parts
 
 
 def load_sids(store: Store) -> Sids:

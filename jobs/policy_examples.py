@@ -23,7 +23,7 @@ from digr.policy.tasks import (
 from digr.sids.trie import SidTrie
 from digr.tables import conform
 from jobs import policy_data as data
-from jobs.ray_data import read_parts
+from jobs.parts import read_parts
 from jobs.stage import Made
 
 STAGE = "policy_examples"

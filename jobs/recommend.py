@@ -18,7 +18,8 @@ from digr.policy.reasons import load_item_interests, shared_interests
 from digr.policy.vocabulary import sid_texts
 from digr.sids.trie import load_trie
 from digr.tables import conform
-from jobs.ray_data import SplitSink, read_parts
+from jobs.parts import read_parts
+from jobs.ray_data import SplitSink
 from jobs.runtime import Options, main, say, start_ray
 from jobs.stage import Made, run_stage, store_of
 

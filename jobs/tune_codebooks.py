@@ -68,6 +68,7 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
         return tune.Tuner.restore(f"{path}/sweep", trainable, restart_errored=True, storage_filesystem=filesystem).fit()
     steps: dict[str, Any] = {"max_t": epochs, "grace_period": max(1, epochs // 10), "reduction_factor": chosen.reduction_factor}
     asha = tune.schedulers.ASHAScheduler(time_attr="epoch", **steps)
+    run = tune.RunConfig(name="sweep", storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[Progress()])
     return tune.Tuner(
         trainable,
         param_space={"candidate": tune.grid_search(tried)},
@@ -78,9 +79,7 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
             scheduler=asha if chosen.early_stopping else None,
             reuse_actors=True,  # an actor takes longer to start than most candidates to be fitted
         ),
-        run_config=tune.RunConfig(
-            name="sweep", storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[Progress()]
-        ),
+        run_config=run,
     ).fit()
 
 
