@@ -72,10 +72,10 @@ def classify(config: Config, store: Store) -> None:
 
 def label(config: Config, store: Store) -> None:
     """Label and rate every item's interests, by the functions that the Ray workers map."""
-    from jobs.label_interests import Label, Rate
+    from jobs.label_interests import Label, rate
 
     Label(config, store, "")(artifacts.read_table(store, "interests"))
-    Rate(config, store)(artifacts.read_table(store, "items"))
+    rate(artifacts.read_table(store, "items"), config, store)
 
 
 def embed(config: Config, store: Store) -> None:

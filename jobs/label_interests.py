@@ -50,28 +50,21 @@ class Label:
         return conform(LABELS, label_interests(interests, votes, self.labels.combine, self.labels.threshold), LABELS)
 
 
-class Rate:
+def rate(items: pa.Table, config: Config, store: Store) -> pa.Table:
     """Turn rows of `items` into rows of `item_quality`, from the labels written before."""
-
-    def __init__(self, config: Config, store: Store) -> None:
-        self.store = store
-
-    def __call__(self, items: pa.Table) -> pa.Table:
-        ids = items["item_id"].combine_chunks()
-        order = [("owner_id", "ascending"), ("rank", "ascending")]
-        interests = artifacts.read_table(self.store, "interests", owner=["item"], owner_id=ids.to_pylist()).sort_by(order)
-        wanted = (pc.field("owner") == "item") & pc.field("owner_id").isin(ids)
-        labels = (
-            artifacts.open_parts(self.store.uri(LABELS)).to_table(["owner_id", "rank", "label"], filter=wanted).sort_by(order)
-        )
-        quality, num_interests = item_quality(
-            pc.index_in(interests["owner_id"], ids).to_numpy(),
-            labels["label"].to_numpy(),
-            interests["confidence"].fill_null(1.0).to_numpy(),
-            len(ids),
-        )
-        columns = {"item_id": ids, "quality": quality, "num_interests": num_interests.astype(np.int32)}
-        return conform(QUALITY, pa.table(columns), QUALITY)
+    ids = items["item_id"].combine_chunks()
+    order = [("owner_id", "ascending"), ("rank", "ascending")]
+    interests = artifacts.read_table(store, "interests", owner=["item"], owner_id=ids.to_pylist()).sort_by(order)
+    wanted = (pc.field("owner") == "item") & pc.field("owner_id").isin(ids)
+    labels = artifacts.open_parts(store.uri(LABELS)).to_table(["owner_id", "rank", "label"], filter=wanted).sort_by(order)
+    quality, num_interests = item_quality(
+        pc.index_in(interests["owner_id"], ids).to_numpy(),
+        labels["label"].to_numpy(),
+        interests["confidence"].fill_null(1.0).to_numpy(),
+        len(ids),
+    )
+    columns = {"item_id": ids, "quality": quality, "num_interests": num_interests.astype(np.int32)}
+    return conform(QUALITY, pa.table(columns), QUALITY)
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
@@ -89,7 +82,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         if "judge" in labels.labelers:
             unjudged = ask_judge(config, store, work)
         rows = map_items(config, store, Label, LABELS, source="interests", arguments=(work,), block_rows=BLOCK_ROWS)
-        rated = map_items(config, store, Rate, QUALITY, use_gpu=False)
+        rated = map_items(config, store, rate, QUALITY)
         parts, qualities = (artifacts.open_parts(store.uri(name)) for name in (LABELS, QUALITY))
         positive = parts.count_rows(filter=pc.field("label") == 1)
         say(LABELS, f"{positive} of {rows} trusted")

@@ -27,18 +27,16 @@ def map_items(
     source: str = "items",
     arguments: tuple[Any, ...] = (),
     block_rows: int = BLOCK_ROWS,
-    use_gpu: bool | None = None,
 ) -> int:
-    """Run `worker(config, store)` over batches of `items` and write what it returns, row by row, as parts of `output`.
+    """Run a worker over batches of `items` and write what it returns, row by row, as parts of `output`.
 
-    The worker is made once per actor (`cluster.encode_workers` of them). Blocks keep the order of the table, so every
-    part covers a narrow range of ids.
+    Blocks keep the order of the table, so every part covers a narrow range of ids.
 
     Args:
-        worker: a class with `__init__(config, store, *arguments)` and `__call__(pa.Table) -> pa.Table`.
+        worker: a class with `__init__(config, store, *arguments)` and `__call__(pa.Table) -> pa.Table`, made once in each of
+            `cluster.encode_workers` actors; or a function of a table, config, store and the arguments.
         source: table to read instead of `items`.
         block_rows: rows handed to a worker at once.
-        use_gpu: give each actor a GPU, if not as `cluster.use_gpu` says.
 
     Returns:
         Rows written.
@@ -47,17 +45,12 @@ def map_items(
         ValueError: another number of rows came out than expected.
     """
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    cluster = config.cluster
+    how: dict[str, Any] = {"fn_args": (config, store, *arguments)}
+    if isinstance(worker, type):
+        how = {"fn_constructor_args": (config, store, *arguments), "num_gpus": 1 if config.cluster.use_gpu else None}
+        how["compute"] = ray.data.ActorPoolStrategy(size=config.cluster.encode_workers)
     blocks = read_parts(store.uri(source)).repartition(target_num_rows_per_block=block_rows)
-    made = blocks.map_batches(
-        worker,
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        fn_constructor_args=(config, store, *arguments),
-        compute=ray.data.ActorPoolStrategy(size=cluster.encode_workers),
-        num_gpus=1 if (cluster.use_gpu if use_gpu is None else use_gpu) else None,
-    )
+    made = blocks.map_batches(worker, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **how)
     filesystem, path = artifacts.filesystem_of(store.uri(output))
     made.write_parquet(path, filesystem=filesystem)
     rows = artifacts.open_parts(store.uri(output)).count_rows()

@@ -24,6 +24,16 @@ def say(stage: str, text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {stage}: {text}", flush=True)
 
 
+LOCAL_RAY_ENV = {
+    # nobody reads workers' logs there, for which Ray would look ten times a second
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "3600",
+    # its one node is not taken away from under a training but with it
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Environment of a Ray of this machine alone: without processes and work that serve clusters."""
+
+
 def start_ray(config: Config) -> None:
     """Join the configured Ray, or start one on this machine; a second call does nothing.
 
@@ -41,6 +51,7 @@ def start_ray(config: Config) -> None:
         # as many workers may start at once as there are logical CPUs, Ray warns of every further one otherwise; none before
         # it is needed, which by default are as many as that
         system = {"worker_maximum_startup_concurrency": cpus, "prestart_worker_first_driver": False}
+        os.environ.update({name: value for name, value in LOCAL_RAY_ENV.items() if name not in os.environ})
         local = {"num_cpus": cpus, "include_dashboard": False, "_system_config": system}
     ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
     context = ray.data.DataContext.get_current()

@@ -27,10 +27,10 @@ def ray_local() -> Iterator[None]:
     """Start one Ray on this machine for the whole session."""
     import ray
 
+    from digr.config import build_config
+    from jobs.runtime import start_ray
+
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "serve.edge:middlewares"
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.raise_original_map_exception = True
+    start_ray(build_config({"run": {"dir": "unused"}}, "tests"))
     yield
     ray.shutdown()
