@@ -15,6 +15,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import ray
 import torch
 
 from digr import artifacts
@@ -181,9 +182,9 @@ def test_a_job_killed_while_training_and_then_a_worker_of_it_end_with_the_metric
     toml = tmp_path / "config.toml"
     sections = json.loads(config.model_dump_json(include={"run", "data", "sids", "policy", "train", "sft"}))
     toml.write_text("".join(_section(name, values) for name, values in sections.items()))
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "jobs.train_sft", "--config", str(toml), "cluster.num_cpus=4"]
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "jobs.train_sft", "--config", str(toml), f"cluster.address={address}"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert job.stdout is not None
     assert any("epoch 6," in line for line in job.stdout)
     os.killpg(job.pid, signal.SIGKILL)
