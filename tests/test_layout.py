@@ -113,6 +113,12 @@ def test_forbidden_words_are_absent(pattern, why):
     assert found == [], why
 
 
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used():
+    slow = re.compile(r"^(from|import) (transformers|sklearn|scipy\.stats|deepspeed|peft|vllm)\b", re.MULTILINE)
+    sources = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("digr", "jobs", "serve")]
+    assert [str(path.relative_to(ROOT)) for path in sources if slow.search(path.read_text())] == []
+
+
 def test_the_lock_has_names_and_versions_only():
     for line in (ROOT / "requirements.lock").read_text().splitlines():
         assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line), line

@@ -25,7 +25,7 @@ IDS = [part * 10 + row for part in range(7) for row in range(3)]
 @pytest.mark.parametrize("tasks", [1000, 3, 1])
 def test_rows_come_in_the_order_of_the_parts_also_where_parts_share_a_task(table, tasks, ray_local, monkeypatch):
     monkeypatch.setattr(parts, "READ_TASKS", tasks)
-    monkeypatch.setattr(ray.data.DataContext.get_current().execution_options, "preserve_order", True)
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     found = parts.read_parts(table, ["id"])
     assert found.take_all() == [{"id": number} for number in IDS]
     assert [row["id"] for row in parts.read_parts(table).limit(5).take_all()] == IDS[:5]
