@@ -208,13 +208,16 @@ def _rows(config):
     return pa.concat_tables([pq.read_table(part) for part in _parts(config)]).to_pylist()
 
 
-def test_the_recorded_interests_of_a_real_catalogue_come_back_whole(tmp_path, ray_local):
+def test_the_recorded_interests_of_a_real_catalogue_come_back_whole_and_are_not_asked_for_again(tmp_path, ray_local, capsys):
     source = pq.read_table(f"{real_folder('amazon18_industrial_minionerec')}/items.parquet", columns=["item_id", "title"])
     store = Store(str(tmp_path))
     _commit(store, "items", source.sort_by("item_id"))
     miner = {"kind": "replay", "name": "recorded-llm", "path": f"{real_folder('industrial_interests')}/responses.parquet"}
-    summary = mine_interests.run(
-        build_config({"run": {"dir": store.root}, "interests": {"miners": [miner]}}, where="test"), Options()
-    )
+    config = build_config({"run": {"dir": store.root}, "interests": {"miners": [miner]}}, where="test")
+    summary = mine_interests.run(config, Options())
     assert summary["rows"] == {"interests": 13654, "interest_responses": 3686}
     assert summary["facts"]["interest_responses"]["statuses"] == {"ok": 3686}
+    before, interests = _parts(config), artifacts.read_table(store, "interests")
+    assert mine_interests.run(config, Options(force="all"))["status"] == "built"
+    assert "recorded-llm: 3686 item requests, 3686 answered, 0 to ask" in capsys.readouterr().out
+    assert _parts(config) == before and artifacts.read_table(store, "interests").equals(interests)
