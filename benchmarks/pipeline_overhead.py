@@ -36,8 +36,9 @@ QUICK = [
     "data.synthetic.num_users=200",
     "data.synthetic.num_interests=6",
     "classifier.max_pairs=200",
+    "train.num_workers=1",
 ]
-QUICK_JOBS = 5
+QUICK_JOBS = 3
 """Jobs of the quick form."""
 
 
