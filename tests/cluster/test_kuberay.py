@@ -50,6 +50,12 @@ def _schema(kind: str, api: str) -> dict:
     return _strict(schema)
 
 
+def _problems(manifest: dict) -> list[str]:
+    """What a manifest does not satisfy; the schema itself, a megabyte of others', is not checked each time."""
+    validator = jsonschema.Draft202012Validator(_schema(manifest["kind"], manifest["apiVersion"]))
+    return [error.message for error in validator.iter_errors(manifest)]
+
+
 def _cluster(manifest: dict) -> dict:
     node = manifest
     for key in CLUSTER_AT[manifest["kind"]]:
@@ -63,16 +69,15 @@ def test_there_is_one_manifest_of_each_kind():
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_a_manifest_satisfies_the_published_schema(path):
-    manifest = yaml.safe_load(path.read_text())
-    jsonschema.validate(manifest, _schema(manifest["kind"], manifest["apiVersion"]))
+    assert _problems(yaml.safe_load(path.read_text())) == []
 
 
 @pytest.mark.parametrize("wrong", [{"replica": 1}, {"minReplicas": "one"}])
 def test_the_schema_check_finds_a_misspelt_or_mistyped_field(wrong):
     manifest = yaml.safe_load((ROOT / "cluster" / "kuberay" / "raycluster.yaml").read_text())
     manifest["spec"]["workerGroupSpecs"][0] |= wrong
-    with pytest.raises(jsonschema.ValidationError, match=r"replica|one"):
-        jsonschema.validate(manifest, _schema(manifest["kind"], manifest["apiVersion"]))
+    (found,) = _problems(manifest)
+    assert re.search(r"'replica' was unexpected|'one' is not of type 'integer'", found)
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
