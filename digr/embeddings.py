@@ -67,9 +67,9 @@ class SentenceEncoder(NamedTuple):
 
 def load_encoder(base: str, max_tokens: int, device: str = "cpu", batch_size: int = 64) -> SentenceEncoder:
     """Load a sentence encoder ("minilm", a local folder or a hub name) in evaluation mode."""
-    path = encoder_path(base)
     from transformers import AutoModel, AutoTokenizer
 
+    path = encoder_path(base)
     model = AutoModel.from_pretrained(path, trust_remote_code=False).eval().to(device)
     return SentenceEncoder(model, AutoTokenizer.from_pretrained(path), max_tokens, batch_size)
 

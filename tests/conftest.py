@@ -13,8 +13,7 @@ gc.disable()  # until all test modules are imported, which makes many objects an
 
 
 def pytest_collection_finish() -> None:
-    """Collect garbage from here on, but not among what the imports made."""
-    gc.freeze()
+    """Collect garbage from here on."""
     gc.enable()
 
 
@@ -40,6 +39,6 @@ def ray_local() -> Iterator[None]:
     from jobs.runtime import start_ray
 
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "serve.edge:middlewares"
-    start_ray(build_config({"run": {"dir": "unused"}}, "tests"))
+    start_ray(build_config({"run": {"dir": "unused"}, "cluster": {"address": "local"}}, "tests"))
     yield
     ray.shutdown()

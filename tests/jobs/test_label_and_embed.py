@@ -46,7 +46,7 @@ def config(tmp_path) -> Config:
     _commit(store, "interest_labels", pa.table(common | labels))
     quality = {"quality": [0.9, 1.0, 0.0, 0.0], "num_interests": pa.array([2, 1, 1, 0], pa.int32())}
     _commit(store, "item_quality", pa.table({"item_id": list(TITLES)} | quality))
-    return build_config({"run": {"dir": str(tmp_path)}, "cluster": {"encode_workers": 1}}, where="test")
+    return build_config({"run": {"dir": str(tmp_path)}}, where="test")
 
 
 def test_item_vectors_follow_the_labels_and_the_ablation_changes_the_embedding_only(config, ray_local):

@@ -35,6 +35,8 @@ def test_rows_come_in_the_order_of_the_parts_also_where_parts_share_a_task(table
 def test_only_the_wanted_rows_are_read_and_no_row_still_has_columns(table, ray_local):
     wanted = parts.read_parts(table, wanted=pc.field("split") == "valid")
     assert sorted(row["id"] for row in wanted.take_all()) == IDS[1::3]
+    narrow = parts.read_parts(table, ["id"], wanted=pc.field("split") == "valid")
+    assert sorted(narrow.take_all(), key=str) == sorted(({"id": number} for number in IDS[1::3]), key=str)
     none = parts.read_parts(table, ["id", "split"], wanted=pc.field("split") == "test")
     assert none.schema().names == ["id", "split"] and none.take_all() == []
 
