@@ -3,7 +3,7 @@
 The peer is how public systems constrain decoding: a Python function per beam and step that looks up the prefix in a
 dictionary. It gets `renormalize_logits`, so that both rank by the probability normalised on the trie, and every list is
 compared. Prompts have ten items, all of one length: the peer would need left padding otherwise. Each side is timed with
-one PyTorch thread and with one per core, in turns, and each gets its faster setting.
+one PyTorch thread and with one per core, in turns, and each gets its faster setting; a speed-up is the median over the rounds.
 """
 
 import os
@@ -32,6 +32,7 @@ HISTORY = 10
 CATALOGUES = (3_700, 100_000, 1_000_000)
 BEAMS = (10, 20, 50)
 BATCHES = (1, 32)
+ROUNDS = 9
 
 
 def random_trie(num_items: int, rng: np.random.Generator) -> SidTrie:
@@ -76,23 +77,27 @@ def peer_lists(policy: SidPolicy, trie: SidTrie, prompts: Sequence[str], beams: 
 
 
 class Timing(NamedTuple):
-    """The seconds of one side with its best number of threads."""
+    """Median seconds of one side with its best number of threads, and what they were in each round."""
 
     seconds: float
     threads: int
+    rounds: list[float]
 
 
 def best_timings(ours: Callable[[], object], peer: Callable[[], object]) -> tuple[Timing, Timing]:
-    """Time both sides in turns, so that a busy moment of the machine meets both."""
-    before, found = torch.get_num_threads(), (list[Timing](), list[Timing]())
-    for threads in sorted({1, num_cores()}):
-        torch.set_num_threads(threads)
-        ours(), peer()
-        rounds = [(seconds_of(ours, 5), seconds_of(peer, 1, warm=True)) for _ in range(5)]
-        for side, seconds in zip(found, np.median(rounds, 0).tolist(), strict=True):
-            side.append(Timing(seconds, threads))
+    """Time both sides in turns, so that a slow moment of the machine meets both."""
+    before, found = torch.get_num_threads(), defaultdict[tuple[int, int], list[float]](list)
+    for _ in range(ROUNDS):
+        for threads in sorted({1, num_cores()}):
+            torch.set_num_threads(threads)
+            found[0, threads].append(seconds_of(ours, 5))
+            found[1, threads].append(seconds_of(peer, 1))
     torch.set_num_threads(before)
-    return min(found[0]), min(found[1])
+    timings = [
+        [Timing(float(np.median(rounds)), threads, rounds) for (of, threads), rounds in found.items() if of == side]
+        for side in (0, 1)
+    ]
+    return min(timings[0]), min(timings[1])
 
 
 def num_cores() -> int:
@@ -100,16 +105,14 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def seconds_of(work: Callable[[], object], repeats: int, warm: bool = False) -> float:
-    """Return the median seconds of some calls, after a first one unless it is warm."""
-    if not warm:
-        work()
+def seconds_of(work: Callable[[], object], repeats: int) -> float:
+    """Return the median seconds of some calls, after a first one."""
     times = []
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    return float(np.median(times[1:]))
 
 
 @torch.inference_mode()
@@ -131,7 +134,8 @@ def measure(quick: bool) -> Measurement:
                 fast, slow = best_timings(
                     partial(recommend, policy, trie, some, beams, beams), partial(peer_lists, policy, trie, some, beams, allowed)
                 )
-                name, ratio = f"{num_items}_items_beam_{beams}_batch_{batch}", slow.seconds / fast.seconds
+                name = f"{num_items}_items_beam_{beams}_batch_{batch}"
+                ratio = float(np.median(np.array(slow.rounds) / np.array(fast.rounds)))
                 figures |= {f"{name}_ms": round(fast.seconds * 1e3, 2), f"{name}_threads": fast.threads}
                 figures |= {f"{name}_transformers_ms": round(slow.seconds * 1e3, 2), f"{name}_transformers_threads": slow.threads}
                 figures[f"{name}_speedup"] = round(ratio, 1)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numba import njit
 
 from benchmarks.decoder_vs_transformers import HISTORY, LEVELS, random_trie, seconds_of
 from benchmarks.harness import Measurement, main
@@ -45,13 +46,25 @@ def nodes_of(trie: SidTrie, codes: torch.Tensor) -> list[torch.Tensor]:
     return [nodes[0][:, :1], *nodes[1:]]
 
 
-def list_children(trie: SidTrie, nodes: Sequence[torch.Tensor]) -> None:
-    """Do the trie's part of a search: which codes may follow, and where they lead."""
-    for one in nodes:
-        child = trie.children(one)
-        trie.node_code[child].long()
-        torch.where(child >= 0, 0.0, -torch.inf)
-        trie.is_open(one)
+@njit
+def read_trie(
+    nodes: np.ndarray, first_child: np.ndarray, num_children: np.ndarray, node_code: np.ndarray, node_open: np.ndarray, size: int
+) -> int:
+    """Read of each node what the choice of a level reads: its children's codes, unless it has all, and if more is below it."""
+    read = 0
+    for node in nodes.flat:
+        first, count = first_child[node], num_children[node]
+        for child in range(count if count < size else 0):
+            read += node_code[first + child]
+        read += node_open[node]
+    return read
+
+
+def read_levels(trie: SidTrie, nodes: Sequence[torch.Tensor]) -> None:
+    """Do the trie's part of a search."""
+    arrays = [one.numpy() for one in (trie.first_child, trie.num_children, trie.node_code, trie.node_open)]
+    for one, size in zip(nodes, trie.level_sizes, strict=True):
+        read_trie(one.numpy(), *arrays, size)
 
 
 def changes(trie: SidTrie, codes: np.ndarray) -> dict[str, float]:
@@ -93,7 +106,7 @@ def measure(quick: bool) -> Measurement:
     prompts = [history_prompt(texts[start : start + HISTORY]) for start in range(0, len(texts), HISTORY)]
     found = beam_search(policy, trie, prompts, BEAMS)
     search = seconds_of(partial(beam_search, policy, trie, prompts, BEAMS), 9)
-    masks = seconds_of(partial(list_children, trie, nodes_of(trie, found.codes)), 9)
+    masks = seconds_of(partial(read_levels, trie, nodes_of(trie, trie.sids(found.node))), 9)
     allowed = deny_some(num_items, rng)
     filtered = seconds_of(partial(beam_search, policy, trie, prompts, BEAMS, allowed), 9)
     figures = {

@@ -21,8 +21,6 @@ class Context(NamedTuple):
     """The transformer behind T tokens of each prompt, ready to read branch tokens."""
     length: Int[Tensor, "B 1"]
     """How many of them are the prompt's, the others are padding."""
-    blocked: Float[Tensor, "B 1 T"]
-    """`blocked_of` the padding."""
     last: Float[Tensor, "B D"]
     """Hidden state of each prompt's last token."""
 
@@ -109,14 +107,8 @@ def encode(policy: SidPolicy, prompts: Sequence[str], cache: ContextCache | None
     steps, length = start_steps(policy), real.sum(1, keepdim=True)
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     # right padding: a causal model's real tokens never see it
-    last = steps(tokens, positions, None, wanted=length - 1)
-    return _context(policy, steps, real, length, last[:, 0])
-
-
-def _context(
-    policy: SidPolicy, steps: Steps, real: Bool[Tensor, "B T"], length: Int[Tensor, "B 1"], last: Float[Tensor, "B D"]
-) -> Context:
-    return Context(steps, length, blocked_of(~real[:, None], policy.lm.dtype), last)
+    last = steps.read(tokens, positions, None, wanted=length - 1)
+    return Context(steps, length, last[:, 0])
 
 
 def _encode_cached(policy: SidPolicy, prompts: Sequence[str], cache: ContextCache) -> Context:
@@ -125,32 +117,42 @@ def _encode_cached(policy: SidPolicy, prompts: Sequence[str], cache: ContextCach
     tokens = [row[keep].tolist() for row, keep in zip(*(part.cpu() for part in policy.tokenize(prompts)), strict=True)]
     found = [cache.find(row) for row in tokens]
     past_lengths = torch.tensor([0 if one is None else len(one.tokens) for one in found], device=policy.device)
-    past, past_real = _past(found, past_lengths)
-    steps, last = start_steps(policy, past), [None if one is None else one.last for one in found]
     fresh = [torch.tensor(row[length:], dtype=torch.long) for row, length in zip(tokens, past_lengths.tolist(), strict=True)]
+    if any(len(one) for one in fresh):
+        _read_fresh(policy, tokens, found, past_lengths, fresh, cache)
+    rows = [one for one in found if one is not None]
+    lengths = torch.tensor([len(row) for row in tokens], device=policy.device)
+    return Context(start_steps(policy, _past(rows, lengths)[0]), lengths[:, None], torch.stack([one.last for one in rows]))
+
+
+def _read_fresh(
+    policy: SidPolicy,
+    tokens: Sequence[list[int]],
+    found: list[CachedPrompt | None],
+    past_lengths: Int[Tensor, " B"],
+    fresh: Sequence[Int[Tensor, " T"]],
+    cache: ContextCache,
+) -> None:
+    """Read what the cached beginnings lack; the whole prompts are put into `found` and the cache."""
+    past, past_real = _past(found, past_lengths)
+    steps = start_steps(policy, past)
     new_lengths = torch.tensor([len(one) for one in fresh], device=policy.device)
-    if not bool(new_lengths.any()):
-        return _context(policy, steps, past_real, past_lengths[:, None], torch.stack([one for one in last if one is not None]))
-    new = pad_sequence(fresh, batch_first=True).to(policy.device)
+    new = pad_sequence(list(fresh), batch_first=True).to(policy.device)
     order = torch.arange(new.shape[1], device=policy.device)
     blocked = None
     if past:
         later = (order[:, None] < order).expand(len(new), -1, -1)
         blocked = blocked_of(torch.cat([~past_real[:, None].expand(-1, len(order), -1), later], 2), policy.lm.dtype)
     newest = (new_lengths[:, None] - 1).clamp(min=0)
-    hidden = steps(new, past_lengths[:, None] + order, blocked, newest)[:, 0]
-    real = torch.cat([past_real, order < new_lengths[:, None]], 1)
-    width = past_real.shape[1]
-    added = torch.stack([both[:, :, :, width:] for both in steps.keys_values])
+    hidden = steps.read(new, past_lengths[:, None] + order, blocked, newest)[:, 0]
+    added = torch.stack([both[:, :, :, past_real.shape[1] :] for both in steps.keys_values])
     for row, known in enumerate(found):
-        start = 0 if known is None else len(known.tokens)
-        if start < len(tokens[row]):
-            ours = added[:, :, row, :, : len(tokens[row]) - start]
+        if len(fresh[row]):
+            ours = added[:, :, row, :, : len(fresh[row])]
             whole = ours.clone() if known is None else torch.cat([known.keys_values, ours], 3)
-            last[row] = hidden[row].clone()
-            cache.put(CachedPrompt(tokens[row], whole, hidden[row].clone()), known)
-    lengths = (past_lengths + new_lengths)[:, None]
-    return _context(policy, steps, real, lengths, torch.stack([one for one in last if one is not None]))
+            grown = CachedPrompt(tokens[row], whole, hidden[row].clone())
+            found[row] = grown
+            cache.put(grown, known)
 
 
 def _past(found: Sequence[CachedPrompt | None], lengths: Int[Tensor, " B"]) -> tuple[list[KeysValues], Bool[Tensor, "B T"]]:

@@ -7,9 +7,11 @@ keeps them apart.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -49,18 +51,23 @@ class SidPolicy(nn.Module):
         """Where the weights are."""
         return self.token_level.device
 
+    @cached_property
+    def head(self) -> Any:
+        """The LM's output head; adapters put another one in its place."""
+        return self.lm.get_output_embeddings()
+
     def token_ids(self, level: int) -> Int[Tensor, " K"]:
         """Token of each code of a level."""
         return getattr(self, f"token_ids_{level}")
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """Turn prompts into right-padded token ids and the mask of real tokens."""
-        rows: list[list[int]] = self.tokenizer(list(texts), return_attention_mask=False)["input_ids"]
-        lengths = [len(row) for row in rows]
-        width = max(lengths)
-        padded = [row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows]
-        real = torch.arange(width) < torch.tensor(lengths)[:, None]
-        return torch.tensor(padded, device=self.device), real.to(self.device)
+        rows = [one.ids for one in self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts))]
+        lengths = np.array([len(row) for row in rows])
+        real = np.arange(lengths.max()) < lengths[:, None]
+        padded = np.full(real.shape, self.tokenizer.pad_token_id)
+        padded[real] = [token for row in rows for token in row]
+        return torch.from_numpy(padded).to(self.device), torch.from_numpy(real).to(self.device)
 
     def hidden(self, **inputs: object) -> Float[Tensor, "B T D"]:
         """Run the transformer without its output head."""
@@ -68,7 +75,7 @@ class SidPolicy(nn.Module):
 
     def code_logits(self, hidden: Float[Tensor, "*P D"], level: int) -> Float[Tensor, "*P K"]:
         """Compute the logits of one level's codes only."""
-        head = self.lm.get_output_embeddings()
+        head = self.head
         ids = self._head_rows[level] or self.token_ids(level)
         bias = None if getattr(head, "bias", None) is None else head.bias[ids]
         start = sum(self.level_sizes[:level])
@@ -115,7 +122,7 @@ class SidPolicy(nn.Module):
                 result[row, column] = log_probs.gather(-1, code[row, column, None]).squeeze(-1)
         row, column = torch.nonzero(completion_mask & (level < 0), as_tuple=True)
         if len(row):
-            logits = self.lm.get_output_embeddings()(hidden[row, column - 1]).float()
+            logits = self.head(hidden[row, column - 1]).float()
             result[row, column] = torch.log_softmax(logits, -1).gather(-1, input_ids[row, column, None]).squeeze(-1)
         return result
 
@@ -239,6 +246,7 @@ def adapt(policy: SidPolicy, config: PolicyConfig) -> None:
         ids = torch.cat([policy.token_ids(level) for level in range(len(policy.level_sizes))])
         add_lora(policy.lm, config, ids.tolist())
         policy.written_out = None
+        policy.__dict__.pop("head", None)
 
 
 def load_policy(folder: str | Path, device: str = "cpu") -> SidPolicy:

@@ -56,7 +56,7 @@ def best_rollouts(trie: SidTrie, beams: Beams, group_size: int) -> Rollouts:
     node = beams.node[:, :group_size]
     if node.shape[1] < group_size or bool((node < 0).any()):
         raise ValueError(f"grpo.group_size: {group_size} different roll-outs need as many SIDs; the catalogue has fewer")
-    return Rollouts(beams.codes[:, :group_size], trie.item_start[node])
+    return Rollouts(trie.sids(node), trie.item_start[node])
 
 
 def _sample(policy: SidPolicy, trie: SidTrie, prompts: Sequence[str], group_size: int, generator: torch.Generator) -> Rollouts:

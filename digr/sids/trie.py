@@ -75,6 +75,11 @@ class SidTrie(NamedTuple):
         """Whether more than one SID lies below nodes; False for -1, which reads the last node, and that is a leaf."""
         return self.node_open[nodes]
 
+    def sids(self, nodes: Int[Tensor, "*P"]) -> Int[Tensor, "*P L"]:
+        """Return the codes of the first SID below each node, -1 behind its end; -1 everywhere for -1."""
+        codes = self.codes[self.item_start[nodes.clamp(min=0)]].long()
+        return torch.where(nodes[..., None] >= 0, codes, -1)
+
     def child(self, nodes: Int[Tensor, "*P"], codes: Int[Tensor, "*P"]) -> Int[Tensor, "*P"]:
         """Follow one code from each node; -1 where the trie has no such child, or the node is -1 already."""
         key = nodes * (max(self.level_sizes) + 1) + (codes + 1)

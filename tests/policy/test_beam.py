@@ -121,7 +121,7 @@ def test_any_beam_on_any_catalogue_and_filter_equals_a_plain_search_over_every_s
             count = int((found.node[row] >= 0).sum())
             assert count == len(expected)
             np.testing.assert_allclose(found.score[row, :count], [score for score, _ in expected], atol=1e-4)
-            sids = [tuple(code for code in codes if code >= 0) for codes in found.codes[row, :count].tolist()]
+            sids = [tuple(code for code in codes if code >= 0) for codes in trie.sids(found.node[row, :count]).tolist()]
             assert len(set(sids)) == count
             chances = {sid: float(steps[row, index].sum()) for index, sid in enumerate(rows) if mask[row, index]}
             np.testing.assert_allclose([chances[sid] for sid in sids], found.score[row, :count], atol=1e-4)

@@ -30,7 +30,10 @@ def test_both_ways_agree_step_after_step_for_all_tokens_and_for_wanted_ones():
     for first_wanted, next_wanted in ((None, wanted), (wanted, None)):
         fast, plain = start_steps(policy), _AnySteps(policy, ())
         for steps in (fast, plain):
-            steps.hidden = [steps(tokens, positions, None, first_wanted), steps(more, 7 + positions[:, :4], blocked, next_wanted)]
+            steps.hidden = [
+                steps.read(tokens, positions, None, first_wanted),
+                steps.read(more, 7 + positions[:, :4], blocked, next_wanted),
+            ]
         for one, two in zip(fast.hidden, plain.hidden, strict=True):
             torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-5)
         for one, two in zip(fast.keys_values, plain.keys_values, strict=True):
@@ -41,12 +44,12 @@ def test_both_ways_agree_step_after_step_for_all_tokens_and_for_wanted_ones():
 def test_steps_go_on_behind_given_keys_and_values():
     policy = _policy()
     tokens, positions = torch.randint(18, (2, 6)), torch.arange(6).expand(2, -1)
-    whole = start_steps(policy)(tokens, positions, None)
+    whole = start_steps(policy).read(tokens, positions, None)
     for start in (start_steps, _AnySteps):
         first = start(policy, ())
-        first(tokens[:, :4], positions[:, :4], None)
+        first.read(tokens[:, :4], positions[:, :4], None)
         later = blocked_of(torch.ones(6, 6, dtype=torch.bool).triu(1)[4:].expand(2, -1, -1), torch.float32)
-        rest = start(policy, first.keys_values)(tokens[:, 4:], positions[:, 4:], later)
+        rest = start(policy, first.keys_values).read(tokens[:, 4:], positions[:, 4:], later)
         torch.testing.assert_close(rest, whole[:, 4:], atol=1e-5, rtol=1e-5)
 
 
@@ -55,7 +58,7 @@ def test_bf16_weights_agree_to_their_precision():
     torch.manual_seed(0)
     policy = _policy().to(torch.bfloat16)
     tokens, positions = torch.randint(18, (2, 6)), torch.arange(6).expand(2, -1)
-    fast, plain = start_steps(policy)(tokens, positions, None), _AnySteps(policy, ())(tokens, positions, None)
+    fast, plain = start_steps(policy).read(tokens, positions, None), _AnySteps(policy, ()).read(tokens, positions, None)
     assert fast.dtype == torch.bfloat16
     torch.testing.assert_close(fast, plain, atol=0.05, rtol=0.02)
 
@@ -79,17 +82,41 @@ def test_a_gpt2_with_anything_unusual_runs_through_its_own_forward(change):
 def test_weights_that_change_in_place_are_seen_after_a_first_decoding():
     policy = _policy()
     tokens, positions = torch.randint(18, (2, 6)), torch.arange(6).expand(2, -1)
-    before = start_steps(policy)(tokens, positions, None)
+    before = start_steps(policy).read(tokens, positions, None)
     for parameter in policy.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    after = start_steps(policy)(tokens, positions, None)
+    after = start_steps(policy).read(tokens, positions, None)
     assert not torch.allclose(before, after)
-    torch.testing.assert_close(after, _AnySteps(policy, ())(tokens, positions, None), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(after, _AnySteps(policy, ()).read(tokens, positions, None), atol=2e-5, rtol=1e-5)
 
 
 def test_adapters_after_a_first_decoding_are_used_by_the_next():
     policy = _policy()
     tokens, positions = torch.randint(18, (2, 6)), torch.arange(6).expand(2, -1)
-    start_steps(policy)(tokens, positions, None)
+    with torch.inference_mode():
+        start_steps(policy).read(tokens, positions, None)
     adapt(policy, PolicyConfig(backbone="hf", base="any", lora_rank=2))
     assert isinstance(start_steps(policy.eval()), _AnySteps)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_branches_see_their_prompt_their_own_tokens_and_nothing_else(dtype):
+    """In fp32 attention is compiled, in fp64 it is PyTorch's under a mask; each is held against sequences read alone."""
+    torch.manual_seed(0)
+    policy = _policy().to(dtype)
+    tokens, length = torch.randint(18, (2, 7)), torch.tensor([[7], [4]])
+    grown = [torch.randint(18, (2, width)) for width in (3, 4, 2)]
+    parents = [torch.zeros(2, 3, dtype=torch.long), torch.randint(3, (2, 4)), torch.randint(4, (2, 2))]
+    for start in (start_steps, _AnySteps):
+        steps = start(policy, ())
+        steps.read(tokens, torch.arange(7).expand(2, -1), None)
+        paths = [[row[:count].tolist()] for row, (count,) in zip(tokens, length.tolist(), strict=True)]
+        for new, parent in zip(grown, parents, strict=True):
+            hidden = steps.branch(new, parent, length)
+            for row in range(2):
+                paths[row] = [paths[row][origin] + [token] for origin, token in zip(parent[row], new[row], strict=True)]
+                for branch, path in enumerate(paths[row]):
+                    alone = torch.tensor([[int(token) for token in path]])
+                    whole = _AnySteps(policy, ()).read(alone, torch.arange(len(path))[None], None)
+                    torch.testing.assert_close(hidden[row, branch], whole[0, -1], atol=2e-5, rtol=1e-5)

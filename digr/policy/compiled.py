@@ -1,0 +1,257 @@
+"""The inner loops of decoding on a CPU, compiled by Numba at their first use on a machine.
+
+PyTorch does each of them in tens of small operations of 3 to 7 us, which take longer than what they compute where there are few
+beams, and its attention of branches computes what masks then hide. All of it runs in the calling thread. Numba keeps what it
+compiled beside this file, or in the user's cache folder where that cannot be written.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64
+from numba import njit
+
+_PLACES = 0xFFFFFFFF
+_WORD = 64
+_ANY_ORDER = {"reassoc", "contract", "nsz"}
+"""Sums may be taken in any order, which lets loops use vector instructions; infinities and NaN keep their meaning."""
+_LEAST = np.float32(-87)
+"""Smaller exponents are taken for this one: e to it is 2e-38."""
+
+
+@njit(cache=True, nogil=True)
+def choose(
+    logits: Float32[np.ndarray, "B Q K"],
+    node: Int64[np.ndarray, "B P"],
+    score: Float32[np.ndarray, "B P"],
+    is_open: Bool[np.ndarray, "B P"],
+    first_child: Int64[np.ndarray, " nodes"],
+    num_children: Int64[np.ndarray, " nodes"],
+    node_code: Int32[np.ndarray, " nodes"],
+    node_open: Bool[np.ndarray, " nodes"],
+    item_start: Int64[np.ndarray, " nodes"],
+    item_end: Int64[np.ndarray, " nodes"],
+    words: Int64[np.ndarray, "B W"],
+    before: Int32[np.ndarray, "B W1"],
+    next_node: Int64[np.ndarray, "B M"],
+    next_score: Float32[np.ndarray, "B M"],
+    next_open: Bool[np.ndarray, "B M"],
+    open_node: Int64[np.ndarray, "B M"],
+    branch: Int64[np.ndarray, "B M"],
+) -> tuple[int, int]:
+    """Do what `choosing.next_beams` says; everything from `next_node` on is written.
+
+    Args:
+        logits: of all codes below the Q open beams of each request, in their order; rows behind them are not read.
+        words: and `before`, see `ItemFilter`; without columns all items are allowed.
+
+    Returns:
+        The most beams, and the most open beams, that a request has now.
+    """
+    num_rows, num_open, num_codes = logits.shape
+    width, most, most_open = next_node.shape[1], 0, 0
+    found, first_of = np.empty(4 * width, np.int64), np.empty(num_open, np.int64)
+    grown, powers, scratch = np.empty(num_codes, np.float32), np.empty(num_codes, np.float32), np.empty(num_codes, np.int32)
+    for row in range(num_rows):
+        count, worst, at = 0, np.float32(-np.inf), 0
+        for beam in range(node.shape[1]):
+            if not is_open[row, beam]:
+                continue
+            first, children = first_child[node[row, beam]], num_children[node[row, beam]]
+            for child in range(children):
+                grown[child] = logits[row, at, child if children == num_codes else node_code[first + child]]
+                powers[child] = grown[child]
+            top, total = _exponentials(powers[:children], scratch)
+            base = score[row, beam] - np.float32(math.log(total))
+            for child in range(children):
+                value = base + (grown[child] - top)
+                if value > worst and (
+                    not words.shape[1]
+                    or _any_allowed(words[row], before[row], item_start[first + child], item_end[first + child])
+                ):
+                    found[count] = _key(value, at * num_codes + child)
+                    count += 1
+                    if count == len(found):
+                        count, worst = _keep_best(found, width)
+            first_of[at] = first
+            at += 1
+        for beam in range(node.shape[1]):  # the settled ones, behind all that grow
+            if not is_open[row, beam] and score[row, beam] > worst:
+                found[count] = _key(score[row, beam], num_open * num_codes + beam)
+                count += 1
+                if count == len(found):
+                    count, worst = _keep_best(found, width)
+        best, still_open = np.sort(found[:count])[:width], 0
+        for rank in range(width):
+            next_node[row, rank], next_score[row, rank], next_open[row, rank] = -1, -np.inf, False
+            open_node[row, rank], branch[row, rank] = -1, 0
+        for rank in range(len(best)):
+            at, child = divmod(best[rank] & _PLACES, num_codes)
+            if at < num_open:
+                next_node[row, rank], next_open[row, rank] = first_of[at] + child, node_open[first_of[at] + child]
+            else:
+                next_node[row, rank] = node[row, (best[rank] & _PLACES) - num_open * num_codes]
+            next_score[row, rank] = _score(best[rank])
+            if next_open[row, rank]:
+                open_node[row, still_open], branch[row, still_open] = next_node[row, rank], at
+                still_open += 1
+        most, most_open = max(most, len(best)), max(most_open, still_open)
+    return most, most_open
+
+
+@njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
+def attend_prompts(
+    mixed: Float32[np.ndarray, "B T 3 H C"], prompts: Float32[np.ndarray, "2 B H T C"], seen: Float32[np.ndarray, "B T H C"]
+) -> None:
+    """Attention of prompts' tokens, each to those up to itself.
+
+    Args:
+        mixed: query, key and value of each token.
+        prompts: keys and values, written.
+        seen: written.
+    """
+    num_rows, width, _, num_heads, dim = mixed.shape
+    query, sums, scale = np.empty((width, dim), np.float32), np.empty((width, dim), np.float32), np.float32(1 / math.sqrt(dim))
+    weight, scratch = np.empty((width, width), np.float32), np.empty(width, np.int32)
+    for row in range(num_rows):
+        for head in range(num_heads):
+            for token in range(width):
+                for c in range(dim):
+                    query[token, c] = mixed[row, token, 0, head, c] * scale
+                for part in range(2):
+                    for c in range(dim):
+                        prompts[part, row, head, token, c] = mixed[row, token, 1 + part, head, c]
+            np.dot(query, prompts[0, row, head].T, weight)
+            for token in range(width):
+                _, total = _exponentials(weight[token, : token + 1], scratch)
+                for other in range(token + 1):
+                    weight[token, other] /= total
+                for other in range(token + 1, width):
+                    weight[token, other] = 0
+            np.dot(weight, prompts[1, row, head], sums)
+            for token in range(width):
+                for c in range(dim):
+                    seen[row, token, head, c] = sums[token, c]
+
+
+@njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
+def attend_branches(
+    mixed: Float32[np.ndarray, "B Q 3 H C"],
+    prompts: Float32[np.ndarray, "2 B H T C"],
+    length: Int64[np.ndarray, " B"],
+    branches: Float32[np.ndarray, "B Q E 2 H C"],
+    seen: Float32[np.ndarray, "B Q H C"],
+) -> None:
+    """Attention of each branch's newest token: to its prompt and to the E tokens of its branch, itself the last.
+
+    Args:
+        mixed: queries in the first of the three.
+        prompts: keys and values of the prompts.
+        length: tokens of each prompt; what lies behind them is padding.
+        branches: keys and values of the branches.
+        seen: written.
+    """
+    num_rows, width, depth, _, num_heads, dim = branches.shape
+    padded, scale = prompts.shape[3], np.float32(1 / math.sqrt(dim))
+    query, sums, weight = (
+        np.empty((width, dim), np.float32),
+        np.empty((width, dim), np.float32),
+        np.empty((width, padded), np.float32),
+    )
+    shares, scratch = np.empty((width, padded + depth), np.float32), np.empty(padded + depth, np.int32)
+    for row in range(num_rows):
+        prompt = length[row]
+        for head in range(num_heads):
+            for beam in range(width):
+                for c in range(dim):
+                    query[beam, c] = mixed[row, beam, 0, head, c] * scale
+            np.dot(query, prompts[0, row, head].T, weight)
+            for beam in range(width):
+                for place in range(prompt):
+                    shares[beam, place] = weight[beam, place]
+                for step in range(depth):
+                    shares[beam, prompt + step] = _dot(query[beam], branches[row, beam, step, 0, head])
+                _, total = _exponentials(shares[beam, : prompt + depth], scratch)
+                for place in range(prompt + depth):
+                    shares[beam, place] /= total
+                for place in range(padded):
+                    weight[beam, place] = shares[beam, place] if place < prompt else np.float32(0)
+            np.dot(weight, prompts[1, row, head], sums)
+            for beam in range(width):
+                for c in range(dim):
+                    seen[row, beam, head, c] = sums[beam, c]
+                for step in range(depth):
+                    share = shares[beam, prompt + step]
+                    for c in range(dim):
+                        seen[row, beam, head, c] += share * branches[row, beam, step, 1, head, c]
+
+
+@njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
+def _dot(one: Float32[np.ndarray, " C"], two: Float32[np.ndarray, " C"]) -> np.float32:
+    product = np.float32(0)
+    for c in range(len(one)):
+        product += one[c] * two[c]
+    return product
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _exponentials(values: Float32[np.ndarray, " V"], scratch: Int32[np.ndarray, " S"]) -> tuple[np.float32, np.float32]:
+    """Turn values into exponentials of how far each is below the largest; returns the largest value and their sum. S >= V.
+
+    e^x = 2^k e^r with k = round(x / ln 2): e^r by the polynomial of Cephes' `expf`, to some 1e-7 of itself, 2^k by its bits.
+    A number has its rounded value in its lowest bits once 1.5 * 2^23 is added; terms of such a sum must keep their order.
+    """
+    count, power, largest = len(values), scratch.view(np.float32), values[0]
+    for i in range(count):
+        largest = values[i] if values[i] > largest else largest
+    for i in range(count):
+        values[i] -= largest
+        values[i] = values[i] if values[i] > _LEAST else _LEAST
+        power[i] = values[i] * np.float32(1.4426950408889634) + np.float32(12582912)
+    for i in range(count):
+        k = power[i] - np.float32(12582912)
+        r = values[i] - k * np.float32(0.693359375) - k * np.float32(-2.12194440e-4)
+        tail = ((np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)) * r + np.float32(8.3334519073e-3)) * r
+        tail = ((tail + np.float32(4.1665795894e-2)) * r + np.float32(1.6666665459e-1)) * r + np.float32(5.0000001201e-1)
+        values[i] = tail * r * r + r + np.float32(1)
+    for i in range(count):
+        scratch[i] = (scratch[i] + np.int32(127)) << np.int32(23)
+    for i in range(count):
+        values[i] *= power[i]
+    return largest, _sum(values)
+
+
+@njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
+def _sum(values: Float32[np.ndarray, " V"]) -> np.float32:
+    total = np.float32(0)
+    for i in range(len(values)):
+        total += values[i]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _key(score: np.float32, place: int) -> np.int64:
+    """Return an integer that is smaller the better the score, then the earlier the place; scores are at most 0."""
+    return (np.int64(np.float32(abs(score)).view(np.int32)) << 32) | place
+
+
+@njit(cache=True, nogil=True)
+def _score(key: int) -> np.float32:
+    return -np.int32(key >> 32).view(np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _keep_best(found: Int64[np.ndarray, " F"], width: int) -> tuple[int, np.float32]:
+    """Bring the best to the front; returns how many they are and the score that others must exceed."""
+    found.sort()
+    return width, _score(found[width - 1])
+
+
+@njit(cache=True, nogil=True)
+def _any_allowed(words: Int64[np.ndarray, " W"], before: Int32[np.ndarray, " W1"], start: int, end: int) -> bool:
+    """Whether an item at places [start, end) is allowed, end > start."""
+    first, last = start // _WORD, (end - 1) // _WORD
+    head, tail = np.int64(-1) << (start % _WORD), np.int64(-1) ^ (np.int64(-2) << ((end - 1) % _WORD))
+    if first == last:
+        return words[first] & head & tail != 0
+    return words[first] & head != 0 or words[last] & tail != 0 or before[last] > before[first + 1]
