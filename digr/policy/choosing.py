@@ -1,7 +1,7 @@
 """Choosing the beams of a level: every beam that is not settled grows by each code that the trie allows, the best are kept.
 
 Beams with equal scores keep the order of their parents, then of their codes, in any batch; settled ones stand behind those
-that grow.
+that grow. On a CPU one compiled pass does it (`compiled.choose`); on other devices, and where beams are sampled, PyTorch.
 """
 
 from typing import NamedTuple

@@ -2,6 +2,7 @@
 
 Any Hugging Face decoder runs through its own `forward`. A plain GPT-2, which the `scratch` backbone is, runs through the
 same operations written out on the same weights: at fifty tokens of 128 numbers half of its `forward` is Python around them.
+Its attention is compiled where a CPU reads few tokens, and never looks at what a mask would hide.
 """
 
 from collections.abc import Callable, Sequence
@@ -193,7 +194,7 @@ class _Gpt2Steps:
         return self._run(tokens, positions, attend).view(*tokens.shape, -1)
 
     def _is_small(self, tokens: Int[Tensor, "B Q"]) -> bool:
-        """Whether compiled attention, which has one thread, is faster than PyTorch's in all of its threads."""
+        """Whether compiled attention, in one thread, takes less time than PyTorch's in all of its threads, as measured on two."""
         weights = self.weights.tokens
         return (
             weights.device.type == "cpu" and weights.dtype == torch.float32 and tokens.numel() * torch.get_num_threads() <= 4096
