@@ -69,11 +69,10 @@ def beam_search(
     beams = first_beams(trie, len(prompts))
     hidden = context.last[:, None]
     for level in range(trie.num_levels):
-        if not beams.open_node.shape[1]:
+        if not beams.code.shape[1]:
             break
         if level:
-            code = trie.node_code.take(beams.open_node).clamp_(0, trie.level_sizes[level - 1] - 1)  # of no beam: any
-            hidden = context.steps.branch(policy.token_ids(level - 1)[code], beams.branch, context.length)
+            hidden = context.steps.branch(policy.token_ids(level - 1)[beams.code], beams.branch, context.length)
         beams = next_beams(trie, beams, policy.code_logits(hidden, level), beam_width, chosen, generator)
     return Beams(beams.node, beams.score)
 

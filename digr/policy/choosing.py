@@ -26,8 +26,8 @@ class Frontier(NamedTuple):
     """What beams are kept by: the score, or in a sampled search the perturbed one."""
     is_open: Bool[Tensor, "B M"]
     """Whether more than one SID lies below the node; else the beam is settled."""
-    open_node: Int[Tensor, "B Q"]
-    """Nodes of the open beams, in their order; -1 where the request has fewer."""
+    code: Int[Tensor, "B Q"]
+    """Newest code of the open beams, in their order; 0 where the request has fewer."""
     branch: Int[Tensor, "B Q"]
     """Which open beam of the level before each of them grew from."""
 
@@ -69,18 +69,18 @@ def _next_compiled(
     shape, words, before = (len(logits), width), np.empty((len(logits), 0), np.int64), np.empty((len(logits), 0), np.int32)
     if chosen is not None:
         words, before = chosen.words.numpy(), chosen.before.numpy()
-    node, open_node, branch = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int64)
+    node, code, branch = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int64)
     score, is_open = np.empty(shape, np.float32), np.empty(shape, np.bool_)
     nodes = trie.first_child, trie.num_children, trie.node_code, trie.node_open, trie.item_start, trie.item_end
     given = (one.numpy() for one in (logits, beams.node, beams.score, beams.is_open, *nodes))
-    most, most_open = choose(*given, words, before, node, score, is_open, open_node, branch)
+    most, most_open = choose(*given, words, before, node, score, is_open, code, branch)
     scores = torch.from_numpy(score[:, :most])
     return Frontier(
         node=torch.from_numpy(node[:, :most]),
         score=scores,
         key=scores,
         is_open=torch.from_numpy(is_open[:, :most]),
-        open_node=torch.from_numpy(open_node[:, :most_open]),
+        code=torch.from_numpy(code[:, :most_open]),
         branch=torch.from_numpy(branch[:, :most_open]),
     )
 
@@ -93,14 +93,14 @@ def _next_in_torch(
     chosen: ItemFilter | None,
     generator: torch.Generator | None,
 ) -> Frontier:
-    parent = beams.open_node
-    place = torch.argsort(~beams.is_open, dim=1, stable=True)[:, : parent.shape[1]]
+    place = torch.argsort(~beams.is_open, dim=1, stable=True)[:, : beams.code.shape[1]]
+    parent = torch.where(beams.is_open.gather(1, place), beams.node.gather(1, place), -1)
     first, count = trie.first_child.take(parent), trie.num_children.take(parent)  # of no beam: the last node's, a leaf
     most = int(count.max())
     child = first[..., None] + torch.arange(most, device=first.device)
     exists = child < (first + count)[..., None]
-    code = trie.node_code.take(torch.where(exists, child, ROOT + 1)).long().clamp_(max=logits.shape[2] - 1)
-    log_probs = torch.log_softmax(torch.where(exists, logits.gather(-1, code), -torch.inf), -1)
+    codes = torch.where(exists, trie.node_code.take(torch.where(exists, child, ROOT)), 0).long()
+    log_probs = torch.log_softmax(torch.where(exists, logits.gather(-1, codes), -torch.inf), -1)
     if chosen is not None:
         exists = exists & _with_allowed_items(trie, parent, child, exists, chosen)
     grown = torch.where(exists, log_probs + beams.score.gather(1, place)[..., None], -torch.inf)
@@ -117,8 +117,8 @@ def _next_in_torch(
     is_open = trie.is_open(node)
     order = torch.argsort(~is_open, dim=1, stable=True)[:, : int(is_open.sum(1).max())]
     branch = (best // most).gather(1, order).clamp(max=parent.shape[1] - 1)
-    open_node = torch.where(is_open.gather(1, order), node.gather(1, order), -1)
-    return Frontier(node, score, keys.gather(1, best), is_open, open_node, branch)
+    code = torch.where(is_open.gather(1, order), trie.node_code[node.gather(1, order)], 0).long()
+    return Frontier(node, score, keys.gather(1, best), is_open, code, branch)
 
 
 def _with_allowed_items(

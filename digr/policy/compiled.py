@@ -36,7 +36,7 @@ def choose(
     next_node: Int64[np.ndarray, "B M"],
     next_score: Float32[np.ndarray, "B M"],
     next_open: Bool[np.ndarray, "B M"],
-    open_node: Int64[np.ndarray, "B M"],
+    code: Int64[np.ndarray, "B M"],
     branch: Int64[np.ndarray, "B M"],
 ) -> tuple[int, int]:
     """Do what `choosing.next_beams` says; everything from `next_node` on is written.
@@ -84,7 +84,7 @@ def choose(
         best, still_open = np.sort(found[:count])[:width], 0
         for rank in range(width):
             next_node[row, rank], next_score[row, rank], next_open[row, rank] = -1, -np.inf, False
-            open_node[row, rank], branch[row, rank] = -1, 0
+            code[row, rank], branch[row, rank] = 0, 0
         for rank in range(len(best)):
             at, child = divmod(best[rank] & _PLACES, num_codes)
             if at < num_open:
@@ -93,7 +93,7 @@ def choose(
                 next_node[row, rank] = node[row, (best[rank] & _PLACES) - num_open * num_codes]
             next_score[row, rank] = _score(best[rank])
             if next_open[row, rank]:
-                open_node[row, still_open], branch[row, still_open] = next_node[row, rank], at
+                code[row, still_open], branch[row, still_open] = node_code[next_node[row, rank]], at
                 still_open += 1
         most, most_open = max(most, len(best)), max(most_open, still_open)
     return most, most_open

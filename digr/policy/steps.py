@@ -259,26 +259,28 @@ class _CompiledBranches:
         self.positions, self.length = length, length.flatten().numpy()
         self.prompts = [both.contiguous().numpy() for both in prompts]
         _, num_rows, num_heads, _, dim = prompts[0].shape
-        self.branches = [np.empty((num_rows, 1, 0, 2, num_heads, dim), np.float32) for _ in prompts]
+        self.rows = np.arange(num_rows)[:, None]
+        self.branches = np.empty((len(prompts), num_rows, 1, 0, 2, num_heads, dim), np.float32)
 
     def grow(self, parent: Int[Tensor, "B Q"]) -> tuple[Int[Tensor, "B Q"], "_Attend"]:
         """Add a token to every branch; returns their positions and their attention."""
-        positions, self.positions = self.positions.expand_as(parent), self.positions + 1
-        return positions, partial(self._attend, parent.numpy())
-
-    def _attend(self, parent: Int[np.ndarray, "B Q"], layer: int, mixed: Float[Tensor, "P E"]) -> Float[Tensor, "P D"]:
         from digr.policy.compiled import attend_branches  # Numba takes half a second to import
 
-        before = self.branches[layer]
-        num_rows, _, depth, *sizes = before.shape
-        parts = mixed.numpy().reshape(*parent.shape, 3, *sizes[1:])
-        branches, seen = np.empty((*parent.shape, depth + 1, *sizes), np.float32), np.empty(parts[:, :, 0].shape, np.float32)
+        layers, _, _, depth, *sizes = self.branches.shape
+        branches = np.empty((layers, *parent.shape, depth + 1, *sizes), np.float32)
         if depth:
-            branches[:, :, :depth] = before[np.arange(num_rows)[:, None], parent]
-        branches[:, :, depth] = parts[:, :, 1:]
-        attend_branches(parts, self.prompts[layer], self.length, branches, seen)
-        self.branches[layer] = branches
-        return torch.from_numpy(seen.reshape(len(mixed), -1))
+            branches[:, :, :, :depth] = self.branches[:, self.rows, parent.numpy()]
+        self.branches, seen = branches, np.empty((*parent.shape, *sizes[1:]), np.float32)
+        positions, self.positions = self.positions.expand_as(parent), self.positions + 1
+        result = torch.from_numpy(seen.reshape(parent.numel(), -1))  # each layer's is used before the next one's is written
+
+        def attend(layer, mixed):
+            parts = mixed.numpy().reshape(*parent.shape, 3, *sizes[1:])
+            branches[layer, :, :, depth] = parts[:, :, 1:]
+            attend_branches(parts, self.prompts[layer], self.length, branches[layer], seen)
+            return result
+
+        return positions, attend
 
 
 def _norm_of(norm: nn.LayerNorm) -> tuple[tuple[int, ...], Tensor, Tensor, float]:

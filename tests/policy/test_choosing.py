@@ -32,20 +32,16 @@ def test_both_ways_give_the_same_beams_on_any_catalogue_level_after_level(catalo
     chosen = allow_and_deny(some, [np.zeros(0, int)] * 3, len(codes)) if is_filtered else None
     one, two = first_beams(trie, 3), first_beams(trie, 3)
     for size in sizes:
-        if not one.open_node.shape[1]:
+        if not one.code.shape[1]:
             break
-        logits = torch.from_numpy(rng.normal(0, 3, (*one.open_node.shape, size)).astype(np.float32))
+        logits = torch.from_numpy(rng.normal(0, 3, (*one.code.shape, size)).astype(np.float32))
         one, two = _next_compiled(trie, one, logits, width, chosen), _next_in_torch(trie, two, logits, width, chosen)
-        for name, where in (
-            ("node", "node"),
-            ("is_open", "node"),
-            ("score", "node"),
-            ("open_node", "open_node"),
-            ("branch", "open_node"),
-        ):
-            for row in range(3):  # behind a request's last beam one way may have more columns
-                left, right = (getattr(beams, name)[row][getattr(beams, where)[row] >= 0] for beams in (one, two))
-                torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-6)
+        for row in range(3):  # behind a request's last beam one way may have more columns
+            real, still_open = int((one.node[row] >= 0).sum()), int(one.is_open[row].sum())
+            for name, count in (("node", real), ("is_open", real), ("score", real), ("code", still_open), ("branch", still_open)):
+                left, right = (getattr(beams, name)[row] for beams in (one, two))
+                torch.testing.assert_close(left[:count], right[:count], atol=1e-5, rtol=1e-6)
+            assert (two.node[row, real:] < 0).all()
         assert one.key.tolist() == one.score.tolist()
         assert (one.score[one.node < 0] == -torch.inf).all()
 
@@ -55,13 +51,13 @@ def test_equal_scores_keep_the_order_of_parents_then_codes_and_settled_beams_com
     trie = build_trie(list("abcde"), np.array([[0, 0], [0, 1], [1, 2], [2, 0], [2, 2]]), (3, 3))
     beams = step(trie, first_beams(trie, 1), torch.zeros(1, 1, 3), 3, None)
     assert (beams.node.tolist(), beams.is_open.tolist()) == ([[1, 2, 3]], [[True, False, True]])
-    assert (beams.open_node.tolist(), beams.branch.tolist()) == ([[1, 3]], [[0, 0]])
+    assert (beams.code.tolist(), beams.branch.tolist()) == ([[0, 2]], [[0, 0]])
     torch.testing.assert_close(beams.score, torch.full((1, 3), -np.log(3)))
     # codes 0 and 1 below node 1, codes 0 and 2 below node 3; what is settled keeps its score, the best of all
     last = step(trie, beams, torch.zeros(1, 2, 3), 4, None)
     assert last.node.tolist() == [[2, 4, 5, 7]]
     torch.testing.assert_close(last.score, -torch.tensor([[3.0, 6, 6, 6]]).log())
-    assert last.open_node.shape == (1, 0)
+    assert last.code.shape == last.branch.shape == (1, 0)
     half = float(step(trie, beams._replace(score=torch.zeros(1, 3)), torch.zeros(1, 2, 3), 9, None).score[0, 1])
     even = step(trie, beams._replace(score=torch.tensor([[0.0, half, 0]])), torch.zeros(1, 2, 3), 5, None)
     assert even.node.tolist() == [[4, 5, 7, 8, 2]], "of five equal scores the settled beam is the last"
