@@ -43,6 +43,13 @@ class SidPolicy(nn.Module):
         for level, ids in enumerate(vocabulary.token_ids):
             self.register_buffer(f"token_ids_{level}", ids, persistent=False)
         self._head_rows = [_slice_of(ids) for ids in vocabulary.token_ids]
+        self._sid_ids = vocabulary.ids
+        alone, first = self._read(["<a_0>"])[0], vocabulary.ids["<a_0"]
+        if first not in alone:
+            raise ValueError(
+                f"policy: the tokenizer does not read <a_0> as one token, but as {alone}; add SID tokens by add_tokens"
+            )
+        self._before, self._behind = alone[: alone.index(first)], alone[alone.index(first) + 1 :]
         self.written_out: Any = None
         """What `steps` keeps of a plain GPT-2 from its first decoding on; adapters make it another model."""
 
@@ -62,12 +69,25 @@ class SidPolicy(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """Turn prompts into right-padded token ids and the mask of real tokens."""
-        rows = [one.ids for one in self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts))]
+        known = [self._look_up(text) for text in texts]
+        others = iter(self._read([text for text, row in zip(texts, known, strict=True) if row is None]))
+        rows = [next(others) if row is None else row for row in known]
         lengths = np.array([len(row) for row in rows])
         real = np.arange(lengths.max()) < lengths[:, None]
         padded = np.full(real.shape, self.tokenizer.pad_token_id)
         padded[real] = [token for row in rows for token in row]
         return torch.from_numpy(padded).to(self.device), torch.from_numpy(real).to(self.device)
+
+    def _look_up(self, text: str) -> list[int] | None:
+        """Return the tokens of a text that is nothing but SIDs, whose tokens are the same whatever stands beside them."""
+        *words, rest = text.split(">")
+        try:
+            return None if rest else [*self._before, *(self._sid_ids[word] for word in words), *self._behind]
+        except KeyError:
+            return None
+
+    def _read(self, texts: list[str]) -> list[list[int]]:
+        return [one.ids for one in self.tokenizer.backend_tokenizer.encode_batch_fast(texts)] if texts else []
 
     def hidden(self, **inputs: object) -> Float[Tensor, "B T D"]:
         """Run the transformer without its output head."""

@@ -35,6 +35,8 @@ class SidVocabulary(NamedTuple):
     """Per token, its level; -1 for other tokens."""
     token_code: Int[Tensor, " V"]
     """Per token, its code; -1 for other tokens."""
+    ids: dict[str, int]
+    """Per SID token without its `>`, which ends each in a text of several, its place in the vocabulary."""
 
 
 def sid_token(level: int, code: int) -> str:
@@ -80,6 +82,7 @@ def find_sid_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int) 
             found.setdefault(ord(match[1]) - ord("a"), {})[int(match[2])] = index
     if not found or set(found) != set(range(len(found))) or any(set(level) != set(range(len(level))) for level in found.values()):
         raise ValueError("policy: the tokenizer has no complete set of SID tokens (<a_0>, <a_1>, ..., <b_0>, ...)")
+    words = {sid_token(level, code)[:-1]: index for level, codes in found.items() for code, index in codes.items()}
     token_level = torch.full((vocabulary_size,), -1)
     token_code = torch.full((vocabulary_size,), -1)
     token_ids = []
@@ -87,4 +90,4 @@ def find_sid_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int) 
         ids = torch.tensor([found[level][code] for code in range(len(found[level]))])
         token_level[ids], token_code[ids] = level, torch.arange(len(ids))
         token_ids.append(ids)
-    return SidVocabulary(tuple(len(ids) for ids in token_ids), tuple(token_ids), token_level, token_code)
+    return SidVocabulary(tuple(len(ids) for ids in token_ids), tuple(token_ids), token_level, token_code, words)
