@@ -1,8 +1,8 @@
 """The inner loops of decoding on a CPU, compiled by Numba at their first use on a machine.
 
 PyTorch does each of them in tens of small operations of 3 to 7 us, which take longer than what they compute where there are few
-beams, and its attention of branches computes what masks then hide. All of it runs in the calling thread. Numba keeps what it
-compiled beside this file, or in the user's cache folder where that cannot be written.
+beams, and its attention of branches computes what masks then hide. All of it runs in the calling thread but large products of
+matrices. Numba keeps what it compiled beside this file, or in the user's cache folder where that cannot be written.
 """
 
 import math

@@ -30,7 +30,7 @@ class Steps(Protocol):
 
     @property
     def keys_values(self) -> Sequence[KeysValues]:
-        """What every layer keeps of the prompts."""
+        """What every layer keeps of the prompts; to be asked before the first branch."""
 
     def read(
         self,
