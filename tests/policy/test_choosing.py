@@ -23,7 +23,7 @@ def _next_in_torch(trie: SidTrie, beams: Frontier, logits: torch.Tensor, width: 
 
 
 @given(catalogues(), st.integers(0, 10_000), st.sampled_from([1, 2, 3, 7, 40]), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_both_ways_give_the_same_beams_on_any_catalogue_level_after_level(catalogue, seed, width, is_filtered):
     codes, sizes = catalogue
     rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def test_the_exponentials_are_those_of_numpy_over_the_range_of_their_results():
 
 
 @given(st.integers(0, 2**32), st.integers(1, 200), st.sampled_from([0.0, 0.01, 0.5]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_range_holds_an_allowed_item_or_not(seed, num_items, share):
     rng = np.random.default_rng(seed)
     allowed = rng.random(num_items) < share
