@@ -87,7 +87,7 @@ class SidPolicy(nn.Module):
             return None
 
     def _read(self, texts: list[str]) -> list[list[int]]:
-        return [one.ids for one in self.tokenizer.backend_tokenizer.encode_batch_fast(texts)] if texts else []
+        return self.tokenizer(texts, return_attention_mask=False)["input_ids"] if texts else []
 
     def hidden(self, **inputs: object) -> Float[Tensor, "B T D"]:
         """Run the transformer without its output head."""

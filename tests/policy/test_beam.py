@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from digr.config.policy import PolicyConfig
 from digr.policy.beam import beam_search, rank_items, recommend
+from digr.policy.contexts import encode
 from digr.policy.model import SidPolicy, build_scratch_policy, load_policy
 from digr.policy.rollouts import rollout
+from digr.policy.steps import _Branches
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.filters import allow_and_deny
 from digr.sids.trie import SidTrie, build_trie
@@ -150,6 +152,21 @@ def test_a_request_gets_the_same_list_alone_as_in_a_batch():
         alone = recommend(policy, trie, [prompt], 8, 8)[0]
         assert alone.item_ids == expected.item_ids
         np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-4)
+
+
+def test_a_request_gets_the_same_list_alone_as_in_a_batch_too_large_for_compiled_attention():
+    trie, policy = _catalogue(3)
+    prompts = _prompts(trie) * 300
+    with torch.inference_mode():
+        context, first = encode(policy, prompts), torch.zeros(900, 5, dtype=torch.long)
+        context.steps.branch(first, first, context.length)
+    assert isinstance(context.steps.branches, _Branches)
+    together = recommend(policy, trie, prompts, 30, 30)
+    for place in range(3):
+        alone = recommend(policy, trie, [prompts[place]], 30, 30)[0]
+        for found in together[place::3]:
+            assert found.item_ids == alone.item_ids
+            np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_allowed", [1, 2, 7])

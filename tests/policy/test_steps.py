@@ -6,7 +6,7 @@ from torch import nn
 
 from digr.config.policy import PolicyConfig
 from digr.policy.model import SidPolicy, adapt, blocked_of, build_scratch_policy
-from digr.policy.steps import _AnySteps, is_plain_gpt2, start_steps
+from digr.policy.steps import _AnySteps, _Branches, _CompiledBranches, is_plain_gpt2, start_steps
 
 
 def _policy() -> SidPolicy:
@@ -94,9 +94,10 @@ def test_adapters_after_a_first_decoding_are_used_by_the_next():
     policy = _policy()
     tokens, positions = torch.randint(18, (2, 6)), torch.arange(6).expand(2, -1)
     with torch.inference_mode():
-        start_steps(policy).read(tokens, positions, None)
+        policy.code_logits(start_steps(policy).read(tokens, positions, None), 0)
     adapt(policy, PolicyConfig(backbone="hf", base="any", lora_rank=2))
     assert isinstance(start_steps(policy.eval()), _AnySteps)
+    assert policy.head is policy.lm.get_output_embeddings()
 
 
 @torch.inference_mode()
@@ -114,6 +115,8 @@ def test_branches_see_their_prompt_their_own_tokens_and_nothing_else(dtype):
         paths = [[row[:count].tolist()] for row, (count,) in zip(tokens, length.tolist(), strict=True)]
         for new, parent in zip(grown, parents, strict=True):
             hidden = steps.branch(new, parent, length)
+            if start is start_steps:
+                assert isinstance(steps.branches, _CompiledBranches if dtype == torch.float32 else _Branches)
             for row in range(2):
                 paths[row] = [paths[row][origin] + [token] for origin, token in zip(parent[row], new[row], strict=True)]
                 for branch, path in enumerate(paths[row]):
