@@ -13,8 +13,8 @@ import torch
 from benchmarks.decoder_vs_transformers import LEVELS, random_trie
 from benchmarks.harness import Measurement, main
 from digr.config.policy import PolicyConfig
-from digr.policy.beam import recommend
-from digr.policy.contexts import ContextCache
+from digr.policy.decoding.contexts import ContextCache
+from digr.policy.decoding.search import recommend
 from digr.policy.model import build_scratch_policy
 from digr.policy.vocabulary import history_prompt, sid_texts
 

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.harness import Measurement, main
 from digr.config.policy import PolicyConfig
-from digr.policy.beam import recommend
+from digr.policy.decoding.search import recommend
 from digr.policy.model import SidPolicy, build_scratch_policy
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import SidTrie, build_trie

@@ -19,8 +19,8 @@ from benchmarks.harness import Measurement, main
 from benchmarks.trainings import fine_tune, reinforce
 from digr.artifacts import Store
 from digr.config import load_config
-from digr.policy.grpo import kept_record
-from digr.policy.validation import SCORE
+from digr.policy.training.grpo import kept_record
+from digr.policy.training.validation import SCORE
 
 BAR = 1.001
 QUICK = ["sft.epochs=1", "sft.max_valid_examples=100", "grpo.steps=4", "grpo.eval_every_steps=2", "grpo.max_valid_examples=100"]

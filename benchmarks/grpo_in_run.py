@@ -15,11 +15,11 @@ from benchmarks.harness import Measurement, main
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config, load_config
-from digr.policy.beam import beam_search, rank_items
+from digr.policy.decoding.search import beam_search, rank_items
 from digr.policy.examples import prompt_examples
 from digr.policy.model import load_policy
-from digr.policy.rollouts import best_rollouts
-from digr.policy.validation import SCORE, K
+from digr.policy.training.rollouts import best_rollouts
+from digr.policy.training.validation import SCORE, K
 from digr.sids.trie import load_trie
 
 BAR = 1.0
@@ -30,7 +30,7 @@ BATCH = 128
 @torch.no_grad()
 def judge(config: Config, store: Store, max_examples: int) -> dict[str, Float[np.ndarray, "2 B"]]:
     """Return the mean reward and the NDCG@10 of each validation row under both policies."""
-    from jobs.policy_data import item_positions, load_reward, load_sids
+    from jobs.training.policy_data import item_positions, load_reward, load_sids
 
     trie = load_trie(store)
     histories = artifacts.read_table(store, "histories", split=["valid"]).slice(0, max_examples)

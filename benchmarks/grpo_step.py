@@ -17,12 +17,12 @@ import torch
 from benchmarks.harness import Measurement, main
 from benchmarks.shop import MAX_HISTORY, Shop, random_shop
 from digr.config.policy import GrpoConfig, PolicyConfig, RewardConfig
-from digr.policy.engine import PlainEngine, make_optimizer
 from digr.policy.examples import prompt_examples
-from digr.policy.grpo import Prompts, Rewards, train_grpo
 from digr.policy.model import SidPolicy, build_scratch_policy, tree_inputs
-from digr.policy.rollouts import Rollouts
-from digr.policy.validation import Decoding, ValidExamples
+from digr.policy.training.engine import PlainEngine, make_optimizer
+from digr.policy.training.grpo import Prompts, Rewards, train_grpo
+from digr.policy.training.rollouts import Rollouts
+from digr.policy.training.validation import Decoding, ValidExamples
 from digr.rewards.interest_reward import reward_terms, reward_weights, total_reward
 
 BAR = 1.5

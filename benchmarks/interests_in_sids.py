@@ -20,11 +20,12 @@ from digr.artifacts import Store
 from digr.config import build_config
 from digr.data.ids import build_id_index
 from digr.data.texts import item_texts
-from digr.embeddings import item_vectors, load_encoder
 from digr.evaluation.sid_probe import validation_ndcg
+from digr.models.encoders import load_encoder
 from digr.sids.assignment import assign_sids
 from digr.sids.diagnostics import cointeraction_shares, describe_sids
 from digr.sids.fitting import fit_quantiser
+from digr.sids.item_vectors import item_vectors
 
 BAR = 2.0
 SMALL = {"policy": {"hidden_dim": 64, "num_layers": 2}, "sft": {"epochs": 8, "eval_every_epochs": 2, "max_valid_examples": 2000}}

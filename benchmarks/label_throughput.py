@@ -17,7 +17,7 @@ from benchmarks.harness import Measurement, main
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import build_config
-from digr.embeddings import load_encoder
+from digr.models.encoders import load_encoder
 from digr.rewards.classifier import InterestClassifier, MatchHead, load_classifier, save_classifier
 from digr.rewards.labeling import owner_texts
 
@@ -56,7 +56,7 @@ def _make_run(store: Store, num_items: int) -> None:
 def measure(quick: bool) -> Measurement:
     """Run the label job twice, then the loop."""
     from jobs.label_interests import BLOCK_ROWS, run
-    from jobs.runtime import Options
+    from jobs.runtime.session import Options
 
     with tempfile.TemporaryDirectory() as folder:
         store, num_items = Store(folder), NUM_ITEMS_QUICK if quick else NUM_ITEMS

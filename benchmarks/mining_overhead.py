@@ -38,9 +38,9 @@ def chat(config_path: str, seconds_path: str) -> None:
     """Ask the engine all prompts at once, as a script without Ray would; writes how long its parts took."""
     import os
 
-    from jobs.llm_miners import sampling_params
-    from jobs.stage import store_of
-    from jobs.vllm_engine import CPU_ENV, engine_kwargs
+    from jobs.asking.llm_miners import sampling_params
+    from jobs.asking.vllm_engine import CPU_ENV, engine_kwargs
+    from jobs.runtime.stage import store_of
 
     os.environ.update(CPU_ENV)
     from vllm import LLM, SamplingParams

@@ -20,11 +20,11 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config, load_config
 from digr.config.interests import ExtractiveMiner
-from digr.embeddings import load_encoder
 from digr.interests.extractive import Counts, count_phrases, extract_interests, num_buckets
 from digr.interests.ledger import finish_responses, raw_responses
 from digr.interests.merging import merge_responses
 from digr.interests.prompts import item_requests, prompt_version, request_key
+from digr.models.encoders import load_encoder
 from digr.rewards.calibration import calibrate
 from digr.rewards.pairs import pair_tables
 from digr.rewards.training import fit_classifier
@@ -122,7 +122,7 @@ STAGES: dict[str, Callable[[Config, Store], None]] = {
 def measure(quick: bool) -> Measurement:
     """Run the pipeline, then its Ray stages without Ray; the quick form stops after the embeddings, before any training."""
     from jobs.pipeline import plan
-    from jobs.runtime import Options
+    from jobs.runtime.session import Options
 
     with tempfile.TemporaryDirectory() as folder:
         config = load_config("configs/quickstart.toml", [*FIXED, *(QUICK if quick else []), f"run.dir={folder}"])

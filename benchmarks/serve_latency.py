@@ -24,7 +24,7 @@ from benchmarks.harness import Measurement, main
 from benchmarks.serving import Served, bodies_of, finished_run, serving, test_histories, versions
 from digr import artifacts
 from digr.artifacts import Store
-from digr.policy.beam import recommend
+from digr.policy.decoding.search import recommend
 from digr.policy.model import load_policy
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import load_trie

@@ -18,12 +18,12 @@ from transformers import GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3For
 from benchmarks.harness import Measurement, main
 from benchmarks.shop import MAX_HISTORY, Shop, random_shop
 from digr.config.policy import PolicyConfig, SftConfig
-from digr.policy.batches import Sequences, Texts, pack_sequences
-from digr.policy.engine import PlainEngine, make_optimizer
 from digr.policy.examples import sequence_examples
 from digr.policy.model import SidPolicy, build_scratch_policy
-from digr.policy.sft import train_sft
-from digr.policy.validation import Decoding, ValidExamples
+from digr.policy.training.batches import Sequences, Texts, pack_sequences
+from digr.policy.training.engine import PlainEngine, make_optimizer
+from digr.policy.training.sft import train_sft
+from digr.policy.training.validation import Decoding, ValidExamples
 from digr.policy.vocabulary import scratch_tokenizer
 
 BAR = 1.5

@@ -12,19 +12,19 @@ import torch
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.policy.batches import Texts, pack_sequences
-from digr.policy.engine import PlainEngine, make_optimizer
 from digr.policy.examples import policy_examples, prompt_examples
-from digr.policy.grpo import Prompts, train_grpo
 from digr.policy.model import SidPolicy, build_policy, load_policy
-from digr.policy.sft import train_sft
-from digr.policy.validation import Decoding, Progress, ValidExamples
+from digr.policy.training.batches import Texts, pack_sequences
+from digr.policy.training.engine import PlainEngine, make_optimizer
+from digr.policy.training.grpo import Prompts, train_grpo
+from digr.policy.training.sft import train_sft
+from digr.policy.training.validation import Decoding, Progress, ValidExamples
 from digr.sids.trie import SidTrie, load_trie
 
 
 def fine_tune(config: Config, store: Store, best_folder: Path) -> Progress:
     """Make the training sequences and train the policy; its best weights end in `best_folder`."""
-    from jobs.policy_data import load_sids
+    from jobs.training.policy_data import load_sids
 
     trie, sft = load_trie(store), config.sft
     examples = policy_examples(artifacts.read_table(store, "histories"), load_sids(store), config.data.max_history)
@@ -46,7 +46,7 @@ def fine_tune(config: Config, store: Store, best_folder: Path) -> Progress:
 
 def reinforce(config: Config, store: Store, sft_folder: Path, best_folder: Path) -> Progress:
     """Train a fine-tuned policy with GRPO; its best weights end in `best_folder`."""
-    from jobs.policy_data import item_positions, load_reward, load_sids
+    from jobs.training.policy_data import item_positions, load_reward, load_sids
 
     trie, grpo = load_trie(store), config.grpo
     rows = prompt_examples(artifacts.read_table(store, "histories"), load_sids(store), config.data.max_history)
@@ -73,7 +73,7 @@ def _engine(policy: SidPolicy, lr: float, weight_decay: float, max_grad_norm: fl
 
 
 def _valid(config: Config, trie: SidTrie, examples: pa.Table, max_examples: int) -> ValidExamples:
-    from jobs.policy_data import item_positions
+    from jobs.training.policy_data import item_positions
 
     valid = examples.filter(pc.equal(examples["split"], "valid"))
     rows = np.sort(np.random.default_rng(config.run.seed).permutation(len(valid))[:max_examples])

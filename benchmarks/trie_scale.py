@@ -20,8 +20,8 @@ import torch
 from benchmarks.decoder_vs_transformers import HISTORY, LEVELS, random_trie, seconds_of
 from benchmarks.harness import Measurement, main
 from digr.config.policy import PolicyConfig
-from digr.policy.beam import beam_search
-from digr.policy.choosing import first_beams, next_beams
+from digr.policy.decoding.choosing import first_beams, next_beams
+from digr.policy.decoding.search import beam_search
 from digr.policy.model import build_scratch_policy
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.filters import ItemFilter, allow_and_deny

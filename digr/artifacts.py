@@ -1,6 +1,6 @@
 """Write and read a stage's output: Parquet parts or model files, and a manifest that is written last.
 
-Without `manifest.json` an artifact does not exist, so a reader never sees half of one, and a killed job is simply run
+Without `_manifest.json` an artifact does not exist, so a reader never sees half of one, and a killed job is simply run
 again. Everything works on a local folder and on `s3://bucket/prefix` alike.
 """
 
@@ -37,7 +37,10 @@ SHARED = frozenset(
 )
 """Artifacts that every variant of a run uses; all others are made once per variant."""
 
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"
+"""Readers of Parquet folders skip names that begin with `_`."""
+OLD_MANIFEST = "manifest.json"
+"""Its name in older runs; it is read, and goes with the next build."""
 JOB_OF = {
     "items": "prepare_data",
     "interactions": "prepare_data",
@@ -158,14 +161,17 @@ def read_manifest(store: Store, name: str) -> Manifest | None:
         ValueError: the manifest is not one.
     """
     fs, path = filesystem_of(store.uri(name))
-    if fs.get_file_info(f"{path}/{MANIFEST}").type == pafs.FileType.NotFound:
+    found = fs.get_file_info([f"{path}/{file}" for file in (MANIFEST, OLD_MANIFEST)])
+    there = [info.path for info in found if info.type != pafs.FileType.NotFound]
+    if not there:
         return None
-    with fs.open_input_stream(f"{path}/{MANIFEST}") as stream:
+    with fs.open_input_stream(there[0]) as stream:
         text = stream.read()
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise ValueError(f"{store.uri(name)}/{MANIFEST}: not a manifest: {error.errors()[0]['msg']}") from error
+        file = Path(there[0]).name
+        raise ValueError(f"{store.uri(name)}/{file}: not a manifest: {error.errors()[0]['msg']}") from error
     if manifest.schema_version != SCHEMA_VERSION:
         raise ValueError(
             f"{store.uri(name)}: made with table schemas version {manifest.schema_version}, this is {SCHEMA_VERSION}"
@@ -192,8 +198,9 @@ def begin(store: Store, name: str) -> str:
     The manifest goes first: from that moment the artifact does not exist.
     """
     fs, path = filesystem_of(store.uri(name))
-    if fs.get_file_info(f"{path}/{MANIFEST}").type != pafs.FileType.NotFound:
-        fs.delete_file(f"{path}/{MANIFEST}")
+    for info in fs.get_file_info([f"{path}/{file}" for file in (MANIFEST, OLD_MANIFEST)]):
+        if info.type != pafs.FileType.NotFound:
+            fs.delete_file(info.path)
     if fs.get_file_info(path).type != pafs.FileType.NotFound:
         fs.delete_dir(path)
     fs.create_dir(path, recursive=True)

@@ -12,8 +12,8 @@ from digr.config import Config
 from digr.sids.assignment import sid_table
 from digr.sids.building import fit_and_assign, keep_and_assign, num_vectors, save_built
 from digr.sids.diagnostics import check_usage
-from jobs.runtime import Options, main, say
-from jobs.stage import Made, run_stage
+from jobs.runtime.session import Options, main, say
+from jobs.runtime.stage import Made, run_stage
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _fit_with_workers(config: Config, store: Store, work: str, report: Callable[
     sids = config.sids
     if sids.quantiser != "rqvae" or min(num_vectors(store), sids.max_fit_items) <= sids.workers_above:
         return None
-    from jobs.sid_workers import fit_with_workers
+    from jobs.training.sid_workers import fit_with_workers
 
     return lambda fusion: fit_with_workers(config, store, work, fusion, report)
 

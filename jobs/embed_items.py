@@ -11,13 +11,14 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.data.texts import item_texts
-from digr.embeddings import image_vectors, item_vectors, load_encoder, load_image_encoder
 from digr.interests.images import show_images
 from digr.interests.summary import found_without
+from digr.models.encoders import load_encoder, load_image_encoder
+from digr.sids.item_vectors import image_vectors, item_vectors
 from digr.tables import conform
-from jobs.ray_data import map_items
-from jobs.runtime import Options, main, say, start_ray
-from jobs.stage import Made, run_stage
+from jobs.runtime.datasets import map_items
+from jobs.runtime.session import Options, main, say, start_ray
+from jobs.runtime.stage import Made, run_stage
 
 STAGE = "item_embeddings"
 

@@ -18,8 +18,8 @@ from digr.evaluation.baselines import BASELINES, collect_examples, count_trainin
 from digr.evaluation.metrics import evaluate_split
 from digr.evaluation.report import RunDescription, build_report, metrics_json, metrics_text
 from digr.tables import table_spec
-from jobs.runtime import Options, main, say
-from jobs.stage import Made, run_stage, store_of
+from jobs.runtime.session import Options, main, say
+from jobs.runtime.stage import Made, run_stage, store_of
 
 SPLITS = ("valid", "test")
 

@@ -10,14 +10,14 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.embeddings import load_encoder
+from digr.models.encoders import load_encoder
 from digr.rewards.classifier import load_classifier
 from digr.rewards.labeling import item_quality, label_interests, labeler_facts, owner_texts, quality_histogram
 from digr.tables import conform
-from jobs.ray_data import map_items
-from jobs.runtime import Options, main, say, start_ray
-from jobs.stage import Made, run_stage
-from jobs.votes import count_transitions, read_votes
+from jobs.asking.votes import count_transitions, read_votes
+from jobs.runtime.datasets import map_items
+from jobs.runtime.session import Options, main, say, start_ray
+from jobs.runtime.stage import Made, run_stage
 
 LABELS, QUALITY = "interest_labels", "item_quality"
 BLOCK_ROWS = 4096
@@ -73,7 +73,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
-        from jobs.judge import ask_judge
+        from jobs.asking.judge import ask_judge
 
         say(LABELS, f"{artifacts.require(store, 'interests').rows} interests, labeled by {', '.join(labels.labelers)}")
         unjudged: dict[str, int] = {}

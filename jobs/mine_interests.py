@@ -14,8 +14,8 @@ from digr.interests import ledger
 from digr.interests.prompts import Owner
 from digr.interests.summary import add_outcomes, miner_table
 from digr.tables import TABLES
-from jobs.runtime import Options, main, say, start_ray
-from jobs.stage import Made, run_stage
+from jobs.runtime.session import Options, main, say, start_ray
+from jobs.runtime.stage import Made, run_stage
 
 STAGE = "interests"
 
@@ -37,8 +37,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
 def _build(config: Config, store: Store) -> dict[str, Made]:
     start_ray(config)
-    from jobs.asking import ask
-    from jobs.sink import open_sink
+    from jobs.asking.mining import ask
+    from jobs.asking.sink import open_sink
 
     sink, counted = open_sink(config.interests, store), []
     for owner in sorted(config.interests.owners):  # items before users, whose prompts show the interests of their items
@@ -51,7 +51,7 @@ def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, nu
     """Merge the ledger's answers to the wanted requests owner by owner; returns how they ended."""
     import ray
 
-    from jobs import ledger_tasks, phrase_tasks
+    from jobs.asking import ledger_tasks, phrase_tasks
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     responses = ledger_tasks.by_owner(uri, wanted, num_requests)

@@ -5,7 +5,7 @@ import time
 from typing import Any, NamedTuple
 
 from digr.config import Config, apply_overrides
-from jobs.runtime import Options, main, say
+from jobs.runtime.session import Options, main, say
 
 MINING = ("prepare_data", "mine_interests", "train_classifier", "label_interests")
 MODEL = ("embed_items", "build_sids", "train_sft", "train_grpo", "recommend")

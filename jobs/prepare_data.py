@@ -12,8 +12,8 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.data import amazon, histories, sequences, synthetic
 from digr.data.histories import Histories
-from jobs.runtime import Options, main, say
-from jobs.stage import Made, run_stage
+from jobs.runtime.session import Options, main, say
+from jobs.runtime.stage import Made, run_stage
 
 OUTPUTS = ("items", "interactions", "histories")
 

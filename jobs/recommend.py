@@ -11,17 +11,17 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.data.ids import build_id_index
-from digr.policy.beam import Recommendation, recommend
+from digr.policy.decoding.search import Recommendation, recommend
 from digr.policy.examples import Sids, prompt_examples
 from digr.policy.model import load_policy
 from digr.policy.reasons import load_item_interests, shared_interests
 from digr.policy.vocabulary import sid_texts
 from digr.sids.trie import load_trie
 from digr.tables import conform
-from jobs.parts import read_parts
-from jobs.ray_data import SplitSink
-from jobs.runtime import Options, main, say, start_ray
-from jobs.stage import Made, run_stage, store_of
+from jobs.runtime.datasets import SplitSink
+from jobs.runtime.parts import read_parts
+from jobs.runtime.session import Options, main, say, start_ray
+from jobs.runtime.stage import Made, run_stage, store_of
 
 SPLITS = ("valid", "test")
 BLOCK_ROWS = 4096

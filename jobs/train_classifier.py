@@ -15,14 +15,14 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.config.interests import ClassifierConfig
-from digr.embeddings import load_encoder
+from digr.models.encoders import load_encoder
 from digr.rewards.calibration import EVALUATION, calibrate, held_out_evaluation
 from digr.rewards.classifier import save_classifier
 from digr.rewards.pairs import pair_tables
 from digr.rewards.training import fit_classifier
-from jobs.ray_train import fit
-from jobs.runtime import Options, main, say, start_ray
-from jobs.stage import Made, run_stage
+from jobs.runtime.session import Options, main, say, start_ray
+from jobs.runtime.stage import Made, run_stage
+from jobs.training.workers import fit
 
 STAGE = "classifier"
 PAIR_VECTOR_TOKENS = 32

@@ -9,15 +9,15 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.policy.examples import prompt_examples
-from digr.policy.grpo import Prompts, kept_record, train_grpo
 from digr.policy.model import load_policy
-from digr.policy.validation import SCORE, Decoding, Progress
+from digr.policy.training.grpo import Prompts, kept_record, train_grpo
+from digr.policy.training.validation import SCORE, Decoding, Progress
 from digr.sids.trie import load_trie
 from digr.tables import conform
-from jobs import policy_data as data
-from jobs import policy_training as training
-from jobs.runtime import Options, main, say, start_ray
-from jobs.stage import Made, run_stage
+from jobs.runtime.session import Options, main, say, start_ray
+from jobs.runtime.stage import Made, run_stage
+from jobs.training import policy_data as data
+from jobs.training import policy_training as training
 
 STAGE = "policy_grpo"
 TOLD_STEPS = 5

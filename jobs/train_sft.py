@@ -7,17 +7,17 @@ import torch
 
 from digr.artifacts import Store
 from digr.config import Config
-from digr.policy.batches import pack_sequences
 from digr.policy.model import build_policy
-from digr.policy.sft import train_sft
-from digr.policy.validation import SCORE, Decoding
+from digr.policy.training.batches import pack_sequences
+from digr.policy.training.sft import train_sft
+from digr.policy.training.validation import SCORE, Decoding
 from digr.sids.trie import load_trie
-from jobs import policy_data as data
-from jobs import policy_training as training
-from jobs.policy_examples import STAGE as EXAMPLES
-from jobs.policy_examples import build_examples, code_texts, read_texts, reads_text
-from jobs.runtime import Options, main, say, start_ray
-from jobs.stage import Made, run_stage
+from jobs.runtime.session import Options, main, say, start_ray
+from jobs.runtime.stage import Made, run_stage
+from jobs.training import policy_data as data
+from jobs.training import policy_training as training
+from jobs.training.policy_examples import STAGE as EXAMPLES
+from jobs.training.policy_examples import build_examples, code_texts, read_texts, reads_text
 
 STAGE = "policy_sft"
 

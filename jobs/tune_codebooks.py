@@ -14,9 +14,9 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.evaluation.sid_charts import sweep_page
 from digr.sids import sweep
-from jobs.codebook_trials import fit_candidate, room, train_policies
-from jobs.runtime import Options, main, say, start_ray
-from jobs.stage import Made, run_stage
+from jobs.runtime.session import Options, main, say, start_ray
+from jobs.runtime.stage import Made, run_stage
+from jobs.training.codebook_trials import fit_candidate, room, train_policies
 
 STAGE = "codebook_sweep"
 

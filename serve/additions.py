@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from digr.artifacts import Store
 from digr.data.ids import build_id_index
-from digr.embeddings import Encode
+from digr.models.encoders import Encode
 from digr.serving.journal import Journal
 from digr.serving.new_items import Extender, load_extender, new_vectors, sid_of_new_item
 from serve.catalogue import ITEM_SCHEMA, LABEL_COLUMNS, Additions, RunTables

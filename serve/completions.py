@@ -7,7 +7,7 @@ import uuid
 
 import numpy as np
 
-from digr.policy.beam import Recommendation
+from digr.policy.decoding.search import Recommendation
 from digr.policy.vocabulary import history_prompt, sid_texts
 from serve.catalogue import ServedRun
 from serve.completion_schemas import Choice, CompletionReply, CompletionRequest, Usage

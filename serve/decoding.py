@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from digr.policy.beam import Recommendation, recommend
+from digr.policy.decoding.search import Recommendation, recommend
 from serve.catalogue import ServedRun
 
 BATCH_SIZE = 32

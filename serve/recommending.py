@@ -6,7 +6,7 @@ from urllib.parse import quote
 import numpy as np
 from jaxtyping import Bool, Int
 
-from digr.policy.beam import Recommendation
+from digr.policy.decoding.search import Recommendation
 from serve.catalogue import ServedRun, places_array
 from serve.decoding import Job
 from serve.problems import ProblemError, beam_too_wide, empty_history, k_too_large, no_items_left, two_histories, unknown_items

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from digr.embeddings import Encode, load_encoder
+from digr.models.encoders import Encode, load_encoder
 from digr.serving.journal import Journal
 from serve import problems
 from serve.additions import ItemList, VersionAdditions

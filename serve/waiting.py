@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Bool
 
-from digr.policy.beam import Recommendation
+from digr.policy.decoding.search import Recommendation
 from serve.catalogue import ServedRun
 from serve.decoding import BATCH_SIZE, Job
 from serve.metrics import Metrics

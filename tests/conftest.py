@@ -36,7 +36,7 @@ def ray_local() -> Iterator[None]:
     import ray
 
     from digr.config import build_config
-    from jobs.runtime import start_ray
+    from jobs.runtime.session import start_ray
 
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "serve.edge:middlewares"
     start_ray(build_config({"run": {"dir": "unused"}, "cluster": {"address": "local"}}, "tests"))

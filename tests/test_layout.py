@@ -17,6 +17,10 @@ def _files(pattern: str) -> list[Path]:
     return [ROOT / line for line in listed.splitlines()]
 
 
+def _commands() -> list[Path]:
+    return [path for path in _files("jobs/*.py") if path.parent == ROOT / "jobs" and path.name != "__init__.py"]
+
+
 SOURCES = [path for package in PACKAGES for path in _files(f"{package}/*.py")]
 
 
@@ -43,7 +47,7 @@ def test_the_library_has_the_parts_of_the_pipeline():
         "data",
         "interests",
         "rewards",
-        "embeddings.py",
+        "models",
         "sids",
         "policy",
         "evaluation",
@@ -51,7 +55,7 @@ def test_the_library_has_the_parts_of_the_pipeline():
 
 
 def test_jobs_are_short():
-    lengths = {path.name: len(path.read_text().splitlines()) for path in _files("jobs/*.py")}
+    lengths = {path.name: len(path.read_text().splitlines()) for path in _commands()}
     assert {name: length for name, length in lengths.items() if length > 120} == {}
 
 
@@ -91,11 +95,29 @@ def test_everything_public_in_the_library_says_what_it_is():
 
 
 def test_every_job_ends_in_the_shared_command_line():
+    for path in _commands():
+        assert 'if __name__ == "__main__":\n    main(run' in path.read_text(), path.name
     for path in _files("jobs/*.py"):
-        text = path.read_text()
-        if "\ndef run(" in text and path.name != "stage.py":
-            assert 'if __name__ == "__main__":\n    main(run' in text, path.name
-        assert "argparse" not in text or path.name == "runtime.py", path.name
+        assert "argparse" not in path.read_text() or path.name == "session.py", path.name
+
+
+def test_jobs_holds_commands_and_three_wings():
+    folders = {path.parent.name for path in _files("jobs/*.py")}
+    assert folders == {"jobs", "runtime", "asking", "training"}
+    assert {path.stem for path in _commands()} == {
+        "build_sids",
+        "embed_items",
+        "evaluate",
+        "label_interests",
+        "mine_interests",
+        "pipeline",
+        "prepare_data",
+        "recommend",
+        "train_classifier",
+        "train_grpo",
+        "train_sft",
+        "tune_codebooks",
+    }
 
 
 @pytest.mark.parametrize(

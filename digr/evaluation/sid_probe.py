@@ -11,12 +11,12 @@ from jaxtyping import Int32
 
 from digr.config import Config
 from digr.data.ids import build_id_index
-from digr.policy.batches import Texts, pack_sequences
-from digr.policy.engine import PlainEngine, make_optimizer
 from digr.policy.examples import Sids, policy_examples
 from digr.policy.model import build_policy
-from digr.policy.sft import train_sft
-from digr.policy.validation import Decoding, ValidExamples
+from digr.policy.training.batches import Texts, pack_sequences
+from digr.policy.training.engine import PlainEngine, make_optimizer
+from digr.policy.training.sft import train_sft
+from digr.policy.training.validation import Decoding, ValidExamples
 from digr.policy.vocabulary import sid_texts
 from digr.sids.trie import build_trie
 

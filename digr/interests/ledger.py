@@ -44,7 +44,7 @@ def open_ledger(store: Store) -> str:
     fs.create_dir(path, recursive=True)
     for entry in fs.get_file_info(pafs.FileSelector(path)):
         name = Path(entry.path).name
-        if name == artifacts.MANIFEST or name.startswith(".draft-"):
+        if name in (artifacts.MANIFEST, artifacts.OLD_MANIFEST) or name.startswith(".draft-"):
             fs.delete_file(entry.path)
     return uri
 

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from digr.config.policy import PolicyConfig
-from digr.policy.hf import add_lora, extend_lm, head_rows, save_lm
-from digr.policy.vocabulary import find_sid_tokens, scratch_tokenizer
+from digr.models.language_models import add_lora, extend_lm, head_rows, save_lm
+from digr.policy.vocabulary import find_sid_tokens, scratch_tokenizer, sid_tokens
 from digr.sids.trie import ROOT, SidTrie
 
 # transformers takes seconds to import, which drivers and Ray's own processes are spared: it is imported where models are made
@@ -257,7 +257,7 @@ def build_policy(
     """
     if config.backbone == "scratch":
         return build_scratch_policy(config, level_sizes, seed)
-    return SidPolicy(*extend_lm(config, level_sizes, code_texts))
+    return SidPolicy(*extend_lm(config, sid_tokens(level_sizes), code_texts))
 
 
 def adapt(policy: SidPolicy, config: PolicyConfig) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from digr.config.interests import OpenAIJudge
-from digr.interests.endpoint import Answer, read_completion
+from digr.models.endpoint import Answer, read_completion
 
 JUDGE_VERSION = "judge-v1"
 CHOICES = ("yes", "no")

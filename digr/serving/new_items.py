@@ -12,12 +12,13 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config.interests import EmbeddingsConfig
 from digr.data.texts import item_texts
-from digr.embeddings import Encode, item_vectors
+from digr.models.encoders import Encode
 from digr.sids.assignment import Disambiguation
 from digr.sids.building import RETIRED
 from digr.sids.extension import extend_sids
 from digr.sids.fitting import Quantiser, load_quantiser
 from digr.sids.fusion import Fusion, load_fusion
+from digr.sids.item_vectors import item_vectors
 from digr.sids.trie import codes_of
 
 

@@ -8,9 +8,9 @@ import pytest
 from digr.config.run import SyntheticConfig
 from digr.data.synthetic import build_shop
 from digr.data.texts import item_texts
-from digr.embeddings import load_encoder
 from digr.interests.extractive import Counts, choose_diverse, count_phrases, extract_interests, num_buckets, phrase_unity
 from digr.interests.parsing import parse_response
+from digr.models.encoders import load_encoder
 
 TEXTS = [
     "Rod. Made for weekend trout fishing, in green.",

@@ -9,7 +9,7 @@ from digr.artifacts import Manifest, Store
 from digr.config import build_config
 from digr.sids.fitting import load_quantiser
 from jobs import build_sids
-from jobs.runtime import Options
+from jobs.runtime.session import Options
 
 
 def _embedded(root, num_items=60, dim=8, twins=1):

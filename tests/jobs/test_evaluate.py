@@ -14,7 +14,7 @@ from digr.config import Config, build_config
 from digr.evaluation.run_facts import rollout_examples
 from digr.tables import TABLES
 from jobs.evaluate import run, systems_of
-from jobs.runtime import Options
+from jobs.runtime.session import Options
 
 ITEMS = [f"i{index:02d}" for index in range(20)]
 STRINGS = pa.list_(pa.string())

@@ -164,14 +164,14 @@ def test_a_job_runs_on_a_cluster_through_ray_job_submit(ray_head, tmp_path):
     result = _submit(address, environment, *entrypoint)
     assert result.returncode == 0, result.stdout + result.stderr
     assert '{"job": "jobs.prepare_data", "status": "built"' in result.stdout
-    assert (tmp_path / "run" / "histories" / "manifest.json").is_file()
+    assert (tmp_path / "run" / "histories" / "_manifest.json").is_file()
 
 
 @pytest.mark.ray
 def test_a_job_on_the_cluster_joins_it_instead_of_starting_another_ray(ray_head):
     address, environment = ray_head
     code = (
-        "import ray; from digr.config import load_config; from jobs.runtime import start_ray; "
+        "import ray; from digr.config import load_config; from jobs.runtime.session import start_ray; "
         "start_ray(load_config('configs/quickstart.toml')); print('nodes', len(ray.nodes()), int(ray.cluster_resources()['CPU']))"
     )
     result = _submit(address, environment, "python", "-c", code)

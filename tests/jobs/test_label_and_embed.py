@@ -10,9 +10,9 @@ from PIL import Image
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, apply_overrides, build_config
-from digr.embeddings import load_encoder
+from digr.models.encoders import load_encoder
 from jobs import embed_items, label_interests, train_classifier
-from jobs.runtime import Options
+from jobs.runtime.session import Options
 from tests.rewards.judge_server import serve_judge
 from tests.tiny_models import make_image_encoder
 

@@ -12,8 +12,8 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import build_config
 from jobs import mine_interests
-from jobs.runtime import Options
-from tests.interests.endpoint_server import serve_endpoint
+from jobs.runtime.session import Options
+from tests.models.endpoint_server import serve_endpoint
 from tests.real_data import real_folder
 
 pytestmark = pytest.mark.ray
@@ -122,7 +122,7 @@ def test_a_killed_run_keeps_its_finished_batches_and_failures_are_retried_on_dem
     expected = artifacts.read_table(store, "interests").to_pylist()
     # what a kill leaves: one whole part, a draft, and no manifest
     folder = tmp_path / "run" / "interest_responses"
-    (folder / "manifest.json").unlink()
+    (folder / "_manifest.json").unlink()
     shutil.rmtree(tmp_path / "run" / "interests")
     kept, *lost = _parts(config)
     for part in lost:
@@ -141,7 +141,7 @@ def test_a_killed_run_keeps_its_finished_batches_and_failures_are_retried_on_dem
 
 
 def test_users_are_asked_about_their_training_titles_with_the_mined_interests_and_nothing_held_out(config, ray_local):
-    from jobs.miners import requests_of
+    from jobs.asking.miners import requests_of
 
     changes = {"owners": ("user", "item"), "miners": config.interests.miners[:1]}
     config = config.model_copy(update={"interests": config.interests.model_copy(update=changes)})

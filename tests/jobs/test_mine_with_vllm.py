@@ -23,7 +23,7 @@ from digr.config import build_config
 from digr.interests.prompts import RESPONSE_SCHEMA
 from digr.tables import STATUSES
 from jobs import label_interests, mine_interests
-from jobs.runtime import Options
+from jobs.runtime.session import Options
 from tests.tiny_models import make_text_model, make_vision_model
 
 # the engines start four times, which on a busy machine takes minutes

@@ -10,7 +10,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import build_config
 from jobs import prepare_data
-from jobs.runtime import Options
+from jobs.runtime.session import Options
 from tests.data.test_amazon import write
 from tests.real_data import real_folder
 

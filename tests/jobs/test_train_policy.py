@@ -21,15 +21,15 @@ import torch
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, apply_overrides, build_config
-from digr.policy.beam import recommend
-from digr.policy.engine import Engine, PlainEngine, make_optimizer
+from digr.policy.decoding.search import recommend
 from digr.policy.model import build_policy, load_policy
-from digr.policy.validation import policy_of
+from digr.policy.training.engine import Engine, PlainEngine, make_optimizer
+from digr.policy.training.validation import policy_of
 from digr.sids.trie import SidTrie, load_trie
 from jobs import train_grpo, train_sft
-from jobs.policy_training import make_engine
-from jobs.ray_train import fit
-from jobs.runtime import Options
+from jobs.runtime.session import Options
+from jobs.training.policy_training import make_engine
+from jobs.training.workers import fit
 from tests.tiny_models import make_text_model
 
 pytestmark = pytest.mark.ray

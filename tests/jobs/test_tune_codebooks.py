@@ -12,8 +12,8 @@ from digr.artifacts import Manifest, Store
 from digr.config import build_config
 from digr.sids import sweep
 from jobs import tune_codebooks
-from jobs.codebook_trials import room, train_policies
-from jobs.runtime import Options
+from jobs.runtime.session import Options
+from jobs.training.codebook_trials import room, train_policies
 
 pytestmark = pytest.mark.ray
 

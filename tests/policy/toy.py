@@ -5,9 +5,9 @@ import pyarrow as pa
 import torch
 
 from digr.config.policy import PolicyConfig
-from digr.policy.batches import Sequences, Texts, pack_sequences
 from digr.policy.model import SidPolicy, build_scratch_policy
-from digr.policy.validation import ValidExamples
+from digr.policy.training.batches import Sequences, Texts, pack_sequences
+from digr.policy.training.validation import ValidExamples
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import SidTrie, build_trie
 

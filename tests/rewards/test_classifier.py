@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from digr.config.interests import ClassifierConfig
-from digr.embeddings import load_encoder
+from digr.models.encoders import load_encoder
 from digr.rewards import training
 from digr.rewards.classifier import EncodedPairs, InterestClassifier, MatchHead, folds_of, load_classifier, save_classifier
 from digr.rewards.training import fit_classifier, fit_head, training_rows

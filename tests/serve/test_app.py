@@ -23,7 +23,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.policy.beam import recommend
+from digr.policy.decoding.search import recommend
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import load_trie
 from serve.catalogue import assemble, read_run

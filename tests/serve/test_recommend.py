@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from digr.policy.beam import recommend
+from digr.policy.decoding.search import recommend
 from serve.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from digr.policy.beam import Recommendation
+from digr.policy.decoding.search import Recommendation
 from serve.decoding import Job, decode
 from serve.gate import Gate, KeyRing
 from serve.metrics import Metrics

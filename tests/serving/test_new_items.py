@@ -7,9 +7,9 @@ import torch
 
 from digr.config.interests import EmbeddingsConfig
 from digr.data.texts import item_texts
-from digr.embeddings import item_vectors
 from digr.serving.new_items import Extender, new_vectors, sid_of_new_item
 from digr.sids.fusion import fit_fusion
+from digr.sids.item_vectors import item_vectors
 from digr.sids.rkmeans import RKMeans
 from digr.tables import table_spec
 

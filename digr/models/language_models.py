@@ -1,0 +1,128 @@
+"""A Hugging Face causal LM as backbone: SID tokens that start from words, and LoRA adapters that save as plain weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from digr.config.policy import PolicyConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER = "default"
+
+
+def extend_lm(
+    config: PolicyConfig, tokens: Sequence[str], code_texts: Sequence[Sequence[str]] | None
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load a causal LM in fp32 and add SID tokens to its vocabulary.
+
+    Args:
+        tokens: SID tokens, level by level.
+        code_texts: per level and code a text whose mean embedding the token starts from; the empty text, and None, leave
+            transformers' draw around the mean of the vocabulary, from the global generator.
+
+    Raises:
+        ValueError: policy.base is empty.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not config.base:
+        raise ValueError('policy.base: name a local folder or hub model for backbone = "hf"')
+    tokenizer = AutoTokenizer.from_pretrained(config.base)
+    lm = AutoModelForCausalLM.from_pretrained(config.base, trust_remote_code=False, dtype=torch.float32)
+    tokenizer.add_tokens(list(tokens))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) > lm.config.get_text_config().vocab_size:
+        lm.resize_token_embeddings(len(tokenizer))
+    if code_texts is not None:
+        texts = [text for level in code_texts for text in level]
+        ids = [tokenizer.get_vocab()[token] for token in tokens]
+        _start_from_texts(lm, tokenizer, ids, texts)
+    return lm, tokenizer
+
+
+@torch.no_grad()
+def _start_from_texts(
+    lm: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    ids: Sequence[int],
+    texts: Sequence[str],
+) -> None:
+    """Set the input and output row of each token to the mean of the rows of its text's tokens."""
+    rows = [row for row, text in enumerate(texts) if text]
+    if not rows:
+        return
+    tokens = tokenizer([texts[row] for row in rows], add_special_tokens=False)["input_ids"]
+    offsets = torch.tensor([0, *map(len, tokens[:-1])]).cumsum(0)
+    flat, chosen = torch.tensor([token for row in tokens for token in row]), torch.tensor(ids)[rows]
+    inputs, outputs = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
+    for table in [inputs] if outputs is inputs else [inputs, outputs]:
+        table[chosen] = nn.functional.embedding_bag(flat, table, offsets, mode="mean")
+
+
+def add_lora(lm: "PreTrainedModel", config: PolicyConfig, sid_ids: Sequence[int]) -> None:
+    """Freeze the LM, and put LoRA adapters beside its linear layers and trainable rows over its SID tokens, in place.
+
+    Hu et al. 2021, arXiv 2106.09685. The adapters start as zero: nothing changes until a step is taken.
+
+    Args:
+        sid_ids: tokens whose input and output embeddings are trained; the rest of the vocabulary stays frozen.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    tables = {lm.get_input_embeddings()} | ({lm.get_output_embeddings()} if not lm.config.tie_word_embeddings else set())
+    names = [name for name, module in lm.named_modules() if module in tables]
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear",
+        trainable_token_indices={name: list(sid_ids) for name in names},
+        task_type="CAUSAL_LM",
+    )
+    get_peft_model(lm, lora, adapter_name=ADAPTER)
+
+
+def head_rows(head: nn.Module, ids: Int[Tensor, " K"] | slice, sid_rows: slice) -> Float[Tensor, "K D"]:
+    """Return the output embeddings of some SID tokens.
+
+    Args:
+        head: the LM's output head, with or without trainable rows over its SID tokens.
+        ids: the tokens, as a slice where they follow each other.
+        sid_rows: their places among all SID tokens in the order given to `add_lora`; peft's own `weight` would copy the
+            whole vocabulary to give them.
+    """
+    adapter = getattr(head, "token_adapter", None)
+    return head.weight[ids] if adapter is None else adapter.trainable_tokens_delta[ADAPTER][sid_rows]  # type: ignore[index]
+
+
+@torch.no_grad()
+def merged_weights(lm: "PreTrainedModel") -> dict[str, Tensor]:
+    """Return the weights of an equal LM without adapters; the LM itself is not changed, not even by rounding."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    weights = {name: value for name, value in lm.state_dict().items() if "lora_" not in name and "trainable_tokens" not in name}
+    plain = {name.replace(".base_layer.", ".").replace(".token_adapter.", "."): value for name, value in weights.items()}
+    for name, module in lm.named_modules():
+        if isinstance(module, LoraLayer) and module.r:
+            base = module.get_base_layer().weight
+            plain[f"{name}.weight"] = (base + module.get_delta_weight(ADAPTER)).to(base.dtype).cpu()  # type: ignore[attr-defined]
+        elif isinstance(module, TrainableTokensLayer):
+            plain[f"{name.removesuffix('.token_adapter')}.weight"] = module.get_merged_weights([ADAPTER]).cpu()
+    if lm.config.tie_word_embeddings:
+        head = lm.get_output_embeddings()
+        plain = {name: value for name, value in plain.items() if lm.get_submodule(name.rpartition(".")[0]) is not head}
+    return plain
+
+
+def save_lm(lm: "PreTrainedModel", folder: str | Path) -> None:
+    """Write a Hugging Face folder: config, and weights as safetensors with adapters folded in."""
+    adapted = any("lora_" in name for name, _ in lm.named_parameters())
+    lm.save_pretrained(folder, state_dict=merged_weights(lm) if adapted else None)

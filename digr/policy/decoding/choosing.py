@@ -1,0 +1,153 @@
+"""Choosing the beams of a level: every beam that is not settled grows by each code that the trie allows, the best are kept.
+
+Beams with equal scores keep the order of their parents, then of their codes, in any batch; settled ones stand behind those
+that grow. On a CPU one compiled pass does it (`compiled.choose`); on other devices, and where beams are sampled, PyTorch.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from digr.sids.filters import ItemFilter
+from digr.sids.trie import ROOT, SidTrie
+
+
+class Frontier(NamedTuple):
+    """The beams that one level hands to the next, best first."""
+
+    node: Int[Tensor, "B M"]
+    """Where the beam ends; -1 where the request has fewer."""
+    score: Float[Tensor, "B M"]
+    """Log-probability of the codes so far; -inf where the request has fewer."""
+    key: Float[Tensor, "B M"]
+    """What beams are kept by: the score, or in a sampled search the perturbed one."""
+    is_open: Bool[Tensor, "B M"]
+    """Whether more than one SID lies below the node; else the beam is settled."""
+    code: Int[Tensor, "B Q"]
+    """Newest code of the open beams, in their order; 0 where the request has fewer."""
+    branch: Int[Tensor, "B Q"]
+    """Which open beam of the level before each of them grew from."""
+
+
+def first_beams(trie: SidTrie, num_rows: int) -> Frontier:
+    """Return the beams before the first level: the root, for each request."""
+    device, is_open = trie.codes.device, bool(trie.node_open[ROOT])
+    root, zero = torch.full((num_rows, 1), ROOT, device=device), torch.zeros(num_rows, 1, device=device)
+    width = int(is_open)
+    return Frontier(root, zero, zero, torch.full((num_rows, 1), is_open, device=device), root[:, :width], root[:, :width])
+
+
+def next_beams(
+    trie: SidTrie,
+    beams: Frontier,
+    logits: Float[Tensor, "B Q K"],
+    width: int,
+    chosen: ItemFilter | None = None,
+    generator: torch.Generator | None = None,
+) -> Frontier:
+    """Add one code to every beam that is not settled, and keep the best.
+
+    Args:
+        logits: of the level's codes behind each open beam.
+        width: beams kept, at most.
+        chosen: items that may come out. It does not change scores: those are normalised before.
+        generator: samples without replacement, see `beam_search`.
+    """
+    if generator is None and logits.device.type == "cpu":
+        return _next_compiled(trie, beams, logits, width, chosen)
+    return _next_in_torch(trie, beams, logits, width, chosen, generator)
+
+
+def _next_compiled(
+    trie: SidTrie, beams: Frontier, logits: Float[Tensor, "B Q K"], width: int, chosen: ItemFilter | None
+) -> Frontier:
+    from digr.policy.decoding.cpu import choose  # Numba takes half a second to import
+
+    shape, words, before = (len(logits), width), np.empty((len(logits), 0), np.int64), np.empty((len(logits), 0), np.int32)
+    if chosen is not None:
+        words, before = chosen.words.numpy(), chosen.before.numpy()
+    node, code, branch = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int64)
+    score, is_open = np.empty(shape, np.float32), np.empty(shape, np.bool_)
+    nodes = trie.first_child, trie.num_children, trie.node_code, trie.node_open, trie.item_start, trie.item_end
+    given = (one.numpy() for one in (logits, beams.node, beams.score, beams.is_open, *nodes))
+    most, most_open = choose(*given, words, before, node, score, is_open, code, branch)
+    scores = torch.from_numpy(score[:, :most])
+    return Frontier(
+        node=torch.from_numpy(node[:, :most]),
+        score=scores,
+        key=scores,
+        is_open=torch.from_numpy(is_open[:, :most]),
+        code=torch.from_numpy(code[:, :most_open]),
+        branch=torch.from_numpy(branch[:, :most_open]),
+    )
+
+
+def _next_in_torch(
+    trie: SidTrie,
+    beams: Frontier,
+    logits: Float[Tensor, "B Q K"],
+    width: int,
+    chosen: ItemFilter | None,
+    generator: torch.Generator | None,
+) -> Frontier:
+    place = torch.argsort(~beams.is_open, dim=1, stable=True)[:, : beams.code.shape[1]]
+    parent = torch.where(beams.is_open.gather(1, place), beams.node.gather(1, place), -1)
+    first, count = trie.first_child.take(parent), trie.num_children.take(parent)  # of no beam: the last node's, a leaf
+    most = int(count.max())
+    child = first[..., None] + torch.arange(most, device=first.device)
+    exists = child < (first + count)[..., None]
+    codes = torch.where(exists, trie.node_code.take(torch.where(exists, child, ROOT)), 0).long()
+    log_probs = torch.log_softmax(torch.where(exists, logits.gather(-1, codes), -torch.inf), -1)
+    if chosen is not None:
+        exists = exists & _with_allowed_items(trie, parent, child, exists, chosen)
+    grown = torch.where(exists, log_probs + beams.score.gather(1, place)[..., None], -torch.inf)
+    scores, nodes = grown.flatten(1), child.flatten(1)
+    keys = scores if generator is None else _perturb(grown, beams.key.gather(1, place), generator).flatten(1)
+    # behind what grows stand the settled beams
+    scores, keys = (
+        torch.cat([new, torch.where(beams.is_open, -torch.inf, old)], 1)
+        for new, old in ((scores, beams.score), (keys, beams.key))
+    )
+    best = _largest(keys, width)
+    score = scores.gather(1, best)
+    node = torch.where(score > -torch.inf, torch.cat([nodes, beams.node], 1).gather(1, best), -1)
+    is_open = trie.is_open(node)
+    order = torch.argsort(~is_open, dim=1, stable=True)[:, : int(is_open.sum(1).max())]
+    branch = (best // most).gather(1, order).clamp(max=parent.shape[1] - 1)
+    code = torch.where(is_open.gather(1, order), trie.node_code[node.gather(1, order)], 0).long()
+    return Frontier(node, score, keys.gather(1, best), is_open, code, branch)
+
+
+def _with_allowed_items(
+    trie: SidTrie, node: Int[Tensor, "B Q"], child: Int[Tensor, "B Q C"], exists: Bool[Tensor, "B Q C"], chosen: ItemFilter
+) -> Bool[Tensor, "B Q C"]:
+    """Mark the children above an allowed item; a child's items end where its next sibling's begin, or its parent's end."""
+    end = trie.item_end[node][..., None]
+    bounds = torch.cat([torch.where(exists, trie.item_start[torch.where(exists, child, ROOT)], end), end], 2)
+    row = torch.arange(len(bounds), device=bounds.device)[:, None, None].expand_as(bounds)
+    return chosen.num_before(row, bounds).diff() > 0
+
+
+def _largest(keys: Float[Tensor, "B C"], count: int) -> Int[Tensor, "B M"]:
+    """Return the places of the largest keys, largest first, equal ones in their order, which `topk` alone does not keep.
+
+    Keys are at most 0, as log-probabilities are: the bits of their size, read as an integer, are in its order.
+    """
+    size = keys.abs().view(torch.int32).long() << 32
+    place = torch.arange(keys.shape[1], device=keys.device)
+    return (size | place).topk(min(count, keys.shape[1]), dim=1, largest=False).values & 0xFFFFFFFF
+
+
+def _perturb(
+    scores: Float[Tensor, "B Q C"], parent_key: Float[Tensor, "B Q"], generator: torch.Generator
+) -> Float[Tensor, "B Q C"]:
+    """Draw Gumbel keys of the children whose largest is their parent's key (equation 21 of the paper, stable form)."""
+    noise = torch.empty_like(scores).exponential_(generator=generator).log().neg()
+    drawn, parent = scores + noise, parent_key[..., None]
+    below = drawn - drawn.amax(-1, keepdim=True).clamp(min=torch.finfo(drawn.dtype).min)
+    gap = parent - drawn + torch.log(-torch.expm1(below))
+    conditioned = parent - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
+    return torch.where(drawn > -torch.inf, conditioned, -torch.inf)

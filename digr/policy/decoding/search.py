@@ -1,0 +1,145 @@
+"""Constrained beam search: a prompt in, distinct real items out, best first.
+
+The prompt is encoded once; the beams of a request stand behind it as branches of one tree, so they share its keys and
+values. A beam below which one SID is left is settled: the rest of it has probability 1, and the model is not asked again.
+A filter on items only ever removes codes, so at least min(beam width, items allowed) distinct items come out. Beams with
+equal scores keep the order of their parents, then of their codes, in any batch.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from digr.policy.decoding.choosing import first_beams, next_beams
+from digr.policy.decoding.contexts import ContextCache, encode
+from digr.policy.model import SidPolicy
+from digr.sids.filters import ItemFilter, item_filter, pack_mask
+from digr.sids.trie import SidTrie
+
+
+class Beams(NamedTuple):
+    """Ranked SIDs, best first."""
+
+    node: Int[Tensor, "B M"]
+    """Node below which the beam's SID is the only one; -1 where the request has fewer."""
+    score: Float[Tensor, "B M"]
+    """Log-probability of the SID; -inf where the request has fewer."""
+
+
+class Ranking(NamedTuple):
+    """Ranked items, best first."""
+
+    item_index: Int[Tensor, "B M"]
+    """Position in `trie.item_ids`; -1 where the request has fewer items."""
+    score: Float[Tensor, "B M"]
+    """Log-probability of the item; -inf where the request has fewer."""
+
+
+@torch.inference_mode()
+def beam_search(
+    policy: SidPolicy,
+    trie: SidTrie,
+    prompts: Sequence[str],
+    beam_width: int,
+    allowed: Bool[Tensor, "B N"] | ItemFilter | None = None,
+    generator: torch.Generator | None = None,
+    cache: ContextCache | None = None,
+) -> Beams:
+    """Find the most probable SIDs after each prompt; with a generator, sample SIDs without replacement.
+
+    Args:
+        prompts: B prompts, see `vocabulary.history_prompt`.
+        beam_width: beams kept per level, M.
+        allowed: items (places in trie order) that may come out, per request; None allows all.
+        generator: makes the search stochastic (Gumbel top-k, Kool et al. 2019, arXiv 1903.06059): the beams are M different
+            SIDs drawn from the policy one after the other, in the order of their drawing. On the policy's device.
+        cache: encoded prompts of earlier calls; what a prompt begins with is not encoded again.
+
+    Raises:
+        ValueError: no prompt, or a request whose filter leaves no item.
+    """
+    if not prompts:
+        raise ValueError("beam search: no prompts; pass at least one")
+    chosen = _as_filter(allowed, len(prompts), trie)
+    context = encode(policy, prompts, cache)
+    beams = first_beams(trie, len(prompts))
+    hidden = context.last[:, None]
+    for level in range(trie.num_levels):
+        if not beams.code.shape[1]:
+            break
+        if level:
+            hidden = context.steps.branch(policy.token_ids(level - 1)[beams.code], beams.branch, context.length)
+        beams = next_beams(trie, beams, policy.code_logits(hidden, level), beam_width, chosen, generator)
+    return Beams(beams.node, beams.score)
+
+
+def _as_filter(allowed: Bool[Tensor, "B N"] | ItemFilter | None, num_prompts: int, trie: SidTrie) -> ItemFilter | None:
+    if allowed is None:
+        return None
+    rows, items = (len(allowed.words), allowed.num_items) if isinstance(allowed, ItemFilter) else allowed.shape
+    if (rows, items) != (num_prompts, trie.num_items):
+        raise ValueError(f"beam search: expected allowed of shape {(num_prompts, trie.num_items)}, found {(rows, items)}")
+    chosen = allowed if isinstance(allowed, ItemFilter) else item_filter(pack_mask(allowed), items)
+    return chosen.to(trie.codes.device)
+
+
+def rank_items(trie: SidTrie, beams: Beams, width: int, allowed: Bool[Tensor, "B N"] | ItemFilter | None = None) -> Ranking:
+    """Turn SIDs into items; a SID that several items share gives each an equal part of its probability."""
+    chosen = _as_filter(allowed, len(beams.node), trie)
+    leaf = beams.node.clamp(min=0)
+    start = trie.item_start.take(leaf)
+    count = torch.where(beams.node >= 0, trie.item_end.take(leaf) - start, 0)
+    most = int(count.max())
+    if chosen is None and most == 1:
+        return Ranking(torch.where(beams.node >= 0, start, -1)[:, :width], beams.score[:, :width])
+    offset = torch.arange(most, device=leaf.device)
+    item = start[..., None] + offset
+    present = offset < count[..., None]
+    item = torch.where(present, item, 0)
+    if chosen is not None:
+        row = torch.arange(len(item), device=item.device)[:, None, None].expand_as(item)
+        present = present & chosen.allows(row, item)
+    score = torch.where(present, (beams.score - count.clamp(min=1).log())[..., None], -torch.inf).flatten(1)
+    order = torch.sort(score, dim=1, descending=True, stable=True)
+    ranked = torch.where(order.values > -torch.inf, item.flatten(1).gather(1, order.indices), -1)
+    return Ranking(ranked[:, :width], order.values[:, :width])
+
+
+class Recommendation(NamedTuple):
+    """One request's list."""
+
+    item_ids: list[str]
+    scores: list[float]
+    places: Int[np.ndarray, " M"]
+    """The items' positions in `trie.item_ids`."""
+
+
+def recommend(
+    policy: SidPolicy,
+    trie: SidTrie,
+    prompts: Sequence[str],
+    k: int,
+    beam_width: int,
+    allowed: Bool[Tensor, "B N"] | ItemFilter | None = None,
+    cache: ContextCache | None = None,
+) -> list[Recommendation]:
+    """Return the best min(k, items allowed) items after each prompt, with their log-probabilities.
+
+    The other arguments are those of `beam_search`.
+
+    Raises:
+        ValueError: k above the beam width, no prompt, or a request whose filter leaves no item.
+    """
+    if k > beam_width:
+        raise ValueError(f"recommend: beam_width ({beam_width}) must be at least k ({k})")
+    chosen = _as_filter(allowed, len(prompts), trie)
+    ranking = rank_items(trie, beam_search(policy, trie, prompts, beam_width, chosen, cache=cache), k, chosen)
+    results = []
+    for index, score in zip(ranking.item_index.numpy(force=True), ranking.score.numpy(force=True), strict=True):
+        places = index[index >= 0]
+        results.append(Recommendation(trie.item_ids.take(places).to_pylist(), score[: len(places)].tolist(), places))
+    return results

@@ -1,0 +1,154 @@
+"""What a training loop asks of its engine, and the engine for one plain PyTorch process.
+
+DeepSpeed satisfies the same protocol in `jobs.training.policy_training`; this package does not import it.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Precision = Literal["fp32", "bf16"]
+STATE_FILE = "engine.pt"
+
+
+class Engine(Protocol):
+    """One worker's share of data-parallel training. All workers must make the same calls in the same order."""
+
+    rank: int
+    world_size: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself, for decoding and saving."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the module's `forward`."""
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Add the gradient of the loss; gradients are averaged, not summed, over the workers."""
+
+    def step(self, lr: float) -> None:
+        """Clip the gradient, update the weights with this learning rate and clear the gradient."""
+
+    def total(self, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """Sum over the workers."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Have all weights in one piece inside, for decoding and saving."""
+
+    def save(self, folder: Path) -> None:
+        """Write trained weights and optimiser state into a folder; the first worker writes them for all."""
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` of any engine wrote, with any number of workers."""
+
+
+class TrainState(NamedTuple):
+    """What an engine must remember besides what it can be built from again; frozen weights are not part of it."""
+
+    weights: dict[str, Tensor]
+    """Trained parameters by name, fp32."""
+    moments: dict[str, dict[str, Tensor]]
+    """What the optimiser keeps of each; empty before the first step."""
+
+    def write(self, folder: Path) -> None:
+        """Write it as one file."""
+        torch.save(self._asdict(), folder / STATE_FILE)
+
+    @classmethod
+    def read(cls, folder: Path, module: nn.Module) -> "TrainState":
+        """Read what an engine of a like module wrote.
+
+        Raises:
+            ValueError: it trained other parameters.
+        """
+        state = cls(**torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True))
+        names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        if names != set(state.weights):
+            odd = sorted(names ^ set(state.weights))[0]
+            raise ValueError(f"{folder}: a checkpoint of another policy (different: {odd}); remove the folder to start anew")
+        return state
+
+
+def make_optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """Make AdamW; biases and norms are not decayed."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.98))
+
+
+class PlainEngine:
+    """One process, no distribution: PyTorch and AdamW; bf16 by autocast, weights stay in fp32."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float, precision: Precision = "fp32"
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.precision = precision
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the module."""
+        device = next(self.module.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.module(*args, **kwargs)
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Add the gradient of the loss."""
+        loss.backward()
+
+    def step(self, lr: float) -> None:
+        """Clip, update, clear."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def total(self, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """Return the values: there is one worker."""
+        return values
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Do nothing: the weights are in one piece."""
+        return nullcontext()
+
+    def save(self, folder: Path) -> None:
+        """Write trained weights and optimiser state."""
+        trained = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        moments = {name: dict(self.optimizer.state[parameter]) for name, parameter in trained.items()}
+        TrainState({name: parameter.detach() for name, parameter in trained.items()}, moments).write(folder)
+
+    def load(self, folder: Path) -> None:
+        """Restore trained weights and optimiser state."""
+        state = TrainState.read(folder, self.module)
+        self.optimizer.state.clear()
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(state.weights[name])
+                # PyTorch keeps the number of steps on the CPU
+                kept = {key: value.to(parameter.device) if value.ndim else value for key, value in state.moments[name].items()}
+                self.optimizer.state[parameter] = kept
+
+
+def learning_rate(progress: float, peak: float, warmup_rate: float) -> float:
+    """Return the rate at a point of the training: linear rise over the first share, then half a cosine down to 0.
+
+    Args:
+        progress: share of the training that lies behind the end of this step, in (0, 1].
+    """
+    if progress < warmup_rate:
+        return peak * progress / warmup_rate
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup_rate) / (1 - warmup_rate)))

@@ -1,0 +1,172 @@
+"""Supervised fine-tuning: every position of every sequence, normalised on the trie, in batches of equal token budgets."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from digr.config.policy import SftConfig
+from digr.policy.training.batches import SequenceBatch, Sequences, draw_rows, make_batch, plan_batches
+from digr.policy.training.engine import Engine, learning_rate
+from digr.policy.training.validation import (
+    SCORE,
+    Decoding,
+    Progress,
+    Report,
+    Save,
+    ValidExamples,
+    keep_if_better,
+    load_state,
+    policy_of,
+    save_state,
+    validate,
+)
+from digr.sids.trie import SidTrie
+
+
+class _Epoch(NamedTuple):
+    """What all workers do in one epoch, step by step."""
+
+    batches: list[Int[np.ndarray, " B"]]
+    """This worker's batches, `accumulate` of them per step."""
+    step_targets: list[float]
+    """Completion tokens of all workers in each step."""
+
+
+def train_sft(
+    engine: Engine,
+    trie: SidTrie,
+    sequences: Sequences,
+    valid: ValidExamples,
+    config: SftConfig,
+    *,
+    decoding: Decoding,
+    seed: int,
+    best_folder: Path,
+    resume: Path | None = None,
+    save: Save = lambda record, write: None,
+    report: Report = lambda record: None,
+) -> Progress:
+    """Train the engine's policy; the best weights on validation end in `best_folder`.
+
+    Validation and checkpoints come every `eval_every_epochs` epochs and at the end, checkpoints also every
+    `checkpoint_every_steps` steps; between them `report` gets one line per epoch. Workers may hold different numbers of
+    sequences: all take as many steps as the one with the most batches, the others going over their first batches again.
+
+    A checkpoint goes on at its very step with the weights of an uninterrupted run, if the number of workers is the same.
+    With another number, which draws other batches, it goes on at the same step of its epoch.
+
+    Args:
+        sequences: this worker's share.
+        valid: this worker's share.
+        decoding: of validation.
+        best_folder: empty local folder to be made by the first worker; each checkpoint has a copy.
+        resume: folder of the checkpoint to go on from.
+        save: called for each checkpoint with the metrics and a writer of this worker's files.
+    """
+    progress = load_state(resume, engine, best_folder) if resume else Progress()
+
+    def keep(record: dict[str, Any]) -> None:
+        progress.records.append(record)
+        save(record, lambda folder: save_state(folder, engine, progress, best_folder))
+
+    while not progress.done:
+        record = _train_epoch(engine, trie, sequences, config, progress, seed, keep)
+        progress.position, progress.epoch_step, progress.epoch_sums = progress.position + 1, 0, []
+        last = progress.position >= config.epochs
+        if not last and progress.position % config.eval_every_epochs:
+            progress.records.append(record)
+            report(record)
+            continue
+        start = time.monotonic()
+        record |= validate(engine, trie, valid, decoding)
+        keep_if_better(engine, progress, record[SCORE], best_folder)
+        progress.done = last or progress.stale >= config.patience
+        keep(record | {"best": progress.best, "valid_seconds": time.monotonic() - start})
+    return progress
+
+
+def _plan_epoch(engine: Engine, sequences: Sequences, config: SftConfig, epoch: int, seed: int) -> _Epoch:
+    rng = np.random.default_rng([seed, epoch, engine.rank])
+    drawn = draw_rows(sequences.rates, rng)
+    budget = max(config.batch_tokens // (engine.world_size * config.accumulate), 1)
+    plan = [drawn[rows] for rows in plan_batches(sequences.lengths[drawn], budget, rng)]
+    counts = torch.zeros(engine.world_size, dtype=torch.float64)
+    counts[engine.rank] = len(plan)
+    num_steps = -(-int(engine.total(counts).max()) // config.accumulate)
+    plan = [plan[index % len(plan)] for index in range(num_steps * config.accumulate)]
+    targets = sequences.lengths - sequences.prompt_lengths
+    own = torch.tensor([float(targets[rows].sum()) for rows in plan], dtype=torch.float64)
+    return _Epoch(plan, engine.total(own.reshape(num_steps, -1).sum(1)).tolist())
+
+
+def _train_epoch(
+    engine: Engine,
+    trie: SidTrie,
+    sequences: Sequences,
+    config: SftConfig,
+    progress: Progress,
+    seed: int,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Take an epoch's steps from where `progress` stands."""
+    start, policy = time.monotonic(), policy_of(engine)
+    epoch = _plan_epoch(engine, sequences, config, progress.position, seed)
+    num_steps, rate = len(epoch.step_targets), 0.0
+    sums = torch.zeros(4, dtype=torch.float64, device=policy.device)
+    if progress.epoch_sums and engine.rank == 0:
+        sums += torch.tensor(progress.epoch_sums[:4], dtype=torch.float64, device=policy.device)
+    first, before = progress.step - progress.epoch_step, progress.epoch_sums[4] if progress.epoch_sums else 0.0
+    policy.train()
+
+    def summary() -> list[float]:
+        return [*engine.total(sums).tolist(), before + time.monotonic() - start]
+
+    for step in range(min(progress.epoch_step, num_steps), num_steps):
+        rows = epoch.batches[step * config.accumulate : (step + 1) * config.accumulate]
+        sums += _accumulate(engine, trie, sequences, rows, epoch.step_targets[step])
+        rate = learning_rate((progress.position + (step + 1) / num_steps) / config.epochs, config.lr, config.warmup_rate)
+        engine.step(rate)
+        progress.step = first + step + 1
+        if config.checkpoint_every_steps and progress.step % config.checkpoint_every_steps == 0 and step + 1 < num_steps:
+            progress.epoch_step, progress.epoch_sums = step + 1, summary()
+            keep(_record(progress.position + (step + 1) / num_steps, progress.step, progress.epoch_sums, rate))
+    return _record(progress.position + 1, progress.step, summary(), rate)
+
+
+def _accumulate(
+    engine: Engine, trie: SidTrie, sequences: Sequences, batches: list[Int[np.ndarray, " B"]], num_targets: float
+) -> Float[Tensor, " 4"]:
+    """Add the gradients of a step's batches; returns the loss sum, completion tokens, tokens and padded tokens.
+
+    Args:
+        num_targets: completion tokens of all workers in the step: its loss is their mean, however they are spread.
+    """
+    policy = policy_of(engine)
+    sums = torch.zeros(4, dtype=torch.float64, device=policy.device)
+    for rows in batches:
+        batch = SequenceBatch(*(part.to(policy.device) for part in make_batch(sequences, rows, policy.tokenizer.pad_token_id)))
+        log_probs = engine(batch.input_ids, batch.attention_mask, batch.completion_mask, trie)
+        engine.backward(-log_probs.sum() / num_targets * engine.world_size)
+        counts = torch.stack([batch.completion_mask.sum(), batch.attention_mask.sum()]).double()
+        sums += torch.cat([-log_probs.detach().double().sum()[None], counts, counts.new_tensor([batch.input_ids.numel()])])
+    return sums
+
+
+def _record(epoch: float, step: int, sums: list[float], rate: float) -> dict[str, Any]:
+    """Say how an epoch went so far, as its sums over all workers tell."""
+    loss, targets, real, padded, seconds = sums
+    return {
+        "epoch": epoch,
+        "step": step,
+        "loss": loss / targets,
+        "lr": rate,
+        "tokens_per_second": real / seconds,
+        "padding_rate": 1 - real / padded,
+        "seconds": seconds,
+    }

@@ -1,0 +1,115 @@
+"""The skip-build-commit of a stage: build its artifacts unless they exist and match, and write the manifest last."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from digr import artifacts
+from digr.artifacts import Manifest, StaleArtifact, Store
+from digr.config import Config
+from jobs.runtime.session import Options, say
+
+VERSIONED = ("digr", "torch", "ray", "transformers", "pyarrow")
+
+
+class Made(NamedTuple):
+    """What a build says of one artifact it wrote."""
+
+    rows: int | None = None
+    rejected: Mapping[str, int] = {}
+    facts: Mapping[str, Any] = {}
+
+
+def store_of(config: Config) -> Store:
+    """Return the artifacts of the configured run and variant; a local folder by its absolute path.
+
+    Workers of Ray Train and Ray Serve have a working directory of their own.
+    """
+    root = config.run.dir
+    return Store(root if artifacts.is_remote(root) else artifacts.filesystem_of(root)[1], config.run.variant)
+
+
+def run_stage(
+    config: Config,
+    options: Options,
+    *,
+    outputs: Sequence[str],
+    sections: Sequence[str],
+    build: Callable[[Store, str], Mapping[str, Made]],
+    inputs: Sequence[str] = (),
+    files: Mapping[str, str] = {},
+    keep: Sequence[str] = (),
+    may_change: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Build the artifacts of one stage, unless they exist and match; returns the job's summary.
+
+    Args:
+        outputs: artifacts the stage makes; all are committed after all are written.
+        sections: config sections that decide the result, for the manifest and the digest.
+        build: writes the outputs; gets the store and the address of a scratch folder that outlives a kill, and says
+            what it made of each output.
+        inputs: artifacts it reads, which must exist.
+        files: name -> address of outside files it reads, by content.
+        keep: outputs whose parts an earlier, unfinished build may have left and the build goes on from.
+        may_change: `section.key`s that may have changed when a killed build goes on in the same scratch folder.
+
+    Raises:
+        ValueError: an input is missing; StaleArtifact if an output was made from other inputs or choices.
+    """
+    store, stage = store_of(config), outputs[0]
+    dumped = config.model_dump(mode="json")
+    wanted = [
+        Manifest(
+            name=name,
+            inputs={item: _input_digest(store, item, options) for item in inputs}
+            | {f"file {key}": artifacts.digest_of_files(uri) for key, uri in files.items()},
+            config={section: dumped[section] for section in sections},
+            seed=config.run.seed,
+        )
+        for name in outputs
+    ]
+    if options.force != "all" and all(_is_current(store, manifest, options) for manifest in wanted):
+        say(stage, "up to date, skipped")
+        return {"stage": stage, "status": "skipped", "outputs": {name: store.uri(name) for name in outputs}}
+    if options.dry_run:
+        say(stage, f"would build {', '.join(outputs)}")
+        return {"stage": stage, "status": "would build", "outputs": {name: store.uri(name) for name in outputs}}
+    say(stage, "started")
+    start = time.monotonic()
+    for name in outputs:
+        if name not in keep:
+            artifacts.begin(store, name)
+    work = store.work_uri(stage, wanted[0].without(may_change).request)
+    made = build(store, work)
+    seconds = round(time.monotonic() - start, 3)
+    versions = {name: version(name) for name in VERSIONED} | {"python": platform.python_version()}
+    for manifest in wanted:
+        update = made[manifest.name]._asdict() | {"versions": versions, "seconds": seconds}
+        artifacts.commit(store, Manifest.model_validate(manifest.model_dump() | update))
+    artifacts.remove(work)
+    say(stage, f"done in {seconds:.1f} s: " + ", ".join(f"{name} {made[name].rows or ''}".strip() for name in outputs))
+    return {
+        "stage": stage,
+        "status": "built",
+        "seconds": seconds,
+        "outputs": {name: store.uri(name) for name in outputs},
+        "rows": {name: made[name].rows for name in outputs},
+        "facts": {name: dict(made[name].facts) for name in outputs},
+    }
+
+
+def _input_digest(store: Store, name: str, options: Options) -> str:
+    if options.dry_run and artifacts.read_manifest(store, name) is None:
+        return "not built yet"
+    return artifacts.require(store, name).digest
+
+
+def _is_current(store: Store, manifest: Manifest, options: Options) -> bool:
+    try:
+        return artifacts.is_current(store, manifest)
+    except StaleArtifact:
+        if options.force == "stale" or options.dry_run:
+            return False
+        raise

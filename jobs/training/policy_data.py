@@ -1,0 +1,112 @@
+"""What the workers of `train_sft` and `train_grpo` read: shards through Ray Data, and tables by item."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.train
+import torch
+from ray.data import Dataset
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config
+from digr.data.ids import build_id_index
+from digr.policy.examples import Sids
+from digr.policy.training.grpo import RewardFn, Rewards
+from digr.policy.training.rollouts import Rollouts
+from digr.policy.training.validation import ValidExamples
+from digr.policy.vocabulary import sid_texts
+from digr.rewards.interest_reward import reward_terms, reward_weights, total_reward
+from digr.sids.trie import SidTrie, codes_of
+from jobs.runtime.parts import read_parts
+
+
+def load_sids(store: Store) -> Sids:
+    """Read the text of every item's SID; a process that has read it keeps it."""
+    return _read_sids(store, artifacts.require(store, "item_sids").digest)
+
+
+@lru_cache(maxsize=1)
+def _read_sids(store: Store, digest: str) -> Sids:
+    table = artifacts.read_table(store, "item_sids")
+    num_levels = len(artifacts.require(store, "item_sids").facts["level_sizes"])
+    return Sids(build_id_index(table["item_id"]), sid_texts(codes_of(table, num_levels)))
+
+
+def read_shard(name: str) -> Iterator[pa.Table]:
+    """Stream this worker's shard of a dataset; the same rows in every run, up to one row per worker less for evenness."""
+    return iter(ray.train.get_dataset_shard(name).iter_batches(batch_format="pyarrow", batch_size=4096))
+
+
+def item_positions(trie: SidTrie, item_ids: pa.ChunkedArray, name: str = "histories") -> torch.Tensor:
+    """Find the items of an artifact in the trie's order.
+
+    Raises:
+        ValueError: an item has no semantic ID.
+    """
+    found = build_id_index(trie.item_ids).find(item_ids)
+    if (found < 0).any():
+        missing = item_ids[int((found < 0).argmax())].as_py()
+        raise ValueError(f"{name}: item {missing!r} has no semantic ID in item_sids; rebuild both from this run's items")
+    return torch.from_numpy(found)
+
+
+def read_valid(name: str, trie: SidTrie, max_examples: int, seed: int) -> ValidExamples:
+    """Draw this worker's part of the validation examples."""
+    context = ray.train.get_context()
+    table = concat(["prompt", "target"], read_shard(name))
+    share = -(-max_examples // context.get_world_size())
+    chosen = np.random.default_rng([seed, context.get_world_rank()]).permutation(len(table))[:share]
+    table = table.take(pa.array(np.sort(chosen)))
+    return ValidExamples(table["prompt"].to_pylist(), item_positions(trie, table["target"], "histories"))
+
+
+def read_split(store: Store, name: str, split: str) -> Dataset:
+    """Open one split of an artifact as a Ray Dataset."""
+    return read_parts(store.uri(name), wanted=pc.field("split") == split)
+
+
+def concat(columns: Sequence[str], batches: Iterator[pa.Table]) -> pa.Table:
+    """Put string columns of batches into one table; no batch gives an empty one."""
+    schema = pa.schema([(column, pa.string()) for column in columns])
+    return pa.concat_tables([schema.empty_table(), *(batch.select(columns).cast(schema) for batch in batches)])
+
+
+def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.device) -> RewardFn:
+    """Read qualities and trusted-interest vectors into the trie's order, and close the reward over them."""
+    weights = reward_weights(config.grpo.reward)
+    table = artifacts.read_table(store, "item_quality")
+    found, quality = torch.tensor(table["quality"].to_numpy()), torch.zeros(trie.num_items)
+    quality[item_positions(trie, table["item_id"], "item_quality")] = found.float()
+    vectors = _trusted_vectors(store, trie).to(device) if weights["interest"] else None
+    quality, codes, num_levels = quality.to(device), trie.codes.to(device), len(config.sids.level_sizes)
+
+    def reward(rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None) -> Rewards:
+        terms = reward_terms(
+            rollouts.codes,
+            codes[target_index],
+            rollouts.item_index,
+            target_index,
+            quality,
+            vectors,
+            num_levels=num_levels,
+            scores=scores,
+        )
+        return Rewards(total_reward(terms, weights), terms)
+
+    return reward
+
+
+def _trusted_vectors(store: Store, trie: SidTrie) -> torch.Tensor:
+    """Read the unit vector of every item's trusted interests; zero where there is none."""
+    table = artifacts.read_table(store, "item_embeddings", ["item_id", "interest_embedding"])
+    table = table.filter(table["interest_embedding"].is_valid())
+    if not len(table):
+        return torch.zeros(trie.num_items, 1)
+    flat = table["interest_embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    vectors = torch.zeros(trie.num_items, flat.shape[1])
+    vectors[item_positions(trie, table["item_id"], "item_embeddings")] = torch.tensor(flat)
+    return vectors

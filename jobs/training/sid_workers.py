@@ -1,0 +1,48 @@
+"""An RQ-VAE fitted by the workers of Ray Train, each on the vectors that it reads itself."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from digr.artifacts import Store
+from digr.config import Config
+from digr.sids.building import sample_of_worker
+from digr.sids.fitting import Quantiser, fit_quantiser, load_quantiser, save_quantiser
+from digr.sids.fusion import Fusion
+from digr.sids.peers import Peers
+from jobs.runtime.session import start_ray
+from jobs.training.workers import fit
+
+
+def fit_with_workers(config: Config, store: Store, work: str, fusion: Fusion | None, report: Callable[[str], None]) -> Quantiser:
+    """Fit the configured RQ-VAE on `train.num_workers` workers of a Ray that is joined or started.
+
+    A killed fit starts anew: it takes minutes, and only its end is kept.
+    """
+    start_ray(config)
+    values = {"config": config, "store": store, "fusion": fusion}
+    result = fit(config, _fit, values, work, name="quantiser", report=lambda told: report(told["text"]))
+    assert result.checkpoint is not None, "the loop ends with one"
+    with result.checkpoint.as_directory() as folder:
+        return load_quantiser(Path(folder), "cuda" if config.cluster.use_gpu else "cpu")
+
+
+def _fit(values: dict[str, Any]) -> None:
+    if ray.train.get_checkpoint():
+        return
+    config, context = values["config"], ray.train.get_context()
+    peers = Peers(context.get_world_rank(), context.get_world_size())
+    vectors = sample_of_worker(values["store"], config.sids, config.run.seed, values["fusion"], peers)
+
+    def tell(text: str) -> None:
+        ray.train.report({"text": text})
+
+    device = "cuda" if config.train.use_gpu else "cpu"
+    quantiser = fit_quantiser(vectors, config.sids, config.run.seed, tell, device, peers=peers)
+    with tempfile.TemporaryDirectory() as folder:
+        save_quantiser(quantiser, Path(folder))
+        checkpoint = ray.train.Checkpoint.from_directory(folder) if peers.rank == 0 else None
+        ray.train.report({"text": f"fitted by {peers.size} workers"}, checkpoint=checkpoint)

@@ -1,0 +1,156 @@
+"""A Hugging Face backbone: SID tokens start from words, LoRA trains little and saves a plain model that decodes the same."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from digr.config import build_config
+from digr.config.policy import PolicyConfig, SftConfig
+from digr.policy.decoding.search import recommend
+from digr.policy.model import SidPolicy, adapt, build_policy, load_policy
+from digr.policy.training.engine import PlainEngine, make_optimizer
+from digr.policy.training.sft import train_sft
+from digr.policy.training.validation import Decoding
+from tests.policy.toy import LEVEL_SIZES, NUM_ITEMS, toy_prompts, toy_sequences, toy_trie, toy_valid
+from tests.tiny_models import make_text_model
+
+TEXTS = [["trout fishing", "weekend", "", "trout"], ["a b", "c", "d", "e"], ["", "x"]]
+
+
+@pytest.fixture(params=["tied", "untied"])
+def config(request, tmp_path) -> PolicyConfig:
+    """A random two-layer Qwen3 with LoRA, with one table for input and output, or two."""
+    make_text_model(tmp_path / "base")
+    if request.param == "tied":
+        tied = AutoConfig.from_pretrained(tmp_path / "base", tie_word_embeddings=True)
+        AutoModelForCausalLM.from_config(tied).save_pretrained(tmp_path / "base")
+    return PolicyConfig(backbone="hf", base=str(tmp_path / "base"), lora_rank=4, max_tokens=64)
+
+
+def _policy(config: PolicyConfig, texts=TEXTS) -> SidPolicy:
+    torch.manual_seed(0)
+    return build_policy(config, LEVEL_SIZES, 0, texts)
+
+
+def _log_probs(policy: SidPolicy) -> torch.Tensor:
+    trie = toy_trie()
+    _, prompts, targets = toy_prompts(trie)
+    input_ids, mask = policy.tokenize(prompts)
+    return policy(input_ids, mask, trie=trie, codes=trie.codes.long()[targets][:, None])
+
+
+def test_lora_trains_little_saves_a_plain_model_and_decodes_the_same_again(config, tmp_path):
+    policy = _policy(config)
+    with torch.no_grad():
+        before = _log_probs(policy)
+        adapt(policy, config)
+        assert torch.equal(before, _log_probs(policy)), "adapters change nothing before a step"
+    frozen = {name: value.clone() for name, value in policy.named_parameters() if not value.requires_grad}
+    trained = [name for name, value in policy.named_parameters() if value.requires_grad]
+    assert all("lora_" in name or "trainable_tokens" in name for name in trained)
+    engine = PlainEngine(policy, make_optimizer(policy, 1e-2, 0.0), max_grad_norm=1.0)
+    assert sum(len(group["params"]) for group in engine.optimizer.param_groups) == len(trained)
+    losses = []
+    for _ in range(5):
+        loss = -_log_probs(policy).sum() / NUM_ITEMS
+        engine.backward(loss)
+        engine.step(1e-2)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(value, frozen[name]) for name, value in policy.named_parameters() if name in frozen)
+    rows = [value for name, value in policy.named_parameters() if "trainable_tokens" in name]
+    assert all(value.shape[0] == sum(LEVEL_SIZES) for value in rows), "only SID tokens' embeddings train"
+
+    (tmp_path / "state").mkdir()
+    engine.save(tmp_path / "state")
+    assert set(torch.load(tmp_path / "state" / "engine.pt", weights_only=True)["weights"]) == set(trained)
+    policy.eval().save(tmp_path / "out")
+    assert not any(path.name.startswith("adapter") for path in (tmp_path / "out").iterdir())
+    plain = load_policy(tmp_path / "out")
+    assert not any("lora_" in name for name, _ in plain.named_parameters())
+    assert plain.lm.config.tie_word_embeddings == policy.lm.config.tie_word_embeddings
+    with torch.no_grad():
+        torch.testing.assert_close(_log_probs(plain), _log_probs(policy), atol=1e-5, rtol=0)
+    _, prompts, _ = toy_prompts(toy_trie())
+    lists = [[found.item_ids for found in recommend(one, toy_trie(), prompts[:4], 5, 8)] for one in (plain, policy)]
+    assert lists[0] == lists[1]
+
+
+def test_lora_learns_the_planted_successor_and_a_saved_policy_takes_new_adapters(config, tmp_path):
+    config = config.model_copy(update={"lora_alpha": 8.0})
+    policy, trie = _policy(config), toy_trie()
+    adapt(policy, config)
+    sft = SftConfig(epochs=10, lr=5e-3, batch_tokens=256, eval_every_epochs=5)
+    progress = train_sft(
+        PlainEngine(policy, make_optimizer(policy, sft.lr, 0.0), max_grad_norm=1.0),
+        trie,
+        toy_sequences(policy, trie),
+        toy_valid(trie),
+        sft,
+        decoding=Decoding(20, 24),
+        seed=0,
+        best_folder=tmp_path / "best",
+        resume=None,
+        save=lambda record, write: None,
+        report=lambda record: None,
+    )
+    assert progress.best > 0.5, "a random list of 10 of 24 items has .19"
+    loaded = load_policy(tmp_path / "best")
+    with torch.no_grad():
+        before = _log_probs(loaded)
+        adapt(loaded, config)
+        assert torch.equal(before, _log_probs(loaded)), "as GRPO starts"
+
+
+def test_a_sid_token_starts_as_the_mean_of_its_texts_tokens_and_other_rows_stay(config):
+    base = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
+    policy = _policy(config)
+    for table, old in (
+        (policy.lm.get_input_embeddings().weight, base.get_input_embeddings().weight),
+        (policy.lm.get_output_embeddings().weight, base.get_output_embeddings().weight),
+    ):
+        tokens = policy.tokenizer("trout fishing", add_special_tokens=False)["input_ids"]
+        torch.testing.assert_close(table[policy.token_ids(0)[0]], old[tokens].mean(0))
+        assert torch.equal(table[: len(old)], old)
+
+
+def test_codes_without_a_text_start_alike_with_and_without_texts_for_others(config):
+    policy, other = _policy(config), _policy(config, None)
+    row = policy.token_ids(0)[2]
+    assert torch.equal(policy.lm.get_input_embeddings().weight[row], other.lm.get_input_embeddings().weight[row])
+    assert not torch.equal(*(one.lm.get_input_embeddings().weight[one.token_ids(0)[0]] for one in (policy, other)))
+
+
+def test_full_training_of_an_hf_backbone_trains_all_weights_in_fp32(config):
+    policy = _policy(config)
+    adapt(policy, config.model_copy(update={"lora_rank": 0}))
+    assert all(value.requires_grad and value.dtype == torch.float32 for value in policy.parameters())
+
+
+def test_text_completions_are_normalised_over_the_whole_vocabulary_and_sids_over_the_trie(config):
+    policy = _policy(config).eval()
+    prompt = policy.tokenizer("<a_0><b_0>")["input_ids"]
+    text = policy.tokenizer(" fishing", add_special_tokens=False)["input_ids"][:1]
+    input_ids = torch.tensor([prompt + text])
+    mask = torch.tensor([[False, False, True]])
+    with torch.no_grad():
+        found = policy(input_ids, torch.ones_like(mask), mask, toy_trie())
+        expected = torch.log_softmax(policy.lm(input_ids).logits[0, 1], -1)[text[0]]
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0, expected.item()]]))
+
+
+def test_lora_of_a_scratch_policy_and_a_missing_base_say_what_to_change():
+    with pytest.raises(ValueError, match=r'lora_rank = 8 needs backbone = "hf"'):
+        build_config({"run": {"dir": "x"}, "policy": {"lora_rank": 8}}, where="test")
+    with pytest.raises(ValueError, match=r"policy.base: name a local folder or hub model"):
+        build_policy(PolicyConfig(backbone="hf"), LEVEL_SIZES, 0)
+
+
+def test_the_saved_folder_is_a_hugging_face_model(config, tmp_path):
+    policy = _policy(config)
+    adapt(policy, config)
+    policy.save(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+    assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
