@@ -8,8 +8,12 @@ from digr.models.endpoint import Pace, api_key, ask_endpoint, read_completion
 from tests.models.endpoint_server import ANSWER, serve_endpoint
 
 
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "interests", "schema": RESPONSE_SCHEMA, "strict": True}}
+
+
 def _ask(miner, words, pace=None):
-    return ask_endpoint(miner, "key", [chat_messages("item", "text", word) for word in words], pace or Pace(0), fields={})
+    chats = [chat_messages("item", "text", word) for word in words]
+    return ask_endpoint(miner, "key", chats, pace or Pace(0), fields={"response_format": SCHEMA})
 
 
 def test_each_request_gets_an_answer_in_order_whatever_the_endpoint_does():
