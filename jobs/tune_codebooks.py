@@ -16,12 +16,12 @@ from digr.evaluation.sid_charts import sweep_page
 from digr.sids import sweep
 from jobs.runtime.session import Options, main, say, start_ray
 from jobs.runtime.stage import Made, run_stage
-from jobs.training.codebook_trials import fit_candidate, room, train_policies
+from jobs.training.codebook_trials import fit_candidate, max_trials_at_once, train_policies
 
 STAGE = "codebook_sweep"
 
 
-class Progress(tune.Callback):
+class TrialProgress(tune.Callback):
     """Say on the driver what each finished trial found."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -53,11 +53,14 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     def trial(chosen_one: dict[str, Any]) -> None:
         start = time.monotonic()
 
-        def tell(epoch: int, facts: dict[str, Any]) -> None:
+        def report_candidate(epoch: int, facts: dict[str, Any]) -> None:
             found = {name: facts[name] for name in sweep.DIAGNOSTICS} | {"score": sweep.diagnostic(facts, chosen.metric)}
             tune.report(found | {"epoch": epoch, "seconds": time.monotonic() - start})
 
-        tell(epochs, fit_candidate(config, store, chosen_one["candidate"], tell if chosen.early_stopping else None).facts)
+        report_candidate(
+            epochs,
+            fit_candidate(config, store, chosen_one["candidate"], report_candidate if chosen.early_stopping else None).facts,
+        )
 
     filesystem, path = artifacts.filesystem_of(work)
     filesystem.create_dir(path, recursive=True)
@@ -68,14 +71,14 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
         return tune.Tuner.restore(f"{path}/sweep", trainable, restart_errored=True, storage_filesystem=filesystem).fit()
     steps: dict[str, Any] = {"max_t": epochs, "grace_period": max(1, epochs // 10), "reduction_factor": chosen.reduction_factor}
     asha = tune.schedulers.ASHAScheduler(time_attr="epoch", **steps)
-    run = tune.RunConfig(name="sweep", storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[Progress()])
+    run = tune.RunConfig(name="sweep", storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[TrialProgress()])
     return tune.Tuner(
         trainable,
         param_space={"candidate": tune.grid_search(tried)},
         tune_config=tune.TuneConfig(
             metric="score",
             mode="min" if chosen.metric == "raw_collision_rate" else "max",
-            max_concurrent_trials=chosen.max_concurrent or room(needs),
+            max_concurrent_trials=chosen.max_concurrent or max_trials_at_once(needs),
             scheduler=asha if chosen.early_stopping else None,
             reuse_actors=True,  # an actor takes longer to start than most candidates to be fitted
         ),

@@ -14,7 +14,7 @@ from serve.schemas import Problem, RecommendedItem, RecommendReply, RecommendReq
 from serve.service import Service
 
 
-class Asked(NamedTuple):
+class CheckedRequest(NamedTuple):
     """A checked request."""
 
     model: str
@@ -27,54 +27,61 @@ class Asked(NamedTuple):
     allowed: Bool[np.ndarray, " N"] | None
 
 
-async def answer(service: Service, request: RecommendRequest) -> RecommendReply:
+async def answer_request(service: Service, request: RecommendRequest) -> RecommendReply:
     """Answer one request.
 
     Raises:
         ProblemError: it cannot be answered.
     """
-    asked = check(service, request)
-    ranked = await service.line.decode([_job(service, asked)] if asked.places else [])
-    return _reply(service, asked, ranked[0] if ranked else None)
+    checked = check_request(service, request)
+    ranked = await service.line.decode([_job(service, checked)] if checked.places else [])
+    return _reply(service, checked, ranked[0] if ranked else None)
 
 
-async def answer_all(service: Service, requests: list[RecommendRequest]) -> list[RecommendReply | Problem]:
+async def answer_requests(service: Service, requests: list[RecommendRequest]) -> list[RecommendReply | Problem]:
     """Answer several requests; one that cannot be answered has its problem in its place.
 
     Raises:
         ProblemError: too many wait already, or the deadline passed.
     """
-    checked: list[Asked | Problem] = []
+    outcomes: list[CheckedRequest | Problem] = []
     for request in requests:
         try:
-            checked.append(check(service, request))
+            outcomes.append(check_request(service, request))
         except ProblemError as error:
-            checked.append(error.problem)
-    jobs = {row: _job(service, asked) for row, asked in enumerate(checked) if isinstance(asked, Asked) and asked.places}
+            outcomes.append(error.problem)
+    jobs = {
+        row: _job(service, checked)
+        for row, checked in enumerate(outcomes)
+        if isinstance(checked, CheckedRequest) and checked.places
+    }
     ranked = dict(zip(jobs, await service.line.decode(list(jobs.values())), strict=True))
-    return [_reply(service, asked, ranked.get(row)) if isinstance(asked, Asked) else asked for row, asked in enumerate(checked)]
+    return [
+        _reply(service, checked, ranked.get(row)) if isinstance(checked, CheckedRequest) else checked
+        for row, checked in enumerate(outcomes)
+    ]
 
 
-def _job(service: Service, asked: Asked) -> Job:
-    return service.line.job(asked.run, asked.run.prompt(asked.places), asked.beam_width, asked.allowed)
+def _job(service: Service, checked: CheckedRequest) -> Job:
+    return service.line.job(checked.run, checked.run.prompt(checked.places), checked.beam_width, checked.allowed)
 
 
-def _reply(service: Service, asked: Asked, ranked: Recommendation | None) -> RecommendReply:
+def _reply(service: Service, checked: CheckedRequest, ranked: Recommendation | None) -> RecommendReply:
     """Write the list of the policy, or without one that of the counts."""
-    run, k = asked.run, asked.request.k
+    run, k = checked.run, checked.request.k
     if ranked is not None:
         places, scores = ranked.places[:k], list[float | None](ranked.scores)
     else:
-        listed = run.popular if asked.allowed is None else run.popular[asked.allowed[run.popular]]
+        listed = run.popular if checked.allowed is None else run.popular[checked.allowed[run.popular]]
         places, scores = listed[:k], [None] * k
-    reasons = run.explain(asked.places, places) if asked.request.explain else [[]] * len(places)
+    reasons = run.explain(checked.places, places) if checked.request.explain else [[]] * len(places)
     source: Source = "popularity" if ranked is None else "policy"
-    service.metrics.count_list(asked.model, source)
+    service.metrics.count_list(checked.model, source)
     items = _items(run, places, scores, reasons)
-    return RecommendReply(items=items, source=source, model=asked.model, ignored_items=asked.ignored)
+    return RecommendReply(items=items, source=source, model=checked.model, ignored_items=checked.ignored)
 
 
-def check(service: Service, request: RecommendRequest) -> Asked:
+def check_request(service: Service, request: RecommendRequest) -> CheckedRequest:
     """Find the request's items and filters in its version.
 
     Raises:
@@ -99,7 +106,7 @@ def check(service: Service, request: RecommendRequest) -> Asked:
     places = [place for place in found if place >= 0]
     if request.user_id is not None:
         places = (run.users.find(request.user_id) or []) + places
-    return Asked(model, run, request, places, ignored, beam_width, _allowed(run, request, places))
+    return CheckedRequest(model, run, request, places, ignored, beam_width, _allowed(run, request, places))
 
 
 def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:

@@ -16,7 +16,7 @@ from serve.images import item_image
 from serve.item_schemas import MAX_SEARCH, AddedItem, FoundItems, Item, NewItem, SidLevel
 from serve.metrics import CONTENT_TYPE
 from serve.problems import PROBLEMS, add_problem_handlers, not_ready
-from serve.recommending import answer, answer_all
+from serve.recommending import answer_request, answer_requests
 from serve.schemas import (
     ChangeDefault,
     Health,
@@ -46,13 +46,13 @@ def _service(request: Request) -> Service:
 @router.post("/v1/recommend")
 async def recommend(request: Request, body: RecommendRequest) -> RecommendReply:
     """List the k items most likely to come next, best first, with the interests that speak for each."""
-    return await answer(_service(request), body)
+    return await answer_request(_service(request), body)
 
 
 @router.post("/v1/recommend/batch")
 async def recommend_batch(request: Request, body: RecommendBatch) -> RecommendBatchReply:
     """Answer several requests; each has its own reply or problem."""
-    return RecommendBatchReply(replies=await answer_all(_service(request), body.requests))
+    return RecommendBatchReply(replies=await answer_requests(_service(request), body.requests))
 
 
 @router.get("/v1/items")

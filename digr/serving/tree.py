@@ -15,7 +15,7 @@ MAX_INTEREST_ROWS = 1_000_000
 """Interests counted below one prefix; of more, an even share is."""
 
 
-class Below(NamedTuple):
+class PrefixChildren(NamedTuple):
     """The children of a prefix, by code."""
 
     num_items: int
@@ -26,7 +26,7 @@ class Below(NamedTuple):
     """Whether a child ends a semantic ID."""
 
 
-def children_of(trie: SidTrie, prefix: Sequence[int]) -> Below:
+def children_of(trie: SidTrie, prefix: Sequence[int]) -> PrefixChildren:
     """Return what follows a prefix.
 
     Raises:
@@ -44,7 +44,7 @@ def children_of(trie: SidTrie, prefix: Sequence[int]) -> Below:
     first = int(trie.first_child[node])
     children = slice(first, first + int(trie.num_children[node]))
     spans = torch.stack([trie.item_start[children], trie.item_end[children]], 1).tolist()
-    return Below(
+    return PrefixChildren(
         num_items=int(trie.item_end[node] - trie.item_start[node]),
         codes=trie.node_code[children].tolist(),
         spans=[(start, end) for start, end in spans],

@@ -111,14 +111,14 @@ def fit_and_assign(
     rows, vectors = _sample(store, MAX_MEASURED_ITEMS if fit else sids.max_fit_items, seed, fusion)
     item_ids = _item_ids(store)
 
-    def look(quantiser: Quantiser, epoch: int) -> None:
+    def watch_epoch(quantiser: Quantiser, epoch: int) -> None:
         nearest = assign_sids(quantiser, lambda: iter([vectors]), disambiguation="none")
         facts = _facts(store, quantiser, nearest, item_ids.take(pa.array(rows)), np.arange(len(rows)), vectors, seed)
         if watch:
             watch(epoch, facts)
 
     report(f"fitting {sids.quantiser} {list(sids.level_sizes)} on {min(len(item_ids), sids.max_fit_items)} items")
-    quantiser = fit(fusion) if fit else fit_quantiser(vectors, sids, seed, report, device, look if watch else None)
+    quantiser = fit(fusion) if fit else fit_quantiser(vectors, sids, seed, report, device, watch_epoch if watch else None)
     assigned = assign_sids(
         quantiser, lambda: vector_batches(store, fusion), disambiguation=sids.disambiguation, spread=sids.spread, seed=seed
     )

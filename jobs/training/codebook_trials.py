@@ -32,7 +32,7 @@ def fit_candidate(
     return fit_and_assign(store, sids, seed=config.run.seed, report=lambda text: None, device=device, watch=watch)
 
 
-def room(needs: Mapping[str, float]) -> int:
+def max_trials_at_once(needs: Mapping[str, float]) -> int:
     """Return how many trials the cluster has real room for: a local Ray declares more CPUs than there are cores."""
     have = ray.cluster_resources()
     alone = len([node for node in ray.nodes() if node["Alive"]]) == 1
@@ -57,7 +57,7 @@ def train_policies(config: Config, store: Store, work: str, rows: Sequence[Mappi
     task = ray.remote(num_cpus=needs["cpu"], num_gpus=needs["gpu"], max_retries=2)(_measure)
     waiting = [{key: row[key] for key in ("quantiser", "level_sizes", "latent_dim")} for row in rows if row["trial"] not in known]
     running: dict[ray.ObjectRef, str] = {}
-    at_once = config.tune.max_concurrent or room(needs)
+    at_once = config.tune.max_concurrent or max_trials_at_once(needs)
     while waiting or running:
         while waiting and len(running) < at_once:
             candidate = waiting.pop(0)

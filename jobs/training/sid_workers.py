@@ -37,11 +37,11 @@ def _fit(values: dict[str, Any]) -> None:
     peers = Peers(context.get_world_rank(), context.get_world_size())
     vectors = sample_of_worker(values["store"], config.sids, config.run.seed, values["fusion"], peers)
 
-    def tell(text: str) -> None:
+    def report_epoch(text: str) -> None:
         ray.train.report({"text": text})
 
     device = "cuda" if config.train.use_gpu else "cpu"
-    quantiser = fit_quantiser(vectors, config.sids, config.run.seed, tell, device, peers=peers)
+    quantiser = fit_quantiser(vectors, config.sids, config.run.seed, report_epoch, device, peers=peers)
     with tempfile.TemporaryDirectory() as folder:
         save_quantiser(quantiser, Path(folder))
         checkpoint = ray.train.Checkpoint.from_directory(folder) if peers.rank == 0 else None

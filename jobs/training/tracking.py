@@ -7,12 +7,12 @@ from typing import Any
 
 from digr.config import Config
 
-Report = Callable[[Mapping[str, Any]], None]
+PrintRecord = Callable[[Mapping[str, Any]], None]
 
 
 @contextmanager
-def tracked(config: Config, name: str, tell: Report) -> Iterator[Report]:
-    """Give a function that tells a record, and logs its numbers at the record's step.
+def tracked(config: Config, name: str, print_record: PrintRecord) -> Iterator[PrintRecord]:
+    """Give a function that prints a record and logs its numbers at the record's step.
 
     Args:
         name: of the tracker's run.
@@ -22,7 +22,7 @@ def tracked(config: Config, name: str, tell: Report) -> Iterator[Report]:
     """
     tracker, project = config.run.tracker, config.run.tracker_project
     if tracker == "none":
-        yield tell
+        yield print_record
         return
     try:
         library = importlib.import_module(tracker)
@@ -36,15 +36,15 @@ def tracked(config: Config, name: str, tell: Report) -> Iterator[Report]:
         library.set_experiment(project)
         with library.start_run(run_name=run_name):
             library.log_dict(settings, "config.json")
-            yield _both(tell, lambda numbers, step: library.log_metrics(numbers, step=step))
+            yield _both(print_record, lambda numbers, step: library.log_metrics(numbers, step=step))
     else:
         with library.init(project=project, name=run_name, config=settings) as run:
-            yield _both(tell, lambda numbers, step: run.log(numbers, step=step))
+            yield _both(print_record, lambda numbers, step: run.log(numbers, step=step))
 
 
-def _both(tell: Report, log: Callable[[dict[str, float], int], Any]) -> Report:
+def _both(print_record: PrintRecord, log: Callable[[dict[str, float], int], Any]) -> PrintRecord:
     def report(record: Mapping[str, Any]) -> None:
-        tell(record)
+        print_record(record)
         # MLflow takes no "@" in a name
         log({key.replace("@", "_at_"): float(value) for key, value in record.items() if key != "step"}, int(record["step"]))
 
