@@ -64,15 +64,13 @@ def show_level(run: ServedRun, prefix: str) -> SidLevel:
     """
     try:
         codes = [int(code) for code in prefix.split(".")] if prefix else []
-        children_below = children_of(run.trie, codes)
+        found = children_of(run.trie, codes)
     except ValueError as error:
         raise ProblemError("unknown-prefix", 404, "No such prefix", str(error), fields=["prefix"]) from None
     shown = slice(0, MAX_CHILDREN)
-    interests = common_interests(run.interests, children_below.spans[shown], INTERESTS)
+    interests = common_interests(run.interests, found.spans[shown], INTERESTS)
     children = []
-    for code, (start, end), leaf, common in zip(
-        children_below.codes, children_below.spans, children_below.is_leaf, interests, strict=False
-    ):
+    for code, (start, end), leaf, common in zip(found.codes, found.spans, found.is_leaf, interests, strict=False):
         best = start + np.argsort(run.facts.popularity[start:end])[:SAMPLES]
         samples = _found(run, best)
         children.append(
@@ -85,7 +83,7 @@ def show_level(run: ServedRun, prefix: str) -> SidLevel:
                 interests=common,
             )
         )
-    return SidLevel(prefix=prefix, level=len(codes), num_items=children_below.num_items, children=children)
+    return SidLevel(prefix=prefix, level=len(codes), num_items=found.num_items, children=children)
 
 
 def _found(run: ServedRun, places: Int[np.ndarray, " M"]) -> list[FoundItem]:
