@@ -7,7 +7,6 @@ from digr.interests.prompts import RESPONSE_SCHEMA, chat_messages
 from digr.models.endpoint import Pace, api_key, ask_endpoint, read_completion
 from tests.models.endpoint_server import ANSWER, serve_endpoint
 
-
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "interests", "schema": RESPONSE_SCHEMA, "strict": True}}
 
 
