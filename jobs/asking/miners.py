@@ -18,7 +18,7 @@ from digr.partitions import iter_users, parts_of
 from jobs.asking import llm_miners, phrase_tasks
 from jobs.asking.ledger_tasks import map_tables
 from jobs.asking.sink import Sink, write
-from jobs.runtime.datasets import part_dataset, parts_in, read_parts
+from jobs.runtime.datasets import READ_ROWS, part_dataset, parts_in, read_parts
 
 BLOCK_ROWS = 1024
 """Requests made, and answers written, at once by miners that do not wait for a model."""
@@ -64,7 +64,7 @@ def together(miners: Sequence[Miner]) -> list[list[Miner]]:
 
 def _user_batch(parts: pa.Table, store: Store, items: Any, key: str, max_text_chars: int) -> Iterator[pa.Table]:
     for part in parts_in(parts):
-        for histories in iter_users(store, "histories", part, BATCH_ROWS, ["user_id", "split", "history", "target"]):
+        for histories in iter_users(store, "histories", part, READ_ROWS, ["user_id", "split", "history", "target"]):
             yield user_requests(histories, ray.get(items), key, max_text_chars)
 
 
