@@ -19,8 +19,8 @@ from digr.artifacts import Store
 from digr.tables import Owner, table_spec
 
 STARTS = "part_starts"
-"""Fact of `items`, `interactions` and `histories`: the first id of each part, "" for the first part."""
-_SOURCES = {"item": "items", "user": "histories"}
+"""Fact of tables with one row per item, or all rows of a user: the first id of each part, "" for the first part."""
+SOURCES: dict[Owner, str] = {"item": "items", "user": "histories"}
 
 
 class Part(NamedTuple):
@@ -37,18 +37,18 @@ def range_starts(ids: pa.Array | pa.ChunkedArray, ids_per_part: int) -> list[str
     return ["", *distinct.take(pa.array(range(ids_per_part, len(distinct), ids_per_part), pa.int64())).to_pylist()]
 
 
-def part_starts(store: Store, owner: Owner) -> list[str]:
-    """Return the first id of each part; a run whose manifest does not say has one part.
+def part_starts(store: Store, name: str) -> list[str]:
+    """Return the first id of each part of a table; one whose manifest does not say has one part.
 
     Raises:
-        ValueError: the table that says so does not exist.
+        ValueError: the table does not exist.
     """
-    return list(artifacts.require(store, _SOURCES[owner]).facts.get(STARTS, [""]))
+    return list(artifacts.require(store, name).facts.get(STARTS, [""]))
 
 
 def parts_of(store: Store, owner: Owner) -> list[Part]:
     """Return all parts of a run's items or users, in the order of their ids."""
-    return [Part(owner, number) for number in range(len(part_starts(store, owner)))]
+    return [Part(owner, number) for number in range(len(part_starts(store, SOURCES[owner])))]
 
 
 def part_numbers(starts: Sequence[str], ids: pa.Array | pa.ChunkedArray) -> Int[np.ndarray, " B"]:

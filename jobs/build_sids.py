@@ -54,7 +54,7 @@ def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Ma
     )
     check_usage(facts["usage_rate"], sizes, config.sids.min_usage_rate)
     table = sid_table(built.item_ids, built.assigned.codes)
-    artifacts.write_table(store, "item_sids", table, partitions.part_starts(store, "item"))
+    artifacts.write_table(store, "item_sids", table, partitions.part_starts(store, "item_embeddings"))
     with tempfile.TemporaryDirectory() as folder:
         save_built(built, Path(folder))
         artifacts.put_files(store, "quantiser", Path(folder))

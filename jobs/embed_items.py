@@ -14,7 +14,7 @@ from digr.data.texts import item_texts
 from digr.interests.images import show_images
 from digr.interests.summary import found_without
 from digr.models.encoders import Encode, load_encoder, load_image_encoder
-from digr.partitions import Part, iter_aligned, parts_of
+from digr.partitions import STARTS, Part, iter_aligned, part_starts, parts_of
 from digr.sids.item_vectors import image_vectors, item_vectors
 from digr.tables import conform, flat_interests
 from jobs.runtime.datasets import map_parts
@@ -94,6 +94,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         fallbacks = parts.count_rows(filter=pc.field("text_only"))
         dim = len(parts.head(1, columns=["embedding"])["embedding"][0])
         facts = {"dim": dim, "num_text_only": fallbacks, "num_without_trusted_interests": without_trusted}
+        facts[STARTS] = part_starts(store, "items")
         if config.embeddings.image_encoder:
             facts["num_without_image"] = parts.count_rows(filter=pc.field("image_embedding").is_null())
         return {STAGE: Made(rows, facts=facts)}

@@ -14,7 +14,7 @@ from digr.config.interests import ReplayMiner
 from digr.interests import ledger
 from digr.interests.prompts import Owner
 from digr.interests.summary import add_outcomes, miner_table
-from digr.partitions import part_starts
+from digr.partitions import SOURCES, part_starts
 from digr.tables import TABLES, flat_interests
 from jobs.runtime.session import Options, main, say, start_ray
 from jobs.runtime.stage import Made, run_stage
@@ -53,7 +53,7 @@ def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, nu
     """Merge the ledger's answers to the wanted requests owner by owner; returns how they ended."""
     from jobs.asking import ledger_tasks, phrase_tasks
 
-    outcomes = ledger_tasks.answers_by_part(uri, wanted, num_requests, part_starts(store, owner), folder)
+    outcomes = ledger_tasks.answers_by_part(uri, wanted, num_requests, part_starts(store, SOURCES[owner]), folder)
     if (found := pc.sum(outcomes["rows"]).as_py()) != num_requests:
         raise ValueError(f"{uri}: {num_requests} requests have {found} answers; run the job again")
     phrase_tasks.merge(config, store, owner, folder)

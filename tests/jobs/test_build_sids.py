@@ -13,14 +13,12 @@ from jobs.runtime.session import Options
 
 
 def _embedded(root, num_items=60, dim=8, twins=1):
-    """Write the artifacts the job reads: four clusters, each vector `twins` times, the first one once more."""
+    """Write the two artifacts the job reads: four clusters, each vector `twins` times, the first one once more."""
     store, rng = Store(str(root)), np.random.default_rng(0)
     vectors = (np.repeat(np.eye(4, dim), num_items // 4, axis=0) * 5 + rng.normal(size=(num_items, dim))).astype(np.float32)
     vectors = vectors[np.arange(num_items) // twins * twins]
     vectors[1] = vectors[0]
     ids = [f"item{index:03d}" for index in range(num_items)]
-    artifacts.write_table(store, "items", pa.table({"item_id": ids, "title": ids}))
-    artifacts.commit(store, Manifest(name="items", rows=num_items))
     artifacts.write_table(store, "item_embeddings", pa.table({"item_id": ids, "embedding": list(vectors)}))
     artifacts.commit(store, Manifest(name="item_embeddings", rows=num_items))
     histories = {

@@ -49,7 +49,12 @@ def config(tmp_path) -> Config:
 
 def test_item_vectors_follow_the_labels_and_the_ablation_changes_the_embedding_only(config, ray_local):
     summary = embed_items.run(config, Options())
-    assert summary["facts"]["item_embeddings"] == {"dim": 384, "num_text_only": 2, "num_without_trusted_interests": 2}
+    assert summary["facts"]["item_embeddings"] == {
+        "dim": 384,
+        "num_text_only": 2,
+        "num_without_trusted_interests": 2,
+        "part_starts": [""],
+    }
     store = Store(config.run.dir)
     table = artifacts.read_table(store, "item_embeddings")
     encode = load_encoder("minilm", 128)
