@@ -63,13 +63,14 @@ def label_interests(
     silent = np.isnan(given)
     probability = combined_probability(given, combine)
     label = (probability >= threshold).astype(np.int8)
-    spoke, kind = np.unique(~silent, axis=1, return_inverse=True)
-    named = [[name for name, has in zip(votes, column, strict=True) if has] for column in spoke.T.tolist()]
+    # each set of labelers as a number, a bit for each
+    spoke = 2 ** np.arange(len(votes)) @ ~silent
+    named = [[name for bit, name in enumerate(votes) if number >> bit & 1] for number in range(2 ** len(votes))]
     fields = {
         "interest": flat["interest"],
         "probability": probability,
         "label": label,
-        "labelers": pa.array(named, pa.list_(pa.string())).take(pa.array(kind.reshape(-1))),
+        "labelers": pa.array(named, pa.list_(pa.string())).take(pa.array(spoke)),
     }
     for name, values in votes.items():
         fields[f"{name}_probability"] = pa.array(values, pa.float64(), mask=np.isnan(values))
