@@ -18,7 +18,6 @@ from benchmarks.harness import Measurement, main
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import build_config
-from digr.data.ids import build_id_index
 from digr.data.texts import item_texts
 from digr.evaluation.sid_probe import validation_ndcg
 from digr.models.encoders import load_encoder
@@ -26,6 +25,7 @@ from digr.sids.assignment import assign_sids
 from digr.sids.diagnostics import cointeraction_shares, describe_sids
 from digr.sids.fitting import fit_quantiser
 from digr.sids.item_vectors import item_vectors
+from digr.tables import flat_interests
 
 BAR = 2.0
 SMALL = {"policy": {"hidden_dim": 64, "num_layers": 2}, "sft": {"epochs": 8, "eval_every_epochs": 2, "max_valid_examples": 2000}}
@@ -35,9 +35,10 @@ SHOWN = ("raw_collision_rate", "reconstruction_r2", "neighbour_prefix_share", "c
 def embed(store: Store, max_tokens: int) -> tuple[pa.Array, dict[str, np.ndarray]]:
     """Return the item ids, and their vectors in the three ways."""
     items = artifacts.read_table(store, "items").combine_chunks()
-    order = [("owner_id", "ascending"), ("rank", "ascending")]
-    interests = artifacts.read_table(store, "interests", owner=["item"]).sort_by(order)
-    labels = artifacts.read_table(store, "interest_labels", owner=["item"]).sort_by(order)
+    # tables about items have the same rows in the same order
+    interests, labels = (
+        flat_interests(artifacts.read_table(store, name, owner=["item"])) for name in ("interests", "interest_labels")
+    )
     encoder, cache = load_encoder("minilm", max_tokens), dict[tuple, np.ndarray]()
 
     def encode(texts: list[str]) -> np.ndarray:
@@ -46,18 +47,16 @@ def embed(store: Store, max_tokens: int) -> tuple[pa.Array, dict[str, np.ndarray
             cache[key] = encoder(texts)
         return cache[key]
 
-    owners = build_id_index(items["item_id"]).find(interests["owner_id"])
-    known = np.flatnonzero(owners >= 0)
     confidence = np.asarray(interests["confidence"].fill_null(1.0))
     trusted = np.asarray(labels["label"]) == 1
-    phrases, texts = interests["interest"].take(pa.array(known)).to_pylist(), item_texts(items)
+    phrases, texts = interests["interest"].to_pylist(), item_texts(items)
     vectors = {
         mode: item_vectors(
             texts,
             phrases,
-            owners[known],
-            confidence[known],
-            trusted[known],
+            np.asarray(interests["row"]),
+            confidence,
+            trusted,
             encode=encode,
             interests=mode,
             interest_weight=0.5,

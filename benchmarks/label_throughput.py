@@ -17,9 +17,11 @@ from benchmarks.harness import Measurement, main
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import build_config
+from digr.data.texts import item_texts
 from digr.models.encoders import load_encoder
 from digr.rewards.classifier import InterestClassifier, MatchHead, load_classifier, save_classifier
-from digr.rewards.labeling import owner_texts
+from digr.rewards.labeling import MAX_TEXT_CHARS
+from digr.tables import flat_interests, nest_interests
 
 BAR = 0.5
 NUM_ITEMS, NUM_ITEMS_QUICK, INTERESTS = 4000, 300, 4
@@ -34,15 +36,14 @@ def _make_run(store: Store, num_items: int) -> None:
     ids = [f"{index:06d}" for index in range(num_items)]
     titles = [" ".join(rng.choice(words, 8)) for _ in ids]
     descriptions = [" ".join(rng.choice(words, 60)) for _ in ids]
-    rows = {
-        "owner": ["item"] * num_items * INTERESTS,
-        "owner_id": np.repeat(ids, INTERESTS),
-        "rank": pa.array(np.tile(np.arange(INTERESTS), num_items), pa.int32()),
+    fields = {
         "interest": [" ".join(rng.choice(words, 3)) for _ in range(num_items * INTERESTS)],
         "miners": [["m"]] * num_items * INTERESTS,
         "consensus": np.ones(num_items * INTERESTS),
     }
-    tables = {"items": pa.table({"item_id": ids, "title": titles, "description": descriptions}), "interests": pa.table(rows)}
+    owners = {"owner": ["item"] * num_items, "owner_id": ids}
+    interests = nest_interests("interests", owners, np.repeat(np.arange(num_items), INTERESTS), fields)
+    tables = {"items": pa.table({"item_id": ids, "title": titles, "description": descriptions}), "interests": interests}
     for name, table in tables.items():
         artifacts.write_table(store, name, table)
         artifacts.commit(store, Manifest(name=name, rows=len(table)))
@@ -55,7 +56,7 @@ def _make_run(store: Store, num_items: int) -> None:
 
 def measure(quick: bool) -> Measurement:
     """Run the label job twice, then the loop."""
-    from jobs.label_interests import BLOCK_ROWS, run
+    from jobs.label_interests import BATCH_OWNERS, run
     from jobs.runtime.session import Options
 
     with tempfile.TemporaryDirectory() as folder:
@@ -68,12 +69,14 @@ def measure(quick: bool) -> Measurement:
         classify = load_classifier(
             Path(store.uri("classifier")), lambda base, tokens: load_encoder(base, tokens, "cpu", batch_size)
         )
-        interests = artifacts.read_table(store, "interests")
-        texts = owner_texts(store, interests)
+        interests = flat_interests(artifacts.read_table(store, "interests"))
+        own_texts = item_texts(artifacts.read_table(store, "items"), MAX_TEXT_CHARS)
+        texts = [own_texts[row] for row in interests["row"].to_pylist()]
         phrases, owners = interests["interest"].to_pylist(), interests["owner_id"].to_pylist()
         start = time.monotonic()
-        for place in range(0, len(phrases), BLOCK_ROWS):
-            rows = slice(place, place + BLOCK_ROWS)
+        step = BATCH_OWNERS * INTERESTS
+        for place in range(0, len(phrases), step):
+            rows = slice(place, place + step)
             classify(phrases[rows], texts[rows], owners[rows])
         loop = time.monotonic() - start
     figures = {

@@ -25,6 +25,7 @@ from digr.interests.ledger import finish_responses, raw_responses
 from digr.interests.merging import merge_responses
 from digr.interests.prompts import item_requests, prompt_version, request_key
 from digr.models.encoders import load_encoder
+from digr.partitions import parts_of
 from digr.rewards.calibration import calibrate
 from digr.rewards.pairs import pair_tables
 from digr.rewards.training import fit_classifier
@@ -58,7 +59,8 @@ def mine(config: Config, store: Store) -> None:
     found = extract_interests(texts, counts, encode, **limits)
     raw = raw_responses(requests, miner.name, prompt_version("item", "text"), "text", response=found)
     responses = finish_responses(raw)
-    merge_responses(responses, encode, similarity=chosen.merge_similarity, max_interests=chosen.max_interests)
+    ids = items["item_id"].combine_chunks()
+    merge_responses(responses, "item", ids, encode, similarity=chosen.merge_similarity, max_interests=chosen.max_interests)
 
 
 def classify(config: Config, store: Store) -> None:
@@ -72,27 +74,28 @@ def classify(config: Config, store: Store) -> None:
 
 
 def label(config: Config, store: Store) -> None:
-    """Label and rate every item's interests, by the functions that the Ray workers map."""
-    from jobs.label_interests import Label, rate
+    """Label and rate every item's interests, by the class that the Ray workers map."""
+    from jobs.label_interests import Label
 
-    Label(config, store, "")(artifacts.read_table(store, "interests"))
-    rate(artifacts.read_table(store, "items"), config, store)
+    for part in parts_of(store, "item"):
+        list(Label(config, store, "", None)(part))
 
 
 def embed(config: Config, store: Store) -> None:
     """Embed every item, by the function that the Ray workers map."""
     from jobs.embed_items import Embed
 
-    Embed(config, store)(artifacts.read_table(store, "items"))
+    for part in parts_of(store, "item"):
+        list(Embed(config, store)(part))
 
 
 def recommend(config: Config, store: Store) -> None:
     """Rank items for both policies and both splits, by the function that the Ray workers map."""
-    from jobs.recommend import SPLITS, Recommend
+    from jobs.recommend import Recommend
 
-    histories = artifacts.read_table(store, "histories", split=SPLITS)
     for policy in ("sft", "grpo"):
-        Recommend(config, store, policy)(histories)
+        for part in parts_of(store, "user"):
+            list(Recommend(config, store, policy)(part))
 
 
 def train_with_sft(config: Config, store: Store) -> None:

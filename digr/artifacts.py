@@ -4,23 +4,30 @@ Without `_manifest.json` an artifact does not exist, so a reader never sees half
 again. Everything works on a local folder and on `s3://bucket/prefix` alike.
 """
 
-import hashlib
-import json
-import shutil
+import itertools
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from digr.tables import SCHEMA_VERSION, check_table, conform, table_spec
+from digr.files import digest_of as digest_of
+from digr.files import digest_of_files as digest_of_files
+from digr.files import filesystem_of as filesystem_of
+from digr.files import is_remote as is_remote
+from digr.files import list_parts as list_parts
+from digr.files import open_part as open_part
+from digr.files import open_parts as open_parts
+from digr.files import part_name as part_name
+from digr.files import remove as remove
+from digr.tables import Owner, check_table, conform, schema_version, table_spec
 
 SHARED = frozenset(
     {
@@ -31,7 +38,6 @@ SHARED = frozenset(
         "interests",
         "classifier",
         "interest_labels",
-        "item_quality",
         "metrics",
     }
 )
@@ -49,7 +55,6 @@ JOB_OF = {
     "interests": "mine_interests",
     "classifier": "train_classifier",
     "interest_labels": "label_interests",
-    "item_quality": "label_interests",
     "item_embeddings": "embed_items",
     "item_sids": "build_sids",
     "quantiser": "build_sids",
@@ -72,7 +77,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(default_factory=lambda values: schema_version(values["name"]))
     rows: int | None = None
     rejected: dict[str, int] = {}
     facts: dict[str, Any] = {}
@@ -116,49 +121,11 @@ class Store(NamedTuple):
         return f"{self.uri(name)}.work-{request[:12]}"
 
 
-def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return the file system of a local path or an s3:// address, and the path on it."""
-    if "://" in uri:
-        return pafs.FileSystem.from_uri(uri)
-    return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
-
-
-def is_remote(uri: str) -> bool:
-    """Whether an address is not on a local disk."""
-    return not isinstance(filesystem_of(uri)[0], pafs.LocalFileSystem)
-
-
-def digest_of(value: Any) -> str:
-    """Digest of a JSON value, key order aside; 16 hex digits."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def digest_of_files(uri: str) -> str:
-    """Digest of a file's bytes, or of all files below a folder by name and bytes.
-
-    Raises:
-        ValueError: nothing is there.
-    """
-    fs, path = filesystem_of(uri)
-    info = fs.get_file_info(path)
-    if info.type == pafs.FileType.NotFound:
-        raise ValueError(f"{uri}: no such file or folder")
-    infos = [info] if info.is_file else fs.get_file_info(pafs.FileSelector(path, recursive=True))
-    hasher = hashlib.sha256()
-    for entry in sorted((entry for entry in infos if entry.is_file), key=lambda entry: entry.path):
-        hasher.update(entry.path[len(path) :].encode() + b"\0")
-        with fs.open_input_stream(entry.path) as stream:
-            while chunk := stream.read(1 << 22):
-                hasher.update(chunk)
-    return hasher.hexdigest()[:16]
-
-
 def read_manifest(store: Store, name: str) -> Manifest | None:
     """Return the manifest of an artifact, or None where the artifact does not exist.
 
     Raises:
-        ValueError: the manifest is not one.
+        ValueError: the manifest is not one; StaleArtifact if the table has an older schema, with the job that rebuilds it.
     """
     fs, path = filesystem_of(store.uri(name))
     found = fs.get_file_info([f"{path}/{file}" for file in (MANIFEST, OLD_MANIFEST)])
@@ -172,11 +139,17 @@ def read_manifest(store: Store, name: str) -> Manifest | None:
     except ValidationError as error:
         file = Path(there[0]).name
         raise ValueError(f"{store.uri(name)}/{file}: not a manifest: {error.errors()[0]['msg']}") from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise ValueError(
-            f"{store.uri(name)}: made with table schemas version {manifest.schema_version}, this is {SCHEMA_VERSION}"
+    expected = schema_version(manifest.name)
+    if manifest.schema_version != expected:
+        raise StaleArtifact(
+            f"{store.uri(name)}: found version {manifest.schema_version} of the schema of {manifest.name}, this program expects "
+            f"{expected}; run `python -m jobs.{_job_of(manifest.name)} ... --force` to rebuild it"
         )
     return manifest
+
+
+def _job_of(name: str) -> str:
+    return JOB_OF.get(name.split("/")[0], "pipeline")
 
 
 def require(store: Store, name: str) -> Manifest:
@@ -187,8 +160,9 @@ def require(store: Store, name: str) -> Manifest:
     """
     manifest = read_manifest(store, name)
     if manifest is None:
-        job = JOB_OF.get(name.split("/")[0], "pipeline")
-        raise ValueError(f"{store.uri(name)}: artifact {name} does not exist; run `python -m jobs.{job}` with this config first")
+        raise ValueError(
+            f"{store.uri(name)}: artifact {name} does not exist; run `python -m jobs.{_job_of(name)}` with this config first"
+        )
     return manifest
 
 
@@ -220,12 +194,26 @@ def commit(store: Store, manifest: Manifest) -> None:
         stream.write(text)
 
 
-def write_table(store: Store, name: str, table: pa.Table) -> int:
-    """Check a whole table and write it as one Parquet part; returns its rows."""
-    table = check_table(name, table, store.uri(name))
-    fs, path = filesystem_of(store.uri(name))
-    fs.create_dir(path, recursive=True)
-    pq.write_table(table, f"{path}/part-00000.parquet", filesystem=fs, row_group_size=65_536)
+def write_table(store: Store, name: str, table: pa.Table, starts: Sequence[str] = ("",)) -> int:
+    """Check a whole table and write it in parts by ranges of ids; returns its rows.
+
+    Args:
+        starts: first id of each part, the first of them "" (see `digr.partitions`). With more than one, the rows must be
+            sorted by the ids.
+    """
+    table, spec, uri = check_table(name, table, store.uri(name)), table_spec(name), store.uri(name)
+    folders = {uri: table}
+    if spec.about == "both":
+        folders = {f"{uri}/{owner}": table.filter(pc.equal(table["owner"], owner)) for owner in get_args(Owner)}
+    for folder, rows in folders.items():
+        cuts = [0]
+        if len(starts) > 1:
+            ids = rows[spec.range_column].combine_chunks()
+            assert pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py() is not False, f"{name} must be sorted by its ids"
+            cuts = pc.search_sorted(ids, pa.array(starts, pa.string())).to_pylist()
+        for number, (start, end) in enumerate(itertools.pairwise([*cuts, len(rows)])):
+            with open_part(f"{folder}/{part_name(number)}", rows.schema) as writer:
+                writer.write_table(rows.slice(start, end - start), row_group_size=65_536)
     return len(table)
 
 
@@ -235,28 +223,10 @@ def dataset_of(store: Store, name: str) -> pads.Dataset:
     return open_parts(store.uri(name), table_spec(name).schema)
 
 
-def open_parts(uri: str, schema: pa.Schema | None = None) -> pads.Dataset:
-    """Open all Parquet files below an address, in the order of their names; no file gives an empty table."""
-    parts = list_parts(uri)
-    if not parts:
-        return pads.dataset((schema or pa.schema([])).empty_table())
-    return pads.dataset(parts, filesystem=filesystem_of(uri)[0], format="parquet", schema=schema)
-
-
-def list_parts(uri: str) -> list[str]:
-    """Paths of all Parquet files below an address, sorted; the address itself if it is a file."""
-    fs, path = filesystem_of(uri)
-    if fs.get_file_info(path).is_file:
-        return [path]
-    entries = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    return sorted(entry.path for entry in entries if entry.is_file and entry.path.endswith(".parquet"))
-
-
 def read_table(store: Store, name: str, /, columns: Sequence[str] | None = None, **filters: Iterable[str]) -> pa.Table:
     """Read an artifact into memory, with some columns only, and only the rows whose column is among given values.
 
-    Filters are pushed into the Parquet statistics. Item tables are written in the order of their ids, so a batch of
-    ids touches few row groups and a worker can look up its own batch without a shuffle.
+    Every part is opened whatever the filter is: use it once in a job, and `digr.partitions` to read batch by batch.
     """
     expression = None
     for column, values in filters.items():
@@ -317,16 +287,6 @@ def local_files(store: Store, name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def remove(uri: str) -> None:
-    """Remove a folder if it is there."""
-    fs, path = filesystem_of(uri)
-    if isinstance(fs, pafs.LocalFileSystem):
-        if Path(path).exists():
-            shutil.rmtree(path)
-    elif fs.get_file_info(path).type != pafs.FileType.NotFound:
-        fs.delete_dir(path)
-
-
 def is_current(store: Store, wanted: Manifest) -> bool:
     """Whether an artifact exists and was made from just these inputs, config and seed.
 
@@ -338,11 +298,10 @@ def is_current(store: Store, wanted: Manifest) -> bool:
         return False
     if found.request == wanted.request:
         return True
-    job = JOB_OF.get(wanted.name.split("/")[0], "pipeline")
     raise StaleArtifact(
         f"{store.uri(wanted.name)}: made as {found.request}, this config and these inputs give {wanted.request} "
-        f"(different: {', '.join(_differences(found, wanted))}); run `python -m jobs.{job} ... --force` to rebuild it, "
-        f"or choose another run.dir"
+        f"(different: {', '.join(_differences(found, wanted))}); run `python -m jobs.{_job_of(wanted.name)} ... --force` to "
+        f"rebuild it, or choose another run.dir"
     )
 
 

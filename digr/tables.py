@@ -4,37 +4,61 @@ Ids are strings, times are milliseconds in UTC, rates are fractions in [0, 1], l
 only where the schema says so.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-SCHEMA_VERSION = 1
+from jaxtyping import Int
 
 _TIME = pa.timestamp("ms", tz="UTC")
 _STRINGS = pa.list_(pa.string())
 
 
+Owner = Literal["item", "user"]
+
+
 class TableSpec(NamedTuple):
-    """Schema and key columns of a table."""
+    """Schema and key columns of a table, whose rows it holds, and the version of its schema."""
 
     schema: pa.Schema
     key: tuple[str, ...]
+    about: Literal["item", "user", "both", ""]
+    """Tables about items share one partitioning, and so do those about users; "" is partitioned by neither."""
+    version: int
+
+    @property
+    def range_column(self) -> str:
+        """Column of the ids by whose ranges a table of `about` is written in parts."""
+        return {"item": "item_id", "user": "user_id", "both": "owner_id"}.get(self.about, "")
 
 
-def _spec(key: Sequence[str], **columns: pa.DataType | tuple[pa.DataType, str]) -> TableSpec:
-    """Build a spec; `(type, "?")` marks a nullable column."""
-    fields = [
+_Kind: TypeAlias = pa.DataType | tuple[pa.DataType, str]
+
+
+def _fields(columns: Mapping[str, _Kind]) -> list[pa.Field]:
+    """Make fields; `(type, "?")` marks a nullable one."""
+    return [
         pa.field(name, kind[0], nullable=True) if isinstance(kind, tuple) else pa.field(name, kind, nullable=False)
         for name, kind in columns.items()
     ]
-    return TableSpec(pa.schema(fields), tuple(key))
+
+
+def _spec(
+    key: Sequence[str], about: Literal["item", "user", "both", ""] = "", version: int = 1, /, **columns: _Kind
+) -> TableSpec:
+    return TableSpec(pa.schema(_fields(columns)), tuple(key), about, version)
+
+
+def _structs(**fields: _Kind) -> pa.DataType:
+    return pa.list_(pa.struct(_fields(fields)))
 
 
 TABLES: dict[str, TableSpec] = {
     "items": _spec(
         ["item_id"],
+        "item",
         item_id=pa.string(),
         title=pa.string(),
         description=(pa.string(), "?"),
@@ -45,6 +69,7 @@ TABLES: dict[str, TableSpec] = {
     ),
     "interactions": _spec(
         ["user_id", "position"],
+        "user",
         user_id=pa.string(),
         position=pa.int32(),
         item_id=pa.string(),
@@ -53,6 +78,7 @@ TABLES: dict[str, TableSpec] = {
     ),
     "histories": _spec(
         ["example_id"],
+        "user",
         example_id=pa.string(),
         user_id=pa.string(),
         split=pa.string(),
@@ -76,38 +102,40 @@ TABLES: dict[str, TableSpec] = {
         cost_usd=pa.float64(),
     ),
     "interests": _spec(
-        ["owner", "owner_id", "rank"],
+        ["owner", "owner_id"],
+        "both",
+        2,
         owner=pa.string(),
         owner_id=pa.string(),
-        rank=pa.int32(),
-        interest=pa.string(),
-        confidence=(pa.float64(), "?"),
-        miners=_STRINGS,
-        consensus=pa.float64(),
+        interests=_structs(interest=pa.string(), confidence=(pa.float64(), "?"), miners=_STRINGS, consensus=pa.float64()),
     ),
     "interest_labels": _spec(
-        ["owner", "owner_id", "rank"],
+        ["owner", "owner_id"],
+        "both",
+        2,
         owner=pa.string(),
         owner_id=pa.string(),
-        rank=pa.int32(),
-        interest=pa.string(),
-        probability=pa.float64(),
-        label=pa.int8(),
-        labeler=pa.string(),
-        classifier_probability=(pa.float64(), "?"),
-        judge_probability=(pa.float64(), "?"),
-        behavioural_probability=(pa.float64(), "?"),
+        interests=_structs(
+            interest=pa.string(),
+            probability=pa.float64(),
+            label=pa.int8(),
+            labelers=_STRINGS,
+            classifier_probability=(pa.float64(), "?"),
+            judge_probability=(pa.float64(), "?"),
+            behavioural_probability=(pa.float64(), "?"),
+        ),
+        quality=pa.float64(),
     ),
-    "item_quality": _spec(["item_id"], item_id=pa.string(), quality=pa.float64(), num_interests=pa.int32()),
     "item_embeddings": _spec(
         ["item_id"],
+        "item",
         item_id=pa.string(),
         embedding=pa.list_(pa.float32()),
         interest_embedding=(pa.list_(pa.float32()), "?"),
         text_only=(pa.bool_(), "?"),
         image_embedding=(pa.list_(pa.float32()), "?"),
     ),
-    "item_sids": _spec(["item_id"], item_id=pa.string(), codes=pa.list_(pa.int32())),
+    "item_sids": _spec(["item_id"], "item", item_id=pa.string(), codes=pa.list_(pa.int32())),
     "codebook_sweep": _spec(
         ["trial"],
         trial=pa.string(),
@@ -132,6 +160,7 @@ TABLES: dict[str, TableSpec] = {
     ),
     "policy_examples": _spec(
         ["example_id"],
+        "both",
         example_id=pa.string(),
         user_id=(pa.string(), "?"),
         task=pa.string(),
@@ -170,6 +199,12 @@ def table_spec(name: str) -> TableSpec:
     return TABLES[name.split("/")[0]]
 
 
+def schema_version(name: str) -> int:
+    """Return the schema version of an artifact; one that is no table has version 1."""
+    spec = TABLES.get(name.split("/")[0])
+    return spec.version if spec else 1
+
+
 def conform(name: str, table: pa.Table, where: str) -> pa.Table:
     """Return `table` with exactly the columns and types of `name`, in order.
 
@@ -195,10 +230,76 @@ def conform(name: str, table: pa.Table, where: str) -> pa.Table:
             column = column if column.type.equals(field.type) else column.cast(field.type)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{where}: table {name}, column {field.name}: {error}") from error
-        if not field.nullable and column.null_count:
-            raise ValueError(f"{where}: table {name}, column {field.name}: {column.null_count} empty values, none allowed")
+        for inner, values in _required(field, column):
+            if values.null_count:
+                raise ValueError(f"{where}: table {name}, column {inner}: {values.null_count} empty values, none allowed")
         columns.append(column)
     return pa.table(columns, schema=schema)
+
+
+def _required(field: pa.Field, column: pa.ChunkedArray) -> list[tuple[str, Any]]:
+    """Return the column, and the fields of its structs, that may not be null."""
+    found = [] if field.nullable else [(field.name, column)]
+    if pa.types.is_list(field.type) and pa.types.is_struct(field.type.value_type):
+        structs = [chunk.flatten() for chunk in column.chunks]
+        found += [
+            (f"{field.name}.{inner.name}", values.field(place))
+            for values in structs
+            for place, inner in enumerate(field.type.value_type)
+            if not inner.nullable
+        ]
+    return found
+
+
+def flat_interests(nested: pa.Table | pa.RecordBatch) -> pa.Table:
+    """Return one row per interest of rows of `interests` or `interest_labels`, in their order.
+
+    Its columns are `row` (the owner's row in `nested`), owner and owner_id where `nested` has them, `rank` (the place in the
+    owner's list, from 0) and the fields of an interest. `nest_interests` is the reverse.
+    """
+    kind, parts, before = nested.schema.field("interests").type.value_type, [], 0
+    for batch in nested.to_batches() if isinstance(nested, pa.Table) else [nested]:
+        lists = batch["interests"]
+        lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+        row = np.repeat(np.arange(len(batch)), lengths)
+        rank = np.arange(len(row)) - np.repeat(lengths.cumsum() - lengths, lengths)
+        owners = {name: batch[name].take(pa.array(row)) for name in ("owner", "owner_id") if name in batch.schema.names}
+        fields = dict(zip((field.name for field in kind), lists.flatten().flatten(), strict=True))
+        parts.append(pa.table({"row": row + before, **owners, "rank": rank.astype(np.int32), **fields}))
+        before += len(batch)
+    return pa.concat_tables(parts) if parts else flat_interests(pa.RecordBatch.from_pylist([], nested.schema))
+
+
+def nest_interests(
+    name: Literal["interests", "interest_labels"],
+    owners: Mapping[str, Any],
+    row: Int[np.ndarray, " P"],
+    fields: Mapping[str, Any],
+) -> pa.Table:
+    """Return rows of `interests` or `interest_labels`, one per owner, of P interests that stand one below the other.
+
+    Args:
+        owners: the columns of the N owners: owner, owner_id, and the quality for `interest_labels`.
+        row: owner of each interest, ascending, in [0, N).
+        fields: the fields of an interest, P values each; one that may be null can be left out.
+    """
+    schema = TABLES[name].schema
+    kind = schema.field("interests").type
+    num_owners = len(owners["owner_id"])
+    arrays = [
+        _array(fields[field.name], field.type) if field.name in fields else pa.nulls(len(row), field.type)
+        for field in kind.value_type
+    ]
+    structs = pa.StructArray.from_arrays(arrays, fields=list(kind.value_type))
+    offsets = np.concatenate([[0], np.bincount(row, minlength=num_owners).cumsum()]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), structs, type=kind)
+    return conform(name, pa.table({**owners, "interests": lists}), name)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    values = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
+    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return values if values.type.equals(kind) else values.cast(kind)
 
 
 def check_table(name: str, table: pa.Table, where: str) -> pa.Table:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from digr import artifacts
+from digr import artifacts, partitions
 from digr.artifacts import Store
 from digr.config import Config
 from digr.sids.assignment import sid_table
@@ -53,7 +53,8 @@ def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Ma
         f"{facts['collision_rate']:.1%} ({facts['moved_rate']:.1%} moved); suffix codes for {facts['suffix_rate']:.1%}"
     )
     check_usage(facts["usage_rate"], sizes, config.sids.min_usage_rate)
-    artifacts.write_table(store, "item_sids", sid_table(built.item_ids, built.assigned.codes))
+    table = sid_table(built.item_ids, built.assigned.codes)
+    artifacts.write_table(store, "item_sids", table, partitions.part_starts(store, "item_embeddings"))
     with tempfile.TemporaryDirectory() as folder:
         save_built(built, Path(folder))
         artifacts.put_files(store, "quantiser", Path(folder))

@@ -1,101 +1,99 @@
-"""Label the interests of items and users, and rate every item: artifacts `interest_labels` and `item_quality`."""
+"""Label the interests of items and users, and rate every item and user by them: artifact `interest_labels`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.interests.item_lines import read_item_lines
 from digr.models.encoders import load_encoder
+from digr.partitions import Part, parts_of
 from digr.rewards.classifier import load_classifier
-from digr.rewards.labeling import item_quality, label_interests, labeler_facts, owner_texts, quality_histogram
-from digr.tables import conform
+from digr.rewards.labeling import MAX_TEXT_CHARS, label_facts, label_interests, labelled_texts
+from digr.tables import flat_interests
 from jobs.asking.votes import count_transitions, read_votes
-from jobs.runtime.datasets import map_items
+from jobs.runtime.datasets import map_parts
 from jobs.runtime.session import Options, main, say, start_ray
 from jobs.runtime.stage import Made, run_stage
 
-LABELS, QUALITY = "interest_labels", "item_quality"
-BLOCK_ROWS = 4096
-"""Interests labelled at once, of about a thousand owners; each distinct phrase and text of them is encoded once."""
+STAGE = "interest_labels"
+BATCH_OWNERS = 1024
+"""Owners labelled at once, about 4000 interests; each distinct phrase and text of them is encoded once."""
 
 
 class Label:
-    """Turn rows of `interests` into rows of `interest_labels`; the classifier is loaded once."""
+    """Turn a part of `interests` into one of `interest_labels`; the classifier is loaded once."""
 
-    def __init__(self, config: Config, store: Store, work: str) -> None:
+    def __init__(self, config: Config, store: Store, work: str, items: Any) -> None:
+        self.config, self.store, self.labels, self.work, self.items = config, store, config.labels, work, items
+        if "classifier" in self.labels.labelers:
+            self.classify = self.load_classifier()
+
+    def load_classifier(self) -> Any:
+        """Load what gives interests, their owners' texts and ids a probability."""
         import torch
 
-        torch.set_num_threads(config.cluster.encode_threads)
-        self.store, self.labels, self.work = store, config.labels, work
-        device, batch_size = "cuda" if config.cluster.use_gpu else "cpu", config.cluster.encode_batch_size
-        if "classifier" in self.labels.labelers:
-            with artifacts.local_files(store, "classifier") as folder:
-                self.classify = load_classifier(
-                    folder, lambda base, tokens: load_encoder(base, tokens, device, batch_size), device
-                )
+        cluster = self.config.cluster
+        torch.set_num_threads(cluster.encode_threads)
+        device = "cuda" if cluster.use_gpu else "cpu"
+        with artifacts.local_files(self.store, "classifier") as folder:
+            return load_classifier(
+                folder, lambda base, tokens: load_encoder(base, tokens, device, cluster.encode_batch_size), device
+            )
 
-    def __call__(self, interests: pa.Table) -> pa.Table:
-        votes: dict[str, np.ndarray] = {}
-        for labeler in self.labels.labelers:
-            if labeler == "classifier":
-                texts = owner_texts(self.store, interests)
-                votes[labeler] = self.classify(interests["interest"].to_pylist(), texts, interests["owner_id"].to_pylist())
-            else:
-                votes[labeler] = read_votes(labeler, interests, self.work)
-        return conform(LABELS, label_interests(interests, votes, self.labels.combine, self.labels.threshold), LABELS)
+    def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
+        import ray
 
-
-def rate(items: pa.Table, config: Config, store: Store) -> pa.Table:
-    """Turn rows of `items` into rows of `item_quality`, from the labels written before."""
-    ids = items["item_id"].combine_chunks()
-    order = [("owner_id", "ascending"), ("rank", "ascending")]
-    interests = artifacts.read_table(store, "interests", owner=["item"], owner_id=ids.to_pylist()).sort_by(order)
-    wanted = (pc.field("owner") == "item") & pc.field("owner_id").isin(ids)
-    labels = artifacts.open_parts(store.uri(LABELS)).to_table(["owner_id", "rank", "label"], filter=wanted).sort_by(order)
-    quality, num_interests = item_quality(
-        pc.index_in(interests["owner_id"], ids).to_numpy(),
-        labels["label"].to_numpy(),
-        interests["confidence"].fill_null(1.0).to_numpy(),
-        len(ids),
-    )
-    columns = {"item_id": ids, "quality": quality, "num_interests": num_interests.astype(np.int32)}
-    return conform(QUALITY, pa.table(columns), QUALITY)
+        of_part = {name: read_votes(name, self.store, part, self.work) for name in self.labels.labelers if name != "classifier"}
+        items, start = ray.get(self.items) if part.owner == "user" else None, 0
+        for interests, texts in labelled_texts(self.store, part, items, BATCH_OWNERS):
+            flat = flat_interests(interests)
+            votes = dict[str, np.ndarray]()
+            for name in self.labels.labelers:
+                if name == "classifier":
+                    rows = flat["row"].to_pylist()
+                    phrases, owner_ids = flat["interest"].to_pylist(), flat["owner_id"].to_pylist()
+                    votes[name] = self.classify(phrases, [texts[row] for row in rows], owner_ids)
+                else:
+                    votes[name] = of_part[name][start : start + len(flat)]
+            start += len(flat)
+            yield STAGE, label_interests(interests, votes, self.labels.combine, self.labels.threshold)
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
-    """Build `interest_labels` and `item_quality` with Ray Data."""
-    labels = config.labels
+    """Build `interest_labels` with Ray."""
+    labels, owners = config.labels, config.interests.owners
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
+        import ray
+
         from jobs.asking.judge import ask_judge
 
-        say(LABELS, f"{artifacts.require(store, 'interests').rows} interests, labeled by {', '.join(labels.labelers)}")
+        num_owners = artifacts.require(store, "interests").rows or 0
+        say(STAGE, f"interests of {num_owners} items and users, labeled by {', '.join(labels.labelers)}")
+        items = ray.remote(read_item_lines).remote(store, MAX_TEXT_CHARS, False) if "user" in owners else None
         unjudged: dict[str, int] = {}
         if "behavioural" in labels.labelers:
             count_transitions(config, store, work)
         if "judge" in labels.labelers:
-            unjudged = ask_judge(config, store, work)
-        rows = map_items(config, store, Label, LABELS, source="interests", arguments=(work,), block_rows=BLOCK_ROWS)
-        rated = map_items(config, store, rate, QUALITY)
-        parts, qualities = (artifacts.open_parts(store.uri(name)) for name in (LABELS, QUALITY))
-        positive = parts.count_rows(filter=pc.field("label") == 1)
-        say(LABELS, f"{positive} of {rows} trusted")
-        of_users = parts.count_rows(filter=pc.field("owner") == "user")
-        facts = {"trusted_rate": positive / max(1, rows), "num_interests_of_users": of_users}
-        facts |= labeler_facts(parts.to_batches(), labels.labelers, labels.threshold)
-        rating = quality_histogram(qualities.to_batches(columns=["quality", "num_interests"]))
+            unjudged = ask_judge(config, store, work, items)
+        parts = [part for owner in owners for part in parts_of(store, owner)]
+        rows = map_parts(config, store, Label, parts, [STAGE], (work, items))[STAGE]
+        if rows != num_owners:
+            raise ValueError(f"{store.uri(STAGE)}: {rows} rows, {num_owners} expected; interests changed: mine with --force")
+        facts = label_facts(artifacts.open_parts(store.uri(STAGE)).to_batches(), labels.labelers, labels.threshold)
+        say(STAGE, f"{facts['trusted_rate']:.1%} of {facts['num_interests']} interests trusted")
         rejected = {f"judge: {reason}": count for reason, count in unjudged.items()}
-        return {LABELS: Made(rows, rejected, facts), QUALITY: Made(rated, facts=rating)}
+        return {STAGE: Made(rows, rejected, facts)}
 
     inputs = ["items", "interests"] + ["classifier"] * ("classifier" in labels.labelers)
-    inputs += ["histories"] * ("behavioural" in labels.labelers or "user" in config.interests.owners)
-    return run_stage(config, options, outputs=[LABELS, QUALITY], sections=["labels"], inputs=inputs, build=build)
+    inputs += ["histories"] * ("behavioural" in labels.labelers or "user" in owners)
+    return run_stage(config, options, outputs=[STAGE], sections=["labels"], inputs=inputs, build=build)
 
 
 if __name__ == "__main__":

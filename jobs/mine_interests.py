@@ -1,6 +1,7 @@
 """Ask every miner for the interests of every owner, skipping what the ledger has, and merge the answers."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,8 @@ from digr.config.interests import ReplayMiner
 from digr.interests import ledger
 from digr.interests.prompts import Owner
 from digr.interests.summary import add_outcomes, miner_table
-from digr.tables import TABLES
+from digr.partitions import SOURCES, part_starts
+from digr.tables import TABLES, flat_interests
 from jobs.runtime.session import Options, main, say, start_ray
 from jobs.runtime.stage import Made, run_stage
 
@@ -31,11 +33,11 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         inputs=["items"] + ["histories"] * ("user" in config.interests.owners),
         files=files,
         keep=[ledger.LEDGER],
-        build=lambda store, work: _build(config, store),
+        build=lambda store, work: _build(config, store, work),
     )
 
 
-def _build(config: Config, store: Store) -> dict[str, Made]:
+def _build(config: Config, store: Store, work: str) -> dict[str, Made]:
     start_ray(config)
     from jobs.asking.mining import ask
     from jobs.asking.sink import open_sink
@@ -43,45 +45,46 @@ def _build(config: Config, store: Store) -> dict[str, Made]:
     sink, counted = open_sink(config.interests, store), []
     for owner in sorted(config.interests.owners):  # items before users, whose prompts show the interests of their items
         wanted, num_requests = ask(config, store, owner, sink)
-        counted.append(_merge(config, store, sink.uri, owner, wanted, num_requests))
+        counted.append(_merge(config, store, sink.uri, owner, wanted, num_requests, f"{work}/{owner}"))
     return _made(config, store, sink.uri, add_outcomes(counted))
 
 
-def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, num_requests: int) -> pa.Table:
+def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, num_requests: int, folder: str) -> pa.Table:
     """Merge the ledger's answers to the wanted requests owner by owner; returns how they ended."""
-    import ray
-
     from jobs.asking import ledger_tasks, phrase_tasks
 
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    responses = ledger_tasks.by_owner(uri, wanted, num_requests)
-    filesystem, path = artifacts.filesystem_of(f"{store.uri('interests')}/{owner}")
-    phrase_tasks.merge(config, responses).write_parquet(path, filesystem=filesystem)
-    counted = ledger_tasks.map_tables(responses, ledger_tasks.outcomes).iter_batches(batch_size=None, batch_format="pyarrow")
-    outcomes = add_outcomes([part for part in counted if isinstance(part, pa.Table)])
+    outcomes = ledger_tasks.answers_by_part(uri, wanted, num_requests, part_starts(store, SOURCES[owner]), folder)
     if (found := pc.sum(outcomes["rows"]).as_py()) != num_requests:
         raise ValueError(f"{uri}: {num_requests} requests have {found} answers; run the job again")
+    phrase_tasks.merge(config, store, owner, folder)
     return outcomes
 
 
 def _made(config: Config, store: Store, uri: str, outcomes: pa.Table) -> dict[str, Made]:
-    table = artifacts.open_parts(store.uri("interests"), TABLES["interests"].schema)
-    miners = [miner.name for miner in config.interests.miners]
-    worth = miner_table(miners, outcomes, table.to_batches(columns=["miners"]))
+    counted = Counter[str]()
+
+    def flat() -> Iterator[pa.Table]:
+        for batch in artifacts.open_parts(store.uri("interests"), TABLES["interests"].schema).to_batches():
+            interests = flat_interests(batch)
+            counted["owners"] += len(batch)
+            counted["with_any"] += pc.sum(pc.equal(interests["rank"], 0)).as_py() or 0
+            counted["interests"] += len(interests)
+            yield interests
+
+    worth = miner_table([miner.name for miner in config.interests.miners], outcomes, flat())
     statuses = Counter[str]()
     for row in outcomes.to_pylist():
         statuses[row["status"]] += row["rows"]
-    rows, owners = table.count_rows(), statuses.total() // len(miners)
-    with_any = table.count_rows(filter=pc.field("rank") == 0)
-    say(STAGE, f"{rows} interests of {with_any} of {owners} owners; responses {dict(statuses)}")
+    owners, with_any = counted["owners"], counted["with_any"]
+    say(STAGE, f"{counted['interests']} interests of {with_any} of {owners} owners; responses {dict(statuses)}")
     failed = {f"response {status}": count for status, count in sorted(statuses.items()) if status != "ok"}
     broken = pc.sum(outcomes["broken_images"]).as_py()
     failed |= {"broken image, asked without it": broken} if broken else {}
     without = {"owner without interests": owners - with_any} if owners > with_any else {}
-    facts = {"num_owners": owners, "num_owners_with_interests": with_any, "miners": worth}
-    counted = {"num_requests": statuses.total(), "statuses": dict(sorted(statuses.items()))}
+    facts = {"num_interests": counted["interests"], "num_owners": owners, "num_owners_with_interests": with_any, "miners": worth}
+    ended = {"num_requests": statuses.total(), "statuses": dict(sorted(statuses.items()))}
     in_ledger = artifacts.open_parts(uri).count_rows()
-    return {"interests": Made(rows, without, facts), ledger.LEDGER: Made(in_ledger, failed, counted)}
+    return {"interests": Made(owners, without, facts), ledger.LEDGER: Made(in_ledger, failed, ended)}
 
 
 if __name__ == "__main__":

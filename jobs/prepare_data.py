@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from digr import artifacts
+from digr import artifacts, partitions
 from digr.artifacts import Store
 from digr.config import Config
 from digr.data import amazon, histories, sequences, synthetic
@@ -40,7 +40,7 @@ def _from_folder(config: Config, store: Store) -> dict[str, Made]:
     say("items", f"read {len(source.items)} items and {len(source.interactions)} interactions from {data.path}")
     if data.split == "official":
         made = histories.from_official_splits(source.interactions, source.splits, data.max_history)
-        return _write(store, source.items, source.interactions, made, source.rejected)
+        return _write(config, store, source.items, source.interactions, made, source.rejected)
     return _split(config, store, source.items, source.interactions, source.rejected)
 
 
@@ -70,10 +70,12 @@ def _split(config: Config, store: Store, items: pa.Table, interactions: pa.Table
         rejected = rejected | {f"item outside the {data.core}-core": len(items) - pc.sum(known).as_py()}
         items = items.filter(known)
     made = histories.build_histories(kept, data.split, data.max_history)
-    return _write(store, items, kept, made, rejected, {f"interaction outside the {data.core}-core": dropped} if dropped else {})
+    left_out = {f"interaction outside the {data.core}-core": dropped} if dropped else {}
+    return _write(config, store, items, kept, made, rejected, left_out)
 
 
 def _write(
+    config: Config,
     store: Store,
     items: pa.Table,
     interactions: pa.Table,
@@ -84,11 +86,19 @@ def _write(
     images = len(items) - items["image_uri"].null_count
     facts = {"num_users": pc.count_distinct(interactions["user_id"]).as_py(), "num_items": len(items)}
     say("items", f"split rows {made.facts['split_rows']}")
-    ordered = interactions.sort_by([("user_id", "ascending"), ("position", "ascending")])
+    tables = {
+        "items": items.sort_by("item_id"),
+        "interactions": interactions.sort_by([("user_id", "ascending"), ("position", "ascending")]),
+        "histories": made.table,  # sorted by user_id and time
+    }
+    users = partitions.range_starts(interactions["user_id"], config.data.users_per_part)
+    starts = dict.fromkeys(tables, users) | {"items": partitions.range_starts(items["item_id"], config.data.items_per_part)}
+    rows = {name: artifacts.write_table(store, name, table, starts[name]) for name, table in tables.items()}
+    ranges = {name: {partitions.STARTS: starts[name]} for name in tables}
     return {
-        "items": Made(artifacts.write_table(store, "items", items), rejected_items, {"num_images": images}),
-        "interactions": Made(artifacts.write_table(store, "interactions", ordered), rejected_interactions, facts),
-        "histories": Made(artifacts.write_table(store, "histories", made.table), made.rejected, made.facts),
+        "items": Made(rows["items"], rejected_items, {"num_images": images} | ranges["items"]),
+        "interactions": Made(rows["interactions"], rejected_interactions, facts | ranges["interactions"]),
+        "histories": Made(rows["histories"], made.rejected, made.facts | ranges["histories"]),
     }
 
 

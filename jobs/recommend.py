@@ -1,6 +1,6 @@
 """Rank items for every validation and test history: artifacts `recommendations/<sft|grpo>_<valid|test>`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.data.ids import build_id_index
+from digr.partitions import Part, iter_part, parts_of
 from digr.policy.decoding.search import Recommendation, recommend
 from digr.policy.examples import Sids, prompt_examples
 from digr.policy.model import load_policy
@@ -18,25 +19,24 @@ from digr.policy.reasons import load_item_interests, shared_interests
 from digr.policy.vocabulary import sid_texts
 from digr.sids.trie import load_trie
 from digr.tables import conform
-from jobs.runtime.datasets import SplitSink
-from jobs.runtime.parts import read_parts
+from jobs.runtime.datasets import map_parts
 from jobs.runtime.session import Options, main, say, start_ray
 from jobs.runtime.stage import Made, run_stage, store_of
 
 SPLITS = ("valid", "test")
-BLOCK_ROWS = 4096
-"""Histories handed to an actor at once."""
+BATCH_HISTORIES = 4096
+"""Rows of `histories` read at once."""
 
 
 class Recommend:
-    """Turn rows of `histories` into rows of `recommendations` with their split, for one policy."""
+    """Turn a part of `histories` into the same parts of `recommendations/<policy>_<split>`, for one policy."""
 
     def __init__(self, config: Config, store: Store, policy: str) -> None:
         import torch
 
         torch.set_num_threads(config.cluster.encode_threads)
         device = "cuda" if config.cluster.use_gpu else "cpu"
-        self.config = config
+        self.config, self.store, self.names = config, store, names_of(policy)
         self.trie = load_trie(store)
         self.ids = build_id_index(self.trie.item_ids)
         self.interests = load_item_interests(store, self.trie.item_ids)
@@ -45,7 +45,16 @@ class Recommend:
         with artifacts.local_files(store, f"policy_{policy}") as folder:
             self.policy = load_policy(folder, device)
 
-    def __call__(self, histories: pa.Table) -> pa.Table:
+    def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
+        for rows in iter_part(self.store, "histories", part, BATCH_HISTORIES):
+            histories = rows.filter(pc.is_in(rows["split"], pa.array(SPLITS)))
+            if len(histories):
+                found = self.recommend(histories)
+                for split in SPLITS:
+                    yield self.names[split], found.filter(pc.equal(histories["split"], split))
+
+    def recommend(self, histories: pa.Table) -> pa.Table:
+        """Rank items for some histories."""
         found = self._search(prompt_examples(histories, self.sids, self.config.data.max_history)["prompt"].to_pylist())
         history = histories["history"].combine_chunks()
         places, ends = self.ids.find(history.flatten()), history.value_lengths().to_numpy().cumsum()
@@ -57,7 +66,7 @@ class Recommend:
             "scores": pa.array([one.scores for one in found], pa.list_(pa.float64())),
             "reasons": pa.array(shared, pa.list_(pa.list_(pa.string()))),
         }
-        return conform("recommendations", pa.table(columns), "recommendations").append_column("split", histories["split"])
+        return conform("recommendations", pa.table(columns), "recommendations")
 
     def _search(self, prompts: list[str]) -> list[Recommendation]:
         """Decode prompts of like length together."""
@@ -70,37 +79,27 @@ class Recommend:
         return [found[row] for row in range(len(prompts))]
 
 
+def names_of(policy: str) -> dict[str, str]:
+    """Return the artifact of each split."""
+    return {split: f"recommendations/{policy}_{split}" for split in SPLITS}
+
+
 def run_one(config: Config, options: Options, policy: str) -> dict[str, Any]:
-    """Build the recommendations of one policy with Ray Data: one model start, all splits in one pass."""
-    names = {split: f"recommendations/{policy}_{split}" for split in SPLITS}
+    """Build the recommendations of one policy with Ray: one model start, all splits in one pass."""
+    names = names_of(policy)
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
-        import ray
-
         start_ray(config)
-        ray.data.DataContext.get_current().execution_options.preserve_order = True
-        rows = read_parts(store.uri("histories"), wanted=pc.field("split").isin(SPLITS))
         histories = artifacts.dataset_of(store, "histories")
-        expected = {split: histories.count_rows(filter=pc.field("split") == split) for split in SPLITS}
-        counts = ", ".join(f"{count} {split}" for split, count in expected.items())
+        expected = {name: histories.count_rows(filter=pc.field("split") == split) for split, name in names.items()}
+        counts = ", ".join(f"{expected[name]} {split}" for split, name in names.items())
         beams, workers = config.decoding.beam_width, config.cluster.encode_workers
         say(names[SPLITS[0]], f"{counts} histories, beam {beams}, {workers} workers")
-        rows.repartition(target_num_rows_per_block=BLOCK_ROWS).map_batches(
-            Recommend,
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            fn_constructor_args=(config, store, policy),
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_gpus=1 if config.cluster.use_gpu else None,
-        ).write_datasink(SplitSink({split: store.uri(name) for split, name in names.items()}))
-        made = {}
-        for split, name in names.items():
-            written = artifacts.open_parts(store.uri(name)).count_rows()
-            if written != expected[split]:
-                raise ValueError(f"{store.uri(name)}: {written} rows written, {expected[split]} histories of split {split}")
-            made[name] = Made(written)
-        return made
+        rows = map_parts(config, store, Recommend, parts_of(store, "user"), list(names.values()), (policy,))
+        for name in names.values():
+            if rows[name] != expected[name]:
+                raise ValueError(f"{store.uri(name)}: {rows[name]} rows written, {expected[name]} histories of its split")
+        return {name: Made(rows[name]) for name in names.values()}
 
     inputs = ["histories", "item_sids", "interest_labels", f"policy_{policy}"]
     return run_stage(config, options, outputs=list(names.values()), sections=["decoding"], inputs=inputs, build=build)

@@ -110,7 +110,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, tell=tell)
         return {STAGE: Made(facts=facts_of(progress))}
 
-    inputs = ["policy_sft", "histories", "item_sids", "item_quality", "item_embeddings"]
+    inputs = ["policy_sft", "histories", "item_sids", "interest_labels", "item_embeddings"]
     sections, keys = ["train", "grpo"], training.MAY_CHANGE
     return run_stage(config, options, outputs=[STAGE], sections=sections, inputs=inputs, build=build, may_change=keys)
 

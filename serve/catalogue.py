@@ -19,13 +19,14 @@ from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.serving.facts import ItemFacts, index_facts, matching_items
 from digr.serving.users import UserHistories, count_interactions, index_histories
 from digr.sids.trie import SidTrie, build_trie, codes_of
-from digr.tables import table_spec
+from digr.tables import flat_interests, table_spec
 from serve.schemas import ItemFilter
 from serve.settings import VersionSettings
 
 PolicyName = Literal["policy_grpo", "policy_sft"]
 ITEM_SCHEMA = table_spec("items").schema
 LABEL_COLUMNS = ("owner", "owner_id", "rank", "interest", "probability", "label")
+"""Of one interest, see `flat_interests`."""
 
 
 class RunTables(NamedTuple):
@@ -105,7 +106,7 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     coded = artifacts.read_table(store, "item_sids")
     ids = coded["item_id"].combine_chunks()
     items = artifacts.read_table(store, "items")
-    labels = artifacts.read_table(store, "interest_labels", LABEL_COLUMNS, owner=["item"])
+    labels = flat_interests(artifacts.read_table(store, "interest_labels", ["owner", "owner_id", "interests"], owner=["item"]))
     index = build_id_index(ids)
     histories = artifacts.iter_table(store, "histories", ["user_id", "split", "history", "target"])
     interactions = artifacts.read_table(store, "interactions", ["user_id", "position", "item_id"])
@@ -117,7 +118,7 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
         level_sizes=level_sizes,
         items=items.take(pc.index_in(ids, value_set=items["item_id"])).combine_chunks(),
         codes=codes_of(coded, len(level_sizes)),
-        labels=labels.filter(pc.equal(labels["label"], 1)),
+        labels=labels.filter(pc.equal(labels["label"], 1)).select(LABEL_COLUMNS),
         counts=count_interactions((batch.filter(pc.equal(batch["split"], "train")) for batch in histories), index),
         users=index_histories(interactions, index, max_history),
         max_history=max_history,

@@ -50,6 +50,10 @@ class DataConfig(Section):
     """Keep users and items with at least this many interactions, repeatedly; 0 keeps all."""
     max_history: int = Field(10, ge=1, le=1000)
     """Items kept of a history, the newest."""
+    items_per_part: int = Field(16_384, ge=1)
+    """Items of one part of all tables about items: what a worker takes at once."""
+    users_per_part: int = Field(16_384, ge=1)
+    """Users of one part of all tables about users."""
     synthetic: SyntheticConfig = SyntheticConfig()
 
 

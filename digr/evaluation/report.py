@@ -12,16 +12,17 @@ from plotly.offline import get_plotlyjs
 
 from digr.artifacts import Manifest, Store
 from digr.evaluation import charts, label_charts, run_facts, sid_charts, sid_facts
+from digr.partitions import STARTS
 
 METRIC_TITLES = {"hr": "HR", "ndcg": "NDCG", "coverage": "coverage", "invalid_rate": "invalid rate"}
 DATA = ("items", "interactions", "histories")
-RLDI = ("classifier", "interest_labels", "item_quality")
+RLDI = ("classifier", "interest_labels")
 VARIANT = ("item_embeddings", "item_sids", "policy_examples", "policy_sft", "policy_grpo")
 STAGES = (*DATA, "interest_responses", "interests", *RLDI, *VARIANT, "recommendations/sft_test", "recommendations/grpo_test")
 SFT_PANELS = ("loss", "hr@10", "ndcg@10")
 GRPO_PANELS = ("reward", "ndcg@10", "kl", "dead_group_rate")
-OWN_TABLE = ("miners", "labelers", "agreement", "quality_counts")
-"""Facts that the report shows in a table or figure of their own."""
+OWN_TABLE = ("miners", "labelers", "agreement", "quality_counts", STARTS)
+"""Facts that the report shows in a table or figure of their own, or not at all."""
 BEST_ITEMS = 5
 """Items of a list that the report shows."""
 
@@ -168,8 +169,8 @@ def _facts_of(built: Mapping[str, Manifest | None], names: Sequence[str]) -> dic
 
 def _labels(store: Store, built: Mapping[str, Manifest | None], threshold: float) -> dict[str, Any]:
     """What the classifier did on held-out items, what each labeler said, and the distribution of item quality."""
-    evaluation, labels, quality = run_facts.held_out_evaluation(store), built["interest_labels"], built["item_quality"]
-    counts = quality.facts.get("quality_counts") if quality else None
+    evaluation, labels = run_facts.held_out_evaluation(store), built["interest_labels"]
+    counts = labels.facts.get("quality_counts") if labels else None
     return {
         "facts": _facts_of(built, RLDI),
         "held_out": label_charts.held_out_panels(evaluation, threshold) if evaluation else None,

@@ -63,15 +63,12 @@ def item_examples(store: Store, num: int, rng: np.random.Generator) -> list[dict
     items = artifacts.dataset_of(store, "items").head(LOOKED_AT, columns=["item_id", "title", "brand"])
     rows = items.take(np.sort(rng.permutation(len(items))[:num])).to_pylist()
     ids = [row["item_id"] for row in rows]
-    interests = artifacts.read_table(store, "interests", owner=["item"], owner_id=ids).sort_by("rank").to_pylist()
-    labels: dict[tuple[str, int], dict[str, Any]] = {}
-    if artifacts.read_manifest(store, "interest_labels") is not None:
-        found = artifacts.read_table(store, "interest_labels", owner=["item"], owner_id=ids).to_pylist()
-        labels = {(row["owner_id"], row["rank"]): row for row in found}
-    for row in rows:
-        mine = [interest for interest in interests if interest["owner_id"] == row["item_id"]]
-        row["interests"] = [interest | labels.get((row["item_id"], interest["rank"]), {}) for interest in mine]
-    return rows
+    name = (
+        "interests" if artifacts.read_manifest(store, "interest_labels") is None else "interest_labels"
+    )  # the same, with labels
+    found = artifacts.read_table(store, name, owner=["item"], owner_id=ids).to_pylist()
+    interests = {row["owner_id"]: row["interests"] for row in found}
+    return [row | {"interests": interests.get(row["item_id"], [])} for row in rows]
 
 
 def recommendation_examples(store: Store, num: int, k: int, rng: np.random.Generator) -> list[dict[str, Any]] | None:

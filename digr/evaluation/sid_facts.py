@@ -16,6 +16,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.sids.assignment import rank_in_group
 from digr.sids.trie import codes_of
+from digr.tables import flat_interests
 
 MAX_NODES, MAX_DEPTH = 300, 3
 """Prefixes shown of each length, the largest, and the longest prefix shown."""
@@ -185,8 +186,8 @@ def _nodes(
     titles = item_titles(store, ids)
     interests: dict[str, list[tuple[str, float]]] = {}
     if artifacts.read_manifest(store, "interests") is not None:
-        found = artifacts.read_table(store, "interests", ["owner_id", "interest", "confidence"], owner=["item"], owner_id=ids)
-        for row in found.to_pylist():
+        found = artifacts.read_table(store, "interests", owner=["item"], owner_id=ids)
+        for row in flat_interests(found).to_pylist():
             confidence = 1.0 if row["confidence"] is None else row["confidence"]
             interests.setdefault(row["owner_id"], []).append((row["interest"], confidence))
     nodes: list[dict[str, Any]] = []

@@ -6,7 +6,6 @@ request may be in the ledger twice, after a retry or a killed worker; `merging.l
 
 import hashlib
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from jaxtyping import UInt64
 
 from digr import artifacts
@@ -91,18 +89,9 @@ def join_parts(uri: str) -> None:
 
 
 def write_part(uri: str, name: str, responses: pa.Table) -> None:
-    """Write a Parquet part that appears whole or not at all; the folder must be there."""
-    fs, path = filesystem_of(uri)
-    target = f"{path}/{name}.parquet"
-    if not isinstance(fs, pafs.LocalFileSystem):
-        sink = pa.BufferOutputStream()
-        pq.write_table(responses, sink)
-        with fs.open_output_stream(target) as stream:
-            stream.write(sink.getvalue())
-        return
-    draft = f"{path}/.draft-{uuid.uuid4().hex}"
-    pq.write_table(responses, draft)
-    Path(draft).replace(target)
+    """Write a Parquet part that appears whole or not at all."""
+    with artifacts.open_part(f"{uri}/{name}.parquet", responses.schema) as writer:
+        writer.write_table(responses)
 
 
 def digest_numbers(digests: pa.Array | pa.ChunkedArray) -> UInt64[np.ndarray, " N"]:

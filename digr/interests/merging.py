@@ -1,4 +1,4 @@
-"""Merge what several miners said of an owner into the rows of the `interests` table.
+"""Merge what several miners said of owners into rows of the `interests` table.
 
 Phrases of different miners whose vectors are close count as one interest; phrases of one miner never merge, since a
 miner's own list is already unique.
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from digr.interests.parsing import parse_response
-from digr.tables import TABLES
+from digr.tables import Owner, nest_interests
 
 Encode = Callable[[list[str]], np.ndarray]
 """Texts -> unit vectors [N, D]."""
@@ -56,7 +56,7 @@ def merge_owner(mined: Sequence[Mined], num_miners: int, vectors: dict[str, np.n
 
     Args:
         mined: interests of all miners, unique per miner.
-        num_miners: miners that answered.
+        num_miners: miners that were asked.
         vectors: phrase -> unit vector; only equal phrases merge where a phrase has none.
         similarity: cosine in [0, 1].
     """
@@ -89,34 +89,37 @@ def _strength(confidence: float | None) -> float:
 def _as_one(cluster: list[Mined], num_miners: int) -> Merged:
     known = [entry.confidence for entry in cluster if entry.confidence is not None]
     mean = sum(known) / len(known) if known else None
-    return Merged(cluster[0].interest, mean, [entry.miner for entry in cluster], len(cluster) / num_miners)
+    return Merged(cluster[0].interest, mean, sorted(entry.miner for entry in cluster), len(cluster) / num_miners)
 
 
-def merge_responses(responses: pa.Table, encode: Encode, *, similarity: float, max_interests: int) -> pa.Table:
-    """Return the `interests` rows of the owners of some responses, in ascending (owner, owner_id, rank).
+def merge_responses(
+    responses: pa.Table, owner: Owner, owner_ids: pa.Array, encode: Encode, *, similarity: float, max_interests: int
+) -> pa.Table:
+    """Return the `interests` rows of some owners, in their order; one without interests has an empty list.
 
-    Owners must be whole: all responses of an owner are in `responses`. `encode` is called only where at least two
-    miners named different phrases for an owner.
+    `encode` is called only where at least two miners named different phrases for an owner.
 
     Args:
-        responses: rows of `interest_responses`, one per request; "truncated" ones count with their whole interests.
+        responses: all rows of `interest_responses` about these owners, one per request. "truncated" ones count with their
+            whole interests, and a miner without a usable answer was asked all the same: it lowers the consensus.
         similarity: cosine from which phrases of two miners are one interest.
         max_interests: interests kept of an owner, the strongest.
     """
-    owners: dict[tuple[str, str], list[Mined]] = {}
-    for row in responses.select(["owner", "owner_id", "miner", "response", "status"]).to_pylist():
+    mined: dict[str, list[Mined]] = {}
+    asked: dict[str, set[str]] = {}
+    for row in responses.select(["owner_id", "miner", "response", "status"]).to_pylist():
+        asked.setdefault(row["owner_id"], set()).add(row["miner"])
         if row["status"] in ("ok", "truncated"):
             found = [Mined(row["miner"], *pair) for pair in parse_response(row["response"]).interests]
-            owners.setdefault((row["owner"], row["owner_id"]), []).extend(found)
-    compared = [mined for mined in owners.values() if len({entry.miner for entry in mined}) > 1]
-    phrases = sorted({entry.interest for mined in compared for entry in mined})
+            mined.setdefault(row["owner_id"], []).extend(found)
+    compared = [named for named in mined.values() if len({entry.miner for entry in named}) > 1]
+    phrases = sorted({entry.interest for named in compared for entry in named})
     vectors = dict(zip(phrases, encode(phrases), strict=True)) if phrases else {}
-    rows: dict[str, list] = {field.name: [] for field in TABLES["interests"].schema}
-    for owner, owner_id in sorted(owners):
-        mined = owners[owner, owner_id]
-        merged = merge_owner(mined, len({entry.miner for entry in mined}), vectors, similarity)
-        for rank, one in enumerate(merged[:max_interests]):
-            values = (owner, owner_id, rank, one.interest, one.confidence, sorted(one.miners), one.consensus)
-            for column, value in zip(rows.values(), values, strict=True):
-                column.append(value)
-    return pa.table(rows, schema=TABLES["interests"].schema)
+    rows, merged = list[int](), list[Merged]()
+    for row, owner_id in enumerate(owner_ids.to_pylist()):
+        strongest = merge_owner(mined.get(owner_id, []), len(asked.get(owner_id, ())), vectors, similarity)[:max_interests]
+        merged += strongest
+        rows += [row] * len(strongest)
+    fields = {name: [getattr(one, name) for one in merged] for name in Merged._fields}
+    owners = {"owner": pa.array([owner] * len(owner_ids), pa.string()), "owner_id": owner_ids}
+    return nest_interests("interests", owners, np.array(rows, np.int64), fields)

@@ -6,15 +6,16 @@ again and an old answer is never taken for a new question.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from digr.artifacts import digest_of
 from digr.data.texts import item_texts
+from digr.interests.item_lines import ItemLines, history_texts
+from digr.tables import Owner
 
-Owner = Literal["item", "user"]
 Modality = Literal["text", "image", "both"]
 
 REQUEST_SCHEMA = pa.schema(
@@ -59,9 +60,6 @@ PROMPT_VERSIONS: dict[tuple[Owner, Modality], str] = {
     ("item", "both"): "item-both-v1",
     ("user", "text"): "user-text-v2",
 }
-SHOWN_INTERESTS = 2
-"""Interests of an item that a user's prompt shows beside its title, the strongest."""
-
 _RULES = (
     "An interest is a phrase of 3 to 9 lower-case words naming a latent motive, project or usage context that would also "
     "lead the same person to other products. Be specific, actionable and grounded in what you are shown. Never name a "
@@ -154,43 +152,12 @@ def item_requests(items: pa.Table, key: str, modality: Modality, max_text_chars:
     return _with_digests("item", items["item_id"].combine_chunks(), item_texts(items, max_text_chars), images, key)
 
 
-def user_requests(
-    histories: pa.Table, titles: Mapping[str, str], key: str, max_text_chars: int, interests: Mapping[str, Sequence[str]] = {}
-) -> pa.Table:
-    """Return one request per user: the titles of the user's training items in order, never ids or held-out rows.
-
-    The last training row holds the user's newest training history and its target; the newest items are kept where the
-    text would be too long.
+def user_requests(histories: pa.Table, items: ItemLines, key: str, max_text_chars: int) -> pa.Table:
+    """Return one request per user with training rows: a line for each training item in order, never ids or held-out rows.
 
     Args:
-        histories: rows of the `histories` table, each user's in time order; rows of other splits are ignored.
-        titles: item_id -> title, for at least the items of the training rows.
-        interests: item_id -> interests to show beside a title.
-
-    Raises:
-        ValueError: an item of a training row has no title.
+        histories: rows of the `histories` table, see `history_texts`.
+        key: from `request_key`.
     """
-    last: dict[str, list[str]] = {}
-    for row in histories.select(["user_id", "split", "history", "target"]).to_pylist():
-        if row["split"] == "train":
-            last[row["user_id"]] = [*row["history"], row["target"]]
-    texts = []
-    for user_id, item_ids in last.items():
-        missing = [item for item in item_ids if item not in titles]
-        if missing:
-            raise ValueError(f"histories: user {user_id!r}: item {missing[0]!r} is not in table items; rebuild both together")
-        texts.append(_history_text([_line(titles[item], interests.get(item, ())) for item in item_ids], max_text_chars))
-    return _with_digests("user", pa.array(list(last), pa.string()), texts, [None] * len(texts), key)
-
-
-def _line(title: str, interests: Sequence[str]) -> str:
-    return f"{title.strip()} ({', '.join(interests)})" if interests else title.strip()
-
-
-def _history_text(lines: list[str], max_chars: int) -> str:
-    kept: list[str] = []
-    for line in reversed(lines):
-        if kept and sum(map(len, kept)) + len(kept) + len(line) > max_chars:
-            break
-        kept.insert(0, line)
-    return "\n".join(kept)[:max_chars]
+    ids, texts = history_texts(histories, items, max_text_chars)
+    return _with_digests("user", ids, texts, [None] * len(texts), key)

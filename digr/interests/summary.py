@@ -25,7 +25,7 @@ def add_outcomes(parts: Sequence[pa.Table]) -> pa.Table:
     return grouped.rename_columns([name.removesuffix("_sum") for name in grouped.column_names])
 
 
-def miner_table(miners: Sequence[str], outcomes: pa.Table, interests: Iterable[pa.RecordBatch]) -> dict[str, dict[str, Any]]:
+def miner_table(miners: Sequence[str], outcomes: pa.Table, interests: Iterable[pa.Table]) -> dict[str, dict[str, Any]]:
     """Return what each miner was asked, answered, cost and gave, in one streamed pass over the merged interests.
 
     "interests" counts the merged interests that a miner has a share in, "interests_per_request" relates them to all it
@@ -35,12 +35,12 @@ def miner_table(miners: Sequence[str], outcomes: pa.Table, interests: Iterable[p
     Args:
         miners: names, in the order of the result.
         outcomes: from `count_outcomes`.
-        interests: batches of `interests` with at least the column `miners`.
+        interests: batches of merged interests as `flat_interests` makes them.
     """
     rows = outcomes.to_pylist()
     named, shared = dict.fromkeys(miners, 0), dict.fromkeys(miners, 0)
     for batch in interests:
-        lists = batch.column("miners")
+        lists = batch["miners"]
         flat = pc.list_flatten(lists)
         several = pc.greater(pc.list_value_length(lists), 1).take(pc.list_parent_indices(lists))
         for names, counts in ((flat, named), (flat.filter(several), shared)):

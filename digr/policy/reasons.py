@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from digr import artifacts
 from digr.artifacts import Store
+from digr.tables import flat_interests
 
 
 class ItemInterests(NamedTuple):
@@ -28,7 +29,8 @@ def index_interests(labels: pa.Table, item_ids: pa.Array) -> ItemInterests:
     """Index the trusted ones of the items' interests; the labeler's probability says which is strongest, rank breaks ties.
 
     Args:
-        labels: rows of `interest_labels`; those of users, of other items and with label 0 are left out.
+        labels: rows of `interest_labels` as `flat_interests` makes them; those of users, of other items and with label 0 are
+            left out.
         item_ids: N items, in the order in which they will be asked for.
     """
     trusted = labels.filter(pc.and_(pc.equal(labels["owner"], "item"), pc.equal(labels["label"], 1)))
@@ -43,8 +45,8 @@ def index_interests(labels: pa.Table, item_ids: pa.Array) -> ItemInterests:
 
 def load_item_interests(store: Store, item_ids: pa.Array) -> ItemInterests:
     """Index a run's trusted interests for the given order of items."""
-    columns = ["owner", "owner_id", "rank", "interest", "probability", "label"]
-    return index_interests(artifacts.read_table(store, "interest_labels", columns, owner=["item"]), item_ids)
+    labels = artifacts.read_table(store, "interest_labels", ["owner", "owner_id", "interests"], owner=["item"])
+    return index_interests(flat_interests(labels), item_ids)
 
 
 def shared_interests(

@@ -39,7 +39,7 @@ def joined_interests(labels: pa.Table, owner: str, owner_ids: pa.Array, max_char
     """Return the trusted interests of some items or users, one text each, strongest first; null where there is none.
 
     Args:
-        labels: rows of `interest_labels`, others' and untrusted ones included.
+        labels: rows of `interest_labels` as `flat_interests` makes them, others' and untrusted ones included.
         owner: "item" or "user".
     """
     chosen = labels.filter(pc.and_(pc.equal(labels["owner"], owner), pc.equal(labels["label"], 1)))

@@ -14,6 +14,7 @@ from scipy.special import gammaincc, gammaincinv
 
 from digr import artifacts
 from digr.artifacts import Store
+from digr.tables import flat_interests
 
 PRIOR = 1.0
 """Observed and expected transitions added to both, so that few of them say little."""
@@ -33,8 +34,7 @@ def behavioural_table(store: Store, min_lift: float) -> pa.Table:
         min_lift: lift that counts as more than chance, at least 1.
     """
     ids = artifacts.read_table(store, "items", columns=["item_id"])["item_id"].combine_chunks()
-    columns = ["owner_id", "interest"]
-    interests = artifacts.read_table(store, "interests", columns=columns, owner=["item"])
+    interests = flat_interests(artifacts.read_table(store, "interests", owner=["item"]))
     phrases = interests["interest"].combine_chunks().dictionary_encode()
     owns = csr_matrix(
         (np.ones(len(interests)), (np.asarray(pc.index_in(interests["owner_id"], ids)), np.asarray(phrases.indices))),

@@ -18,6 +18,7 @@ CHOICES = ("yes", "no")
 JUDGED = pa.schema(
     [
         pa.field("owner", pa.string(), nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
         pa.field("owner_id", pa.string(), nullable=False),
         pa.field("rank", pa.int32(), nullable=False),
         pa.field("probability", pa.float64()),
@@ -25,8 +26,8 @@ JUDGED = pa.schema(
     ]
 )
 """One row per verdict; where the probability is missing, `reason` says why."""
-KEY = ("owner", "owner_id", "rank")
-"""Columns that say which interest a verdict is about."""
+KEY = ("owner", "part", "owner_id", "rank")
+"""Columns that say which interest a verdict is about, and in which part of `interests` it is."""
 TOP_TOKENS = 20
 """Most probable first tokens asked for."""
 VERDICT_SCHEMA: dict[str, Any] = {

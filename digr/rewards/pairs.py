@@ -17,12 +17,16 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config.interests import ClassifierConfig
 from digr.data.texts import item_texts
+from digr.partitions import iter_aligned, parts_of
+from digr.tables import flat_interests
 
 MINED, FAR_SWAP, NEAR_SWAP, BLURRED = KINDS = ("mined", "far_swap", "near_swap", "blurred")
 SHARES = {MINED: 0.5, FAR_SWAP: 0.15, NEAR_SWAP: 0.2, BLURRED: 0.15}
 """Share of each kind among the pairs; a kind that runs out of candidates is smaller."""
 INTERESTS_PER_ITEM = 4
 """Interests a miner gives an item, about; decides how many items are read."""
+BATCH_ITEMS = 16_384
+"""Items read at once."""
 NEIGHBOURS = 10
 """Most similar items a near swap is drawn from."""
 NEAR_DUPLICATE = 0.75
@@ -69,14 +73,7 @@ def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: 
         ValueError: a side has fewer than two items with interests.
     """
     share = min(1.0, config.max_pairs / INTERESTS_PER_ITEM / max(1, artifacts.require(store, "items").rows or 0))
-    sample = [
-        item
-        for batch in artifacts.iter_table(store, "items", columns=["item_id"])
-        for item, number in zip(batch["item_id"].to_pylist(), id_numbers(batch["item_id"].to_pylist(), "sample"), strict=True)
-        if number < share
-    ]
-    items = artifacts.read_table(store, "items", item_id=sample)
-    interests = artifacts.read_table(store, "interests", owner=["item"], owner_id=sample)
+    items, interests = _sampled_items(store, share)
     if config.judged_run:
         interests = without_rejected(interests, Store(config.judged_run))
     ids, texts = items["item_id"].to_pylist(), np.array(item_texts(items), dtype=object)
@@ -111,22 +108,33 @@ def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: 
     return PairTables(train.sort_by([("item_id", "ascending"), ("phrase", "ascending")]), measured.sort_by("item_id"))
 
 
+def _sampled_items(store: Store, share: float) -> tuple[pa.Table, pa.Table]:
+    """Return a share of the items, chosen by the hash of their ids, and a row for each of their interests."""
+    sampled = []
+    for part in parts_of(store, "item"):
+        for items, interests in iter_aligned(store, ("items", "interests"), part, BATCH_ITEMS):
+            chosen = pa.array(id_numbers(items["item_id"].to_pylist(), "sample") < share)
+            sampled.append((items.filter(chosen), flat_interests(interests.filter(chosen)).drop_columns("row")))
+    items, interests = zip(*sampled, strict=True)
+    return pa.concat_tables(items), pa.concat_tables(interests)
+
+
 def without_rejected(interests: pa.Table, judged: Store) -> pa.Table:
     """Return the items' interests without those that the judge of another run holds for less likely right than wrong.
 
     Raises:
         ValueError: no judge labelled any interest there.
     """
-    columns = ["owner_id", "interest", "judge_probability"]
-    labels = artifacts.read_table(judged, "interest_labels", columns, owner=["item"])
+    columns = ["owner_id", "interest"]
+    labels = flat_interests(artifacts.read_table(judged, "interest_labels", owner=["item"]))
     if not len(labels) or labels["judge_probability"].null_count == len(labels):
         raise ValueError(
             f"classifier.judged_run: {judged.uri('interest_labels')}: found no judge_probability; give a run whose "
             f"labels.labelers had 'judge', or leave it empty"
         )
-    rejected = labels.filter(pc.less(labels["judge_probability"], 0.5)).select(columns[:2])
-    kept = interests.append_column("place", pa.array(np.arange(len(interests)))).select(["place", *columns[:2]])
-    places = kept.join(rejected, columns[:2], join_type="left anti")["place"]
+    rejected = labels.filter(pc.less(labels["judge_probability"], 0.5)).select(columns)
+    kept = interests.append_column("place", pa.array(np.arange(len(interests)))).select(["place", *columns])
+    places = kept.join(rejected, columns, join_type="left anti")["place"]
     return interests.take(pa.array(np.sort(places.to_numpy())))
 
 

@@ -3,6 +3,8 @@
 Sets of requests travel as sorted 64-bit numbers in the object store, 8 bytes a request, shared by all workers of a node.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +15,13 @@ from ray.data import Dataset
 from digr import artifacts
 from digr.interests import ledger
 from digr.interests.merging import latest_responses
-from digr.interests.summary import count_outcomes
+from digr.interests.summary import add_outcomes, count_outcomes
+from digr.partitions import part_numbers
 from digr.tables import TABLES
-from jobs.runtime.parts import read_parts
+from jobs.runtime.datasets import read_parts
 
-_SORT_ROWS = 20_000
-"""Responses of one sorted block, about 20 MB."""
+_BLOCK_ANSWERS = 20_000
+"""Answers of one sorted block, about 20 MB."""
 
 
 def map_tables(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
@@ -65,23 +68,49 @@ def only(table: pa.Table, numbers: Any) -> pa.Table:
     return table.filter(ledger.contains(ray.get(numbers), table["request_digest"]))
 
 
-def by_owner(uri: str, wanted: Any, num_requests: int) -> Dataset:
-    """Return the ledger's answers to the wanted requests of one kind of owner, all of an owner in one block, by owner_id."""
-    if num_requests <= _SORT_ROWS:  # one block, which a task sorts before Ray Data would have started its own
-        task: Any = ray.remote(_sorted)
-        return ray.data.from_arrow_refs([task.remote(uri, wanted)])
-    chosen = map_tables(read_parts(uri), only, numbers=wanted).repartition(num_requests // _SORT_ROWS)
-    # rows of equal key are in one block after a sort
-    return chosen.sort("owner_id").materialize()
+def answers_by_part(uri: str, wanted: Any, num_requests: int, starts: Sequence[str], folder: str) -> pa.Table:
+    """Write the ledger's answers to the wanted requests of one kind of owner, each request's last, into a file for each part.
+
+    Ray Data sorts the answers by their owners' parts, so a task holds those of a few parts. A part without any answer has no
+    file.
+
+    Args:
+        wanted: reference to the requests.
+        starts: first id of each part of the owners.
+        folder: address of the files, which `artifacts.part_name` names.
+
+    Returns:
+        How the requests ended, see `count_outcomes`.
+    """
+    artifacts.remove(folder)  # a killed run's
+    if len(starts) == 1:  # what a task does before Ray Data would have started its own
+        task: Any = ray.remote(_only_part)
+        return ray.get(task.remote(uri, wanted, folder))
+    chosen = map_tables(read_parts(uri), _numbered, numbers=wanted, starts=starts)
+    blocks = chosen.repartition(max(1, min(len(starts), num_requests // _BLOCK_ANSWERS))).sort("part")  # parts stay whole
+    counted = map_tables(blocks, _write_answers, folder=folder).iter_batches(batch_size=None, batch_format="pyarrow")
+    return add_outcomes([batch for batch in counted if isinstance(batch, pa.Table)])
 
 
-def _sorted(uri: str, wanted: np.ndarray) -> pa.Table:
+def _numbered(answers: pa.Table, numbers: Any, starts: Sequence[str]) -> pa.Table:
+    chosen = only(answers, numbers)
+    return chosen.append_column("part", pa.array(part_numbers(starts, chosen["owner_id"])))
+
+
+def _only_part(uri: str, wanted: np.ndarray, folder: str) -> pa.Table:
     schema = TABLES[ledger.LEDGER].schema
     batches = artifacts.open_parts(uri, schema).to_batches()
     found = [batch.filter(ledger.contains(wanted, batch["request_digest"])) for batch in batches]
-    return pa.Table.from_batches(found, schema).sort_by("owner_id")
+    answers = pa.Table.from_batches(found, schema)
+    return _write_answers(answers.append_column("part", pa.array(np.zeros(len(answers), np.int64))), folder)
 
 
-def outcomes(responses: pa.Table) -> pa.Table:
-    """Count how whole owners' requests ended, each once."""
-    return count_outcomes(latest_responses(responses))
+def _write_answers(answers: pa.Table, folder: str) -> pa.Table:
+    """Write whole parts, each sorted by owner, and count how their requests ended."""
+    latest = latest_responses(answers).sort_by([("part", "ascending"), ("owner_id", "ascending")])
+    part = np.asarray(latest["part"])
+    numbers, cuts = np.unique(part, return_index=True)
+    for number, (start, end) in zip(numbers.tolist(), itertools.pairwise([*cuts.tolist(), len(part)]), strict=True):
+        name = artifacts.part_name(number).removesuffix(".parquet")
+        ledger.write_part(folder, name, latest.slice(start, end - start).drop_columns("part"))
+    return count_outcomes(latest)

@@ -1,29 +1,41 @@
 """How a miner of the config becomes a function from a Ray Dataset of requests to one of responses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import ray
 from ray.data import Dataset
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.config.interests import ExtractiveMiner, Miner, OpenAIMiner, ReplayMiner, VllmMiner
-from digr.interests.prompts import SHOWN_INTERESTS, Owner, item_requests, prompt_modality, request_key, user_requests
+from digr.interests.item_lines import read_item_lines
+from digr.interests.prompts import Owner, item_requests, prompt_modality, request_key, user_requests
 from digr.interests.replay import open_recording, replay
-from digr.tables import TABLES
+from digr.partitions import iter_users, parts_of
 from jobs.asking import llm_miners, phrase_tasks
 from jobs.asking.ledger_tasks import map_tables
 from jobs.asking.sink import Sink, write
-from jobs.runtime.parts import read_parts
+from jobs.runtime.datasets import READ_ROWS, part_dataset, parts_in, read_parts
 
 BLOCK_ROWS = 1024
 """Requests made, and answers written, at once by miners that do not wait for a model."""
 
 
-def requests_of(config: Config, store: Store, owner: Owner, miner: Miner) -> Dataset:
-    """Return the requests of one miner for all owners of a kind, in ascending order of their ids; nothing is read yet."""
+def item_lines_of(config: Config, store: Store) -> Any:
+    """Return a reference to what users' requests show of all items, which a task reads once for all miners of a job."""
+    task: Any = ray.remote(read_item_lines)
+    return task.remote(store, config.interests.max_text_chars, with_interests="item" in config.interests.owners)
+
+
+def requests_of(config: Config, store: Store, owner: Owner, miner: Miner, items: Any = None) -> Dataset:
+    """Return the requests of one miner for all owners of a kind, in ascending order of their ids; nothing is read yet.
+
+    Args:
+        items: from `item_lines_of`, for users.
+    """
     extra = artifacts.digest_of_files(miner.path) if isinstance(miner, ReplayMiner) else ""
     if isinstance(miner, ExtractiveMiner):
         extra = f"{config.interests.encoder} {config.interests.max_interests}"
@@ -37,9 +49,11 @@ def requests_of(config: Config, store: Store, owner: Owner, miner: Miner) -> Dat
         if not isinstance(miner, VllmMiner | OpenAIMiner):  # a model is slower than one worker for each part of the items
             blocks = blocks.repartition(target_num_rows_per_block=BLOCK_ROWS)
         return map_tables(blocks, item_requests, key=key, modality=modality, max_text_chars=chars)
-    users = read_parts(store.uri("histories"), ["user_id"]).groupby("user_id").count()
-    blocks = users.repartition(target_num_rows_per_block=BLOCK_ROWS)
-    return map_tables(blocks, _user_batch, store=store, key=key, max_text_chars=chars)
+    assert items is not None, "a user's request shows items"
+    users = map_tables(
+        part_dataset(parts_of(store, "user")), _user_batch, store=store, items=items, key=key, max_text_chars=chars
+    )
+    return users.repartition(target_num_rows_per_block=BLOCK_ROWS)
 
 
 def together(miners: Sequence[Miner]) -> list[list[Miner]]:
@@ -48,17 +62,10 @@ def together(miners: Sequence[Miner]) -> list[list[Miner]]:
     return [[miner] for miner in miners if miner not in endpoints] + ([endpoints] if endpoints else [])
 
 
-def _user_batch(users: pa.Table, store: Store, key: str, max_text_chars: int) -> pa.Table:
-    histories = artifacts.read_table(store, "histories", user_id=users["user_id"].to_pylist(), split=["train"])
-    shown = {item for history in histories["history"].to_pylist() for item in history} | set(histories["target"].to_pylist())
-    items = artifacts.read_table(store, "items", ["item_id", "title"], item_id=shown)
-    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
-    mined = artifacts.open_parts(f"{store.uri('interests')}/item", TABLES["interests"].schema)
-    strongest = pc.field("owner_id").isin(list(shown)) & (pc.field("rank") < SHOWN_INTERESTS)
-    interests: dict[str, list[str]] = {}
-    for row in mined.to_table(columns=["owner_id", "rank", "interest"], filter=strongest).sort_by("rank").to_pylist():
-        interests.setdefault(row["owner_id"], []).append(row["interest"])
-    return user_requests(histories, titles, key, max_text_chars, interests)
+def _user_batch(parts: pa.Table, store: Store, items: Any, key: str, max_text_chars: int) -> Iterator[pa.Table]:
+    for part in parts_in(parts):
+        for histories in iter_users(store, "histories", part, READ_ROWS, ["user_id", "split", "history", "target"]):
+            yield user_requests(histories, ray.get(items), key, max_text_chars)
 
 
 def answer(

@@ -20,7 +20,7 @@ from digr.interests.spending import Spending, progress_text
 from jobs.asking import budget
 from jobs.asking.ledger_tasks import Plan, join, make_plan, map_tables, only
 from jobs.asking.llm_miners import answer_with_model
-from jobs.asking.miners import answer, requests_of, together
+from jobs.asking.miners import answer, item_lines_of, requests_of, together
 from jobs.asking.sink import Sink
 from jobs.runtime.session import say
 
@@ -44,12 +44,13 @@ def ask(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[Any, in
         return found
 
     ray.data.DataContext.get_current().execution_options.preserve_order = False  # a slow batch holds none back
+    items = item_lines_of(config, store) if owner == "user" else None
     made: list[Future[Plan]] = []
     with ThreadPoolExecutor(1) as background:
         for miners in together(config.interests.miners):
             answers, plans = [], {}
             for miner in miners:
-                requests = requests_of(config, store, owner, miner)
+                requests = requests_of(config, store, owner, miner, items)
                 made.append(background.submit(plan, miner, requests))
                 if isinstance(miner, VllmMiner) and not artifacts.list_parts(sink.uri):
                     # an empty ledger lacks all: an engine takes longer to start than the plan to be made

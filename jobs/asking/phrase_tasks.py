@@ -4,19 +4,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
+from digr import artifacts
+from digr.artifacts import Store
 from digr.config import Config
 from digr.config.interests import ExtractiveMiner
 from digr.interests.extractive import Counts, count_phrases, extract_interests, num_buckets
-from digr.interests.ledger import raw_responses
-from digr.interests.merging import Encode, latest_responses, merge_responses
+from digr.interests.ledger import LEDGER, raw_responses
+from digr.interests.merging import Encode, merge_responses
 from digr.interests.prompts import Owner, prompt_version
+from digr.partitions import Part, parts_of, read_part
+from digr.tables import TABLES
 from jobs.asking.ledger_tasks import map_tables
+from jobs.runtime.datasets import OutputTables, map_parts
 
 MAX_TOKENS = 64
 """Longest text encoded, tokens: an interest is a few words, and the start of a text says what it is about."""
+_MERGED_OWNERS = 2048
+"""Owners merged at once."""
 
 
 def extract(
@@ -27,11 +35,13 @@ def extract(
     return _with_encoder(missing, config, _Extract, config, owner, miner, counts)
 
 
-def merge(config: Config, responses: Dataset) -> Dataset:
-    """Merge blocks of whole owners into rows of `interests`; one miner's answers need no encoder, nor workers that hold one."""
-    if len(config.interests.miners) == 1:
-        return map_tables(responses, _merge_alone, config=config)
-    return _with_encoder(responses, config, _Merge, config)
+def merge(config: Config, store: Store, owner: Owner, folder: str) -> None:
+    """Write `interests` of all items or users, part by part, from what `answers_by_part` left in a folder.
+
+    One miner's answers need no encoder, nor workers that hold one.
+    """
+    worker: Any = _Merge if len(config.interests.miners) > 1 else _merge_alone
+    map_parts(config, store, worker, parts_of(store, owner), ["interests"], (folder,))
 
 
 def _with_encoder(blocks: Dataset, config: Config, worker: type, *arguments: Any) -> Dataset:
@@ -70,15 +80,15 @@ class _Extract:
         return raw_responses(requests, self.miner.name, self.version, "text", response=found)
 
 
-def _merge_alone(responses: pa.Table, config: Config) -> pa.Table:
-    return _Merge(config)(responses)
+def _merge_alone(part: Part, config: Config, store: Store, folder: str) -> OutputTables:
+    return _Merge(config, store, folder)(part)
 
 
 class _Merge:
-    """Merge blocks of whole owners."""
+    """Merge the answers about the owners of a part."""
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, store: Store, folder: str):
+        self.config, self.store, self.folder = config, store, folder
         self.encoder: Encode | None = None
 
     def encode(self, texts: list[str]) -> np.ndarray:
@@ -86,11 +96,28 @@ class _Merge:
         self.encoder = self.encoder or _load_encoder(self.config)
         return self.encoder(texts)
 
-    def __call__(self, responses: pa.Table) -> pa.Table:
+    def __call__(self, part: Part) -> OutputTables:
         chosen = self.config.interests
-        return merge_responses(
-            latest_responses(responses), self.encode, similarity=chosen.merge_similarity, max_interests=chosen.max_interests
-        )
+        answers = artifacts.open_parts(f"{self.folder}/{artifacts.part_name(part.number)}", TABLES[LEDGER].schema).to_table()
+        owner_ids = _owner_ids(self.store, part)
+        place = pc.index_in(answers["owner_id"], owner_ids)
+        for start in range(0, len(owner_ids), _MERGED_OWNERS):
+            here = pc.and_(pc.greater_equal(place, start), pc.less(place, start + _MERGED_OWNERS))
+            merged = merge_responses(
+                answers.filter(here),
+                part.owner,
+                owner_ids.slice(start, _MERGED_OWNERS),
+                self.encode,
+                similarity=chosen.merge_similarity,
+                max_interests=chosen.max_interests,
+            )
+            yield "interests", merged
+
+
+def _owner_ids(store: Store, part: Part) -> pa.Array:
+    """Return the items of a part, or the users, whose rows follow each other."""
+    name, column = ("items", "item_id") if part.owner == "item" else ("histories", "user_id")
+    return pc.unique(read_part(store, name, part, [column])[column])
 
 
 def _phrase_counts(requests: Dataset, num_owners: int, max_words: int) -> Any:

@@ -1,48 +1,77 @@
-"""What labelers other than the classifier say, in the label job's scratch folder."""
+"""What labelers other than the classifier say, in the label job's scratch folder, in the same parts as `interests`."""
 
+import itertools
 import uuid
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from jaxtyping import Float
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.interests.ledger import write_part
+from digr.partitions import Part, parts_of, read_part
 from digr.rewards.behavioural import behavioural_table
-from digr.rewards.judge import JUDGED, KEY
-from digr.rewards.labeling import votes_of
+from digr.rewards.judge import JUDGED
+from digr.tables import Owner, flat_interests
+
+_ROW = ("owner_id", "rank")
+"""Columns that say which interest of a part a verdict is about."""
 
 
-def read_votes(labeler: Literal["judge", "behavioural"], interests: pa.Table, work: str) -> np.ndarray:
-    """Return the probability that a labeler gave each interest, NaN where it gave none."""
-    uri = f"{work}/{labeler}"
+def read_votes(labeler: Literal["judge", "behavioural"], store: Store, part: Part, work: str) -> Float[np.ndarray, " P"]:
+    """Return the probability that a labeler gave each interest of a part, in their order, NaN where it gave none."""
     if labeler == "behavioural":
-        return votes_of(interests, artifacts.open_parts(uri), ["interest"], "interest")
-    return votes_of(interests, artifacts.open_parts(uri, JUDGED), KEY, "owner_id")
+        found = artifacts.open_parts(_folder(work, labeler, part)).to_table()["probability"]
+        return np.asarray(found.fill_null(np.nan), np.float64)
+    given = artifacts.open_parts(_folder(work, labeler, part), JUDGED).to_table(columns=[*_ROW, "probability"])
+    given = given.filter(given["probability"].is_valid())
+    place = pc.index_in(_joined(flat_interests(read_part(store, "interests", part))), _joined(given))
+    return np.asarray(pc.fill_null(given["probability"].take(place), np.nan), np.float64)
+
+
+def _folder(work: str, labeler: str, part: Part) -> str:
+    return f"{work}/{labeler}/{part.owner}/{part.number}"
+
+
+def _joined(rows: pa.Table) -> pa.Array:
+    return pc.binary_join_element_wise(*(pc.cast(rows[name], pa.string()) for name in _ROW), "\x1f").combine_chunks()
 
 
 def count_transitions(config: Config, store: Store, work: str) -> None:
-    """Write what the behavioural labeler says of every phrase, from a worker."""
+    """Write what the behavioural labeler says of every interest, from one worker."""
     import ray
 
-    ray.get(ray.remote(_count).remote(store, config.labels.min_lift, f"{work}/behavioural"))
+    ray.get(ray.remote(_count).remote(store, config.labels.min_lift, work, config.interests.owners))
 
 
-def _count(store: Store, min_lift: float, uri: str) -> None:
-    filesystem, path = artifacts.filesystem_of(uri)
-    filesystem.create_dir(path, recursive=True)
-    pq.write_table(behavioural_table(store, min_lift), f"{path}/part-0.parquet", filesystem=filesystem)
+def _count(store: Store, min_lift: float, work: str, owners: Sequence[Owner]) -> None:
+    phrases = behavioural_table(store, min_lift)
+    for owner in owners:
+        parts = parts_of(store, owner)
+        named = [flat_interests(read_part(store, "interests", part))["interest"].combine_chunks() for part in parts]
+        # all at once, for each look-up would hash all phrases again
+        places = pc.index_in(pa.chunked_array(named, pa.string()), phrases["interest"].combine_chunks())
+        votes = phrases["probability"].combine_chunks().take(places)
+        ends = np.cumsum([0, *map(len, named)]).tolist()
+        for part, (start, end) in zip(parts, itertools.pairwise(ends), strict=True):
+            write_part(_folder(work, "behavioural", part), "part-0", pa.table({"probability": votes[start:end]}))
 
 
-def keep_verdicts(answers: pa.Table, uri: str) -> pa.Table:
-    """Write the verdicts of a batch as a part, and return the number of answers of each status; without one they are not kept."""
+def keep_verdicts(answers: pa.Table, work: str) -> pa.Table:
+    """Write a batch's verdicts beside those of the same parts, and return the number of answers of each status.
+
+    An answer without a verdict is not written.
+    """
     given = answers.filter(pc.is_valid(answers["probability"]))
-    if len(given):
-        write_part(uri, f"part-{uuid.uuid4().hex}", given)
+    for row in given.group_by(["owner", "part"]).aggregate([]).to_pylist():
+        of_part = pc.and_(pc.equal(given["owner"], row["owner"]), pc.equal(given["part"], row["part"]))
+        folder = _folder(work, "judge", Part(row["owner"], row["part"]))
+        write_part(folder, f"part-{uuid.uuid4().hex}", given.filter(of_part))
     status = pc.fill_null(pc.list_element(pc.split_pattern(answers["reason"], ":", max_splits=1), 0), "ok")
     counts = status.value_counts()
     return pa.table({"status": counts.field("values"), "rows": counts.field("counts")})

@@ -1,79 +1,166 @@
-"""Ray Data shared by several jobs: a pool of actors over a table, in its order, and a sink that splits rows."""
+"""Tables through Ray: workers that read part k of their inputs and write part k of their outputs, and a Ray Dataset of rows."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pyarrow.dataset as pads
 import ray
-from ray.data import Datasink
+from ray.data import ActorPoolStrategy, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from jobs.runtime.parts import read_parts
+from digr.partitions import Part, part_uri
+from digr.tables import conform, table_spec
 
-BLOCK_ROWS = 1024
-"""Rows handed to an actor at once."""
+READ_ROWS = 16_384
+"""Rows that a task reads at once, at most."""
+READ_TASKS = 1000
+"""Tasks that read a table at most; more parts than that share them."""
+OutputTables = Iterator[tuple[str, pa.Table]]
+"""Rows of outputs, each with its output's name, in the order in which they are written."""
 
 
-def map_items(
+def map_parts(
     config: Config,
     store: Store,
     worker: Callable[..., Any],
-    output: str,
-    *,
-    source: str = "items",
+    parts: Sequence[Part],
+    outputs: Sequence[str],
     arguments: tuple[Any, ...] = (),
-    block_rows: int = BLOCK_ROWS,
-) -> int:
-    """Run a worker over batches of `items` and write what it returns, row by row, as parts of `output`.
+) -> Counter[str]:
+    """Let workers read some parts of their inputs and write the same parts of some outputs; returns the rows of each output.
 
-    Blocks keep the order of the table, so every part covers a narrow range of ids.
+    A part of every output is written, if only without rows. It appears whole, and one that is made again after a failure
+    replaces itself. A worker streams: it gives the rows of a part batch by batch.
 
     Args:
-        worker: a class with `__init__(config, store, *arguments)` and `__call__(pa.Table) -> pa.Table`, made once in each of
-            `cluster.encode_workers` actors; or a function of a table, config, store and the arguments.
-        source: table to read instead of `items`.
-        block_rows: rows handed to a worker at once.
-
-    Returns:
-        Rows written.
-
-    Raises:
-        ValueError: another number of rows came out than expected.
+        worker: a class with `__init__(config, store, *arguments)` and `__call__(part) -> OutputTables`, made once in each of
+            `cluster.encode_workers` actors; or a function `(part, config, store, *arguments) -> OutputTables` for tasks.
+        arguments: of the worker; give what is large as a reference of Ray's.
     """
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    how: dict[str, Any] = {"fn_args": (config, store, *arguments)}
+    given = (worker, config, store, tuple(outputs), arguments)
     if isinstance(worker, type):
-        how = {"fn_constructor_args": (config, store, *arguments), "num_gpus": 1 if config.cluster.use_gpu else None}
-        how["compute"] = ray.data.ActorPoolStrategy(size=config.cluster.encode_workers)
-    blocks = read_parts(store.uri(source)).repartition(target_num_rows_per_block=block_rows)
-    made = blocks.map_batches(worker, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, **how)
-    filesystem, path = artifacts.filesystem_of(store.uri(output))
-    made.write_parquet(path, filesystem=filesystem)
-    rows = artifacts.open_parts(store.uri(output)).count_rows()
-    wanted = artifacts.require(store, source).rows
-    if rows != wanted:
-        raise ValueError(
-            f"{store.uri(output)}: {rows} rows came out, {wanted} expected; an input changed: rebuild it with --force"
+        made = part_dataset(parts).map_batches(
+            _PartWriter,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_constructor_args=given,
+            compute=ActorPoolStrategy(size=min(config.cluster.encode_workers, len(parts))),
+            num_gpus=1 if config.cluster.use_gpu else None,
         )
+    else:
+        write: Any = _write_with
+        made = part_dataset(parts).map_batches(write, batch_size=None, batch_format="pyarrow", fn_args=given)
+    rows = Counter[str](dict.fromkeys(outputs, 0))
+    for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
+        assert isinstance(batch, pa.Table)
+        for output, count in zip(batch["output"].to_pylist(), batch["rows"].to_pylist(), strict=True):
+            rows[output] += count
     return rows
 
 
-class SplitSink(Datasink[None]):
-    """Write each split's rows into a folder of its own; a repeated task writes the same files again."""
+def part_dataset(parts: Sequence[Part]) -> Dataset:
+    """Return the parts themselves as a Ray Dataset, a block each, for `parts_in`."""
+    return ray.data.from_arrow([pa.table({"owner": [part.owner], "number": [part.number]}) for part in parts])
 
-    def __init__(self, folders: Mapping[str, str]) -> None:
-        self.folders = dict(folders)
 
-    def write(self, blocks: Iterable[Any], ctx: Any) -> None:
-        """Write one part per split that occurs in the blocks."""
-        rows = pa.concat_tables(blocks)
-        for split, folder in self.folders.items():
-            part = rows.filter(pc.equal(rows["split"], split)).drop_columns("split")
-            if len(part):
-                filesystem, path = artifacts.filesystem_of(folder)
-                filesystem.create_dir(path, recursive=True)
-                pq.write_table(part, f"{path}/part-{ctx.task_idx:06d}.parquet", filesystem=filesystem)
+def parts_in(block: pa.Table) -> list[Part]:
+    """Return the parts of a block of `part_dataset`."""
+    return [Part(**row) for row in block.to_pylist()]
+
+
+class _PartWriter:
+    """A worker in an actor, and the outputs it writes."""
+
+    def __init__(
+        self, worker: Callable[..., Any], config: Config, store: Store, outputs: Sequence[str], arguments: tuple[Any, ...]
+    ) -> None:
+        self.make, self.store, self.outputs = worker(config, store, *arguments), store, outputs
+
+    def __call__(self, parts: pa.Table) -> pa.Table:
+        return _write(parts, self.make, self.store, self.outputs)
+
+
+def _write_with(
+    parts: pa.Table,
+    worker: Callable[..., Any],
+    config: Config,
+    store: Store,
+    outputs: Sequence[str],
+    arguments: tuple[Any, ...],
+) -> pa.Table:
+    return _write(parts, lambda part: worker(part, config, store, *arguments), store, outputs)
+
+
+def _write(parts: pa.Table, make: Callable[[Part], OutputTables], store: Store, outputs: Sequence[str]) -> pa.Table:
+    rows = dict.fromkeys(outputs, 0)
+    for part in parts_in(parts):
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(artifacts.open_part(part_uri(store, name, part), table_spec(name).schema))
+                for name in outputs
+            }
+            for name, table in make(part):
+                writers[name].write_table(conform(name, table, store.uri(name)))
+                rows[name] += len(table)
+    return pa.table({"output": list(rows), "rows": list(rows.values())})
+
+
+class _Parts(Datasource):
+    """Parquet files, each read by one task from beginning to end.
+
+    Ray's own source starts processes that look at all footers before each read, which takes longer than most reads of parts.
+    """
+
+    def __init__(self, uri: str, columns: Sequence[str] | None, wanted: pc.Expression | None) -> None:
+        super().__init__()
+        self.parts = artifacts.list_parts(uri)
+        if not self.parts:
+            raise ValueError(f"{uri}: no Parquet files; run the job that writes them")
+        self.read = partial(_read, filesystem=artifacts.filesystem_of(uri)[0], columns=columns, wanted=wanted)
+
+    def estimate_inmemory_data_size(self) -> None:
+        """Nothing is known before the read."""
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+        """Share the parts among tasks, in their order."""
+        tasks = []
+        for share in np.array_split(np.array(self.parts, object), min(parallelism, len(self.parts))):
+            parts = share.tolist()
+            facts = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=parts)
+            tasks.append(ReadTask(partial(self.read, parts), facts, per_task_row_limit=per_task_row_limit))
+        return tasks
+
+
+def _read(parts: list[str], filesystem: Any, columns: Sequence[str] | None, wanted: pc.Expression | None) -> Iterator[pa.Table]:
+    files = pads.dataset(parts, filesystem=filesystem, format="parquet")
+    found = False
+    for batch in files.to_batches(columns=columns, filter=wanted, batch_size=READ_ROWS):
+        if len(batch):
+            found = True
+            yield pa.Table.from_batches([batch])
+    if not found:  # so that a task without rows still has columns
+        yield files.schema.empty_table().select(columns or files.schema.names)
+
+
+def read_parts(uri: str, columns: Sequence[str] | None = None, wanted: pc.Expression | None = None) -> Dataset:
+    """Open a table as a Ray Dataset, in the order of its parts' names; nothing is read yet.
+
+    Args:
+        uri: folder of its Parquet files, or one of them.
+        columns: to read; None for all.
+        wanted: which rows to read.
+
+    Raises:
+        ValueError: there is no file.
+    """
+    source = _Parts(uri, columns, wanted)
+    return ray.data.read_datasource(source, override_num_blocks=min(len(source.parts), READ_TASKS))

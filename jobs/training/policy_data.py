@@ -21,7 +21,7 @@ from digr.policy.training.validation import ValidExamples
 from digr.policy.vocabulary import sid_texts
 from digr.rewards.interest_reward import reward_terms, reward_weights, total_reward
 from digr.sids.trie import SidTrie, codes_of
-from jobs.runtime.parts import read_parts
+from jobs.runtime.datasets import read_parts
 
 
 def load_sids(store: Store) -> Sids:
@@ -78,9 +78,9 @@ def concat(columns: Sequence[str], batches: Iterator[pa.Table]) -> pa.Table:
 def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.device) -> RewardFn:
     """Read qualities and trusted-interest vectors into the trie's order, and close the reward over them."""
     weights = reward_weights(config.grpo.reward)
-    table = artifacts.read_table(store, "item_quality")
+    table = artifacts.read_table(store, "interest_labels", ["owner_id", "quality"], owner=["item"])
     found, quality = torch.tensor(table["quality"].to_numpy()), torch.zeros(trie.num_items)
-    quality[item_positions(trie, table["item_id"], "item_quality")] = found.float()
+    quality[item_positions(trie, table["owner_id"], "interest_labels")] = found.float()
     vectors = _trusted_vectors(store, trie).to(device) if weights["interest"] else None
     quality, codes, num_levels = quality.to(device), trie.codes.to(device), len(config.sids.level_sizes)
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.partitions import Part, iter_aligned, iter_part, iter_users, parts_of, read_part
 from digr.policy.codewords import codeword_texts
 from digr.policy.examples import policy_examples
 from digr.policy.tasks import (
@@ -21,13 +24,14 @@ from digr.policy.tasks import (
 )
 from digr.policy.training.batches import Texts
 from digr.sids.trie import SidTrie
-from digr.tables import conform
-from jobs.runtime.parts import read_parts
+from digr.tables import Owner, flat_interests
+from jobs.runtime.datasets import OutputTables, map_parts
 from jobs.runtime.stage import Made
 from jobs.training import policy_data as data
 
 STAGE = "policy_examples"
-LABEL_COLUMNS = ["owner", "owner_id", "rank", "interest", "probability", "label"]
+BATCH_ROWS = 16_384
+"""Rows of `histories` or `items` turned into examples at once."""
 
 
 def reads_text(config: Config) -> bool:
@@ -36,36 +40,12 @@ def reads_text(config: Config) -> bool:
 
 
 def build_examples(config: Config, store: Store) -> Made:
-    """Write `policy_examples` with Ray Data, part by part of `histories` (and of `items`)."""
-    max_history = config.data.max_history
-
-    def convert(rows: pa.Table) -> pa.Table:
-        rows, sids = conform("histories", rows, store.uri("histories")), data.load_sids(store)
-        made = policy_examples(rows, sids, max_history)
-        if not reads_text(config):
-            return made
-        ends = rows.filter(
-            pc.is_in(rows["example_id"], made.filter(pc.equal(made["split"], "train"))["example_id"].combine_chunks())
-        )
-        users = ends["user_id"].combine_chunks()
-        labels = artifacts.read_table(
-            store, "interest_labels", LABEL_COLUMNS, owner=["user"], owner_id=users.unique().to_pylist()
-        )
-        interests = joined_interests(labels, "user", users, config.tasks.max_text_chars)
-        return pa.concat_tables(
-            [made, history_task_examples(ends, sids, load_texts(config, store), interests, config.tasks, max_history)]
-        )
-
-    def describe(rows: pa.Table) -> pa.Table:
-        return item_task_examples(
-            rows["item_id"].combine_chunks(), data.load_sids(store), load_texts(config, store), config.tasks
-        )
-
-    made = read_parts(store.uri("histories")).map_batches(convert, batch_size=None, batch_format="pyarrow")
-    if reads_text(config):
-        made = made.union(read_parts(store.uri("items")).map_batches(describe, batch_size=None, batch_format="pyarrow"))
-    filesystem, path = artifacts.filesystem_of(store.uri(STAGE))
-    made.write_parquet(path, filesystem=filesystem)
+    """Write `policy_examples` with Ray, part by part of `histories` (and of `items`)."""
+    owners: list[Owner] = ["item", "user"] if reads_text(config) else ["user"]
+    parts = [part for owner in owners for part in parts_of(store, owner)]
+    task: Any = ray.remote(load_texts)
+    texts = task.remote(config, store) if reads_text(config) else None
+    map_parts(config, store, _examples_of_part, parts, [STAGE], (texts,))
     written = artifacts.open_parts(store.uri(STAGE))
     counts = {split: written.count_rows(filter=pc.field("split") == split) for split in ("train", "valid")}
     for split, count in counts.items():
@@ -77,18 +57,52 @@ def build_examples(config: Config, store: Store) -> Made:
     return Made(sum(counts.values()), facts={f"num_{split}": count for split, count in counts.items()})
 
 
+def _examples_of_part(part: Part, config: Config, store: Store, texts: Any) -> OutputTables:
+    """Give the examples of a part of items or users.
+
+    Args:
+        texts: reference to the texts of all items, for a backbone that can read.
+    """
+    sids, max_history = data.load_sids(store), config.data.max_history
+    if part.owner == "item":
+        for items in iter_part(store, "items", part, BATCH_ROWS, ["item_id"]):
+            yield STAGE, item_task_examples(items["item_id"].combine_chunks(), sids, ray.get(texts), config.tasks)
+        return
+    labels = flat_interests(read_part(store, "interest_labels", part)) if _users_are_labelled(config) else None
+    for rows in iter_users(store, "histories", part, BATCH_ROWS):  # a user's rows become sequences together
+        made = policy_examples(rows, sids, max_history)
+        yield STAGE, made
+        if texts is not None:
+            trained = made.filter(pc.equal(made["split"], "train"))["example_id"].combine_chunks()
+            ends = rows.filter(pc.is_in(rows["example_id"], trained))
+            users = ends["user_id"].combine_chunks()
+            none = pa.nulls(len(users), pa.string())
+            interests = joined_interests(labels, "user", users, config.tasks.max_text_chars) if labels is not None else none
+            yield STAGE, history_task_examples(ends, sids, ray.get(texts), interests, config.tasks, max_history)
+
+
+def _users_are_labelled(config: Config) -> bool:
+    return reads_text(config) and "user" in config.interests.owners
+
+
 def load_texts(config: Config, store: Store) -> ItemTexts:
-    """Read titles and trusted interests of all items with a SID; a process that has read them keeps them."""
+    """Read titles and trusted interests of all items with a SID, part by part; a process that has read them keeps them."""
     return _read_texts(store, artifacts.require(store, "item_sids").digest, config.tasks.max_text_chars)
 
 
 @lru_cache(maxsize=1)
 def _read_texts(store: Store, digest: str, max_chars: int) -> ItemTexts:
-    ids = data.load_sids(store).item_index.ids
-    items = artifacts.read_table(store, "items", ["item_id", "title"])
-    titles = plain_text(items["title"].combine_chunks(), max_chars).take(pc.index_in(ids, items["item_id"].combine_chunks()))
-    labels = artifacts.read_table(store, "interest_labels", LABEL_COLUMNS, owner=["item"])
-    return ItemTexts(titles, joined_interests(labels, "item", ids, max_chars))
+    item_ids, titles, interests = [], [], []
+    for part in parts_of(store, "item"):
+        for items, labels in iter_aligned(store, ("items", "interest_labels"), part, BATCH_ROWS):
+            ids = items["item_id"].combine_chunks()
+            item_ids.append(ids)
+            titles.append(plain_text(items["title"].combine_chunks(), max_chars))
+            interests.append(joined_interests(flat_interests(labels), "item", ids, max_chars))
+    known = pa.chunked_array(item_ids, pa.string()).combine_chunks()
+    places = pc.index_in(data.load_sids(store).item_index.ids, known)
+    columns = (pa.chunked_array(texts, pa.string()).combine_chunks().take(places) for texts in (titles, interests))
+    return ItemTexts(*columns)
 
 
 def code_texts(config: Config, store: Store, trie: SidTrie) -> list[list[str]] | None:

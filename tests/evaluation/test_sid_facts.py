@@ -10,9 +10,18 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.evaluation import sid_charts, sid_facts
 from digr.sids.assignment import sid_table
+from tests.nested_interests import nest_rows
 
 CODES = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 2], [0, 1, 1], [2, 0, 0], [1, 1, 1]], np.int32)
 IDS = list("abcdefg")
+
+
+MINED = [
+    {"owner_id": "a", "interest": "camping", "confidence": 0.5},
+    {"owner_id": "b", "interest": "camping", "confidence": 0.5},
+    {"owner_id": "b", "interest": "night walks"},
+    {"owner_id": "f", "interest": "baking", "confidence": 0.9},
+]
 
 
 def _store(root, codes=CODES, ids=IDS, **facts):
@@ -22,17 +31,7 @@ def _store(root, codes=CODES, ids=IDS, **facts):
         "items": pa.table({"item_id": ids, "title": [f"title <{item}>" for item in ids]}),
         "item_sids": sid_table(pa.array(ids), codes),
         "item_embeddings": pa.table({"item_id": ids, "embedding": list(rng.normal(size=(len(ids), 4)).astype(np.float32))}),
-        "interests": pa.table(
-            {
-                "owner": ["item"] * 4,
-                "owner_id": ["a", "b", "b", "f"],
-                "rank": [0, 0, 1, 0],
-                "interest": ["camping", "camping", "night walks", "baking"],
-                "confidence": [0.5, 0.5, None, 0.9],
-                "miners": [["m"]] * 4,
-                "consensus": [1.0] * 4,
-            }
-        ),
+        "interests": nest_rows("interests", [row for row in MINED if row["owner_id"] in ids], ids),
     }
     sizes = [3, 2, 3, 2][: codes.shape[1]]
     for name, table in tables.items():

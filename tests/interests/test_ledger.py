@@ -8,7 +8,9 @@ import pytest
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import build_config
+from digr.data.ids import build_id_index
 from digr.interests import ledger
+from digr.interests.item_lines import ItemLines
 from digr.interests.prompts import (
     PROMPT_VERSIONS,
     RESPONSE_SCHEMA,
@@ -104,14 +106,13 @@ def test_small_parts_are_joined_without_losing_a_row_or_its_place(tmp_path, monk
 def test_a_user_is_shown_titles_of_training_rows_in_order_the_newest_where_space_is_short():
     rows = [("u", "train", ["a"], "b"), ("u", "valid", ["a", "b"], "c"), ("v", "test", ["a"], "b")]
     histories = pa.table(dict(zip(("user_id", "split", "history", "target"), map(list, zip(*rows, strict=True)), strict=True)))
-    titles = {"a": "Rod", "b": "Hat"}
-    assert user_requests(histories, titles, "k", 100).select(["owner_id", "text"]).to_pylist() == [
+    items = ItemLines(build_id_index(pa.array(["a", "b"])), pa.array(["Rod", "Hat"]))
+    assert user_requests(histories, items, "k", 100).select(["owner_id", "text"]).to_pylist() == [
         {"owner_id": "u", "text": "Rod\nHat"}
     ]
-    assert user_requests(histories, titles, "k", 100, {"a": ["fishing"]})["text"].to_pylist() == ["Rod (fishing)\nHat"]
-    assert user_requests(histories, titles, "k", 5)["text"].to_pylist() == ["Hat"]
-    with pytest.raises(ValueError, match="user 'u': item 'b' is not in table items"):
-        user_requests(histories, {"a": "Rod"}, "k", 100)
+    assert user_requests(histories, items, "k", 5)["text"].to_pylist() == ["Hat"]
+    with pytest.raises(ValueError, match="histories: 'b' is not among the 1 known ids; build the tables of this run again"):
+        user_requests(histories, ItemLines(build_id_index(pa.array(["a"])), pa.array(["Rod"])), "k", 100)
 
 
 def test_a_prompt_without_its_image_falls_back_to_text():

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from digr.interests.merging import latest_responses, merge_responses
+from digr.tables import flat_interests
 
 VECTORS = {"trout fishing": [1.0, 0.0], "fishing for trout": [0.95, 0.3122], "home baking": [0.0, 1.0]}
 
@@ -32,7 +33,10 @@ def _answer(interests):
 
 
 def _merge(table, encode=_encode, similarity=0.9, max_interests=5):
-    return merge_responses(table, encode, similarity=similarity, max_interests=max_interests).to_pylist()
+    ids = pa.array(["a", "b", "c"])
+    merged = merge_responses(table, "item", ids, encode, similarity=similarity, max_interests=max_interests)
+    assert merged["owner_id"].equals(pa.chunked_array([ids]))
+    return flat_interests(merged).drop_columns("row").to_pylist()
 
 
 def test_close_phrases_of_two_miners_are_one_interest_with_full_consensus():
@@ -53,16 +57,18 @@ def test_phrases_of_one_miner_never_merge_and_need_no_encoder():
     assert [row["consensus"] for row in rows] == [1.0, 1.0]
 
 
-def test_a_miner_that_failed_does_not_lower_consensus_and_owners_come_in_order():
+def test_a_miner_that_failed_was_asked_all_the_same_and_owners_come_in_order():
+    # consensus counted the miners that answered, so a phrase of one of two miners had full consensus where the other failed
     table = _responses(
         ("b", "x", {"home baking": 0.4}),
         ("b", "y", None, "error"),
         ("a", "x", '{"interests": [{"interest": "a b"}, {', "truncated"),
+        ("c", "x", None, "refused"),
     )
     rows = _merge(table)
     assert [(row["owner_id"], row["interest"], row["confidence"], row["consensus"]) for row in rows] == [
         ("a", "a b", None, 1.0),
-        ("b", "home baking", 0.4, 1.0),
+        ("b", "home baking", 0.4, 0.5),
     ]
 
 

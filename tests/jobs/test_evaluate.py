@@ -12,9 +12,9 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, build_config
 from digr.evaluation.run_facts import rollout_examples
-from digr.tables import TABLES
 from jobs.evaluate import run, systems_of
 from jobs.runtime.session import Options
+from tests.nested_interests import nest_rows
 
 ITEMS = [f"i{index:02d}" for index in range(20)]
 STRINGS = pa.list_(pa.string())
@@ -127,11 +127,11 @@ def test_the_report_shows_the_last_rollouts_with_titles_and_reward_terms(run_dir
 
 
 def test_the_report_says_what_each_miner_was_worth_and_what_leaving_it_out_costs(run_dir):
-    row = {"owner": "item", "owner_id": "i00", "rank": 0, "interest": "camp cooking", "miners": ["llm"], "consensus": 1.0}
+    row = {"owner_id": "i00", "interest": "camp cooking", "miners": ["llm"]}
     worth = {"requests": 1234, "ok": 1200, "failed": 34, "broken_images": 0, "input_tokens": 5000, "output_tokens": 700}
     worth |= {"cost_usd": 1.25, "interests": 2468, "interests_per_request": 2.0, "agreement_rate": 0.4321}
     store = Store(str(run_dir))
-    artifacts.write_table(store, "interests", pa.Table.from_pylist([row], TABLES["interests"].schema))
+    artifacts.write_table(store, "interests", nest_rows("interests", [row], ["i00"]))
     artifacts.commit(store, Manifest(name="interests", rows=1, facts={"miners": {"llm": worth, "other": worth}}))
     ablations = [{"name": "plain", "overrides": {"embeddings.without_miners": ["llm"]}}]
     page = Path(run(_config(run_dir, ablations=ablations), Options())["report"]).read_text()
@@ -196,12 +196,9 @@ def test_the_report_shows_the_held_out_curves_the_labelers_agreement_and_the_qua
     artifacts.commit(store, Manifest(name="classifier", rows=1, facts=metrics))
     agreement = {"classifier and judge": {"num_interests": 1234, "kappa": 0.4321, "correlation": None}}
     labelers = {name: {"num_interests": 2345, "trusted_rate": 0.8765} for name in ("classifier", "judge")}
-    for name, facts in (
-        ("interest_labels", {"labelers": labelers, "agreement": agreement}),
-        ("item_quality", {"quality_counts": [1, 2, 3], "mean_quality": 0.5}),
-    ):
-        (run_dir / name).mkdir(exist_ok=True)
-        artifacts.commit(store, Manifest(name=name, rows=1, facts=facts))
+    facts = {"labelers": labelers, "agreement": agreement, "quality_counts": [1, 2, 3], "mean_quality": 0.5}
+    (run_dir / "interest_labels").mkdir(exist_ok=True)
+    artifacts.commit(store, Manifest(name="interest_labels", rows=1, facts=facts))
     page = Path(run(_config(run_dir), Options())["report"]).read_text()
     section = page.split('<section id="labels">')[1].split("</section>")[0]
     assert re.findall(r'<div id="(chart-[^"]*)"', section) == ["chart-held-out", "chart-quality"]

@@ -11,8 +11,10 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, apply_overrides, build_config
 from digr.models.encoders import load_encoder
+from digr.tables import flat_interests
 from jobs import embed_items, label_interests, train_classifier
 from jobs.runtime.session import Options
+from tests.nested_interests import nest_rows
 from tests.rewards.judge_server import serve_judge
 from tests.tiny_models import make_image_encoder
 
@@ -20,10 +22,10 @@ pytestmark = pytest.mark.ray
 
 TITLES = {"a": "cordless drill", "b": "garden hose", "c": "soldering iron", "d": "grass seed"}
 INTERESTS = [
-    ("a", 1, "diy home renovation", 0.9, 1),
-    ("a", 2, "everyday use", 0.5, 0),
-    ("b", 1, "keeping a lawn healthy", 0.8, 1),
-    ("c", 1, "everyday use", None, 0),
+    ("a", "diy home renovation", 0.9, 1),
+    ("a", "everyday use", 0.5, 0),
+    ("b", "keeping a lawn healthy", 0.8, 1),
+    ("c", "everyday use", None, 0),
 ]
 
 
@@ -38,20 +40,21 @@ def config(tmp_path) -> Config:
     """Artifacts up to the labels, written by hand."""
     store = Store(str(tmp_path))
     _commit(store, "items", pa.table({"item_id": list(TITLES), "title": list(TITLES.values())}))
-    owner_id, rank, interest, confidence, label = (list(column) for column in zip(*INTERESTS, strict=True))
-    common = {"owner": ["item"] * 4, "owner_id": owner_id, "rank": pa.array(rank, pa.int32()), "interest": interest}
-    miners = {"confidence": confidence, "miners": [["m"]] * 4, "consensus": [1.0] * 4}
-    _commit(store, "interests", pa.table(common | miners))
-    labels = {"probability": [0.5] * 4, "label": pa.array(label, pa.int8()), "labeler": ["classifier"] * 4}
-    _commit(store, "interest_labels", pa.table(common | labels))
-    quality = {"quality": [0.9, 1.0, 0.0, 0.0], "num_interests": pa.array([2, 1, 1, 0], pa.int32())}
-    _commit(store, "item_quality", pa.table({"item_id": list(TITLES)} | quality))
+    names = ("owner_id", "interest", "confidence", "label")
+    rows = [dict(zip(names, row, strict=True)) for row in INTERESTS]
+    _commit(store, "interests", nest_rows("interests", rows, list(TITLES)))
+    _commit(store, "interest_labels", nest_rows("interest_labels", rows, list(TITLES), quality=[0.9, 1.0, 0.0, 0.0]))
     return build_config({"run": {"dir": str(tmp_path)}}, where="test")
 
 
 def test_item_vectors_follow_the_labels_and_the_ablation_changes_the_embedding_only(config, ray_local):
     summary = embed_items.run(config, Options())
-    assert summary["facts"]["item_embeddings"] == {"dim": 384, "num_text_only": 2, "num_without_trusted_interests": 2}
+    assert summary["facts"]["item_embeddings"] == {
+        "dim": 384,
+        "num_text_only": 2,
+        "num_without_trusted_interests": 2,
+        "part_starts": [""],
+    }
     store = Store(config.run.dir)
     table = artifacts.read_table(store, "item_embeddings")
     encode = load_encoder("minilm", 128)
@@ -89,11 +92,9 @@ def shop(tmp_path) -> Config:
     rows = []
     for index, title in enumerate(titles[:-1]):
         phrases = [f"{title.split()[0]} work with a {title.split()[1]}"] + ["everyday use"] * (index % 4 == 0)
-        common = {"owner": "item", "owner_id": ids[index], "miners": ["m"], "consensus": 1.0, "confidence": 0.8}
-        rows += [common | {"rank": rank, "interest": phrase} for rank, phrase in enumerate(phrases)]
-    rows.append(common | {"owner": "user", "owner_id": "u", "rank": 0, "interest": "nonsense garden hose"})
-    rows.append(common | {"owner": "user", "owner_id": "u", "rank": 1, "interest": "kitchen work with a pan"})
-    _commit(store, "interests", pa.Table.from_pylist(rows))
+        rows += [{"owner_id": ids[index], "interest": phrase, "confidence": 0.8} for phrase in phrases]
+    rows += [{"owner": "user", "owner_id": "u", "interest": x} for x in ("nonsense garden hose", "kitchen work with a pan")]
+    _commit(store, "interests", nest_rows("interests", rows, ids, ["u"]))
     steps = [
         {"example_id": f"u{step}", "user_id": "u", "split": "train", "history": ids[max(0, step - 3) : step], "target": ids[step]}
         for step in range(12)
@@ -117,8 +118,9 @@ def test_the_classifier_is_trained_and_all_labelers_label_every_interest_once(sh
         overrides = {"labels.labelers": ["classifier", "judge", "behavioural"], "labels.judge": judge, "labels.min_lift": 1.0}
         labelled = label_interests.run(apply_overrides(shop, overrides), Options())
     store = Store(shop.run.dir)
-    interests = artifacts.read_table(store, "interests")
-    labels = artifacts.read_table(store, "interest_labels")
+    interests = flat_interests(artifacts.read_table(store, "interests"))
+    rated = artifacts.read_table(store, "interest_labels")
+    labels = flat_interests(rated)
     key = ["owner", "owner_id", "rank", "interest"]
     assert labels.select(key).equals(interests.select(key))
     probability = np.array(labels["probability"])
@@ -133,18 +135,19 @@ def test_the_classifier_is_trained_and_all_labelers_label_every_interest_once(sh
     assert behavioural["garden work with a hose"] > 0.5
     assert behavioural["boat work with a sail"] is None
     users = [row for row in labels.to_pylist() if row["owner"] == "user"]
-    assert [row["labeler"] for row in users] == ["classifier", "classifier+judge"]
+    assert [row["labelers"] for row in users] == [["classifier"], ["classifier", "judge"]]
     assert labelled["facts"]["interest_labels"]["num_interests_of_users"] == 2
     assert labelled["facts"]["interest_labels"]["agreement"]["classifier and judge"]["num_interests"] == len(interests) - 1
     assert artifacts.require(store, "interest_labels").rejected == {"judge: unparsable": 1}
     assert len(server.bodies) == len(interests)
 
-    quality = artifacts.read_table(store, "item_quality")
-    assert len(quality) == 48
-    assert quality.to_pylist()[-1] == {"item_id": "47", "quality": 0.0, "num_interests": 0}
+    assert rated["owner_id"].to_pylist() == [*(f"{index:02d}" for index in range(48)), "u"]
+    last = rated.slice(47, 1).to_pylist()[0]
+    assert (last["interests"], last["quality"]) == ([], 0.0)
     own = np.array(labels["owner_id"].to_pylist()) == "00"
-    assert quality["quality"][0].as_py() == pytest.approx(np.array(labels["label"])[own & of_item].mean())
-    assert sum(labelled["facts"]["item_quality"]["quality_counts"]) == 47
+    assert rated["quality"][0].as_py() == pytest.approx(np.array(labels["label"])[own & of_item].mean())
+    assert sum(labelled["facts"]["interest_labels"]["quality_counts"]) == 47
+    assert labelled["facts"]["interest_labels"]["num_without_interests"] == 1
     assert embed_items.run(shop, Options())["rows"] == {"item_embeddings": 48}
 
 
@@ -155,7 +158,8 @@ def test_an_item_with_an_image_gets_its_vector_and_one_without_gets_none(config,
     uris = [str(tmp_path / "a.png"), str(tmp_path / "gone.png"), None, None]
     items = artifacts.read_table(store, "items").drop_columns(["image_uri"]).append_column("image_uri", pa.array(uris))
     embed = embed_items.Embed(apply_overrides(config, {"embeddings.image_encoder": str(folder)}), store)
-    found = embed(items)["image_embedding"].to_pylist()
+    nested = [artifacts.read_table(store, name) for name in ("interests", "interest_labels")]
+    found = embed.embed(items, *nested)["image_embedding"].to_pylist()
     assert len(found[0]) == 24 and np.linalg.norm(found[0]) == pytest.approx(1, rel=1e-5)
     assert found[1:] == [None, None, None]
-    assert embed(items.slice(2))["image_embedding"].null_count == 2
+    assert embed.embed(items.slice(2), *(table.slice(2) for table in nested))["image_embedding"].null_count == 2

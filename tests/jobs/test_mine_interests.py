@@ -11,6 +11,7 @@ from PIL import Image
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import build_config
+from digr.tables import flat_interests
 from jobs import mine_interests
 from jobs.runtime.session import Options
 from tests.models.endpoint_server import serve_endpoint
@@ -85,14 +86,16 @@ def test_no_owner_disappears_and_a_second_run_asks_only_for_what_changed(config,
     }
     assert len(statuses) == 10 and statuses["extractive", "e"] == "empty"
     interests = artifacts.read_table(store, "interests").to_pylist()
-    first = {row["owner_id"]: row for row in interests if row["rank"] == 0}
-    assert [row["owner_id"] for row in interests] == sorted(row["owner_id"] for row in interests)
+    first = {row["owner_id"]: row["interests"][0] for row in interests if row["interests"]}
+    assert [row["owner_id"] for row in interests] == list(ITEMS) and interests[-1]["interests"] == []
     assert set(first) == {"a", "b", "c", "d"}
     assert (first["a"]["interest"], first["a"]["miners"], first["a"]["consensus"]) == (
         "weekend trout fishing",
         ["extractive", "llm"],
         1.0,
     )
+    # the other miner found nothing in b, but was asked
+    assert first["b"]["interest"] == "keeping warm" and first["b"]["consensus"] == 0.5
     facts = summary["facts"]["interests"]
     assert (facts["num_owners"], facts["num_owners_with_interests"], list(facts["miners"])) == (5, 4, ["llm", "extractive"])
     worth = facts["miners"]["llm"]
@@ -141,17 +144,19 @@ def test_a_killed_run_keeps_its_finished_batches_and_failures_are_retried_on_dem
 
 
 def test_users_are_asked_about_their_training_titles_with_the_mined_interests_and_nothing_held_out(config, ray_local):
-    from jobs.asking.miners import requests_of
+    from jobs.asking.miners import item_lines_of, requests_of
 
     changes = {"owners": ("user", "item"), "miners": config.interests.miners[:1]}
     config = config.model_copy(update={"interests": config.interests.model_copy(update=changes)})
     mine_interests.run(config, Options())
-    rows = requests_of(config, Store(config.run.dir), "user", config.interests.miners[0]).take_all()
+    store = Store(config.run.dir)
+    rows = requests_of(config, store, "user", config.interests.miners[0], item_lines_of(config, store)).take_all()
     lines = [f"{ITEMS['a']} (weekend trout fishing, gift giving)", f"{ITEMS['b']} (keeping warm)", ITEMS["c"]]
     assert [(row["owner_id"], row["text"].splitlines()) for row in rows] == [("u1", lines)]
     interests = artifacts.read_table(Store(config.run.dir), "interests")
     keys = list(zip(interests["owner"].to_pylist(), interests["owner_id"].to_pylist(), strict=True))
-    assert keys == sorted(keys) and {owner for owner, _ in keys} == {"item"}
+    assert keys == [*(("item", item) for item in ITEMS), ("user", "u1")]
+    assert interests["interests"][-1].as_py() == []
     statuses = artifacts.require(Store(config.run.dir), "interest_responses").facts["statuses"]
     assert sum(statuses.values()) == 6
 
@@ -199,7 +204,7 @@ def test_a_budget_stops_the_asking_and_a_larger_one_asks_the_rest_of_all_endpoin
     assert artifacts.require(store, "interest_responses").rejected["broken image, asked without it"] == 1
     worth = artifacts.require(store, "interests").facts["miners"]
     assert (worth["text"]["cost_usd"], worth["both"]["broken_images"]) == (pytest.approx(4 * 2e-4), 1)
-    assert set(artifacts.read_table(store, "interests")["owner_id"].to_pylist()) == {"a", "b", "f"}
+    assert set(flat_interests(artifacts.read_table(store, "interests"))["owner_id"].to_pylist()) == {"a", "b", "f"}
     said = [line for line in capsys.readouterr().out.splitlines() if "interests: text: " in line and "items/s" in line]
     assert "tokens/s" in said[-1] and "USD" in said[-1]
 
@@ -215,7 +220,8 @@ def test_the_recorded_interests_of_a_real_catalogue_come_back_whole_and_are_not_
     miner = {"kind": "replay", "name": "recorded-llm", "path": f"{real_folder('industrial_interests')}/responses.parquet"}
     config = build_config({"run": {"dir": store.root}, "interests": {"miners": [miner]}}, where="test")
     summary = mine_interests.run(config, Options())
-    assert summary["rows"] == {"interests": 13654, "interest_responses": 3686}
+    assert summary["rows"] == {"interests": 3686, "interest_responses": 3686}
+    assert summary["facts"]["interests"]["num_interests"] == 13654
     assert summary["facts"]["interest_responses"]["statuses"] == {"ok": 3686}
     before, interests = _parts(config), artifacts.read_table(store, "interests")
     assert mine_interests.run(config, Options(force="all"))["status"] == "built"

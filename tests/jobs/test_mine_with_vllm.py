@@ -21,9 +21,10 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import build_config
 from digr.interests.prompts import RESPONSE_SCHEMA
-from digr.tables import STATUSES
+from digr.tables import STATUSES, flat_interests
 from jobs import label_interests, mine_interests
 from jobs.runtime.session import Options
+from tests.nested_interests import nest_rows
 from tests.tiny_models import make_text_model, make_vision_model
 
 # the engines start four times, which on a busy machine takes minutes
@@ -127,13 +128,12 @@ def _judge(folder: Path, judge: dict) -> list[dict]:
     store = Store(str(folder / "run"))
     folder.mkdir()
     _write_items(store, folder)
-    common = {"owner": "item", "rank": 0, "miners": ["m"], "consensus": 1.0}
-    rows = [common | {"owner_id": item, "interest": f"weekend trout fishing {item}"} for item in "abcdef"]
-    artifacts.write_table(store, "interests", pa.Table.from_pylist(rows))
+    rows = [{"owner_id": item, "interest": f"weekend trout fishing {item}"} for item in "abcdef"]
+    artifacts.write_table(store, "interests", nest_rows("interests", rows, "abcdef"))
     artifacts.commit(store, Manifest(name="interests", rows=6))
     labels = {"labelers": ["judge"], "judge": judge}
     label_interests.run(build_config({"run": {"dir": store.root}, "labels": labels}, where="test"), Options())
-    return artifacts.read_table(store, "interest_labels").to_pylist()
+    return flat_interests(artifacts.read_table(store, "interest_labels")).to_pylist()
 
 
 def test_a_tiny_random_judge_gives_a_probability_of_yes_for_all_but_the_text_that_is_too_long(tmp_path, ray_local):

@@ -30,6 +30,7 @@ from jobs import train_grpo, train_sft
 from jobs.runtime.session import Options
 from jobs.training.policy_training import make_engine
 from jobs.training.workers import fit
+from tests.nested_interests import nest_rows
 from tests.tiny_models import make_text_model
 
 pytestmark = pytest.mark.ray
@@ -73,8 +74,11 @@ def _make_run(folder: Path) -> Config:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     _commit(store, "histories", _histories())
     _commit(store, "item_sids", pa.table({"item_id": ids, "codes": pa.array(codes, pa.list_(pa.int32()))}), level_sizes=[4, 4, 4])
-    num = pa.array([1] * NUM_ITEMS, pa.int32())
-    _commit(store, "item_quality", pa.table({"item_id": ids, "quality": [0.5] * NUM_ITEMS, "num_interests": num}))
+    needs = [{"owner_id": item, "interest": f"need {place % 4}"} for place, item in enumerate(ids)]
+    users = sorted(set(_histories()["user_id"].to_pylist()))
+    needs.append({"owner": "user", "owner_id": "u00", "interest": "buys in a row"})
+    quality = [0.5] * (len(ids) + len(users))
+    _commit(store, "interest_labels", nest_rows("interest_labels", needs, ids, users, quality))
     lists = [None if index % 5 == 0 else row.tolist() for index, row in enumerate(vectors)]
     columns = {"item_id": ids, "embedding": vectors.tolist(), "interest_embedding": lists}
     _commit(store, "item_embeddings", pa.table(columns))
@@ -130,19 +134,9 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(co
     store = Store(config.run.dir)
     ids = [f"i{item:02d}" for item in range(NUM_ITEMS)]
     _commit(store, "items", pa.table({"item_id": ids, "title": [f"Thing {item % 7} of {item % 4}" for item in range(NUM_ITEMS)]}))
-    labels = {
-        "owner": ["item"] * NUM_ITEMS + ["user"],
-        "owner_id": [*ids, "u00"],
-        "rank": pa.array([0] * (NUM_ITEMS + 1), pa.int32()),
-    }
-    labels |= {
-        "interest": [f"need {item % 4}" for item in range(NUM_ITEMS)] + ["buys in a row"],
-        "labeler": ["test"] * (NUM_ITEMS + 1),
-    }
-    labels |= {"probability": [0.9] * (NUM_ITEMS + 1), "label": pa.array([1] * (NUM_ITEMS + 1), pa.int8())}
-    _commit(store, "interest_labels", pa.table(labels))
     base = str(make_text_model(tmp_path / "base"))
     choices = {
+        "interests.owners": ["item", "user"],
         "policy.backbone": "hf",
         "policy.base": base,
         "policy.lora_rank": 4,

@@ -3,20 +3,16 @@
 import pyarrow as pa
 
 from digr.policy.reasons import index_interests, shared_interests
-from digr.tables import conform
+from digr.tables import flat_interests
+from tests.nested_interests import nest_rows
 
 IDS = pa.array(["b", "a", "c", "d"])
 
 
 def _labels(*rows: tuple[str, str, float, int]) -> pa.Table:
-    ranks: dict[str, int] = {}
-    table = []
-    for owner_id, interest, probability, label in rows:
-        ranks[owner_id] = ranks.get(owner_id, -1) + 1
-        owner = "user" if owner_id.startswith("user") else "item"
-        table.append((owner, owner_id, ranks[owner_id], interest, probability, label, "classifier"))
-    names = ("owner", "owner_id", "rank", "interest", "probability", "label", "labeler")
-    return conform("interest_labels", pa.table(dict(zip(names, map(list, zip(*table, strict=True)), strict=True))), "test")
+    names = ("owner_id", "interest", "probability", "label")
+    given = [dict(zip(names, row, strict=True)) | {"owner": "user" if row[0].startswith("user") else "item"} for row in rows]
+    return flat_interests(nest_rows("interest_labels", given, ["a", "b", "c", "ghost"], ["user1"]))
 
 
 INDEX = index_interests(

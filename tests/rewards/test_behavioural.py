@@ -8,6 +8,7 @@ from scipy.sparse import csr_matrix
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.rewards.behavioural import behavioural_table, lift_probability, transition_counts
+from tests.nested_interests import nest_rows
 
 
 def test_counts_equal_a_brute_force_loop():
@@ -46,14 +47,10 @@ def test_an_interest_whose_items_follow_each_other_is_trusted_and_held_out_rows_
     rows += [{"split": "test", "history": ["c"], "target": "a"}] * 50
     histories = [row | {"example_id": str(place), "user_id": "u"} for place, row in enumerate(rows)]
     owned = {"a": ["together", "apart"], "b": ["together"], "c": ["apart", "alone"], "d": []}
-    interests = [
-        {"owner": "item", "owner_id": item, "rank": rank, "interest": phrase, "miners": ["m"], "consensus": 1.0}
-        for item, phrases in owned.items()
-        for rank, phrase in enumerate(phrases)
-    ]
+    interests = [{"owner_id": item, "interest": phrase} for item, phrases in owned.items() for phrase in phrases]
     tables = {
         "items": pa.table({"item_id": ids, "title": ids}),
-        "interests": pa.Table.from_pylist(interests),
+        "interests": nest_rows("interests", interests, ids),
         "histories": pa.Table.from_pylist(histories),
     }
     for name, table in tables.items():

@@ -4,42 +4,47 @@ import math
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
+from digr.interests.item_lines import read_item_lines
+from digr.partitions import Part
 from digr.rewards.labeling import (
+    LabelerCounts,
     combined_probability,
-    item_quality,
+    interest_quality,
+    label_facts,
     label_interests,
-    labeler_facts,
-    owner_texts,
-    quality_histogram,
-    votes_of,
+    labelled_texts,
 )
-from digr.tables import conform
+from digr.tables import flat_interests
+from tests.nested_interests import nest_rows
 
 NAN = math.nan
 
 
-def _interests(**columns) -> pa.Table:
-    rows = {"owner": ["item"] * 4, "owner_id": ["b", "a", "a", "a"], "rank": pa.array([0, 1, 0, 2], pa.int32())}
-    return pa.table(rows | {"interest": ["drill", "drill", "garden", "edge"]} | columns)
+def _interests() -> pa.Table:
+    named = [("a", "drill", 0.6), ("a", "garden", 0.2), ("a", "edge", None), ("b", "drill", 0.0)]
+    rows = [dict(zip(("owner_id", "interest", "confidence"), row, strict=True)) for row in named]
+    return nest_rows("interests", rows, ["a", "b", "c"])
 
 
 def test_labels_keep_the_order_of_the_interests_and_say_which_labeler_gave_what():
-    votes = {"classifier": np.array([0.9, 0.2, 0.5, NAN]), "judge": np.array([NAN, 0.2, 0.9, NAN])}
-    labels = conform("interest_labels", label_interests(_interests(), votes, "any", threshold=0.5), "test")
-    columns = ["owner_id", "rank", "interest", "probability", "label", "labeler", "classifier_probability", "judge_probability"]
-    assert [tuple(row.values()) for row in labels.select(columns).to_pylist()] == [
-        ("b", 0, "drill", 0.9, 1, "classifier", 0.9, None),
-        ("a", 1, "drill", 0.2, 0, "classifier+judge", 0.2, 0.2),
-        ("a", 0, "garden", 0.9, 1, "classifier+judge", 0.5, 0.9),
-        ("a", 2, "edge", 0.0, 0, "none", None, None),
+    votes = {"classifier": np.array([0.2, 0.5, NAN, 0.9]), "judge": np.array([0.2, 0.9, NAN, NAN])}
+    labels = label_interests(_interests(), votes, "any", threshold=0.5)
+    columns = ["owner_id", "rank", "interest", "probability", "label", "labelers", "classifier_probability", "judge_probability"]
+    assert [tuple(row.values()) for row in flat_interests(labels).select(columns).to_pylist()] == [
+        ("a", 0, "drill", 0.2, 0, ["classifier", "judge"], 0.2, 0.2),
+        ("a", 1, "garden", 0.9, 1, ["classifier", "judge"], 0.5, 0.9),
+        ("a", 2, "edge", 0.0, 0, [], None, None),
+        ("b", 0, "drill", 0.9, 1, ["classifier"], 0.9, None),
     ]
-    assert labels["behavioural_probability"].null_count == 4
+    assert flat_interests(labels)["behavioural_probability"].null_count == 4
+    assert labels["owner_id"].to_pylist() == ["a", "b", "c"]
+    # a missing confidence counts as 1; one of 0 says nothing
+    np.testing.assert_allclose(labels["quality"].to_numpy(), [0.2 / 1.8, 0.0, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -56,18 +61,10 @@ def test_two_sure_and_contrary_labelers_give_even_odds():
     assert combined_probability(np.array([[1.0], [0.0]]), "mean")[0] == pytest.approx(0.5)
 
 
-def test_a_batch_without_interests_gives_an_empty_table_of_the_right_columns():
-    labels = label_interests(_interests().slice(0, 0), {"classifier": np.zeros(0)}, "mean", threshold=0.5)
-    assert len(conform("interest_labels", labels, "test")) == 0
-
-
-def test_votes_find_their_interest_by_the_whole_key():
-    key = ["owner", "owner_id", "rank"]
-    given = _interests().select(key).slice(0, 3).append_column("probability", pa.array([0.1, 0.2, None], pa.float64()))
-    votes = votes_of(_interests(), pads.dataset(given.take([2, 1, 0])), key, "owner_id")
-    np.testing.assert_array_equal(votes, [0.1, 0.2, NAN, NAN])
-    by_phrase = pads.dataset(pa.table({"interest": ["edge", "drill"], "probability": [0.7, 0.6]}))
-    np.testing.assert_array_equal(votes_of(_interests(), by_phrase, ["interest"], "interest"), [0.6, 0.6, NAN, 0.7])
+def test_owners_without_interests_have_empty_lists():
+    labels = label_interests(_interests().slice(2), {"classifier": np.zeros(0)}, "mean", threshold=0.5)
+    assert labels.to_pylist() == [{"owner": "item", "owner_id": "c", "interests": [], "quality": 0.0}]
+    assert len(label_interests(_interests().slice(0, 0), {"classifier": np.zeros(0)}, "mean", threshold=0.5)) == 0
 
 
 def test_agreement_in_one_pass_equals_that_over_all_rows_at_once():
@@ -76,7 +73,10 @@ def test_agreement_in_one_pass_equals_that_over_all_rows_at_once():
     right = np.clip(left + rng.normal(size=300) * 0.3, 0, 1)
     right[::7] = NAN
     table = pa.table({"judge_probability": pa.array(left), "classifier_probability": pa.array(right, mask=np.isnan(right))})
-    facts = labeler_facts(table.to_batches(max_chunksize=64), ["judge", "classifier"], 0.5)
+    counts = LabelerCounts(["judge", "classifier"], 0.5)
+    for batch in table.to_batches(max_chunksize=64):
+        counts.add(batch)
+    facts = counts.facts()
     both = ~np.isnan(right)
     found = facts["agreement"]["judge and classifier"]
     assert found["num_interests"] == both.sum()
@@ -88,7 +88,9 @@ def test_agreement_in_one_pass_equals_that_over_all_rows_at_once():
 
 def test_agreement_with_a_labeler_that_always_says_the_same_is_left_open():
     table = pa.table({"judge_probability": [1.0, 1.0], "classifier_probability": [0.2, 0.9]})
-    found = labeler_facts(table.to_batches(), ["judge", "classifier"], 0.5)["agreement"]["judge and classifier"]
+    counts = LabelerCounts(["judge", "classifier"], 0.5)
+    counts.add(table)
+    found = counts.facts()["agreement"]["judge and classifier"]
     assert found["kappa"] == 0
     assert found["correlation"] is None
 
@@ -97,32 +99,47 @@ def test_a_user_is_labelled_against_its_training_items_newest_first_and_never_he
     store = Store(str(tmp_path))
     titles = {"a": "rod", "b": "reel", "c": "lamp"}
     history = {
-        "example_id": ["1", "2", "3"],
-        "user_id": ["u"] * 3,
-        "split": ["train", "train", "test"],
-        "history": pa.array([[], ["a"], ["a", "b"]], pa.list_(pa.string())),
-        "target": ["a", "b", "c"],
+        "example_id": ["1", "2", "3", "4"],
+        "user_id": ["u", "u", "u", "v"],
+        "split": ["train", "train", "test", "test"],
+        "history": pa.array([[], ["a"], ["a", "b"], ["c"]], pa.list_(pa.string())),
+        "target": ["a", "b", "c", "a"],
     }
-    tables = {"items": pa.table({"item_id": list(titles), "title": list(titles.values())}), "histories": pa.table(history)}
+    rows = [{"owner": "user", "owner_id": "u", "interest": "fishing"}, {"owner_id": "c", "interest": "light"}]
+    tables = {
+        "items": pa.table({"item_id": list(titles), "title": list(titles.values())}),
+        "histories": pa.table(history),
+        "interests": nest_rows("interests", rows, list(titles), ["u", "v"]),
+    }
     for name, table in tables.items():
         artifacts.write_table(store, name, table)
         artifacts.commit(store, Manifest(name=name, rows=len(table)))
-    owners = pa.table({"owner": ["user", "item", "user"], "owner_id": ["u", "c", "u"]})
-    assert owner_texts(store, owners) == ["reel\nrod", "lamp", "reel\nrod"]
-    with pytest.raises(ValueError, match="no text of item x; an input changed: mine again with --force"):
-        owner_texts(store, pa.table({"owner": ["item"], "owner_id": ["x"]}))
+    lines = read_item_lines(store, 1200, with_interests=False)
+    found = [texts for _, texts in labelled_texts(store, Part("user", 0), lines, 1)]
+    assert found == [["reel\nrod"], [""]]
+    assert [texts for _, texts in labelled_texts(store, Part("item", 0), None, 10)] == [["rod", "reel", "lamp"]]
+    artifacts.write_table(store, "items", tables["items"].slice(1))
+    with pytest.raises(ValueError, match=r"items/part-00000\.parquet: not the same owners as in .*interests/item/part-00000"):
+        list(labelled_texts(store, Part("item", 0), None, 10))
 
 
 def test_quality_is_the_confidence_weighted_share_of_positive_interests():
-    quality, num_interests = item_quality(np.array([0, 0, 2, 3]), np.array([1, 0, 1, 1]), np.array([0.6, 0.2, 1.0, 0.0]), 4)
+    quality = interest_quality(np.array([0, 0, 2, 3]), np.array([1, 0, 1, 1]), np.array([0.6, 0.2, 1.0, 0.0]), 4)
     np.testing.assert_allclose(quality, [0.75, 0, 1, 0])
-    assert num_interests.tolist() == [2, 0, 1, 1]
 
 
-def test_the_distribution_of_quality_counts_only_items_with_interests():
-    table = pa.table({"quality": [0.0, 0.0, 0.55, 1.0], "num_interests": [0, 2, 1, 3]})
-    assert quality_histogram(table.to_batches(max_chunksize=3)) == {
+def test_the_facts_of_labels_count_users_apart_and_rate_only_items_with_interests():
+    rows = [{"owner_id": item, "interest": "x", "label": label} for item, label in (("b", 0), ("c", 1), ("c", 0), ("d", 1))]
+    rows.append({"owner": "user", "owner_id": "u", "interest": "y", "classifier_probability": 0.7})
+    table = nest_rows("interest_labels", rows, ["a", "b", "c", "d"], ["u"], [0.0, 0.0, 0.55, 1.0, 0.5])
+    facts = label_facts(table.to_batches(max_chunksize=3), ["classifier"], 0.5)
+    assert facts == {
+        "num_interests": 5,
+        "num_interests_of_users": 1,
+        "trusted_rate": 0.6,
         "num_without_interests": 1,
         "mean_quality": pytest.approx(1.55 / 3),
         "quality_counts": [1, 0, 0, 0, 0, 1, 0, 0, 0, 1],
+        "labelers": {"classifier": {"num_interests": 1, "trusted_rate": 1.0}},
+        "agreement": {},
     }

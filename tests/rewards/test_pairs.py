@@ -12,9 +12,9 @@ from digr.artifacts import Manifest, Store
 from digr.config.interests import ClassifierConfig
 from digr.rewards import pairs as module
 from digr.rewards.pairs import blur, build_pairs, id_numbers, pair_tables
-from digr.tables import TABLES
+from digr.tables import flat_interests
+from tests.nested_interests import nest_rows
 
-LABELS = TABLES["interest_labels"].schema
 NUM_ITEMS, TOPICS = 72, ("garden care", "boat repair", "bread baking", "wood turning", "shoe polish", "circuit building")
 
 
@@ -100,13 +100,9 @@ def store(tmp_path) -> Store:
     store, (interests, _) = Store(str(tmp_path)), _catalogue()
     ids = [f"{item:03d}" for item in range(NUM_ITEMS)]
     artifacts.write_table(store, "items", pa.table({"item_id": ids, "title": [f"title {item}" for item in ids]}))
-    rows = [
-        {"owner": "item", "owner_id": ids[item], "rank": rank, "interest": phrase, "miners": ["m"], "consensus": 1.0}
-        for item, own in enumerate(interests)
-        for rank, phrase in enumerate(own)
-    ]
-    rows.append({"owner": "user", "owner_id": "000", "rank": 0, "interest": "of a user", "miners": ["m"], "consensus": 1.0})
-    artifacts.write_table(store, "interests", pa.Table.from_pylist(rows))
+    rows = [{"owner_id": ids[item], "interest": phrase} for item, own in enumerate(interests) for phrase in own]
+    rows.append({"owner": "user", "owner_id": "000", "interest": "of a user"})
+    artifacts.write_table(store, "interests", nest_rows("interests", rows, ids, ["000"]))
     for name, count in (("items", NUM_ITEMS), ("interests", len(rows))):
         artifacts.commit(store, Manifest(name=name, rows=count))
     return store
@@ -130,7 +126,7 @@ def test_no_item_is_on_both_sides_nor_both_calibrates_and_measures(store):
     assert all(len(sides) == 1 for sides in fits.values())
     assert {0, 1} == {side for sides in fits.values() for side in sides}
     assert "of a user" not in train["phrase"].to_pylist() + held_out["phrase"].to_pylist()
-    mined = {(row["owner_id"], row["interest"]) for row in artifacts.read_table(store, "interests").to_pylist()}
+    mined = {(row["owner_id"], row["interest"]) for row in flat_interests(artifacts.read_table(store, "interests")).to_pylist()}
     assert len(train) == 2 * len(trained)
     for row in train.to_pylist():
         assert (row["item_id"], row["phrase"]) in mined
@@ -140,15 +136,14 @@ def test_no_item_is_on_both_sides_nor_both_calibrates_and_measures(store):
 
 
 def test_what_a_judge_of_another_run_rejected_is_no_positive(store, tmp_path):
-    mined = [row for row in artifacts.read_table(store, "interests").to_pylist() if row["owner"] == "item"]
-    common = {"owner": "item", "probability": 0.5, "label": 0, "labeler": "judge"}
+    mined = [row for row in flat_interests(artifacts.read_table(store, "interests")).to_pylist() if row["owner"] == "item"]
     rows = [
-        common | {"owner_id": row["owner_id"], "rank": row["rank"], "interest": row["interest"], "judge_probability": chance}
+        {"owner_id": row["owner_id"], "interest": row["interest"], "judge_probability": chance}
         for row, chance in zip(mined, [0.2, None, 0.9] * len(mined), strict=False)
     ]
     judged, config = Store(str(tmp_path / "judged")), ClassifierConfig(max_pairs=200, valid_share=0.3)
-    labels = pa.Table.from_pylist(rows, pa.schema([field for field in LABELS if field.name in rows[0]]))
-    artifacts.write_table(judged, "interest_labels", labels)
+    ids = sorted({row["owner_id"] for row in rows})
+    artifacts.write_table(judged, "interest_labels", nest_rows("interest_labels", rows, ids))
     artifacts.commit(judged, Manifest(name="interest_labels", rows=len(rows)))
     config = config.model_copy(update={"judged_run": judged.root})
     train, held_out = pair_tables(store, config, encode=_encode, rng=np.random.default_rng(0))
@@ -158,7 +153,7 @@ def test_what_a_judge_of_another_run_rejected_is_no_positive(store, tmp_path):
     assert not rejected & set(found)
     trained = {item for item, _ in found[: len(train)]}
     assert len(train) == sum(row["owner_id"] in trained and row["judge_probability"] != 0.2 for row in rows)
-    artifacts.write_table(judged, "interest_labels", labels.slice(1, 1))
+    artifacts.write_table(judged, "interest_labels", nest_rows("interest_labels", rows[1:2], [rows[1]["owner_id"]]))
     with pytest.raises(ValueError, match=r"classifier.judged_run: .*: found no judge_probability; give a run"):
         pair_tables(store, config, encode=_encode, rng=np.random.default_rng(0))
 
@@ -176,9 +171,9 @@ def test_the_number_of_items_read_is_bounded_by_the_number_of_pairs(store):
 
 
 def test_a_catalogue_with_too_few_interests_is_an_error_that_says_so(store):
-    rows = [{"owner": "item", "owner_id": "001", "rank": 0, "interest": "x", "miners": ["m"], "consensus": 1.0}]
     artifacts.begin(store, "interests")
-    artifacts.write_table(store, "interests", pa.Table.from_pylist(rows))
+    ids = artifacts.read_table(store, "items")["item_id"].to_pylist()
+    artifacts.write_table(store, "interests", nest_rows("interests", [{"owner_id": "001", "interest": "x"}], ids))
     artifacts.commit(store, Manifest(name="interests", rows=1))
     with pytest.raises(ValueError, match=r"interests: 1 train items with interests, the classifier needs at least 2"):
         pair_tables(store, ClassifierConfig(), encode=_encode, rng=np.random.default_rng(0))

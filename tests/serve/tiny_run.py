@@ -22,6 +22,7 @@ from serve.gate import KeyRing
 from serve.routes import build_api
 from serve.service import Service
 from serve.settings import AppArguments
+from tests.nested_interests import nest_rows
 
 NUM_ITEMS = 60
 LEVEL_SIZES = [8, 8, 8]
@@ -29,9 +30,10 @@ MAX_HISTORY = 5
 BEAM_WIDTH = 12
 
 
-def put(store: Store, name: str, columns: dict, **manifest) -> None:
+def put(store: Store, name: str, columns: dict | pa.Table, **manifest) -> None:
     """Write one artifact."""
-    artifacts.commit(store, Manifest(name=name, rows=artifacts.write_table(store, name, pa.table(columns)), **manifest))
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    artifacts.commit(store, Manifest(name=name, rows=artifacts.write_table(store, name, table), **manifest))
 
 
 def _write_quantiser(store: Store) -> None:
@@ -82,16 +84,8 @@ def write_run(root: str, seed: int = 3, policy: str = "policy_sft") -> Store:
         "target": ["item05", "item07", "item21"],
     }
     put(store, "histories", histories, config={"data": {"max_history": MAX_HISTORY}})
-    labels = {
-        "owner": ["item"] * NUM_ITEMS,
-        "owner_id": ids,
-        "rank": pa.array([0] * NUM_ITEMS, pa.int32()),
-        "interest": [f"interest {index % 3}" for index in range(NUM_ITEMS)],
-        "probability": [0.9] * NUM_ITEMS,
-        "label": pa.array([1] * NUM_ITEMS, pa.int8()),
-        "labeler": ["classifier"] * NUM_ITEMS,
-    }
-    put(store, "interest_labels", labels)
+    labels = [{"owner_id": item, "interest": f"interest {index % 3}"} for index, item in enumerate(ids)]
+    put(store, "interest_labels", nest_rows("interest_labels", labels, ids))
     artifacts.begin(store, policy)
     model = build_scratch_policy(PolicyConfig(hidden_dim=32, num_layers=2, num_heads=2, max_tokens=64), LEVEL_SIZES, seed=seed)
     model.save(store.uri(policy))

@@ -1,0 +1,101 @@
+"""Files and folders on a local disk and on `s3://bucket/prefix` alike: addresses, digests, and the Parquet parts of a table."""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+
+def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the file system of a local path or an s3:// address, and the path on it."""
+    if "://" in uri:
+        return pafs.FileSystem.from_uri(uri)
+    return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+
+
+def is_remote(uri: str) -> bool:
+    """Whether an address is not on a local disk."""
+    return not isinstance(filesystem_of(uri)[0], pafs.LocalFileSystem)
+
+
+def digest_of(value: Any) -> str:
+    """Digest of a JSON value, key order aside; 16 hex digits."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_of_files(uri: str) -> str:
+    """Digest of a file's bytes, or of all files below a folder by name and bytes.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    fs, path = filesystem_of(uri)
+    info = fs.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise ValueError(f"{uri}: no such file or folder")
+    infos = [info] if info.is_file else fs.get_file_info(pafs.FileSelector(path, recursive=True))
+    hasher = hashlib.sha256()
+    for entry in sorted((entry for entry in infos if entry.is_file), key=lambda entry: entry.path):
+        hasher.update(entry.path[len(path) :].encode() + b"\0")
+        with fs.open_input_stream(entry.path) as stream:
+            while chunk := stream.read(1 << 22):
+                hasher.update(chunk)
+    return hasher.hexdigest()[:16]
+
+
+def open_parts(uri: str, schema: pa.Schema | None = None) -> pads.Dataset:
+    """Open all Parquet files below an address, in the order of their names; no file gives an empty table."""
+    parts = list_parts(uri)
+    if not parts:
+        return pads.dataset((schema or pa.schema([])).empty_table())
+    return pads.dataset(parts, filesystem=filesystem_of(uri)[0], format="parquet", schema=schema)
+
+
+def list_parts(uri: str) -> list[str]:
+    """Paths of all Parquet files below an address, sorted; the address itself if it is a file."""
+    fs, path = filesystem_of(uri)
+    if fs.get_file_info(path).is_file:
+        return [path]
+    entries = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    return sorted(entry.path for entry in entries if entry.is_file and entry.path.endswith(".parquet"))
+
+
+def part_name(number: int) -> str:
+    """Return the file name of a part, so that names sort by their numbers."""
+    return f"part-{number:05d}.parquet"
+
+
+@contextmanager
+def open_part(uri: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Open a Parquet file for writing that appears, whole, when the block ends; written again it is replaced."""
+    fs, path = filesystem_of(uri)
+    fs.create_dir(str(Path(path).parent), recursive=True)
+    draft = f"{Path(path).parent}/.draft-{uuid.uuid4().hex}" if isinstance(fs, pafs.LocalFileSystem) else path
+    try:
+        with pq.ParquetWriter(draft, schema, filesystem=fs) as writer:
+            yield writer
+        if draft != path:
+            Path(draft).replace(path)
+    finally:
+        if draft != path:
+            Path(draft).unlink(missing_ok=True)
+
+
+def remove(uri: str) -> None:
+    """Remove a folder if it is there."""
+    fs, path = filesystem_of(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        if Path(path).exists():
+            shutil.rmtree(path)
+    elif fs.get_file_info(path).type != pafs.FileType.NotFound:
+        fs.delete_dir(path)

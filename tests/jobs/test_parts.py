@@ -1,0 +1,94 @@
+"""The number of parts changes no result: a shop in one part and in five has the same interests, vectors and lists."""
+
+import importlib
+
+import pyarrow as pa
+import pytest
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config, load_config
+from digr.tables import flat_interests
+from jobs.pipeline import plan
+from jobs.runtime.session import Options
+
+pytestmark = pytest.mark.ray
+
+JOBS = (
+    "prepare_data",
+    "mine_interests",
+    "train_classifier",
+    "label_interests",
+    "embed_items",
+    "build_sids",
+    "train_sft",
+    "recommend",
+)
+TINY = [
+    "data.synthetic.num_items=40",
+    "data.synthetic.num_users=120",
+    "data.synthetic.num_interests=4",
+    'interests.owners=["item", "user"]',
+    # a text's vector is the same whatever it is encoded with
+    "cluster.encode_batch_size=1",
+    'interests.miners=[{kind="extractive"}, {kind="extractive", name="short", max_words=2}]',
+    "classifier.max_pairs=100",
+    "classifier.epochs=2",
+    'labels.labelers=["classifier", "behavioural"]',
+    'sids.quantiser="rkmeans"',
+    "sids.level_sizes=[8, 8]",
+    "sids.min_usage_rate=0.1",
+    "policy.hidden_dim=32",
+    "policy.num_layers=1",
+    "sft.epochs=2",
+    "train.engine=plain",
+    "train.num_workers=1",
+    "ablations=[]",
+]
+PARTS = {"one": [], "five": ["data.items_per_part=8", "data.users_per_part=25", "cluster.encode_workers=2"]}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> dict[str, Store]:
+    """Run the jobs up to the lists of the fine-tuned policy, with one part and with five."""
+    made = {}
+    for name, overrides in PARTS.items():
+        folder = str(tmp_path_factory.mktemp(name))
+        config: Config = load_config("configs/quickstart.toml", [*TINY, *overrides, f"run.dir={folder}"])
+        for step in plan(config):
+            if step.job not in LEFT_OUT:
+                importlib.import_module(f"jobs.{step.job}").run(step.config, Options())
+        made[name] = Store(folder)
+    return made
+
+
+def _both(stores: dict[str, Store], name: str, *columns: str) -> list[pa.Table]:
+    return [artifacts.read_table(store, name, columns or None).combine_chunks() for store in stores.values()]
+
+
+def test_parts_lie_side_by_side(stores):
+    counts = {name: len(artifacts.list_parts(stores["five"].uri(name))) for name in ("items", "item_embeddings", "item_sids")}
+    counts |= {owner: len(artifacts.list_parts(f"{stores['five'].uri('interest_labels')}/{owner}")) for owner in ("item", "user")}
+    assert set(counts.values()) == {5} and len(artifacts.list_parts(stores["one"].uri("items"))) == 1
+    for table in ("histories", "interactions", "recommendations/sft_test"):
+        assert len(artifacts.list_parts(stores["five"].uri(table))) == 5
+
+
+def test_interests_and_labels_are_the_same_in_five_parts(stores):
+    one, five = _both(stores, "interests")
+    assert one.equals(five)
+    assert {"item", "user"} == set(flat_interests(one)["owner"].to_pylist())
+    one, five = (table.drop_columns("quality") for table in _both(stores, "interest_labels"))
+    assert one.equals(five)
+
+
+@pytest.mark.parametrize("name", ["item_embeddings", "item_sids", "policy_examples"])
+def test_vectors_codes_and_training_rows_are_the_same_in_five_parts(stores, name):
+    one, five = _both(stores, name)
+    assert one.equals(five)
+
+
+@pytest.mark.parametrize("name", ["recommendations/sft_valid", "recommendations/sft_test"])
+def test_lists_are_the_same_in_five_parts(stores, name):
+    one, five = _both(stores, name, "example_id", "item_ids", "reasons")
+    assert one.equals(five) and len(one)
