@@ -14,6 +14,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.data.ids import build_id_index
+from digr.data.transitions import read_sequences
 from digr.evaluation.baselines import BASELINES, collect_examples, count_training, recommend_baseline
 from digr.evaluation.metrics import evaluate_split
 from digr.evaluation.report import RunDescription, build_report, metrics_json, metrics_text
@@ -62,7 +63,7 @@ def _artifact_names(variant: str, stage: str) -> list[str]:
 def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
     rng = np.random.default_rng(config.run.seed)
     items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
-    counts = count_training(_histories(store, "train", ["user_id", "history", "target"]), items, rng)
+    counts = count_training(read_sequences(store, partial(items.find_all, where="histories")), items, rng)
     rows, comparisons = [], []
     for split in SPLITS:
         examples = collect_examples(_histories(store, split, ["example_id", "history", "target"]), counts, f"histories, {split}")

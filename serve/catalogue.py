@@ -13,11 +13,12 @@ from jaxtyping import Bool, Int, Int32
 from digr import artifacts
 from digr.artifacts import Store
 from digr.data.ids import build_id_index
+from digr.data.transitions import count_items, read_sequences
 from digr.policy.model import SidPolicy, load_policy
 from digr.policy.reasons import ItemInterests, index_interests, shared_interests
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.serving.facts import ItemFacts, index_facts, matching_items
-from digr.serving.users import UserHistories, count_interactions, index_histories
+from digr.serving.users import UserHistories, index_histories
 from digr.sids.trie import SidTrie, build_trie, codes_of
 from digr.tables import table_spec
 from serve.schemas import ItemFilter
@@ -107,7 +108,6 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     items = artifacts.read_table(store, "items")
     labels = artifacts.read_table(store, "interest_labels", LABEL_COLUMNS, owner=["item"])
     index = build_id_index(ids)
-    histories = artifacts.iter_table(store, "histories", ["user_id", "split", "history", "target"])
     interactions = artifacts.read_table(store, "interactions", ["user_id", "position", "item_id"])
     return RunTables(
         policy_name=name,
@@ -118,7 +118,7 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
         items=items.take(pc.index_in(ids, value_set=items["item_id"])).combine_chunks(),
         codes=codes_of(coded, len(level_sizes)),
         labels=labels.filter(pc.equal(labels["label"], 1)),
-        counts=count_interactions((batch.filter(pc.equal(batch["split"], "train")) for batch in histories), index),
+        counts=count_items(read_sequences(store, index.find), len(index)),
         users=index_histories(interactions, index, max_history),
         max_history=max_history,
         loaded_at=time.time(),

@@ -68,7 +68,8 @@ def from_official_splits(interactions: pa.Table, splits: Mapping[str, pa.Table],
     """Take the published rows of a data set, histories cut to the newest `max_history` items.
 
     Where that takes items away from a user's first train row, rows for those targets precede it (their example ids end in
-    .1, .2 and so on, counted back from it), so that every train interaction stays in some train row.
+    .1, .2 and so on, counted back from it), so that every train interaction stays in some train row. A first train row
+    whose history is shorter than what later ones hold of the same time is given all of it, see `digr.data.transitions`.
 
     Every row is found in the interactions: the rows of a user, train then valid then test, must be the user's last
     interactions in order, and each history the items just before its target. That is what makes the splits disjoint and
@@ -161,14 +162,23 @@ def _check_official(sequences: Sequences, together: pa.Table, rows: _Rows, user:
 
 
 def _with_earlier_rows(sequences: Sequences, rows: _Rows, max_history: int) -> _Rows:
-    """Cut histories, and precede a user's first train row with rows for the targets that its cut history lost."""
+    """Cut histories, and let a user's train rows begin with all that any of them holds.
+
+    Where a later row reaches further back than the first, the first is given that history; where the cut takes items away
+    from it, rows for those targets precede it.
+    """
     train = np.flatnonzero(rows.split == 0)
     user = sequences.user[rows.target[train]]
-    first = train[np.append(True, user[1:] != user[:-1])[: len(train)]]
-    lost = np.maximum(rows.length[first] - max_history, 0)
+    begins = np.flatnonzero(np.append(True, user[1:] != user[:-1])[: len(train)])
+    first = train[begins]
+    length = rows.length.copy()
+    if len(first):
+        length[first] = rows.target[first] - np.minimum.reduceat((rows.target - rows.length)[train], begins)
+    lost = np.maximum(length[first] - max_history, 0)
     target = ranges(rows.target[first] - lost, lost)
     back = np.repeat(rows.target[first], lost) - target
     earlier = _Rows(target, np.full_like(target, max_history), np.zeros_like(target), np.repeat(rows.number[first], lost), back)
+    rows = rows._replace(length=length)
     whole = _Rows(*(np.concatenate(pair) for pair in zip(earlier, rows, strict=True)))
     order = np.argsort(whole.target, kind="stable")
     return _Rows(*(part[order] for part in whole._replace(length=np.minimum(whole.length, max_history))))

@@ -1,6 +1,5 @@
 """Interactions as sorted integer arrays: a user's items in order, k-core, and where the times contradict the order."""
 
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,21 +24,6 @@ class Sequences(NamedTuple):
     timestamp: pa.ChunkedArray
     milliseconds: Int[np.ndarray, " N"]
     timed: Bool[np.ndarray, " N"]
-
-
-def with_first_rows(
-    batches: Iterable[pa.RecordBatch | pa.Table],
-) -> Iterator[tuple[pa.RecordBatch | pa.Table, Bool[np.ndarray, " B"]]]:
-    """Give each batch that has rows, with those marked in which a user begins.
-
-    A user's rows must follow each other, over batches too.
-    """
-    previous = None
-    for batch in batches:
-        if len(batch):
-            users = batch["user_id"].to_numpy(zero_copy_only=False)
-            yield batch, np.concatenate([[users[0] != previous], users[1:] != users[:-1]])
-            previous = users[-1]
 
 
 def k_core(interactions: pa.Table, core: int) -> pa.Table:
