@@ -66,7 +66,9 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
     counts = count_training(read_sequences(store, partial(items.find_all, where="histories")), items, rng)
     rows, comparisons = [], []
     for split in SPLITS:
-        examples = collect_examples(_histories(store, split, ["example_id", "history", "target"]), counts, f"histories, {split}")
+        examples = collect_examples(
+            _histories(store, split, ["example_id", "user_id", "history", "target"]), counts, f"histories, {split}"
+        )
         systems = _baselines(store, split, counts, max(config.evaluation.ks)) | _trained(config, split)
         say("metrics", f"{split}: {len(examples.targets)} examples, {len(systems)} systems")
         found = evaluate_split(

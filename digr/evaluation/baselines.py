@@ -111,21 +111,26 @@ def recommend_baseline(
 
 
 def collect_examples(batches: Iterable[pa.RecordBatch], counts: TrainingCounts, where: str = "histories") -> Examples:
-    """Keep ids, targets and slices of a split's rows; the histories themselves are let go.
+    """Collect ids, users, targets and slices of a split's rows, but not their histories.
+
+    Args:
+        batches: columns example_id, user_id, history and target.
 
     Raises:
         ValueError: the split is empty.
     """
-    ids, targets, repeated = [], [], []
+    ids, users, targets, repeated = [], [], [], []
     for batch in batches:
         ids.append(batch["example_id"])
+        users.append(batch["user_id"])
         targets.append(batch["target"])
         repeated.append(target_ranks(batch["history"], batch["target"]) > 0)
     if not sum(map(len, ids)):
         raise ValueError(f"{where}: this split has no examples, so nothing can be evaluated; choose another data.split")
     example_ids, target_ids = pa.concat_arrays(ids), pa.concat_arrays(targets)
-    indices = counts.items.find_all(target_ids, where)
-    return Examples(build_id_index(example_ids), target_ids, target_slices(counts.frequency, indices, np.concatenate(repeated)))
+    user = pa.concat_arrays(users).dictionary_encode().indices.to_numpy()
+    slices = target_slices(counts.frequency, counts.items.find_all(target_ids, where), np.concatenate(repeated))
+    return Examples(build_id_index(example_ids), user, target_ids, slices)
 
 
 def _flat_histories(history: pa.ListArray, items: IdIndex, where: str) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " F"]]:

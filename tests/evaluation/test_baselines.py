@@ -134,7 +134,7 @@ def test_baseline_lists_hold_distinct_items_and_never_more_than_the_catalogue():
 def test_examples_know_their_slices():
     counts = _count(_rows(TRAIN))
     examples = collect_examples([_rows([("u", ["a", "b"], "d"), ("v", ["c"], "c")])], counts)
-    assert examples.targets.to_pylist() == ["d", "c"]
+    assert examples.targets.to_pylist() == ["d", "c"] and examples.user.tolist() == [0, 1]
     assert examples.slices["cold"].tolist() == [True, False]
     assert examples.slices["repeat"].tolist() == [False, True]
 
@@ -157,5 +157,16 @@ def test_transition_counts_reach_their_known_floor_on_industrial():
     counts = _count_among(build_id_index(ids), train.to_batches())
     batch = held_out.append_column("example_id", pa.array(map(str, range(len(held_out))))).combine_chunks().to_batches()[0]
     lists = rank_system(recommend_baseline([batch], counts, 1, 10), collect_examples([batch], counts), "floor")
-    rows = evaluate_ranks(lists.ranks, {"all": np.ones(len(batch), bool)}, (10,), resamples=100, rng=np.random.default_rng(0))
+    examples = collect_examples([batch], counts)
+    rows, _ = evaluate_ranks(
+        {"floor": lists.ranks},
+        examples.user,
+        {"all": examples.slices["all"]},
+        (10,),
+        resamples=1000,
+        rng=np.random.default_rng(0),
+    )
     assert [row["value"] for row in rows] == [pytest.approx(0.126, abs=0.002), pytest.approx(0.097, abs=0.002)]
+    # 4,533 examples of 1,987 users: over examples the standard error of NDCG@10 was printed as .0041
+    assert len(np.unique(examples.user)) == 1987
+    assert (rows[1]["high"] - rows[1]["low"]) / (2 * 1.96) > 0.0046

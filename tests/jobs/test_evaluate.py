@@ -82,6 +82,8 @@ def test_every_system_and_baseline_is_measured_on_the_same_examples(run_dir, cap
     lines = [line.split() for line in printed.splitlines()]
     assert ["test", "HR@5", "NDCG@5", "HR@10", "NDCG@10"] in lines
     assert ["sid_grpo", "0.5000"] in [line[:2] for line in lines]
+    assert "in brackets: 95 % bootstrap intervals, users resampled" in printed
+    assert "95 % bootstrap intervals, users resampled" in Path(summary["report"]).read_text()
 
 
 def test_the_report_is_complete_in_itself_and_escapes_the_data(run_dir):
