@@ -94,11 +94,12 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     """Read a policy of a run and its catalogue.
 
     Raises:
-        ValueError: an artifact is missing; the message names the job that makes it.
+        ValueError: an artifact is missing, or the policy was trained on other SIDs; the message names the job to run.
     """
     store = Store(version.run_dir, version.variant)
     name = _policy_name(store, version.policy)
     manifest, sids = artifacts.require(store, name), artifacts.require(store, "item_sids")
+    artifacts.check_lineage(store, name, ["item_sids"])
     level_sizes = tuple(sids.facts["level_sizes"])
     max_history = artifacts.require(store, "histories").config["data"]["max_history"]
     with artifacts.local_files(store, name) as folder:
