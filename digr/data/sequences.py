@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
 
-class Sequences(NamedTuple):
+class UserInteractions(NamedTuple):
     """Interactions sorted by (user_id, position); N of them, of C users.
 
     `row` is the raw row of each, `user` its index into `users`, `item` into `items`, `start` a user's first index, with
@@ -36,7 +36,7 @@ def k_core(interactions: pa.Table, core: int) -> pa.Table:
     """
     if core <= 1 or not len(interactions):
         return interactions
-    sides = [codes_of(interactions[column])[0] for column in ("user_id", "item_id")]
+    sides = [number_values(interactions[column])[0] for column in ("user_id", "item_id")]
     kept = np.arange(len(interactions))
     while True:
         before = len(kept)
@@ -51,19 +51,19 @@ def k_core(interactions: pa.Table, core: int) -> pa.Table:
             return interactions if before == len(interactions) else interactions.take(pa.array(kept))
 
 
-def sequences_of(interactions: pa.Table) -> Sequences:
+def sort_interactions(interactions: pa.Table) -> UserInteractions:
     """Sort interactions by (user_id, position)."""
-    user, users = codes_of(interactions["user_id"])
-    item, items = codes_of(interactions["item_id"])
+    user, users = number_values(interactions["user_id"])
+    item, items = number_values(interactions["item_id"])
     row = np.lexsort((interactions["position"].to_numpy(), user))
     timestamp = interactions["timestamp"].take(pa.array(row))
     milliseconds = pc.fill_null(timestamp.cast(pa.int64()), 0).to_numpy()
     timed = pc.is_valid(timestamp).to_numpy(zero_copy_only=False)
     start = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))])
-    return Sequences(users, items, row, user[row], item[row], start, timestamp, milliseconds, timed)
+    return UserInteractions(users, items, row, user[row], item[row], start, timestamp, milliseconds, timed)
 
 
-def codes_of(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, " N"], pa.Array]:
+def number_values(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, " N"], pa.Array]:
     """Return the index of each value in the sorted distinct values, and these values."""
     distinct = pc.unique(column)
     distinct = distinct.take(pc.sort_indices(distinct))
@@ -77,7 +77,7 @@ def look_up(column: pa.ChunkedArray, values: pa.Array) -> Int[np.ndarray, " N"]:
     return pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy().astype(np.int64)
 
 
-def check_time(sequences: Sequences) -> None:
+def check_time(sequences: UserInteractions) -> None:
     """Refuse users whose times fall along their positions.
 
     Raises:

@@ -21,7 +21,7 @@ BASELINES = {"popularity": 0, "transition_counts": 1, "transition_counts_history
 """System name -> history items walked back through."""
 
 MERGED_STEPS = 1_000_000
-"""Steps that are counted together at least."""
+"""Steps that are added to the counts at once, at least."""
 
 
 class TrainingCounts(NamedTuple):
