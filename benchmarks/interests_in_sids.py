@@ -19,6 +19,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import build_config
 from digr.data.texts import item_texts
+from digr.data.transitions import training_sequences
 from digr.evaluation.sid_probe import validation_ndcg
 from digr.models.encoders import load_encoder
 from digr.sids.assignment import assign_sids
@@ -87,7 +88,8 @@ def measure(quick: bool) -> Measurement:
             assigned = assign_sids(quantiser, partial(iter, [rows]), seed=seed)
             found = describe_sids(quantiser, assigned, rows, np.arange(len(rows)), seed=seed)
             levels = len(config.sids.level_sizes)
-            shares, _ = cointeraction_shares(histories.to_batches(), item_ids, assigned.codes[:, :levels])
+            sequences = training_sequences(histories.to_batches(), build_id_index(item_ids).find)
+            shares, _ = cointeraction_shares(sequences, assigned.codes[:, :levels])
             facts.append(found | {"cointeraction_prefix_share": shares})
             scores.append(validation_ndcg(item_ids, assigned.codes, assigned.level_sizes, histories, config))
             print(mode, seed, scores[-1], facts[-1], flush=True)

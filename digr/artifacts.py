@@ -166,6 +166,31 @@ def require(store: Store, name: str) -> Manifest:
     return manifest
 
 
+def check_lineage(store: Store, name: str, inputs: Iterable[str] | None = None) -> None:
+    """Refuse an existing artifact of which something that it was made from has been made anew since.
+
+    A policy, for one, knows only the semantic IDs it was trained on. What no longer exists is not compared.
+
+    Args:
+        name: an artifact of this store, or one of a variant as `variants/<variant>/<name>`.
+        inputs: artifacts to compare; all that it was made from by default.
+
+    Raises:
+        ValueError: one differs; the message has both digests and what to run.
+    """
+    manifest = require(store, name)
+    if name.startswith("variants/"):
+        _, variant, name = name.split("/", 2)
+        store = store._replace(variant=variant)
+    for item in manifest.inputs if inputs is None else inputs:
+        there = read_manifest(store, item)
+        if there is not None and there.digest != manifest.inputs.get(item, there.digest):
+            raise ValueError(
+                f"{store.uri(name)}: made from {item} {manifest.inputs[item]}, but {store.uri(item)} is {there.digest} by now; "
+                f"run `python -m jobs.{JOB_OF.get(name.split('/')[0], 'pipeline')} ... --force` to make it from what is there"
+            )
+
+
 def begin(store: Store, name: str) -> str:
     """Remove what an earlier, unfinished or outdated build left, and return the empty folder's address.
 

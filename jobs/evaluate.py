@@ -3,7 +3,7 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,16 +12,18 @@ import pyarrow.dataset as pads
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.config import Config
+from digr.config import Config, apply_overrides
 from digr.data.ids import build_id_index
+from digr.data.transitions import read_sequences
 from digr.evaluation.baselines import BASELINES, collect_examples, count_training, recommend_baseline
 from digr.evaluation.metrics import evaluate_split
 from digr.evaluation.report import RunDescription, build_report, metrics_json, metrics_text
 from digr.tables import table_spec
 from jobs.runtime.session import Options, main, say
-from jobs.runtime.stage import Made, run_stage, store_of
+from jobs.runtime.stage import Made, run_stage, store_of, trained_policies
 
 SPLITS = ("valid", "test")
+System = tuple[str, str, str]  # name, variant, policy
 
 
 def run(config: Config, options: Options) -> dict:
@@ -33,40 +35,38 @@ def run(config: Config, options: Options) -> dict:
     deepest = max(config.evaluation.ks)
     if deepest > config.decoding.k:
         raise ValueError(f"evaluation.ks: cutoff {deepest} is beyond the {config.decoding.k} items listed; raise decoding.k")
-    recommendations = [name for _, variant, stage in systems_of(config) for name in _artifact_names(variant, stage)]
+    systems = find_systems(config, options)
+    folders = [
+        f"variants/{variant}/recommendations/{stage}" if variant else f"recommendations/{stage}" for _, variant, stage in systems
+    ]
     summary = run_stage(
         config,
         options,
         outputs=["metrics"],
         sections=["evaluation", "ablations"],
-        inputs=["items", "histories", *recommendations],
-        build=partial(_build, config),
+        inputs=["items", "histories", *(f"{folder}_{split}" for folder in folders for split in SPLITS)],
+        build=partial(_build, config, systems),
     )
     return summary | {"report": f"{store_of(config).uri('metrics')}/report.html"}
 
 
-def systems_of(config: Config) -> list[tuple[str, str, str]]:
-    """Name, variant and training stage of every trained system, in the order of the metrics table."""
-    found = []
-    for ablation in config.ablations:
-        stages = ("sft", "grpo") if ablation.grpo else ("sft",)
-        found += [(f"sid_{stage}[{ablation.name}]", ablation.name, stage) for stage in stages]
-    return [*found, ("sid_sft", "", "sft"), ("sid_grpo", "", "grpo")]
+def find_systems(config: Config, options: Options) -> list[System]:
+    """Return every trained system of the run, in the order of the metrics table; GRPO only where there is one."""
+    found, evidence = [], ("policy_grpo", "recommendations/grpo_valid")
+    for each in config.ablations:
+        variant = apply_overrides(config, {"run.variant": each.name, "grpo.enabled": each.grpo})
+        found += [(f"sid_{policy}[{each.name}]", each.name, policy) for policy in trained_policies(variant, options, evidence)]
+    return found + [(f"sid_{policy}", "", policy) for policy in trained_policies(config, options, evidence)]
 
 
-def _artifact_names(variant: str, stage: str) -> list[str]:
-    folder = f"variants/{variant}/" if variant else ""
-    return [f"{folder}recommendations/{stage}_{split}" for split in SPLITS]
-
-
-def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
+def _build(config: Config, trained: Sequence[System], store: Store, work: str) -> Mapping[str, Made]:
     rng = np.random.default_rng(config.run.seed)
     items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
-    counts = count_training(_histories(store, "train", ["user_id", "history", "target"]), items, rng)
+    counts = count_training(read_sequences(store, partial(items.find_all, where="histories")), items, rng)
     rows, comparisons = [], []
     for split in SPLITS:
-        examples = collect_examples(_histories(store, split, ["example_id", "history", "target"]), counts, f"histories, {split}")
-        systems = _baselines(store, split, counts, max(config.evaluation.ks)) | _trained(config, split)
+        examples = collect_examples(_histories(store, split), counts, f"histories, {split}")
+        systems = _baselines(store, split, counts, max(config.evaluation.ks)) | _trained(config, trained, split)
         say("metrics", f"{split}: {len(examples.targets)} examples, {len(systems)} systems")
         found = evaluate_split(
             systems, examples, items, split, ks=config.evaluation.ks, resamples=config.evaluation.bootstrap, rng=rng
@@ -83,26 +83,30 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
     )
     _write(store, "report.html", build_report(store, description, rows, comparisons))
     print(metrics_text(rows, "test"), flush=True)
-    return {"metrics": Made(rows=len(rows), facts={"systems": [*systems], "examples": len(examples.targets)})}
+    return {
+        "metrics": Made(
+            rows=len(rows),
+            facts={"systems": [*systems], "examples": len(examples.targets), "users": len(np.unique(examples.user))},
+        )
+    }
 
 
-def _histories(store: Store, split: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    histories = artifacts.dataset_of(store, "histories")
-    return iter(histories.to_batches(columns=columns, filter=pads.field("split") == split))
+def _histories(store: Store, split: str) -> Iterator[pa.RecordBatch]:
+    return iter(artifacts.dataset_of(store, "histories").to_batches(filter=pads.field("split") == split))
 
 
 def _baselines(store: Store, split: str, counts, k: int) -> dict[str, Callable]:
     return {
-        name: lambda depth=depth: recommend_baseline(_histories(store, split, ["example_id", "history"]), counts, depth, k)
+        name: lambda depth=depth: recommend_baseline(_histories(store, split), counts, depth, k)
         for name, depth in BASELINES.items()
     }
 
 
-def _trained(config: Config, split: str) -> dict[str, Callable]:
+def _trained(config: Config, systems: Sequence[System], split: str) -> dict[str, Callable]:
     columns = ["example_id", "item_ids"]
     return {
         name: partial(artifacts.iter_table, Store(config.run.dir, variant), f"recommendations/{stage}_{split}", columns)
-        for name, variant, stage in systems_of(config)
+        for name, variant, stage in systems
     }
 
 

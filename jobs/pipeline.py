@@ -26,14 +26,16 @@ class Step(NamedTuple):
 def plan(config: Config) -> list[Step]:
     """Return the jobs of a run in order: the main run, each ablation from the embeddings on, and the evaluation of all.
 
+    GRPO is left out where `grpo.enabled`, or an ablation's `grpo`, is false.
+
     Raises:
         ValueError: an ablation's override is not a known key or out of its range.
     """
     steps = [Step(job, config) for job in MINING + MODEL]
     for ablation in config.ablations:
-        variant = apply_overrides(config, {**ablation.overrides, "run.variant": ablation.name})
-        steps += [Step(job, variant) for job in MODEL if job != "train_grpo" or ablation.grpo]
-    return [*steps, Step("evaluate", config)]
+        choices = {**ablation.overrides, "run.variant": ablation.name, "grpo.enabled": ablation.grpo}
+        steps += [Step(job, apply_overrides(config, choices)) for job in MODEL]
+    return [step for step in steps if step.job != "train_grpo" or step.config.grpo.enabled] + [Step("evaluate", config)]
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:

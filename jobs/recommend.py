@@ -21,7 +21,7 @@ from digr.sids.trie import load_trie
 from digr.tables import conform
 from jobs.runtime.datasets import map_parts
 from jobs.runtime.session import Options, main, say, start_ray
-from jobs.runtime.stage import Made, run_stage, store_of
+from jobs.runtime.stage import Made, run_stage, trained_policies
 
 SPLITS = ("valid", "test")
 BATCH_HISTORIES = 4096
@@ -107,9 +107,7 @@ def run_one(config: Config, options: Options, policy: str) -> dict[str, Any]:
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build the recommendations of every policy that this run has, on the validation and test histories."""
-    store = store_of(config)
-    policies = ["sft"] + (["grpo"] if options.dry_run or artifacts.read_manifest(store, "policy_grpo") else [])
-    done = {policy: run_one(config, options, policy) for policy in policies}
+    done = {policy: run_one(config, options, policy) for policy in trained_policies(config, options)}
     statuses = {summary["status"] for summary in done.values()}
     return {"stage": "recommendations", "status": statuses.pop() if len(statuses) == 1 else "built", "lists": done}
 

@@ -20,6 +20,7 @@ from jobs.training import policy_data as data
 from jobs.training import policy_training as training
 
 STAGE = "policy_grpo"
+INPUTS = ("policy_sft", "histories", "item_sids", "interest_labels", "item_embeddings")
 TOLD_STEPS = 5
 """Steps between progress lines."""
 
@@ -95,13 +96,14 @@ def facts_of(progress: Progress) -> dict[str, Any]:
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `policy_grpo`; if nothing beats the SFT policy on validation, its weights are the SFT weights."""
+    if not config.grpo.enabled:
+        raise ValueError("grpo.enabled = false: this run has no GRPO; set it to true to train policy_grpo")
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
-        max_history = config.data.max_history
 
         def convert(rows: pa.Table) -> pa.Table:
-            return prompt_examples(conform("histories", rows, "histories"), data.load_sids(store), max_history)
+            return prompt_examples(conform("histories", rows, "histories"), data.load_sids(store), config.data.max_history)
 
         datasets = {
             split: data.read_split(store, "histories", split).map_batches(convert, batch_size=None, batch_format="pyarrow")
@@ -110,9 +112,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, tell=tell)
         return {STAGE: Made(facts=facts_of(progress))}
 
-    inputs = ["policy_sft", "histories", "item_sids", "interest_labels", "item_embeddings"]
-    sections, keys = ["train", "grpo"], training.MAY_CHANGE
-    return run_stage(config, options, outputs=[STAGE], sections=sections, inputs=inputs, build=build, may_change=keys)
+    keys = training.MAY_CHANGE
+    return run_stage(config, options, outputs=[STAGE], sections=["train", "grpo"], inputs=INPUTS, build=build, may_change=keys)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from jaxtyping import Bool, Int, Int32
 from digr import artifacts
 from digr.artifacts import Store
 from digr.data.ids import build_id_index
+from digr.data.transitions import count_items, read_sequences
 from digr.policy.model import SidPolicy, load_policy
 from digr.policy.reasons import ItemInterests, index_interests, shared_interests
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.serving.facts import ItemFacts, index_facts, matching_items
-from digr.serving.users import UserHistories, count_interactions, index_histories
+from digr.serving.users import UserHistories, index_histories
 from digr.sids.trie import SidTrie, build_trie, codes_of
 from digr.tables import flat_interests, table_spec
 from serve.schemas import ItemFilter
@@ -94,11 +95,12 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     """Read a policy of a run and its catalogue.
 
     Raises:
-        ValueError: an artifact is missing; the message names the job that makes it.
+        ValueError: an artifact is missing, or the policy was trained on other SIDs; the message names the job to run.
     """
     store = Store(version.run_dir, version.variant)
     name = _policy_name(store, version.policy)
     manifest, sids = artifacts.require(store, name), artifacts.require(store, "item_sids")
+    artifacts.check_lineage(store, name, ["item_sids"])
     level_sizes = tuple(sids.facts["level_sizes"])
     max_history = artifacts.require(store, "histories").config["data"]["max_history"]
     with artifacts.local_files(store, name) as folder:
@@ -108,7 +110,6 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     items = artifacts.read_table(store, "items")
     labels = flat_interests(artifacts.read_table(store, "interest_labels", ["owner", "owner_id", "interests"], owner=["item"]))
     index = build_id_index(ids)
-    histories = artifacts.iter_table(store, "histories", ["user_id", "split", "history", "target"])
     interactions = artifacts.read_table(store, "interactions", ["user_id", "position", "item_id"])
     return RunTables(
         policy_name=name,
@@ -119,7 +120,7 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
         items=items.take(pc.index_in(ids, value_set=items["item_id"])).combine_chunks(),
         codes=codes_of(coded, len(level_sizes)),
         labels=labels.filter(pc.equal(labels["label"], 1)).select(LABEL_COLUMNS),
-        counts=count_interactions((batch.filter(pc.equal(batch["split"], "train")) for batch in histories), index),
+        counts=count_items(read_sequences(store, index.find), len(index)),
         users=index_histories(interactions, index, max_history),
         max_history=max_history,
         loaded_at=time.time(),

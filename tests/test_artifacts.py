@@ -108,3 +108,22 @@ def test_a_range_of_rows_is_streamed_across_parts_and_batches(tmp_path, start, s
     artifacts.commit(store, Manifest(name="items", rows=9))
     batches = artifacts.iter_table(store, "items", ["item_id"], batch_rows=2, start=start, stop=stop)
     assert "".join(item for batch in batches for item in batch["item_id"].to_pylist()) == "abcdefghi"[start:stop]
+
+
+def test_what_was_made_from_an_input_that_was_made_anew_is_refused_with_both_digests_and_the_command(tmp_path):
+    store = Store(str(tmp_path), "plain")
+    for name in ("item_sids", "policy_examples"):
+        artifacts.begin(store, name)
+        artifacts.commit(store, Manifest(name=name))
+    inputs = {name: artifacts.require(store, name).digest for name in ("item_sids", "policy_examples")}
+    artifacts.begin(store, "policy_sft")
+    artifacts.commit(store, Manifest(name="policy_sft", inputs=inputs | {"file table.json": "0", "items": "gone"}))
+    artifacts.check_lineage(store, "policy_sft")
+    artifacts.commit(store, Manifest(name="item_sids", rows=7))
+    message = (
+        f"policy_sft: made from item_sids {inputs['item_sids']}, but .*variants/plain/item_sids is .* by now; .*jobs.train_sft"
+    )
+    for where, name in ((store, "policy_sft"), (Store(str(tmp_path)), "variants/plain/policy_sft")):
+        with pytest.raises(ValueError, match=message):
+            artifacts.check_lineage(where, name)
+    artifacts.check_lineage(store, "policy_sft", ["policy_examples"])

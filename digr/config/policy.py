@@ -151,6 +151,9 @@ class RewardConfig(Section):
 class GrpoConfig(Section):
     """Group relative policy optimisation under the interest-aware reward."""
 
+    enabled: bool = True
+    """Whether the run has GRPO; without it the supervised policy is recommended from and evaluated alone. An ablation has its
+    own switch, `ablations.grpo`."""
     steps: int = Field(100, ge=1)
     """Optimiser steps."""
     prompts_per_step: int = Field(64, ge=1)

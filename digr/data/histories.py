@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
-from digr.data.sequences import Sequences, check_time, look_up, ranges, sequences_of
+from digr.data.sequences import UserInteractions, check_time, look_up, ranges, sort_interactions
 from digr.tables import SPLITS, TABLES
 
 BLOCK_VALUES = 10_000_000
@@ -55,7 +55,7 @@ def build_histories(interactions: pa.Table, split: Literal["leave_one_out", "tem
     Raises:
         ValueError: times contradict positions, a temporal split lacks times, or a split would be empty.
     """
-    sequences = sequences_of(interactions)
+    sequences = sort_interactions(interactions)
     check_time(sequences)
     if split == "leave_one_out":
         rows, rejected = _leave_one_out(sequences)
@@ -68,7 +68,8 @@ def from_official_splits(interactions: pa.Table, splits: Mapping[str, pa.Table],
     """Take the published rows of a data set, histories cut to the newest `max_history` items.
 
     Where that takes items away from a user's first train row, rows for those targets precede it (their example ids end in
-    .1, .2 and so on, counted back from it), so that every train interaction stays in some train row.
+    .1, .2 and so on, counted back from it), so that every train interaction stays in some train row. A first train row
+    whose history is shorter than what later ones hold of the same time is given all of it, see `digr.data.transitions`.
 
     Every row is found in the interactions: the rows of a user, train then valid then test, must be the user's last
     interactions in order, and each history the items just before its target. That is what makes the splits disjoint and
@@ -82,26 +83,26 @@ def from_official_splits(interactions: pa.Table, splits: Mapping[str, pa.Table],
     Raises:
         ValueError: a row is not found, which means that the splits overlap, are out of order or belong to other data.
     """
-    sequences = sequences_of(interactions)
+    sequences = sort_interactions(interactions)
     check_time(sequences)
     sizes = [len(splits[name]) for name in SPLITS]
-    together = pa.concat_tables([splits[name].select(["user_id", "history", "target"]) for name in SPLITS])
+    published = pa.concat_tables([splits[name].select(["user_id", "history", "target"]) for name in SPLITS])
     split = np.repeat(np.arange(len(SPLITS)), sizes)
     number = np.concatenate([np.arange(size) for size in sizes])
-    user = look_up(together["user_id"], sequences.users)
+    user = look_up(published["user_id"], sequences.users)
     order = np.argsort(user, kind="stable")
     user, split, number = user[order], split[order], number[order]
-    together = together.take(pa.array(order))
+    published = published.take(pa.array(order))
     # the last row of a user belongs to the user's last interaction, the one before to the one before, and so on
     counts = np.bincount(user[user >= 0], minlength=len(sequences.users))
     ends = np.concatenate([np.zeros(int((user < 0).sum()), np.int64), (sequences.start[1:] - np.cumsum(counts))[user[user >= 0]]])
     target = ends + np.arange(len(user)) - int((user < 0).sum())
-    length = pc.list_value_length(together["history"]).to_numpy().astype(np.int64)
-    _check_official(sequences, together, _Rows(target, length, split, number, np.zeros_like(target)), user)
+    length = pc.list_value_length(published["history"]).to_numpy().astype(np.int64)
+    _check_official(sequences, published, _Rows(target, length, split, number, np.zeros_like(target)), user)
     return _finish(sequences, _Rows(target, length, split, number, np.zeros_like(target)), max_history, {})
 
 
-def _leave_one_out(sequences: Sequences) -> tuple[_Rows, dict[str, int]]:
+def _leave_one_out(sequences: UserInteractions) -> tuple[_Rows, dict[str, int]]:
     counts = np.diff(sequences.start)
     users = np.flatnonzero(counts >= 3)
     # a user's train target is third from last; with three interactions it would have no history
@@ -119,7 +120,7 @@ def _leave_one_out(sequences: Sequences) -> tuple[_Rows, dict[str, int]]:
     return rows, {"user with fewer than 3 interactions": short} if short else {}
 
 
-def _temporal(sequences: Sequences) -> _Rows:
+def _temporal(sequences: UserInteractions) -> _Rows:
     if not sequences.timed.all():
         missing = int((~sequences.timed).sum())
         raise ValueError(
@@ -138,20 +139,20 @@ def _temporal(sequences: Sequences) -> _Rows:
     return _Rows(target, length[target], split, rank - cuts[split], np.zeros_like(target))
 
 
-def _check_official(sequences: Sequences, together: pa.Table, rows: _Rows, user: Int[np.ndarray, " R"]) -> None:
+def _check_official(sequences: UserInteractions, published: pa.Table, rows: _Rows, user: Int[np.ndarray, " R"]) -> None:
     start = np.where(user >= 0, sequences.start[user], 0)
     inside = (user >= 0) & (rows.length > 0) & (rows.target - rows.length >= start)
     safe = np.where(inside, rows.target, 0)
-    good = inside & (sequences.item[safe] == look_up(together["target"], sequences.items))
+    good = inside & (sequences.item[safe] == look_up(published["target"], sequences.items))
     length = np.where(good, rows.length, 0)
-    found = look_up(pc.list_flatten(together["history"].filter(pa.array(good))), sequences.items)
+    found = look_up(pc.list_flatten(published["history"].filter(pa.array(good))), sequences.items)
     differs = np.flatnonzero(found != sequences.item[ranges(safe - length, length)])
     owner = np.repeat(np.arange(len(good)), length)
     good[owner[differs]] = False
     if good.all():
         return
     first = int(np.flatnonzero(~good)[0])
-    owner_id, target = together["user_id"][first].as_py(), together["target"][first].as_py()
+    owner_id, target = published["user_id"][first].as_py(), published["target"][first].as_py()
     raise ValueError(
         f"splits/{SPLITS[rows.split[first]]}.parquet, row {int(rows.number[first])}: user {owner_id!r}, "
         f"target {target!r}: {int((~good).sum())} of {len(good)} split rows do not follow the "
@@ -160,21 +161,30 @@ def _check_official(sequences: Sequences, together: pa.Table, rows: _Rows, user:
     )
 
 
-def _with_earlier_rows(sequences: Sequences, rows: _Rows, max_history: int) -> _Rows:
-    """Cut histories, and precede a user's first train row with rows for the targets that its cut history lost."""
+def _with_earlier_rows(sequences: UserInteractions, rows: _Rows, max_history: int) -> _Rows:
+    """Cut histories, and let a user's train rows begin with all that any of them holds.
+
+    Where a later row reaches further back than the first, the first is given that history; where the cut takes items away
+    from it, rows for those targets precede it.
+    """
     train = np.flatnonzero(rows.split == 0)
     user = sequences.user[rows.target[train]]
-    first = train[np.append(True, user[1:] != user[:-1])[: len(train)]]
-    lost = np.maximum(rows.length[first] - max_history, 0)
+    begins = np.flatnonzero(np.append(True, user[1:] != user[:-1])[: len(train)])
+    first = train[begins]
+    length = rows.length.copy()
+    if len(first):
+        length[first] = rows.target[first] - np.minimum.reduceat((rows.target - rows.length)[train], begins)
+    lost = np.maximum(length[first] - max_history, 0)
     target = ranges(rows.target[first] - lost, lost)
     back = np.repeat(rows.target[first], lost) - target
     earlier = _Rows(target, np.full_like(target, max_history), np.zeros_like(target), np.repeat(rows.number[first], lost), back)
+    rows = rows._replace(length=length)
     whole = _Rows(*(np.concatenate(pair) for pair in zip(earlier, rows, strict=True)))
     order = np.argsort(whole.target, kind="stable")
     return _Rows(*(part[order] for part in whole._replace(length=np.minimum(whole.length, max_history))))
 
 
-def _finish(sequences: Sequences, rows: _Rows, max_history: int, rejected: dict[str, int]) -> Histories:
+def _finish(sequences: UserInteractions, rows: _Rows, max_history: int, rejected: dict[str, int]) -> Histories:
     rows = _with_earlier_rows(sequences, rows, max_history)
     sizes = {name: int((rows.split == index).sum()) for index, name in enumerate(SPLITS)}
     for name, size in sizes.items():
@@ -197,7 +207,7 @@ def _finish(sequences: Sequences, rows: _Rows, max_history: int, rejected: dict[
     return Histories(pa.concat_tables(blocks), rejected, facts)
 
 
-def _block(sequences: Sequences, rows: _Rows) -> pa.Table:
+def _block(sequences: UserInteractions, rows: _Rows) -> pa.Table:
     flat = sequences.items.take(pa.array(sequences.item[ranges(rows.target - rows.length, rows.length)]))
     offsets = np.concatenate([[0], np.cumsum(rows.length)]).astype(np.int32)
     split = pa.array(SPLITS).take(pa.array(rows.split))

@@ -1,6 +1,5 @@
 """Interactions as sorted integer arrays: a user's items in order, k-core, and where the times contradict the order."""
 
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
 
-class Sequences(NamedTuple):
+class UserInteractions(NamedTuple):
     """Interactions sorted by (user_id, position); N of them, of C users.
 
     `row` is the raw row of each, `user` its index into `users`, `item` into `items`, `start` a user's first index, with
@@ -27,21 +26,6 @@ class Sequences(NamedTuple):
     timed: Bool[np.ndarray, " N"]
 
 
-def with_first_rows(
-    batches: Iterable[pa.RecordBatch | pa.Table],
-) -> Iterator[tuple[pa.RecordBatch | pa.Table, Bool[np.ndarray, " B"]]]:
-    """Give each batch that has rows, with those marked in which a user begins.
-
-    A user's rows must follow each other, over batches too.
-    """
-    previous = None
-    for batch in batches:
-        if len(batch):
-            users = batch["user_id"].to_numpy(zero_copy_only=False)
-            yield batch, np.concatenate([[users[0] != previous], users[1:] != users[:-1]])
-            previous = users[-1]
-
-
 def k_core(interactions: pa.Table, core: int) -> pa.Table:
     """Keep the users and items with at least `core` interactions, repeatedly until none has fewer; 0 keeps all.
 
@@ -52,7 +36,7 @@ def k_core(interactions: pa.Table, core: int) -> pa.Table:
     """
     if core <= 1 or not len(interactions):
         return interactions
-    sides = [codes_of(interactions[column])[0] for column in ("user_id", "item_id")]
+    sides = [number_values(interactions[column])[0] for column in ("user_id", "item_id")]
     kept = np.arange(len(interactions))
     while True:
         before = len(kept)
@@ -67,19 +51,19 @@ def k_core(interactions: pa.Table, core: int) -> pa.Table:
             return interactions if before == len(interactions) else interactions.take(pa.array(kept))
 
 
-def sequences_of(interactions: pa.Table) -> Sequences:
+def sort_interactions(interactions: pa.Table) -> UserInteractions:
     """Sort interactions by (user_id, position)."""
-    user, users = codes_of(interactions["user_id"])
-    item, items = codes_of(interactions["item_id"])
+    user, users = number_values(interactions["user_id"])
+    item, items = number_values(interactions["item_id"])
     row = np.lexsort((interactions["position"].to_numpy(), user))
     timestamp = interactions["timestamp"].take(pa.array(row))
     milliseconds = pc.fill_null(timestamp.cast(pa.int64()), 0).to_numpy()
     timed = pc.is_valid(timestamp).to_numpy(zero_copy_only=False)
     start = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))])
-    return Sequences(users, items, row, user[row], item[row], start, timestamp, milliseconds, timed)
+    return UserInteractions(users, items, row, user[row], item[row], start, timestamp, milliseconds, timed)
 
 
-def codes_of(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, " N"], pa.Array]:
+def number_values(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, " N"], pa.Array]:
     """Return the index of each value in the sorted distinct values, and these values."""
     distinct = pc.unique(column)
     distinct = distinct.take(pc.sort_indices(distinct))
@@ -93,7 +77,7 @@ def look_up(column: pa.ChunkedArray, values: pa.Array) -> Int[np.ndarray, " N"]:
     return pc.fill_null(pc.index_in(column, value_set=values), -1).to_numpy().astype(np.int64)
 
 
-def check_time(sequences: Sequences) -> None:
+def check_time(sequences: UserInteractions) -> None:
     """Refuse users whose times fall along their positions.
 
     Raises:

@@ -14,11 +14,14 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from digr.data.ids import IdIndex, build_id_index
-from digr.data.sequences import with_first_rows
+from digr.data.transitions import TrainingSequences, steps_of
 from digr.evaluation.metrics import Examples, target_ranks, target_slices
 
 BASELINES = {"popularity": 0, "transition_counts": 1, "transition_counts_history": 1000}
 """System name -> history items walked back through."""
+
+MERGED_STEPS = 1_000_000
+"""Steps that are added to the counts at once, at least."""
 
 
 class TrainingCounts(NamedTuple):
@@ -33,30 +36,26 @@ class TrainingCounts(NamedTuple):
     successors: Int[np.ndarray, " P"]
 
 
-def count_training(
-    batches: Iterable[pa.RecordBatch], items: IdIndex, rng: np.random.Generator, where: str = "histories"
-) -> TrainingCounts:
-    """Count items and transitions of the training rows of `histories`, each interaction once.
+def count_training(sequences: Iterable[TrainingSequences], items: IdIndex, rng: np.random.Generator) -> TrainingCounts:
+    """Count the items of the training interactions and what follows what, each interaction and each step once.
 
-    A user's rows must follow each other in time order: the first one brings its whole history, the others only their
-    target, because their histories hold the same interactions again. Ties are broken by popularity, then at random and
-    never by id, which would leak the order of logs that are sorted by id within a day.
+    Ties are broken by popularity, then at random and never by id, which would leak the order of logs that are sorted by id
+    within a day.
 
     Args:
-        batches: columns user_id, history (oldest first) and target.
+        sequences: their items are places in `items`, all of them known.
     """
     num = len(items)
     frequency = np.zeros(num, np.int64)
-    keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for batch, first in with_first_rows(batches):
-        targets = items.find_all(batch["target"], where)
-        flat, rows = _flat_histories(batch["history"], items, where)
-        frequency += np.bincount(targets, minlength=num) + np.bincount(flat[first[rows]], minlength=num)
-        inner = (rows[1:] == rows[:-1]) & first[rows[1:]]
-        last = np.append(rows[1:] != rows[:-1], True)[: len(rows)]
-        sources = np.concatenate([flat[:-1][inner], flat[last]])
-        followers = np.concatenate([flat[1:][inner], targets[rows[last]]])
-        keys, counts = _merge_counts(keys, counts, sources * num + followers)
+    keys, counts, waiting = np.zeros(0, np.int64), np.zeros(0, np.int64), [np.zeros(0, np.int64)]
+    for chunk in sequences:
+        frequency += np.bincount(chunk.item, minlength=num)
+        steps = steps_of(chunk)
+        waiting.append(steps.before * num + steps.after)
+        if sum(map(len, waiting)) > max(MERGED_STEPS, len(keys)):  # so that keys are sorted again only when they double
+            keys, counts = _merge_counts(keys, counts, np.concatenate(waiting))
+            waiting = waiting[:1]
+    keys, counts = _merge_counts(keys, counts, np.concatenate(waiting))
     popular = np.lexsort((rng.permutation(num), -frequency))
     standing = np.empty(num, np.int64)
     standing[popular] = np.arange(num)
@@ -112,21 +111,26 @@ def recommend_baseline(
 
 
 def collect_examples(batches: Iterable[pa.RecordBatch], counts: TrainingCounts, where: str = "histories") -> Examples:
-    """Keep ids, targets and slices of a split's rows; the histories themselves are let go.
+    """Collect ids, users, targets and slices of a split's rows, but not their histories.
+
+    Args:
+        batches: columns example_id, user_id, history and target.
 
     Raises:
         ValueError: the split is empty.
     """
-    ids, targets, repeated = [], [], []
+    ids, users, targets, repeated = [], [], [], []
     for batch in batches:
         ids.append(batch["example_id"])
+        users.append(batch["user_id"])
         targets.append(batch["target"])
         repeated.append(target_ranks(batch["history"], batch["target"]) > 0)
     if not sum(map(len, ids)):
         raise ValueError(f"{where}: this split has no examples, so nothing can be evaluated; choose another data.split")
     example_ids, target_ids = pa.concat_arrays(ids), pa.concat_arrays(targets)
-    indices = counts.items.find_all(target_ids, where)
-    return Examples(build_id_index(example_ids), target_ids, target_slices(counts.frequency, indices, np.concatenate(repeated)))
+    user = pa.concat_arrays(users).dictionary_encode().indices.to_numpy()
+    slices = target_slices(counts.frequency, counts.items.find_all(target_ids, where), np.concatenate(repeated))
+    return Examples(build_id_index(example_ids), user, target_ids, slices)
 
 
 def _flat_histories(history: pa.ListArray, items: IdIndex, where: str) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " F"]]:

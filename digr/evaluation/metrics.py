@@ -1,10 +1,9 @@
-"""Item-level ranking metrics with intervals, from nothing but the rank of each example's target.
+"""Item-level ranking metrics, from nothing but the rank of each example's target and whose example it is.
 
-With one target an example is its rank, so the histogram of ranks holds all that HR and NDCG need: a bootstrap resample
-is one multinomial draw over the histogram and a sign-flip permutation one binomial draw per cell. Both are exactly the
-usual resampling of examples, at a cost that does not grow with their number.
+Intervals and paired tests resample users, see `digr.evaluation.resampling`.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from digr.data.ids import IdIndex
+from digr.evaluation.resampling import resample_users
 
 HEAD_RATE = 0.2
 """Share of the items seen in training, the most frequent, whose targets make the slice `head`."""
@@ -26,6 +26,8 @@ class Examples(NamedTuple):
     """The held-out examples of one split, in the order of `histories`."""
 
     example_ids: IdIndex
+    user: Int[np.ndarray, " B"]
+    """Whose example each is: a number per user."""
     targets: pa.Array
     slices: Mapping[str, Bool[np.ndarray, " B"]]
 
@@ -37,15 +39,6 @@ class SystemLists(NamedTuple):
     """Place of the target in its list from 1; 0 where the list does not hold it."""
     exposure: pa.Table
     """Columns item_id, best (highest place the item took in any list, 1 is first) and count."""
-
-
-class Comparison(NamedTuple):
-    """A paired comparison of two systems on the same examples."""
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
 
 
 def target_ranks(lists: pa.ListArray, targets: pa.Array) -> Int[np.ndarray, " B"]:
@@ -96,28 +89,88 @@ def rank_gains(name: str, k: int, depth: int) -> Float[np.ndarray, " R"]:
 
 
 def evaluate_ranks(
-    ranks: Int[np.ndarray, " B"],
+    ranks: Mapping[str, Int[np.ndarray, " B"]],
+    user: Int[np.ndarray, " B"],
     slices: Mapping[str, Bool[np.ndarray, " B"]],
     ks: Sequence[int],
     *,
     resamples: int,
     rng: np.random.Generator,
-) -> list[dict[str, Any]]:
-    """Return HR@k and NDCG@k of every slice with 95 % bootstrap intervals; an empty slice has NaN values and 0 examples."""
-    depth, rows = max(ks), []
-    capped = np.where(ranks > depth, 0, ranks)
-    for name, mask in slices.items():
-        histogram = np.bincount(capped[mask], minlength=depth + 1)
-        num = int(histogram.sum())
-        draws = rng.multinomial(num, histogram / num, size=resamples) if num else np.full((resamples, depth + 1), np.nan)
-        for metric in ("hr", "ndcg"):
-            for k in ks:
-                gains = rank_gains(metric, k, depth)
-                low, high = np.percentile(draws @ gains / max(num, 1), INTERVAL)
-                value = float(histogram @ gains / num) if num else float("nan")
-                row = {"slice": name, "name": metric, "k": k, "value": value, "low": float(low), "high": float(high)}
-                rows.append(row | {"num_examples": num})
-    return rows
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return HR@k and NDCG@k of each system on each slice, and the gains at the largest k of each system over all before it.
+
+    Metrics and gains have 95 % bootstrap intervals, gains also the two-sided p-value of a paired permutation test; an empty
+    slice has NaN values and 0 examples. All systems are measured on the same resamples of users. The metric of a resample
+    on a slice is the mean over its examples of the slice, whose number varies.
+
+    Args:
+        ranks: place of each example's target in each system's list from 1, 0 where it is absent; baselines first.
+        user: whose example each is.
+
+    Raises:
+        ValueError: systems were ranked on different numbers of examples, or on none.
+    """
+    if {len(found) for found in ranks.values()} != {len(user)} or not len(user):
+        sizes = ", ".join(f"{system} {len(found)}" for system, found in ranks.items())
+        raise ValueError(f"evaluation: every system needs a rank for each of {len(user)} examples, at least one; found {sizes}")
+    measures = [(name, k) for name in ("hr", "ndcg") for k in ks]
+    pairs = [(later, first) for later in range(len(ranks)) for first in range(later)]
+    deepest = [place for place, (_, k) in enumerate(measures) if k == max(ks)]
+    columns = _columns(list(ranks.values()), slices, measures, pairs, deepest)
+    sums = resample_users(user, columns, len(pairs) * len(deepest), resamples=resamples, rng=rng)
+    systems, paired = list(ranks), sums.swapped.shape[1]
+    shape = (len(systems), len(slices), len(measures))
+    found = _means_with_intervals(sums.total[: -paired or None], sums.drawn[:, : -paired or None], shape)
+    rows = []
+    for at in itertools.product(*map(range, shape)):
+        name, k = measures[at[2]]
+        row = {"system": systems[at[0]], "slice": list(slices)[at[1]], "name": name, "k": k}
+        value, low, high = (float(part[at]) for part in found)
+        rows.append(row | {"value": value, "low": low, "high": high, "num_examples": int(sums.total[at[1]])})
+    comparisons = []
+    for column, ((later, first), place) in enumerate(itertools.product(pairs, deepest), -paired):
+        gain, drawn, swapped = (part[..., column] / len(user) for part in sums)
+        low, high = np.percentile(drawn, INTERVAL)
+        row = {"system": systems[later], "baseline": systems[first], "name": measures[place][0], "k": max(ks)}
+        row |= {"difference": float(gain), "low": float(low), "high": float(high)}
+        comparisons.append(row | {"p_value": (1 + int((np.abs(swapped) >= abs(gain) - 1e-12).sum())) / (1 + resamples)})
+    return rows, comparisons
+
+
+def _columns(
+    ranks: Sequence[Int[np.ndarray, " B"]],
+    slices: Mapping[str, Bool[np.ndarray, " B"]],
+    measures: Sequence[tuple[str, int]],
+    pairs: Sequence[tuple[int, int]],
+    deepest: Sequence[int],
+) -> Callable[[Int[np.ndarray, " b"]], Float[np.ndarray, "b F"]]:
+    """Return what gives the columns of examples: whether in each slice, gains by system, slice and measure, differences."""
+    depth = max(k for _, k in measures)
+    gains = np.stack([rank_gains(name, k, depth) for name, k in measures], axis=1)
+    masks = np.stack(list(slices.values()), axis=1)
+
+    def columns(rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b F"]:
+        inside = masks[rows].astype(np.float64)
+        found = [gains[np.where(places[rows] > depth, 0, places[rows])] for places in ranks]
+        on_slices = [(inside[:, :, None] * each[:, None, :]).reshape(len(rows), -1) for each in found]
+        differences = [(found[later] - found[first])[:, deepest] for later, first in pairs]
+        return np.concatenate([inside, *on_slices, *differences], axis=1)
+
+    return columns
+
+
+def _means_with_intervals(
+    total: Float[np.ndarray, " F"], drawn: Float[np.ndarray, "R F"], shape: tuple[int, int, int]
+) -> tuple[Float[np.ndarray, "Y S M"], Float[np.ndarray, "Y S M"], Float[np.ndarray, "Y S M"]]:
+    """Divide sums of systems, slices and measures by the slices' examples, and bound them; NaN where a slice has none."""
+    num_slices = shape[1]
+    counts, drawn_counts = total[:num_slices], drawn[:, :num_slices]
+    sums = total[num_slices:].reshape(shape)
+    means = drawn[:, num_slices:].reshape(-1, *shape) / np.where(drawn_counts > 0, drawn_counts, np.nan)[:, None, :, None]
+    means[:, :, counts == 0] = 0  # resamples without an example of the slice are left out, but some must be left
+    low, high = np.nanpercentile(means, INTERVAL, axis=0)
+    known = np.where(counts > 0, 1.0, np.nan)[:, None]
+    return sums / np.maximum(counts, 1)[:, None] * known, low * known, high * known
 
 
 def evaluate_exposure(lists: SystemLists, items: IdIndex, ks: Sequence[int]) -> list[dict[str, Any]]:
@@ -133,37 +186,6 @@ def evaluate_exposure(lists: SystemLists, items: IdIndex, ks: Sequence[int]) -> 
     return [nothing | {"name": name, "k": k, "value": value} for name, k, value in values]
 
 
-def compare_ranks(
-    ranks: Int[np.ndarray, " B"],
-    baseline: Int[np.ndarray, " B"],
-    name: str,
-    k: int,
-    *,
-    resamples: int,
-    rng: np.random.Generator,
-) -> Comparison:
-    """Return a system's gain over a baseline on the same examples, its bootstrap interval and two-sided p-value.
-
-    The p-value is that of a paired permutation test: under the null each example's two values may be swapped.
-
-    Raises:
-        ValueError: the systems were ranked on different numbers of examples, or on none.
-    """
-    if len(ranks) != len(baseline) or not len(ranks):
-        raise ValueError(f"comparison: needs the same examples, at least one; found {len(ranks)} and {len(baseline)}")
-    ours, theirs = np.where(ranks > k, 0, ranks), np.where(baseline > k, 0, baseline)
-    cells, counts = np.unique(ours.astype(np.int64) * (k + 1) + theirs, return_counts=True)
-    gains = rank_gains(name, k, k)
-    differences = gains[cells // (k + 1)] - gains[cells % (k + 1)]
-    num = len(ranks)
-    observed = float(differences @ counts / num)
-    draws = rng.multinomial(num, counts / num, size=resamples) @ differences / num
-    swapped = (2 * rng.binomial(counts, 0.5, size=(resamples, len(counts))) - counts) @ differences / num
-    extreme = int((np.abs(swapped) >= abs(observed) - 1e-12).sum())
-    low, high = np.percentile(draws, INTERVAL)
-    return Comparison(observed, float(low), float(high), (1 + extreme) / (1 + resamples))
-
-
 def evaluate_split(
     systems: Mapping[str, Callable[[], Iterable[pa.RecordBatch | pa.Table]]],
     examples: Examples,
@@ -174,26 +196,18 @@ def evaluate_split(
     resamples: int,
     rng: np.random.Generator,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Evaluate all systems of a run on one split: rows of the `metrics` table, and each system against all before it.
+    """Evaluate all systems of a run on one split, see `evaluate_ranks`: rows of the `metrics` table, and the comparisons.
 
     Args:
         systems: name -> opens the system's recommendations; in the order of comparison, baselines first.
     """
-    rows: list[dict[str, Any]] = []
-    comparisons: list[dict[str, Any]] = []
-    ranks: dict[str, np.ndarray] = {}
-    for system, open_batches in systems.items():
-        lists = rank_system(open_batches(), examples, f"{system}, {split}")
-        found = evaluate_ranks(lists.ranks, examples.slices, ks, resamples=resamples, rng=rng)
-        found += evaluate_exposure(lists, items, ks)
-        rows += [{"system": system, "split": split} | row for row in found]
-        for baseline, theirs in ranks.items():
-            for name in ("hr", "ndcg"):
-                gain = compare_ranks(lists.ranks, theirs, name, max(ks), resamples=resamples, rng=rng)
-                key = {"system": system, "baseline": baseline, "split": split, "name": name, "k": max(ks)}
-                comparisons.append(key | gain._asdict())
-        ranks[system] = lists.ranks
-    return rows, comparisons
+    lists = {system: rank_system(batches(), examples, f"{system}, {split}") for system, batches in systems.items()}
+    ranks = {system: found.ranks for system, found in lists.items()}
+    rows, comparisons = evaluate_ranks(ranks, examples.user, examples.slices, ks, resamples=resamples, rng=rng)
+    for system, found in lists.items():
+        rows += [{"system": system} | row for row in evaluate_exposure(found, items, ks)]
+    rows.sort(key=lambda row: list(systems).index(row["system"]))
+    return [{"split": split} | row for row in rows], [{"split": split} | row for row in comparisons]
 
 
 def target_slices(

@@ -39,7 +39,10 @@ class RunDescription(NamedTuple):
 
 
 def metrics_text(rows: Sequence[Mapping[str, Any]], split: str) -> str:
-    """Return the metrics of all systems on one split as a plain table: value and 95 % interval of each HR@k and NDCG@k."""
+    """Return the metrics of all systems on one split as a plain table: value and 95 % interval of each HR@k and NDCG@k.
+
+    The last line says what the intervals are.
+    """
     table = _ranking_table(rows, split)
     width = max(map(len, table["systems"]), default=6)
     head = f"{split:<{width}}" + "".join(f"  {title:<24}" for title in table["columns"])
@@ -47,7 +50,7 @@ def metrics_text(rows: Sequence[Mapping[str, Any]], split: str) -> str:
     for system, cells in table["systems"].items():
         values = [f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" for row in cells]
         lines.append(f"{system:<{width}}" + "".join(f"  {value:<24}" for value in values))
-    return "\n".join(lines)
+    return "\n".join([*lines, "in brackets: 95 % bootstrap intervals, users resampled"])
 
 
 def metrics_json(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:

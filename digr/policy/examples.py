@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from digr.data.ids import IdIndex
+from digr.data.transitions import merge_rows, user_begins
 from digr.policy.vocabulary import history_prompt
 from digr.tables import table_spec
 
@@ -26,26 +27,17 @@ class Sids(NamedTuple):
     """Text of each of `item_index.ids`, see `vocabulary.sid_texts`."""
 
 
-class _Rows(NamedTuple):
-    """Train rows as item positions: row i's history is `items[start[i]:end[i]]`."""
-
-    items: Int[np.ndarray, " P"]
-    start: Int[np.ndarray, " R"]
-    end: Int[np.ndarray, " R"]
-    target: Int[np.ndarray, " R"]
-
-
 def policy_examples(histories: pa.Table, sids: Sids, max_history: int) -> pa.Table:
     """Make the `policy_examples` rows of a part of `histories`: train sequences and validation prompts.
 
     Args:
         histories: rows of `histories`, each user's train rows contiguous and in time order. A user cut by the edge of
-            a part becomes two sequences: those targets of the second that lie in its first row's history occur twice.
+            a part would become two sequences: those targets of the second that lie in its first row's history occur twice.
         sids: text of every item's SID.
         max_history: items of a prompt at most; a training sequence has one more.
 
     Raises:
-        ValueError: a row names an item without SID, or has an empty history.
+        ValueError: a row names an item without SID or has an empty history, or a user's train rows are out of order.
     """
     train = histories.filter(pc.equal(histories["split"], "train"))
     valid = histories.filter(pc.equal(histories["split"], "valid"))
@@ -55,25 +47,17 @@ def policy_examples(histories: pa.Table, sids: Sids, max_history: int) -> pa.Tab
 def sequence_examples(train: pa.Table, sids: Sids, max_history: int) -> pa.Table:
     """Merge each user's train rows into sequences in which every interaction is a target exactly once.
 
-    A user's first row makes all but the oldest item of its history targets too. A sequence longer than
-    `max_history` + 1 items becomes several overlapping windows; in all but the first, at least half are prompt.
-    A row that does not go on from the one before it starts anew, with its history as prompt only.
+    A user's first interaction is prompt only. A sequence longer than `max_history` + 1 items becomes several overlapping
+    windows; in all but the first, at least half are prompt.
     """
-    rows, example_ids = _rows_of(train, sids, max_history), train["example_id"].combine_chunks()
-    if not len(rows.target):
+    if not len(train):
         return table_spec("policy_examples").schema.empty_table()
-    users = train["user_id"].combine_chunks()
-    new_user = np.ones(len(users), bool)
-    new_user[1:] = pc.not_equal(users[1:], users[:-1]).to_numpy(zero_copy_only=False)
-    starts = new_user | ~_goes_on(rows)
-    items, row_of = _join(rows, starts)
-    sequence_start = np.flatnonzero(starts[row_of] & np.r_[True, row_of[1:] != row_of[:-1]])
-    history_lengths = (rows.end - rows.start)[starts]
-    windows = cut_windows(
-        lengths=np.diff(np.r_[sequence_start, len(items)]),
-        first_targets=np.where(new_user[starts], 1, history_lengths),
-        window=max_history + 1,
-    )
+    _check_histories(train)
+    example_ids, users = train["example_id"].combine_chunks(), train["user_id"].combine_chunks()
+    item_ids, row_of = merge_rows(train)
+    items = item_places(item_ids, sids, lambda at: f"of example {example_ids[int(row_of[at])]} ")
+    sequence_start = np.searchsorted(row_of, np.flatnonzero(user_begins(train["user_id"])))
+    windows = cut_windows(np.diff(np.append(sequence_start, len(items))), max_history + 1)
     shift = sequence_start[windows.sequence]
     begin, first, end = windows.begin + shift, windows.first + shift, windows.end + shift
     texts = np.array(sids.texts, object)[items]
@@ -90,15 +74,20 @@ def sequence_examples(train: pa.Table, sids: Sids, max_history: int) -> pa.Table
 
 def prompt_examples(rows: pa.Table, sids: Sids, max_history: int) -> pa.Table:
     """Make one example per row: its history as prompt, its target's SID as completion."""
-    found = _rows_of(rows, sids, max_history)
+    _check_histories(rows)
+    example_ids, history = rows["example_id"].combine_chunks(), rows["history"].combine_chunks()
+    ends = np.cumsum(history.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64))
+    items = item_places(history.flatten(), sids, lambda at: f"of example {example_ids[int(np.searchsorted(ends, at, 'right'))]} ")
+    targets = item_places(rows["target"].combine_chunks(), sids, lambda at: f"of example {example_ids[at]} ")
+    starts = np.maximum(np.append(0, ends[:-1])[: len(ends)], ends - max_history)
     texts = np.array(sids.texts, object)
-    spans = zip(found.start.tolist(), found.end.tolist(), strict=True)
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
     return _table(
-        example_ids=rows["example_id"].combine_chunks(),
+        example_ids=example_ids,
         user_ids=rows["user_id"].combine_chunks(),
         split=rows["split"].combine_chunks(),
-        prompts=[history_prompt(texts[found.items[start:end]].tolist()) for start, end in spans],
-        completions=texts[found.target].tolist(),
+        prompts=[history_prompt(texts[items[start:end]].tolist()) for start, end in spans],
+        completions=texts[targets].tolist(),
         targets=rows["target"].combine_chunks(),
     )
 
@@ -113,15 +102,14 @@ class Windows(NamedTuple):
     end: Int[np.ndarray, " W"]
 
 
-def cut_windows(lengths: Int[np.ndarray, " S"], first_targets: Int[np.ndarray, " S"], window: int) -> Windows:
-    """Cut sequences into windows of at most `window` items, each item from the first target on a target exactly once.
+def cut_windows(lengths: Int[np.ndarray, " S"], window: int) -> Windows:
+    """Cut sequences into windows of at most `window` items, each item but a sequence's first a target exactly once.
 
     The first window starts at the sequence's start; each later one brings window // 2 new targets, and fills up with
     the items before them.
 
     Args:
-        lengths: items of each sequence, more than its first target's position.
-        first_targets: position of each sequence's first target, at least 1 and below `window`.
+        lengths: items of each sequence, at least 2.
         window: items of a window, at least 2.
     """
     stride = window // 2
@@ -129,23 +117,15 @@ def cut_windows(lengths: Int[np.ndarray, " S"], first_targets: Int[np.ndarray, "
     sequence = np.repeat(np.arange(len(lengths)), counts)
     number = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
     end = np.minimum(lengths[sequence], window + number * stride)
-    first = np.where(number == 0, first_targets[sequence], window + (number - 1) * stride)
+    first = np.where(number == 0, 1, window + (number - 1) * stride)
     return Windows(sequence, np.maximum(end - window, 0), first, end)
 
 
-def _rows_of(table: pa.Table, sids: Sids, max_history: int) -> _Rows:
-    """Look up all items, and cut histories to the newest."""
-    history = table["history"].combine_chunks()
-    offsets = history.offsets.to_numpy().astype(np.int64)
-    offsets, values = offsets - (offsets[0] if len(offsets) else 0), history.flatten()
-    if len(table) and int(np.diff(offsets).min()) < 1:
-        row = int(np.diff(offsets).argmin())
-        raise ValueError(f"histories: example {table['example_id'][row]} has an empty history; drop such rows in prepare_data")
-    items = item_places(
-        values, sids, lambda at: f"of example {table['example_id'][int(np.searchsorted(offsets, at, 'right')) - 1]} "
-    )
-    target = item_places(table["target"].combine_chunks(), sids, lambda at: f"of example {table['example_id'][at]} ")
-    return _Rows(items, np.maximum(offsets[:-1], offsets[1:] - max_history), offsets[1:], target)
+def _check_histories(rows: pa.Table) -> None:
+    empty = np.flatnonzero(pc.list_value_length(rows["history"]).to_numpy() == 0)
+    if len(empty):
+        name = rows["example_id"][int(empty[0])]
+        raise ValueError(f"histories: example {name} has an empty history; drop such rows in prepare_data")
 
 
 def item_places(item_ids: pa.Array, sids: Sids, owner_of: Callable[[int], str] = lambda at: "") -> Int[np.ndarray, " P"]:
@@ -163,24 +143,6 @@ def item_places(item_ids: pa.Array, sids: Sids, owner_of: Callable[[int], str] =
             f"({len(unknown)} such mentions); rebuild item_sids from this run's items"
         )
     return found
-
-
-def _goes_on(rows: _Rows) -> Bool[np.ndarray, " R"]:
-    """Whether a row's history ends with the target of the row before it."""
-    lengths = rows.end - rows.start
-    result = np.zeros(len(lengths), bool)
-    result[1:] = (rows.items[rows.end[1:] - 1] == rows.target[:-1]) & (lengths[1:] <= lengths[:-1] + 1)
-    return result
-
-
-def _join(rows: _Rows, starts: Bool[np.ndarray, " R"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
-    """Write all sequences one behind the other: history and target of a starting row, else the target only."""
-    counts = np.where(starts, rows.end - rows.start, 0) + 1
-    row_of = np.repeat(np.arange(len(counts)), counts)
-    place = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
-    is_target = place == counts[row_of] - 1
-    source = np.where(is_target, 0, rows.start[row_of] + place)
-    return np.where(is_target, rows.target[row_of], rows.items[source]), row_of
 
 
 def _table(

@@ -1,19 +1,22 @@
 """The behavioural labeler: an interest is trusted if items that share it follow each other more often than by chance (RLDI).
 
-It asks no model and reads the training sequences only. A phrase has one probability, whichever item it was mined of.
+It asks no model and reads the training sequences only, each step once. A phrase has one probability, whichever item it was mined
+of.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 from scipy.special import gammaincc, gammaincinv
 
 from digr import artifacts
 from digr.artifacts import Store
+from digr.data.ids import build_id_index
+from digr.data.transitions import read_sequences, steps_of
 from digr.tables import flat_interests
 
 PRIOR = 1.0
@@ -22,7 +25,6 @@ MIN_TRANSITIONS = 1.0
 """Observed and expected transitions together below which the labeler has no opinion."""
 BOUND = 0.05
 """The lower bound of a lift is exceeded with probability 1 - BOUND."""
-CHUNK = 65_536
 
 
 def behavioural_table(store: Store, min_lift: float) -> pa.Table:
@@ -33,15 +35,16 @@ def behavioural_table(store: Store, min_lift: float) -> pa.Table:
     Args:
         min_lift: lift that counts as more than chance, at least 1.
     """
-    ids = artifacts.read_table(store, "items", columns=["item_id"])["item_id"].combine_chunks()
+    items = build_id_index(artifacts.read_table(store, "items", columns=["item_id"])["item_id"])
     interests = flat_interests(artifacts.read_table(store, "interests", owner=["item"]))
     phrases = interests["interest"].combine_chunks().dictionary_encode()
     owns = csr_matrix(
-        (np.ones(len(interests)), (np.asarray(pc.index_in(interests["owner_id"], ids)), np.asarray(phrases.indices))),
-        shape=(len(ids), len(phrases.dictionary)),
+        (np.ones(len(interests)), (items.find_all(interests["owner_id"], "interests"), np.asarray(phrases.indices))),
+        shape=(len(items), len(phrases.dictionary)),
     )
     owns.data[:] = 1
-    observed, expected = transition_counts(owns, _transitions(store, ids))
+    steps = map(steps_of, read_sequences(store, partial(items.find_all, where="histories")))
+    observed, expected = transition_counts(owns, ((step.before, step.after) for step in steps))
     lift, low, probability = lift_probability(observed, expected, min_lift)
     silent = observed + expected < MIN_TRANSITIONS
     found = {"observed": observed, "expected": expected, "lift": lift, "lift_low": low}
@@ -83,11 +86,3 @@ def lift_probability(
     shape, scale = observed + PRIOR, 1 / (expected + PRIOR)
     lift = shape * scale
     return lift, gammaincinv(shape, BOUND) * scale, gammaincc(shape, min_lift / scale)
-
-
-def _transitions(store: Store, ids: pa.Array) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """Give the last step of every training row; every step of a training sequence is the last of one row."""
-    for batch in artifacts.iter_table(store, "histories", ["split", "history", "target"], CHUNK):
-        train = batch.filter(pc.and_(pc.equal(batch["split"], "train"), pc.greater(pc.list_value_length(batch["history"]), 0)))
-        last = train["history"].values.take(pa.array(np.asarray(train["history"].offsets)[1:] - 1))
-        yield np.asarray(pc.index_in(last, ids)), np.asarray(pc.index_in(train["target"], ids))

@@ -1,15 +1,12 @@
-"""Histories of known users and the popularity of items, out of a run's tables."""
+"""Histories of known users, out of a run's interactions."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Int
 
 from digr.data.ids import IdIndex, build_id_index
-from digr.data.sequences import with_first_rows
 
 
 class UserHistories(NamedTuple):
@@ -45,20 +42,3 @@ def index_histories(interactions: pa.Table, items: IdIndex, max_history: int) ->
     user = np.asarray(users.indices.take(pa.array(order)))
     offsets = np.searchsorted(user, np.arange(len(users.dictionary) + 1))
     return UserHistories(build_id_index(users.dictionary), places[order], offsets)
-
-
-def count_interactions(batches: Iterable[pa.RecordBatch], items: IdIndex) -> Int[np.ndarray, " N"]:
-    """Count how often each item occurs in the training rows of `histories`, each interaction once.
-
-    As `evaluation.baselines.count_training` counts: the rows of a user follow each other in time, so the first one brings its
-    history and every one its target.
-
-    Args:
-        batches: columns user_id, history and target.
-    """
-    counts = np.zeros(len(items), np.int64)
-    for batch, first in with_first_rows(batches):
-        begun = pc.filter(batch["history"], pa.array(first)).flatten()
-        places = np.concatenate([items.find(batch["target"]), items.find(begun)])
-        counts += np.bincount(places[places >= 0], minlength=len(items))
-    return counts

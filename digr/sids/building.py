@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config.sids import SidsConfig
+from digr.data.ids import build_id_index
+from digr.data.transitions import read_sequences
 from digr.sids.assignment import SidAssignment, assign_sids
 from digr.sids.diagnostics import cointeraction_shares, describe_sids, largest_collisions, rounded
 from digr.sids.extension import continue_sids
@@ -202,8 +204,8 @@ def _facts(
     seed: int,
 ) -> dict[str, Any]:
     facts = describe_sids(quantiser, assigned, vectors, rows, seed=seed)
-    histories = artifacts.iter_table(store, "histories", ["split", "history", "target"])
-    shares, num_pairs = cointeraction_shares(histories, item_ids, assigned.codes[:, : len(quantiser.codebooks)])
+    sequences = read_sequences(store, build_id_index(item_ids).find)
+    shares, num_pairs = cointeraction_shares(sequences, assigned.codes[:, : len(quantiser.codebooks)])
     facts |= rounded({"cointeraction_prefix_share": shares}) | {"num_cointeraction_pairs": num_pairs}
     facts["largest_collisions"] = largest_collisions(assigned.nearest, item_ids)
     return facts | {"level_sizes": list(assigned.level_sizes)}

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float, Int32, Int64
 
+from digr.data.transitions import TrainingSequences, steps_of
 from digr.sids.assignment import SidAssignment, group_ids
 from digr.sids.fitting import Quantiser
 
@@ -102,28 +102,21 @@ def reconstruction(
     return float(error), float(1 - error / max(np.square(vectors - vectors.mean(0)).mean(), 1e-30))
 
 
-def cointeraction_shares(
-    batches: Iterable[pa.RecordBatch], item_ids: pa.Array | pa.ChunkedArray, codes: Int32[np.ndarray, "N L"]
-) -> tuple[list[float], int]:
-    """Return for each prefix length the share of consecutive items of training histories that share it, and the pairs.
+def cointeraction_shares(sequences: Iterable[TrainingSequences], codes: Int32[np.ndarray, "N L"]) -> tuple[list[float], int]:
+    """Return for each prefix length the share of training steps whose two items share it, and the number of these steps.
+
+    Steps to the same item are left out, because an item bought twice says nothing of its neighbours.
 
     Args:
-        batches: rows of `histories` with split, history and target; rows of other splits are left out, so that no
-            held-out target is looked at. A pair is the newest item of a history and its target, if they differ: an item
-            bought twice says nothing of its neighbours.
-        item_ids: ids of the rows of `codes`; pairs with other items are left out.
+        sequences: of items that are rows of `codes`; steps from and to unknown items (-1) are left out.
     """
-    ids = item_ids.combine_chunks() if isinstance(item_ids, pa.ChunkedArray) else item_ids
-    equal, num_pairs = np.zeros(codes.shape[1]), 0
-    for batch in batches:
-        rows = batch.filter(pc.and_(pc.equal(batch["split"], "train"), pc.greater(pc.list_value_length(batch["history"]), 0)))
-        ends = np.cumsum(pc.list_value_length(rows["history"]).to_numpy(zero_copy_only=False)) - 1
-        newest = pc.list_flatten(rows["history"]).take(pa.array(ends))
-        left, right = (pc.fill_null(pc.index_in(side, ids), -1).to_numpy() for side in (newest, rows["target"]))
-        known = (left >= 0) & (right >= 0) & (left != right)
-        equal += np.array(prefix_shares(codes[left[known]], codes[right[known]])) * known.sum()
-        num_pairs += int(known.sum())
-    return (equal / max(num_pairs, 1)).tolist(), num_pairs
+    equal, num_steps = np.zeros(codes.shape[1]), 0
+    for steps in map(steps_of, sequences):
+        moved = steps.before != steps.after
+        shares = prefix_shares(codes[steps.before[moved]], codes[steps.after[moved]])
+        equal += np.array(shares) * moved.sum()
+        num_steps += int(moved.sum())
+    return (equal / max(num_steps, 1)).tolist(), num_steps
 
 
 def check_usage(usage_rates: Iterable[float], level_sizes: Iterable[int], min_usage_rate: float) -> None:

@@ -31,6 +31,22 @@ def store_of(config: Config) -> Store:
     return Store(root if artifacts.is_remote(root) else artifacts.filesystem_of(root)[1], config.run.variant)
 
 
+def trained_policies(config: Config, options: Options, evidence: Sequence[str] = ("policy_grpo",)) -> list[str]:
+    """Return which policies the run has, "sft" and perhaps "grpo", and say why where GRPO is left out.
+
+    Args:
+        evidence: artifacts one of which exists where GRPO has run; a dry run takes it for granted.
+    """
+    store, grpo = store_of(config), config.grpo.enabled
+    if grpo and (options.dry_run or any(artifacts.read_manifest(store, name) for name in evidence)):
+        return ["sft", "grpo"]
+    if grpo:
+        say("policy_grpo", f"left out: {store.uri('policy_grpo')} does not exist; run `python -m jobs.train_grpo` to have it")
+    elif not config.run.variant:
+        say("policy_grpo", "left out: grpo.enabled = false")
+    return ["sft"]
+
+
 def run_stage(
     config: Config,
     options: Options,
@@ -55,10 +71,15 @@ def run_stage(
         keep: outputs whose parts an earlier, unfinished build may have left and the build goes on from.
         may_change: `section.key`s that may have changed when a killed build goes on in the same scratch folder.
 
+    With `--force` (`options.force` "all") nothing of an earlier build is taken over: the scratch folder is cleared.
+
     Raises:
-        ValueError: an input is missing; StaleArtifact if an output was made from other inputs or choices.
+        ValueError: an input is missing, or something that it was made from has been made anew since; StaleArtifact if an
+            output was made from other inputs or choices.
     """
     store, stage = store_of(config), outputs[0]
+    for name in () if options.dry_run else inputs:
+        artifacts.check_lineage(store, name)
     dumped = config.model_dump(mode="json")
     wanted = [
         Manifest(
@@ -82,6 +103,8 @@ def run_stage(
         if name not in keep:
             artifacts.begin(store, name)
     work = store.work_uri(stage, wanted[0].without(may_change).request)
+    if options.force == "all":
+        artifacts.remove(work)
     made = build(store, work)
     seconds = round(time.monotonic() - start, 3)
     versions = {name: version(name) for name in VERSIONED} | {"python": platform.python_version()}

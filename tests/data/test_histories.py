@@ -234,6 +234,18 @@ def test_official_rows_out_of_order_are_an_error(split, row):
         from_official_splits(_interactions(_of("u", "abcd")), {k: _official(v) for k, v in splits.items()}, 10)
 
 
+def test_a_first_official_row_that_is_shorter_than_later_ones_is_given_what_they_hold():
+    """Counting from the first row on would have missed the interactions that only a later row reaches back to."""
+    splits = {
+        "train": _official([("u", "c", "d"), ("u", "abcd", "e")]),
+        "valid": _official([("u", "e", "f")]),
+        "test": _official([("u", "f", "g")]),
+    }
+    short, cut = (from_official_splits(_interactions(_of("u", "abcdefg")), splits, size) for size in (10, 2))
+    assert _short(short.table)[:2] == [("train-000000000", "u", "abc", "d"), ("train-000000001", "u", "abcd", "e")]
+    assert [row[2:] for row in _short(cut.table)[:3]] == [("ab", "c"), ("bc", "d"), ("cd", "e")]
+
+
 def test_the_official_industrial_split_is_kept_row_for_row():
     source = amazon.read_folder(real_folder("amazon18_industrial_minionerec"), official=True)
     made = from_official_splits(source.interactions, source.splits, max_history=10)

@@ -1,6 +1,7 @@
 """Metrics, intervals and tests against literals, brute force and resampling of examples."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digr.data.ids import build_id_index
+from digr.evaluation import resampling
 from digr.evaluation.metrics import (
+    INTERVAL,
     Examples,
-    compare_ranks,
     evaluate_exposure,
     evaluate_ranks,
     evaluate_split,
@@ -23,7 +25,8 @@ from digr.evaluation.metrics import (
 
 def _examples(targets: list[str], **slices: list[bool]) -> Examples:
     masks = {"all": np.ones(len(targets), bool)} | {name: np.array(mask) for name, mask in slices.items()}
-    return Examples(build_id_index(pa.array([f"e{index}" for index in range(len(targets))])), pa.array(targets), masks)
+    ids = build_id_index(pa.array([f"e{index}" for index in range(len(targets))]))
+    return Examples(ids, np.arange(len(targets)), pa.array(targets), masks)
 
 
 def _batch(ids: list[str], lists: list[list[str]]) -> pa.RecordBatch:
@@ -42,8 +45,21 @@ def test_ranks_equal_a_search_of_each_list(pairs):
     assert target_ranks(lists.slice(1), targets.slice(1)).tolist() == expected[1:]
 
 
+def _evaluate(ranks: dict[str, Any], user: Any = None, slices: Any = None, ks=(10,), resamples=100, seed=0):
+    found = {system: np.array(places) for system, places in ranks.items()}
+    num = len(next(iter(found.values())))
+    return evaluate_ranks(
+        found,
+        np.arange(num) if user is None else np.array(user),
+        slices or {"all": np.ones(num, bool)},
+        ks,
+        resamples=resamples,
+        rng=np.random.default_rng(seed),
+    )
+
+
 def test_hr_and_ndcg_of_hand_computed_ranks():
-    rows = evaluate_ranks(np.array([1, 3, 0, 7]), {"all": np.ones(4, bool)}, (5, 10), resamples=100, rng=np.random.default_rng(0))
+    rows, _ = _evaluate({"sft": [1, 3, 0, 7]}, user=[0, 0, 1, 1], ks=(5, 10))
     assert _row(rows, "hr", 5)["value"] == 0.5
     assert _row(rows, "hr", 10)["value"] == 0.75
     assert _row(rows, "ndcg", 5)["value"] == pytest.approx((1 + 0.5) / 4)
@@ -51,44 +67,104 @@ def test_hr_and_ndcg_of_hand_computed_ranks():
 
 
 def test_an_empty_slice_says_so_and_has_no_value():
-    rows = evaluate_ranks(np.array([1]), {"cold": np.zeros(1, bool)}, (5,), resamples=100, rng=np.random.default_rng(0))
+    rows, _ = _evaluate({"sft": [1]}, slices={"cold": np.zeros(1, bool)}, ks=(5,))
     assert [row["num_examples"] for row in rows] == [0, 0]
     assert all(math.isnan(row[column]) for row in rows for column in ("value", "low", "high"))
 
 
-def test_the_interval_is_that_of_resampling_examples():
-    ranks = np.random.default_rng(1).integers(0, 12, 400)
-    row = _row(
-        evaluate_ranks(ranks, {"all": np.ones(400, bool)}, (10,), resamples=4000, rng=np.random.default_rng(2)), "ndcg", 10
-    )
-    values = np.where((ranks >= 1) & (ranks <= 10), 1 / np.log2(np.maximum(ranks, 1) + 1), 0)
-    means = values[np.random.default_rng(3).integers(0, 400, (4000, 400))].mean(1)
-    assert [row["low"], row["high"]] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.003)
+def _interval(rows: list[dict], name: str = "ndcg", slice_name: str = "all") -> tuple[float, float]:
+    row = _row(rows, name, 10, slice_name)
+    return row["low"], row["high"]
+
+
+def _ndcg(ranks: np.ndarray) -> np.ndarray:
+    return np.where((ranks >= 1) & (ranks <= 10), 1 / np.log2(np.maximum(ranks, 1) + 1), 0)
+
+
+def test_with_one_example_per_user_the_intervals_are_those_of_resampling_examples():
+    ranks, theirs = (np.random.default_rng(seed).integers(0, 12, 400) for seed in (1, 2))
+    few = np.arange(400) % 8 == 0
+    rows, gains = _evaluate({"b": theirs, "a": ranks}, slices={"all": np.ones(400, bool), "few": few}, resamples=4000)
+    chosen = np.random.default_rng(3).integers(0, 400, (4000, 400))
+    values, differences = _ndcg(ranks), _ndcg(ranks) - _ndcg(theirs)
+    mine = [row for row in rows if row["system"] == "a"]
+    assert _interval(mine) == pytest.approx(np.percentile(values[chosen].mean(1), INTERVAL), abs=0.003)
+    (gain,) = [gain for gain in gains if gain["name"] == "ndcg"]
+    assert (gain["low"], gain["high"]) == pytest.approx(np.percentile(differences[chosen].mean(1), INTERVAL), abs=0.003)
+    sample = values[few][np.random.default_rng(4).integers(0, 50, (4000, 50))].mean(1)
+    assert _interval(mine, slice_name="few") == pytest.approx(np.percentile(sample, INTERVAL), abs=0.012)
+
+
+def test_examples_of_one_user_do_not_narrow_an_interval_or_lower_a_p_value():
+    """Examples were resampled: four equal ones of each user halved every interval."""
+    rng = np.random.default_rng(1)
+    ranks = {name: rng.integers(0, 12, 300) for name in ("b", "a")}
+    user = rng.permutation(1200) % 300
+    once, repeated = _evaluate(ranks, resamples=4000), _evaluate({k: v[user] for k, v in ranks.items()}, user, resamples=4000)
+    assert _interval(repeated[0]) == pytest.approx(_interval(once[0]), abs=0.004)
+    for first, second in zip(once[1], repeated[1], strict=True):
+        assert second["difference"] == pytest.approx(first["difference"])
+        assert [second[key] for key in ("low", "high")] == pytest.approx([first[key] for key in ("low", "high")], abs=0.006)
+        assert second["p_value"] == pytest.approx(first["p_value"], abs=0.03)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say_and_tests_of_nothing_are_seldom_sure():
+    """Users differ in how well they are served; of 95 % intervals over examples only about three in four held the truth."""
+    covered, sure, rounds = 0, 0, 200
+    for seed in range(rounds):
+        rng = np.random.default_rng(seed)
+        user = np.repeat(np.arange(80), rng.integers(1, 12, 80))
+        skill = rng.beta(0.5, 0.5, 80)[user]
+        ranks = {name: (rng.random(len(user)) < skill).astype(int) for name in ("b", "a")}
+        flipped = rng.random(80)[user] < 0.5  # one system or the other has luck with a user
+        ranks["a"] = np.where(flipped, ranks["a"], np.where(rng.random(len(user)) < 0.5, 0, ranks["b"]))
+        ranks["b"] = np.where(flipped, np.where(rng.random(len(user)) < 0.5, 0, ranks["b"]), ranks["b"])
+        rows, (gain, _) = _evaluate(ranks, user, resamples=200, seed=seed)
+        low, high = _interval([row for row in rows if row["system"] == "a"], "hr")
+        covered += low <= 0.375 <= high
+        sure += gain["p_value"] < 0.05
+    assert 0.9 < covered / rounds < 0.98
+    assert sure / rounds < 0.1
+
+
+def test_chunks_of_users_change_no_sum_and_draw_every_user_alike(monkeypatch):
+    rng = np.random.default_rng(0)
+    ranks, user = rng.integers(0, 12, 500), rng.integers(0, 60, 500)
+    whole = _evaluate({"a": ranks}, user, resamples=4000)[0]
+    monkeypatch.setattr(resampling, "CHUNK_CELLS", 4000 * 7)
+    monkeypatch.setattr(resampling, "CHUNK_ROWS", 50)
+    parts = _evaluate({"a": ranks}, user, resamples=4000)[0]
+    assert _row(parts, "ndcg", 10)["value"] == pytest.approx(_row(whole, "ndcg", 10)["value"])
+    assert _interval(parts) == pytest.approx(_interval(whole), abs=0.003)
+    seen = []
+    resampling.resample_users(user, lambda rows: seen.append(rows) or np.ones((len(rows), 1)), 0, resamples=4000, rng=rng)
+    assert len(seen) > 8 and sorted(np.concatenate(seen)) == list(range(500))
+    counted = resampling.resample_users(np.arange(60), lambda rows: np.ones((len(rows), 1)), 0, resamples=4000, rng=rng)
+    assert (counted.drawn == 60).all()
 
 
 def test_equal_seeds_give_equal_intervals():
-    ranks, masks = np.arange(30), {"all": np.ones(30, bool)}
-    first, second = (evaluate_ranks(ranks, masks, (5,), resamples=100, rng=np.random.default_rng(7)) for _ in range(2))
-    assert first == second
+    assert _evaluate({"a": np.arange(30)}, seed=7) == _evaluate({"a": np.arange(30)}, seed=7)
 
 
 def test_the_p_value_is_that_of_the_exact_sign_flip_test():
-    ours, theirs = np.array([1, 1, 1, 1, 0, 2]), np.array([0, 0, 0, 0, 1, 2])
+    ranks = {"theirs": [0, 0, 0, 0, 1, 2], "ours": [1, 1, 1, 1, 0, 2]}
     # of 2^5 sign flips of (1, 1, 1, 1, -1) a sum of at least 3 in size comes up 12 times
-    found = compare_ranks(ours, theirs, "hr", 1, resamples=20_000, rng=np.random.default_rng(0))
-    assert found.difference == pytest.approx(3 / 6)
-    assert found.p_value == pytest.approx(12 / 32, abs=0.02)
-    assert found.low < found.difference < found.high
+    _, (found, _) = _evaluate(ranks, ks=(1,), resamples=20_000)
+    assert (found["system"], found["baseline"], found["name"]) == ("ours", "theirs", "hr")
+    assert found["difference"] == pytest.approx(3 / 6)
+    assert found["p_value"] == pytest.approx(12 / 32, abs=0.02)
+    assert found["low"] < found["difference"] < found["high"]
 
 
 def test_a_system_does_not_differ_from_itself():
-    found = compare_ranks(np.array([1, 0, 4]), np.array([1, 0, 4]), "ndcg", 10, resamples=100, rng=np.random.default_rng(0))
-    assert found == (0.0, 0.0, 0.0, 1.0)
+    _, comparisons = _evaluate({"a": [1, 0, 4], "b": [1, 0, 4]}, user=[0, 0, 1])
+    assert [[found[key] for key in ("difference", "low", "high", "p_value")] for found in comparisons] == [[0, 0, 0, 1]] * 2
 
 
 def test_a_comparison_of_different_examples_is_refused():
-    with pytest.raises(ValueError, match="same examples, at least one; found 2 and 3"):
-        compare_ranks(np.zeros(2, int), np.zeros(3, int), "hr", 5, resamples=100, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="needs a rank for each of 2 examples, at least one; found a 2, b 3"):
+        _evaluate({"a": [0, 0], "b": [0, 0, 0]})
 
 
 def test_recommendations_may_come_in_any_order_and_in_parts():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, build_config
 from digr.evaluation.run_facts import rollout_examples
-from jobs.evaluate import run, systems_of
+from jobs.evaluate import find_systems, run
 from jobs.runtime.session import Options
 from tests.nested_interests import nest_rows
 
@@ -82,6 +83,8 @@ def test_every_system_and_baseline_is_measured_on_the_same_examples(run_dir, cap
     lines = [line.split() for line in printed.splitlines()]
     assert ["test", "HR@5", "NDCG@5", "HR@10", "NDCG@10"] in lines
     assert ["sid_grpo", "0.5000"] in [line[:2] for line in lines]
+    assert "in brackets: 95 % bootstrap intervals, users resampled" in printed
+    assert "95 % bootstrap intervals, users resampled" in Path(summary["report"]).read_text()
 
 
 def test_the_report_is_complete_in_itself_and_escapes_the_data(run_dir):
@@ -168,9 +171,30 @@ def test_an_ablation_that_has_no_lists_is_named(run_dir):
         run(wanted, Options())
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_run_without_grpo_is_evaluated_and_says_so(run_dir, enabled, capsys):
+    """Lists of GRPO were asked for whether or not the run had it."""
+    if enabled:
+        for split in ("valid", "test"):
+            shutil.rmtree(run_dir / "recommendations" / f"grpo_{split}")
+    summary = run(_config(run_dir, grpo={"enabled": enabled}), Options())
+    assert [name for name in summary["facts"]["metrics"]["systems"] if name.startswith("sid_")] == ["sid_sft[plain]", "sid_sft"]
+    assert "policy_grpo: left out: " in capsys.readouterr().out
+
+
+def test_lists_of_a_policy_that_was_trained_again_are_not_evaluated(run_dir):
+    store = Store(str(run_dir), "plain")
+    artifacts.begin(store, "policy_sft")
+    artifacts.commit(store, Manifest(name="policy_sft", facts={"steps": 2}))
+    table = artifacts.read_table(store, "recommendations/sft_test")
+    artifacts.commit(store, Manifest(name="recommendations/sft_test", rows=len(table), inputs={"policy_sft": "earlier"}))
+    with pytest.raises(ValueError, match=r"plain/recommendations/sft_test: made from policy_sft earlier, .* jobs.recommend"):
+        run(_config(run_dir), Options())
+
+
 def test_the_order_of_systems_is_that_of_the_table():
     ablations = [{"name": "a", "overrides": {}}, {"name": "b", "overrides": {}, "grpo": True}]
-    names = [name for name, _, _ in systems_of(_config("runs/x", ablations=ablations))]
+    names = [name for name, _, _ in find_systems(_config("runs/x", ablations=ablations), Options(dry_run=True))]
     assert names == ["sid_sft[a]", "sid_sft[b]", "sid_grpo[b]", "sid_sft", "sid_grpo"]
 
 

@@ -48,6 +48,12 @@ def test_an_ablation_runs_from_the_embeddings_on_with_its_own_choices_before_the
     assert {step.config.run.variant for step in steps[9:13]} == {"plain"}
 
 
+def test_grpo_may_be_left_out_of_the_run_or_of_an_ablation():
+    ablations = [{"name": "rl", "overrides": {}, "grpo": True}, {"name": "plain", "overrides": {"sids.epochs": 1}}]
+    trained = [step.label for step in plan(_config(ablations=ablations, grpo={"enabled": False})) if step.job == "train_grpo"]
+    assert trained == ["train_grpo (rl)"]
+
+
 def test_a_wrong_override_of_an_ablation_stops_the_run_before_it_starts():
     with pytest.raises(ValueError, match=r"embeddings\.interest: unknown key; the nearest known key is embeddings\.interests"):
         plan(_config(ablations=[{"name": "plain", "overrides": {"embeddings.interest": "none"}}]))

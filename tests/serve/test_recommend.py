@@ -5,10 +5,11 @@ import re
 import pytest
 import torch
 
+from digr import artifacts
 from digr.policy.decoding.search import recommend
 from serve.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
-from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray
+from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray, write_run
 
 
 def _ask(client, **body):
@@ -179,3 +180,14 @@ def test_unknown_routes_and_wrong_methods_are_problems(client):
     wrong = client.get("/v1/recommend")
     assert (wrong.status_code, wrong.json()["type"], wrong.headers["allow"]) == (405, "wrong-method", "POST")
     assert wrong.json()["detail"] == "GET cannot be used on /v1/recommend; use POST"
+
+
+def test_a_policy_is_not_served_with_other_semantic_ids_than_those_it_was_trained_on(tmp_path):
+    store = write_run(str(tmp_path))
+    trained_on = artifacts.require(store, "item_sids").digest
+    artifacts.commit(store, artifacts.require(store, "policy_sft").model_copy(update={"inputs": {"item_sids": trained_on}}))
+    version = VersionSettings(run_dir=store.root)
+    assert read_run(version, "cpu").sids_digest == trained_on
+    artifacts.commit(store, artifacts.require(store, "item_sids").model_copy(update={"seed": 5}))
+    with pytest.raises(ValueError, match=f"policy_sft: made from item_sids {trained_on}, but .* by now; .*jobs.train_sft"):
+        read_run(version, "cpu")

@@ -1,11 +1,10 @@
-"""Histories of users and counts of items against plain loops."""
+"""Histories of users against a plain loop."""
 
 import numpy as np
 import pyarrow as pa
 
 from digr.data.ids import build_id_index
-from digr.evaluation.baselines import count_training
-from digr.serving.users import count_interactions, index_histories
+from digr.serving.users import index_histories
 
 ITEMS = build_id_index(pa.array([f"i{index}" for index in range(20)]))
 
@@ -23,13 +22,3 @@ def test_a_user_has_the_newest_known_items_oldest_first():
         known = [int(row["item_id"][1:]) for row in rows if row["user_id"] == f"u{user}" and int(row["item_id"][1:]) < 20]
         assert found.find(f"u{user}") == known[-4:]
     assert found.find("nobody") is None
-
-
-def test_counts_are_those_of_the_popularity_baseline():
-    rng = np.random.default_rng(1)
-    rows = []
-    for user in range(30):
-        sequence = [f"i{item}" for item in rng.integers(0, 20, rng.integers(2, 9))]
-        rows += [{"user_id": f"u{user}", "history": sequence[:end], "target": sequence[end]} for end in range(1, len(sequence))]
-    batches = pa.Table.from_pylist(rows).to_batches(max_chunksize=7)
-    assert count_interactions(batches, ITEMS).tolist() == count_training(batches, ITEMS, rng).frequency.tolist()

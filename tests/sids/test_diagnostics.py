@@ -5,6 +5,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from digr.data.ids import build_id_index
+from digr.data.transitions import training_sequences
 from digr.sids.assignment import assign_sids
 from digr.sids.diagnostics import (
     chance_shares,
@@ -81,23 +83,25 @@ def test_reconstructing_the_codewords_themselves_is_perfect():
     assert reconstruction(quantiser, vectors, quantiser.assign(vectors)) == (0.0, 1.0)
 
 
-def test_cointeraction_pairs_are_the_newest_history_item_and_another_target_of_train_rows():
+def test_cointeraction_pairs_are_all_steps_of_training_between_two_different_items():
+    """Only the last step of each row was looked at, which under leave-one-out left out all steps but one of a user."""
     rows = pa.record_batch(
         {
+            "user_id": ["u", "u", "u", "v", "w", "w"],
             "split": ["train", "train", "test", "train", "train", "train"],
-            "history": [["c", "a"], ["a"], ["a"], [], ["gone"], ["b"]],
+            "history": [["c", "a"], ["a", "b"], ["a"], ["gone"], ["b", "b"], ["b", "a"]],
             "target": ["b", "c", "b", "a", "a", "b"],
         }
     )
     codes = np.array([[0, 0], [0, 1], [1, 1]], np.int32)
     for batches in ([rows], [rows.slice(0, 1), rows.slice(1)]):
-        shares, num_pairs = cointeraction_shares(batches, pa.chunked_array([["a", "b"], ["c"]]), codes)
-        assert shares == [0.5, 0.0] and num_pairs == 2
+        sequences = training_sequences(batches, build_id_index(pa.array(["a", "b", "c"])).find)
+        # c a, a b, b c; b a, a b
+        assert cointeraction_shares(sequences, codes) == ([0.6, 0.0], 5)
 
 
-def test_no_training_pair_gives_zero_shares():
-    shares, num_pairs = cointeraction_shares([], pa.array(["a"]), np.zeros((1, 3), np.int32))
-    assert shares == [0.0, 0.0, 0.0] and num_pairs == 0
+def test_no_training_step_gives_zero_shares():
+    assert cointeraction_shares([], np.zeros((1, 3), np.int32)) == ([0.0, 0.0, 0.0], 0)
 
 
 def test_a_collapsed_level_fails_with_what_to_do():
