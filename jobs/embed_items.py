@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.config.models import ModelConfig
 from digr.data.texts import item_texts
 from digr.interests.images import show_images
 from digr.interests.summary import found_without
@@ -32,9 +33,9 @@ class Embed:
         torch.set_num_threads(config.cluster.encode_threads)
         device = "cuda" if config.cluster.use_gpu else "cpu"
         self.config, self.store = config.embeddings, store
-        self.encode = load_encoder(self.config.encoder, self.config.max_tokens, device, config.cluster.encode_batch_size)
-        image_encoder = self.config.image_encoder
-        self.encode_images = load_image_encoder(image_encoder, device) if image_encoder else None
+        self.encode = load_encoder(self.config.encoder, device, config.cluster.encode_batch_size)
+        images = self.config.image_encoder
+        self.encode_images = load_image_encoder(images, device) if images.name else None
         self.limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
 
     def __call__(self, items: pa.Table) -> pa.Table:
@@ -75,25 +76,30 @@ def _lists(vectors: np.ndarray, present: np.ndarray) -> pa.Array:
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `item_embeddings` with Ray Data; an item without chosen interests falls back to its text, counted."""
 
+    chosen = config.embeddings
+
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
         num_items = artifacts.require(store, "items").rows or 0
-        say(STAGE, f"{num_items} items, encoder {config.embeddings.encoder}, interests {config.embeddings.interests}")
+        say(STAGE, f"{num_items} items, encoder {chosen.encoder.name}, interests {chosen.interests}")
         rows = map_items(config, store, Embed, STAGE)
         parts = artifacts.open_parts(store.uri(STAGE))
         without_trusted = parts.count_rows(filter=pc.field("interest_embedding").is_null())
         fallbacks = parts.count_rows(filter=pc.field("text_only"))
         dim = len(parts.head(1, columns=["embedding"])["embedding"][0])
         facts = {"dim": dim, "num_text_only": fallbacks, "num_without_trusted_interests": without_trusted}
-        if config.embeddings.image_encoder:
+        if chosen.image_encoder.name:
             facts["num_without_image"] = parts.count_rows(filter=pc.field("image_embedding").is_null())
         return {STAGE: Made(rows, facts=facts)}
 
+    models: dict[str, ModelConfig] = {"embeddings.encoder": chosen.encoder}
+    models |= {"embeddings.image_encoder": chosen.image_encoder} if chosen.image_encoder.name else {}
     return run_stage(
         config,
         options,
         outputs=[STAGE],
         sections=["embeddings"],
+        models=models,
         inputs=["items", "interests", "interest_labels", "item_quality"],
         build=build,
     )

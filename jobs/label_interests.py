@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.config.interests import VllmJudge
+from digr.config.models import ModelConfig
 from digr.models.encoders import load_encoder
 from digr.rewards.classifier import load_classifier
 from digr.rewards.labeling import item_quality, label_interests, labeler_facts, owner_texts, quality_histogram
@@ -35,9 +37,7 @@ class Label:
         device, batch_size = "cuda" if config.cluster.use_gpu else "cpu", config.cluster.encode_batch_size
         if "classifier" in self.labels.labelers:
             with artifacts.local_files(store, "classifier") as folder:
-                self.classify = load_classifier(
-                    folder, lambda base, tokens: load_encoder(base, tokens, device, batch_size), device
-                )
+                self.classify = load_classifier(folder, lambda base: load_encoder(base, device, batch_size), device)
 
     def __call__(self, interests: pa.Table) -> pa.Table:
         votes: dict[str, np.ndarray] = {}
@@ -95,7 +95,9 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     inputs = ["items", "interests"] + ["classifier"] * ("classifier" in labels.labelers)
     inputs += ["histories"] * ("behavioural" in labels.labelers or "user" in config.interests.owners)
-    return run_stage(config, options, outputs=[LABELS, QUALITY], sections=["labels"], inputs=inputs, build=build)
+    models: dict[str, ModelConfig] = {"classifier.base": config.classifier.base} if "classifier" in labels.labelers else {}
+    models |= {"labels.judge": ModelConfig(name=labels.judge.model)} if isinstance(labels.judge, VllmJudge) else {}
+    return run_stage(config, options, outputs=[LABELS, QUALITY], sections=["labels"], inputs=inputs, models=models, build=build)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.config.interests import ExtractiveMiner, Miner, OpenAIMiner, ReplayMiner, VllmMiner
+from digr.config.models import ModelConfig
 from digr.interests.prompts import SHOWN_INTERESTS, Owner, item_requests, prompt_modality, request_key, user_requests
 from digr.interests.replay import open_recording, replay
+from digr.models.loading import weights_digest
 from digr.tables import TABLES
 from jobs.asking import llm_miners, phrase_tasks
 from jobs.asking.ledger_tasks import map_tables
@@ -26,9 +28,12 @@ def requests_of(config: Config, store: Store, owner: Owner, miner: Miner) -> Dat
     """Return the requests of one miner for all owners of a kind, in ascending order of their ids; nothing is read yet."""
     extra = artifacts.digest_of_files(miner.path) if isinstance(miner, ReplayMiner) else ""
     if isinstance(miner, ExtractiveMiner):
-        extra = f"{config.interests.encoder} {config.interests.max_interests}"
-    elif prompt_modality(owner, getattr(miner, "modality", "text")) != "text":
-        extra = f"images up to {config.interests.max_image_side} pixels, {config.interests.max_image_bytes} bytes"
+        encoder = config.interests.encoder
+        extra = f"{encoder.model_dump_json()} {weights_digest(encoder, 'interests.encoder')} {config.interests.max_interests}"
+    if isinstance(miner, VllmMiner):
+        extra = weights_digest(ModelConfig(name=miner.model), f"interests.miners {miner.name}")
+    if prompt_modality(owner, getattr(miner, "modality", "text")) != "text":
+        extra += f"images up to {config.interests.max_image_side} pixels, {config.interests.max_image_bytes} bytes"
     key = request_key(owner, miner.model_dump(mode="json"), extra)
     chars = config.interests.max_text_chars
     if owner == "item":

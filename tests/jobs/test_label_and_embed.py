@@ -10,6 +10,7 @@ from PIL import Image
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, apply_overrides, build_config
+from digr.config.models import EncoderConfig
 from digr.models.encoders import load_encoder
 from jobs import embed_items, label_interests, train_classifier
 from jobs.runtime.session import Options
@@ -54,7 +55,7 @@ def test_item_vectors_follow_the_labels_and_the_ablation_changes_the_embedding_o
     assert summary["facts"]["item_embeddings"] == {"dim": 384, "num_text_only": 2, "num_without_trusted_interests": 2}
     store = Store(config.run.dir)
     table = artifacts.read_table(store, "item_embeddings")
-    encode = load_encoder("minilm", 128)
+    encode = load_encoder(EncoderConfig())
     assert table["item_id"].to_pylist() == ["a", "b", "c", "d"]
     text, trusted = encode(list(TITLES.values())), encode(["diy home renovation", "keeping a lawn healthy"])
     found = np.array(table["embedding"].to_pylist())
@@ -99,7 +100,7 @@ def shop(tmp_path) -> Config:
         for step in range(12)
     ]
     _commit(store, "histories", pa.Table.from_pylist(steps))
-    classifier = {"max_pairs": 150, "valid_share": 0.3, "max_tokens": 16, "folds": 2}
+    classifier = {"max_pairs": 150, "valid_share": 0.3, "base": {"max_tokens": 16}, "folds": 2}
     interests = {"owners": ["item", "user"]}
     return build_config({"run": {"dir": str(tmp_path)}, "classifier": classifier, "interests": interests}, where="test")
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digr.config.models import EncoderConfig, ModelConfig
 from digr.interests.images import show_images
-from digr.models.encoders import encoder_path, load_encoder, load_image_encoder
+from digr.models.encoders import load_encoder, load_image_encoder
 from digr.sids.item_vectors import image_vectors, item_vectors
 from tests.tiny_models import make_image_encoder
 
@@ -80,7 +81,7 @@ def test_items_without_any_interest_are_their_text():
 
 
 def test_the_embedded_encoder_puts_a_paraphrase_nearer_than_another_topic():
-    encode = load_encoder("minilm", max_tokens=32)
+    encode = load_encoder(EncoderConfig(max_tokens=32))
     near, text, far = encode(["keeping a lawn healthy", "garden grass care", "soldering circuit boards"])
     assert np.linalg.norm([near, text, far], axis=1) == pytest.approx(np.ones(3), abs=1e-5)
     assert near @ text > far @ text + 0.2
@@ -88,14 +89,14 @@ def test_the_embedded_encoder_puts_a_paraphrase_nearer_than_another_topic():
 
 def test_the_order_and_the_batching_of_texts_do_not_change_their_vectors():
     texts = ["a", "a much longer sentence about drills and bits", "socks"]
-    whole = load_encoder("minilm", max_tokens=32)(texts)
-    single = load_encoder("minilm", max_tokens=32, batch_size=1)(texts[::-1])[::-1]
+    whole = load_encoder(EncoderConfig(max_tokens=32))(texts)
+    single = load_encoder(EncoderConfig(max_tokens=32), batch_size=1)(texts[::-1])[::-1]
     np.testing.assert_allclose(whole, single, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "dim"), [("clip", 24), ("siglip", 32)])
 def test_images_become_unit_vectors_and_an_item_without_one_has_none(tmp_path, kind, dim):
-    encode = load_image_encoder(str(make_image_encoder(tmp_path, kind)))
+    encode = load_image_encoder(ModelConfig(name=str(make_image_encoder(tmp_path, kind))))
     Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
     Image.new("RGB", (32, 32), "blue").save(tmp_path / "blue.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
@@ -110,4 +111,4 @@ def test_images_become_unit_vectors_and_an_item_without_one_has_none(tmp_path, k
 
 def test_a_model_without_an_image_tower_is_an_error():
     with pytest.raises(ValueError, match=r"embeddings\.image_encoder = .*has no get_image_features"):
-        load_image_encoder(encoder_path("minilm"))
+        load_image_encoder(ModelConfig(name="minilm"))
