@@ -22,6 +22,7 @@ from jobs.runtime.datasets import SplitSink
 from jobs.runtime.parts import read_parts
 from jobs.runtime.session import Options, main, say, start_ray
 from jobs.runtime.stage import Made, run_stage, store_of
+from jobs.training.policy_data import count_cut
 
 SPLITS = ("valid", "test")
 BLOCK_ROWS = 4096
@@ -43,7 +44,7 @@ class Recommend:
         self.sids = Sids(self.ids, sid_texts(self.trie.codes.numpy()))
         self.trie = self.trie.to(device)
         with artifacts.local_files(store, f"policy_{policy}") as folder:
-            self.policy = load_policy(folder, device)
+            self.policy = load_policy(folder, device, config.policy.dtype, config.policy.attention)
 
     def __call__(self, histories: pa.Table) -> pa.Table:
         found = self._search(prompt_examples(histories, self.sids, self.config.data.max_history)["prompt"].to_pylist())
@@ -99,7 +100,7 @@ def run_one(config: Config, options: Options, policy: str) -> dict[str, Any]:
             written = artifacts.open_parts(store.uri(name)).count_rows()
             if written != expected[split]:
                 raise ValueError(f"{store.uri(name)}: {written} rows written, {expected[split]} histories of split {split}")
-            made[name] = Made(written)
+            made[name] = Made(written, facts=count_cut(config, store, [split]))
         return made
 
     inputs = ["histories", "item_sids", "interest_labels", f"policy_{policy}"]

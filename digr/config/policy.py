@@ -5,6 +5,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from digr.config.base import Section
+from digr.config.models import Dtype, ModelConfig
+
+Attention = Literal["sdpa", "eager"]
 
 
 class PolicyConfig(Section):
@@ -22,8 +25,18 @@ class PolicyConfig(Section):
     """Attention heads (scratch)."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Dropout while training (scratch)."""
+    revision: str = ""
+    """Branch, tag or commit of a hub model; empty is its main branch (hf)."""
+    dtype: Dtype = "auto"
+    """Number format in which a trained policy decodes and serves: "auto" is bf16 on a GPU and fp32 on a CPU, and always fp32
+    for a scratch policy. In training the weights are fp32; `train.precision` is what is computed in."""
+    attention: Attention = "sdpa"
+    """Attention implementation (hf). Flash attention cannot read the masks that keep a prompt's completions apart."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     max_tokens: int = Field(512, ge=8)
-    """Longest prompt and completion together, tokens."""
+    """Longest prompt and completion together, tokens. A prompt that is too long loses its oldest items, in training and
+    decoding alike; a completion in words that is longer than half of it is cut at its end."""
     init_from_texts: bool = True
     """Start each SID token from the interests and titles of its items, not at random (hf)."""
     lora_rank: int = Field(0, ge=0)
@@ -32,6 +45,11 @@ class PolicyConfig(Section):
     """The adapters are scaled by this over the rank."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the adapters while training."""
+
+    @property
+    def base_model(self) -> ModelConfig:
+        """The pretrained model, by name and revision."""
+        return ModelConfig(name=self.base, revision=self.revision)
 
     @model_validator(mode="after")
     def _lora_needs_a_trained_model(self) -> "PolicyConfig":

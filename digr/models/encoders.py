@@ -73,8 +73,8 @@ def load_encoder(encoder: EncoderConfig, device: str = "cpu", batch_size: int = 
             f"encoder {encoder.name!r}: max_tokens = {encoder.max_tokens}, but the model reads at most {longest}; lower it"
         )
     model.max_seq_length = encoder.max_tokens
-    name = encoder.prompt or model.default_prompt_name
-    return SentenceEncoder(model.eval(), model.prompts[name] if name else "", batch_size)
+    prompt = model.prompts.get(encoder.prompt or model.default_prompt_name or "") or ""
+    return SentenceEncoder(model.eval(), prompt, batch_size)
 
 
 class ImageEncoder(NamedTuple):

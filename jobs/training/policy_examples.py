@@ -37,7 +37,7 @@ def reads_text(config: Config) -> bool:
 
 def build_examples(config: Config, store: Store) -> Made:
     """Write `policy_examples` with Ray Data, part by part of `histories` (and of `items`)."""
-    max_history = config.data.max_history
+    max_history = data.max_history(config, store)
 
     def convert(rows: pa.Table) -> pa.Table:
         rows, sids = conform("histories", rows, store.uri("histories")), data.load_sids(store)
@@ -74,7 +74,8 @@ def build_examples(config: Config, store: Store) -> Made:
                 f"{store.uri('histories')}: {count} examples of split {split} for {config.train.num_workers} workers; "
                 f"give more data, choose another data.split, or lower train.num_workers"
             )
-    return Made(sum(counts.values()), facts={f"num_{split}": count for split, count in counts.items()})
+    facts = {f"num_{split}": count for split, count in counts.items()} | {"max_history": max_history}
+    return Made(sum(counts.values()), facts=facts | data.count_cut(config, store, tuple(counts)))
 
 
 def load_texts(config: Config, store: Store) -> ItemTexts:
