@@ -24,17 +24,23 @@ BLOCK_ROWS = 1024
 """Requests made, and answers written, at once by miners that do not wait for a model."""
 
 
+def what_else_decides(config: Config, owner: Owner, miner: Miner) -> str:
+    """Return what decides an answer beside the miner's own section: a recording's content, weights, sizes of images."""
+    chosen = config.interests
+    decisive = [artifacts.digest_of_files(miner.path)] if isinstance(miner, ReplayMiner) else []
+    if isinstance(miner, ExtractiveMiner):
+        decisive = [chosen.encoder.model_dump_json(), weights_digest(chosen.encoder, "interests.encoder")]
+        decisive.append(str(chosen.max_interests))
+    if isinstance(miner, VllmMiner):
+        decisive.append(weights_digest(ModelConfig(name=miner.model), f"interests.miners {miner.name}"))
+    if prompt_modality(owner, getattr(miner, "modality", "text")) != "text":
+        decisive.append(f"images up to {chosen.max_image_side} pixels, {chosen.max_image_bytes} bytes")
+    return " ".join(decisive)
+
+
 def requests_of(config: Config, store: Store, owner: Owner, miner: Miner) -> Dataset:
     """Return the requests of one miner for all owners of a kind, in ascending order of their ids; nothing is read yet."""
-    extra = artifacts.digest_of_files(miner.path) if isinstance(miner, ReplayMiner) else ""
-    if isinstance(miner, ExtractiveMiner):
-        encoder = config.interests.encoder
-        extra = f"{encoder.model_dump_json()} {weights_digest(encoder, 'interests.encoder')} {config.interests.max_interests}"
-    if isinstance(miner, VllmMiner):
-        extra = weights_digest(ModelConfig(name=miner.model), f"interests.miners {miner.name}")
-    if prompt_modality(owner, getattr(miner, "modality", "text")) != "text":
-        extra += f"images up to {config.interests.max_image_side} pixels, {config.interests.max_image_bytes} bytes"
-    key = request_key(owner, miner.model_dump(mode="json"), extra)
+    key = request_key(owner, miner.model_dump(mode="json"), what_else_decides(config, owner, miner))
     chars = config.interests.max_text_chars
     if owner == "item":
         modality = getattr(miner, "modality", "text")

@@ -1,5 +1,6 @@
 """The jobs from interests to item vectors, on a hand-made catalogue, through Ray."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,14 @@ import pytest
 from PIL import Image
 
 from digr import artifacts
-from digr.artifacts import Manifest, Store
+from digr.artifacts import Manifest, StaleArtifact, Store
 from digr.config import Config, apply_overrides, build_config
 from digr.config.models import EncoderConfig
 from digr.models.encoders import load_encoder
 from jobs import embed_items, label_interests, train_classifier
 from jobs.runtime.session import Options
 from tests.rewards.judge_server import serve_judge
-from tests.tiny_models import make_image_encoder
+from tests.tiny_models import make_image_encoder, make_text_encoder
 
 pytestmark = pytest.mark.ray
 
@@ -73,6 +74,18 @@ def test_item_vectors_follow_the_labels_and_the_ablation_changes_the_embedding_o
     assert embed_items.run(config, Options())["status"] == "skipped"
 
 
+def test_new_weights_in_the_encoders_folder_make_the_vectors_stale(config, tmp_path, ray_local):
+    folder = make_text_encoder(tmp_path / "encoder")
+    config = apply_overrides(config, {"embeddings.encoder": {"name": str(folder), "max_tokens": 32}})
+    assert embed_items.run(config, Options())["facts"]["item_embeddings"]["dim"] == 64
+    assert embed_items.run(config, Options())["status"] == "skipped"
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.seek(-1, os.SEEK_END)
+        weights.write(b"?")
+    with pytest.raises(StaleArtifact, match=r"different: input model embeddings.encoder\)"):
+        embed_items.run(config, Options())
+
+
 THINGS = {
     "garden": ("hose", "rake", "seed", "spade"),
     "kitchen": ("pan", "knife", "bowl", "oven"),
@@ -111,6 +124,7 @@ def test_the_classifier_is_trained_and_all_labelers_label_every_interest_once(sh
     assert facts["auroc"] > 0.8
     assert facts["num_held_out_pairs"] > 0
     assert not list(Path(shop.run.dir).glob("classifier.work-*"))
+    assert "model classifier.base" in artifacts.require(Store(shop.run.dir), "classifier").inputs
 
     monkeypatch.setenv("DIGR_TEST_KEY", "any")
     with serve_judge() as server:
@@ -120,6 +134,7 @@ def test_the_classifier_is_trained_and_all_labelers_label_every_interest_once(sh
     store = Store(shop.run.dir)
     interests = artifacts.read_table(store, "interests")
     labels = artifacts.read_table(store, "interest_labels")
+    assert "model classifier.base" in artifacts.require(store, "interest_labels").inputs
     key = ["owner", "owner_id", "rank", "interest"]
     assert labels.select(key).equals(interests.select(key))
     probability = np.array(labels["probability"])

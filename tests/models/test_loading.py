@@ -11,6 +11,7 @@ from digr.artifacts import StaleArtifact
 from digr.config import build_config
 from digr.config.models import ModelConfig
 from digr.models.loading import CACHED_BYTES, weights_digest
+from jobs.asking.miners import what_else_decides
 from jobs.runtime.session import Options
 from jobs.runtime.stage import Made, run_stage
 
@@ -81,6 +82,19 @@ def test_what_is_no_model_is_named_with_its_key(tmp_path):
         _digest(Path("/no/such/folder"))
     with pytest.raises(ValueError, match=r"policy.base = .*: the folder has no model files"):
         _digest(tmp_path)
+
+
+def test_new_weights_of_a_miner_ask_anew_and_those_of_another_do_not(tmp_path, folder):
+    interests = {"miners": [{"kind": "vllm", "name": "m", "model": str(folder)}, {"kind": "extractive"}]}
+    config = build_config({"run": {"dir": "x"}, "interests": interests}, where="test")
+
+    def decisive() -> list[str]:
+        return [what_else_decides(config, "item", miner) for miner in config.interests.miners]
+
+    before = decisive()
+    _change_last_byte(folder / "model.safetensors", b"x", 1e9 + 1)
+    after = decisive()
+    assert before[0] != after[0] and before[1] == after[1]
 
 
 def test_new_weights_in_an_old_folder_make_a_stage_stale_and_touching_nothing_skips_it(tmp_path, folder):
