@@ -44,7 +44,7 @@ class Recommend:
         self.sids = Sids(self.ids, sid_texts(self.trie.codes.numpy()))
         self.trie = self.trie.to(device)
         with artifacts.local_files(store, f"policy_{policy}") as folder:
-            self.policy = load_policy(folder, device, config.policy.dtype, config.policy.attention)
+            self.policy = load_policy(folder, device, config.decoding.dtype, config.policy.attention)
 
     def __call__(self, histories: pa.Table) -> pa.Table:
         found = self._search(prompt_examples(histories, self.sids, self.config.data.max_history)["prompt"].to_pylist())

@@ -27,13 +27,8 @@ class PolicyConfig(Section):
     """Dropout while training (scratch)."""
     revision: str = ""
     """Branch, tag or commit of a hub model; empty is its main branch (hf)."""
-    dtype: Dtype = "auto"
-    """Number format in which a trained policy decodes and serves: "auto" is bf16 on a GPU and fp32 on a CPU, and always fp32
-    for a scratch policy. In training the weights are fp32; `train.precision` is what is computed in."""
     attention: Attention = "sdpa"
     """Attention implementation (hf). Flash attention cannot read the masks that keep a prompt's completions apart."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     max_tokens: int = Field(512, ge=8)
     """Longest prompt and completion together, tokens. A prompt that is too long loses its oldest items, in training and
     decoding alike; a completion in words that is longer than half of it is cut at its end."""
@@ -100,7 +95,10 @@ class TrainConfig(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep the optimiser's state, or with zero_stage = 3 also the weights, in main memory instead of the GPU's."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of weights and activations."""
+    """Number format of activations, and with DeepSpeed of the weights that compute them. The weights that the optimiser changes
+    are fp32 in any case."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     max_failures: int = Field(2, ge=0)
     """Restarts after lost workers."""
 
@@ -214,6 +212,8 @@ class DecodingConfig(Section):
     """Items returned."""
     batch_size: int = Field(64, ge=1)
     """Requests decoded together."""
+    dtype: Dtype = "auto"
+    """Number format of the weights: "auto" is bf16 on a GPU and fp32 on a CPU, and always fp32 for a scratch policy."""
 
     @model_validator(mode="after")
     def _beam_covers_k(self) -> "DecodingConfig":

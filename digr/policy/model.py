@@ -277,14 +277,17 @@ def build_policy(
 
 
 def adapt(policy: SidPolicy, config: PolicyConfig) -> None:
-    """Make a policy ready for training in place: gradient checkpointing, and LoRA adapters, where the config wants them."""
-    if config.gradient_checkpointing:
-        policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    """Put LoRA adapters into a Hugging Face policy in place, if the config wants them; else all its weights train."""
     if config.lora_rank:
         ids = torch.cat([policy.token_ids(level) for level in range(len(policy.level_sizes))])
         add_lora(policy.lm, config, ids.tolist())
         policy.written_out = None
         policy.__dict__.pop("head", None)
+
+
+def checkpoint_activations(policy: SidPolicy) -> None:
+    """Let a policy in training mode compute its activations again in the backward pass instead of keeping them."""
+    policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def load_policy(folder: str | Path, device: str = "cpu", dtype: Dtype = "auto", attention: Attention = "sdpa") -> SidPolicy:

@@ -164,7 +164,7 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(co
     }
     choices |= {
         "policy.max_tokens": 96,
-        "policy.gradient_checkpointing": True,
+        "train.gradient_checkpointing": True,
         "train.num_workers": 1,
         "train.zero_stage": 2,
         "sft.lr": 3e-3,

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from digr.config import build_config
 from digr.config.policy import PolicyConfig, SftConfig
 from digr.policy.decoding.search import recommend
-from digr.policy.model import SidPolicy, adapt, build_policy, load_policy
+from digr.policy.model import SidPolicy, adapt, build_policy, checkpoint_activations, load_policy
 from digr.policy.training.batches import make_batch
 from digr.policy.training.engine import PlainEngine, make_optimizer
 from digr.policy.training.sft import train_sft
@@ -149,7 +149,9 @@ def test_gradient_checkpointing_gives_the_same_gradients_of_trees_and_of_sequenc
     found = []
     for is_on in (False, True):
         policy = _policy(config)
-        adapt(policy, config.model_copy(update={"gradient_checkpointing": is_on}))
+        adapt(policy, config)
+        if is_on:
+            checkpoint_activations(policy)
         policy.train()
         sequences = toy_sequences(policy, toy_trie(), num=4)
         batch = make_batch(sequences, np.arange(4), policy.tokenizer.pad_token_id)
@@ -167,7 +169,8 @@ def test_gradient_checkpointing_keeps_fewer_activations(config):
     sizes = []
     for is_on in (False, True):
         policy, saved = _policy(config), []
-        adapt(policy, config.model_copy(update={"gradient_checkpointing": is_on}))
+        if is_on:
+            checkpoint_activations(policy)
         with torch.autograd.graph.saved_tensors_hooks(lambda one, to=saved: to.append(one.nbytes) or one, lambda one: one):
             _log_probs(policy.train())
         sizes.append(sum(saved))
