@@ -108,16 +108,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     inputs, judged = ["items", "interests"], config.classifier.judged_run
     files = {"interest_labels of classifier.judged_run": Store(judged).uri("interest_labels")} if judged else {}
-    return run_stage(
-        config,
-        options,
-        outputs=[STAGE],
-        sections=["classifier"],
-        inputs=inputs,
-        files=files,
-        models={"classifier.base": config.classifier.base},
-        build=build,
-    )
+    sources: dict[str, Any] = {"inputs": inputs, "files": files, "models": {"classifier.base": config.classifier.base}}
+    return run_stage(config, options, outputs=[STAGE], sections=["classifier"], build=build, **sources)
 
 
 if __name__ == "__main__":

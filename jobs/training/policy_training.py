@@ -21,19 +21,8 @@ from jobs.training.deepspeed_engine import DeepSpeedEngine
 from jobs.training.tracking import tracked
 from jobs.training.workers import TrainLoop, fit
 
-MAY_CHANGE = tuple(
-    f"train.{key}"
-    for key in (
-        "engine",
-        "num_workers",
-        "zero_stage",
-        "offload",
-        "use_gpu",
-        "threads_per_worker",
-        "max_failures",
-        "gradient_checkpointing",
-    )
-)
+_SPEED = "engine num_workers zero_stage offload use_gpu threads_per_worker max_failures gradient_checkpointing"
+MAY_CHANGE = tuple(f"train.{key}" for key in _SPEED.split())
 """With these changed, a killed training still goes on from its checkpoint."""
 
 
