@@ -18,6 +18,8 @@ from benchmarks.harness import Measurement, main
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import build_config
+from digr.config.models import EncoderConfig
+from digr.data.ids import build_id_index
 from digr.data.texts import item_texts
 from digr.data.transitions import training_sequences
 from digr.evaluation.sid_probe import validation_ndcg
@@ -40,7 +42,7 @@ def embed(store: Store, max_tokens: int) -> tuple[pa.Array, dict[str, np.ndarray
     interests, labels = (
         flat_interests(artifacts.read_table(store, name, owner=["item"])) for name in ("interests", "interest_labels")
     )
-    encoder, cache = load_encoder("minilm", max_tokens), dict[tuple, np.ndarray]()
+    encoder, cache = load_encoder(EncoderConfig(max_tokens=max_tokens)), dict[tuple, np.ndarray]()
 
     def encode(texts: list[str]) -> np.ndarray:
         key = (len(texts), hash(tuple(texts)))

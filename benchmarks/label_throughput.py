@@ -17,6 +17,7 @@ from benchmarks.harness import Measurement, main
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import build_config
+from digr.config.models import PairEncoderConfig
 from digr.data.texts import item_texts
 from digr.models.encoders import load_encoder
 from digr.rewards.classifier import InterestClassifier, MatchHead, load_classifier, save_classifier
@@ -49,8 +50,8 @@ def _make_run(store: Store, num_items: int) -> None:
         artifacts.commit(store, Manifest(name=name, rows=len(table)))
     artifacts.begin(store, "classifier")
     heads = torch.nn.ModuleList([MatchHead(384) for _ in range(4)])
-    encode = load_encoder("minilm", 96)
-    save_classifier(Path(store.uri("classifier")), InterestClassifier(encode, heads), "minilm", 96)
+    encode = load_encoder(PairEncoderConfig())
+    save_classifier(Path(store.uri("classifier")), InterestClassifier(encode, heads), PairEncoderConfig())
     artifacts.commit(store, Manifest(name="classifier"))
 
 
@@ -66,9 +67,7 @@ def measure(quick: bool) -> Measurement:
         summary = [run(config, Options(force="all")) for _ in range(1 if quick else 2)][-1]
         torch.set_num_threads(config.cluster.encode_threads)
         batch_size = config.cluster.encode_batch_size
-        classify = load_classifier(
-            Path(store.uri("classifier")), lambda base, tokens: load_encoder(base, tokens, "cpu", batch_size)
-        )
+        classify = load_classifier(Path(store.uri("classifier")), lambda base: load_encoder(base, "cpu", batch_size))
         interests = flat_interests(artifacts.read_table(store, "interests"))
         own_texts = item_texts(artifacts.read_table(store, "items"), MAX_TEXT_CHARS)
         texts = [own_texts[row] for row in interests["row"].to_pylist()]

@@ -46,7 +46,7 @@ QUICK_JOBS = 3
 def mine(config: Config, store: Store) -> None:
     """Find key phrases of every item's text and merge them."""
     chosen, miner = config.interests, ExtractiveMiner()
-    encoder = load_encoder(chosen.encoder, 128, batch_size=config.cluster.encode_batch_size)
+    encoder = load_encoder(chosen.encoder, batch_size=config.cluster.encode_batch_size)
 
     def encode(texts: list[str]) -> np.ndarray:
         return encoder(texts)
@@ -66,8 +66,8 @@ def mine(config: Config, store: Store) -> None:
 def classify(config: Config, store: Store) -> None:
     """Draw pairs, train the interest classifier and calibrate it."""
     chosen, rng = config.classifier, np.random.default_rng(config.run.seed)
-    sides = pair_tables(store, chosen, encode=load_encoder(chosen.base, 32), rng=rng)
-    classifier = fit_classifier(load_encoder(chosen.base, chosen.max_tokens), sides.train, chosen, rng=rng)
+    sides = pair_tables(store, chosen, encode=load_encoder(chosen.base.model_copy(update={"max_tokens": 32})), rng=rng)
+    classifier = fit_classifier(load_encoder(chosen.base), sides.train, chosen, rng=rng)
     held_out = sides.held_out
     logits = classifier.logits(*(held_out[name].to_pylist() for name in ("phrase", "text", "item_id")))
     calibrate(logits, held_out["label"].to_numpy(), held_out["kind"].to_pylist(), held_out["half"].to_numpy())

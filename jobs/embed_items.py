@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.config.models import ModelConfig
 from digr.data.texts import item_texts
 from digr.interests.images import show_images
 from digr.interests.summary import found_without
@@ -33,8 +34,8 @@ class Embed:
         self.config, self.store, self.cluster = config.embeddings, store, config.cluster
         self.device = "cuda" if self.cluster.use_gpu else "cpu"
         self.encode = self.load_encoder()
-        image_encoder = self.config.image_encoder
-        self.encode_images = load_image_encoder(image_encoder, self.device) if image_encoder else None
+        images = self.config.image_encoder
+        self.encode_images = load_image_encoder(images, self.device) if images.name else None
         self.limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
 
     def load_encoder(self) -> Encode:
@@ -42,7 +43,7 @@ class Embed:
         import torch
 
         torch.set_num_threads(self.cluster.encode_threads)
-        return load_encoder(self.config.encoder, self.config.max_tokens, self.device, self.cluster.encode_batch_size)
+        return load_encoder(self.config.encoder, self.device, self.cluster.encode_batch_size)
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
         for batch in iter_aligned(self.store, ("items", "interests", "interest_labels"), part, BATCH_ITEMS):
@@ -83,11 +84,12 @@ def _lists(vectors: np.ndarray, present: np.ndarray) -> pa.Array:
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `item_embeddings` with Ray; an item without chosen interests falls back to its text, counted."""
+    chosen = config.embeddings
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
         num_items = artifacts.require(store, "items").rows or 0
-        say(STAGE, f"{num_items} items, encoder {config.embeddings.encoder}, interests {config.embeddings.interests}")
+        say(STAGE, f"{num_items} items, encoder {chosen.encoder.name}, interests {chosen.interests}")
         rows = map_parts(config, store, Embed, parts_of(store, "item"), [STAGE])[STAGE]
         parts = artifacts.open_parts(store.uri(STAGE))
         without_trusted = parts.count_rows(filter=pc.field("interest_embedding").is_null())
@@ -95,15 +97,18 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         dim = len(parts.head(1, columns=["embedding"])["embedding"][0])
         facts = {"dim": dim, "num_text_only": fallbacks, "num_without_trusted_interests": without_trusted}
         facts[STARTS] = part_starts(store, "items")
-        if config.embeddings.image_encoder:
+        if chosen.image_encoder.name:
             facts["num_without_image"] = parts.count_rows(filter=pc.field("image_embedding").is_null())
         return {STAGE: Made(rows, facts=facts)}
 
+    models: dict[str, ModelConfig] = {"embeddings.encoder": chosen.encoder}
+    models |= {"embeddings.image_encoder": chosen.image_encoder} if chosen.image_encoder.name else {}
     return run_stage(
         config,
         options,
         outputs=[STAGE],
         sections=["embeddings"],
+        models=models,
         inputs=["items", "interests", "interest_labels"],
         build=build,
     )

@@ -9,6 +9,8 @@ import pyarrow as pa
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.config.interests import VllmJudge
+from digr.config.models import ModelConfig
 from digr.interests.item_lines import read_item_lines
 from digr.models.encoders import load_encoder
 from digr.partitions import Part, parts_of
@@ -41,9 +43,7 @@ class Label:
         torch.set_num_threads(cluster.encode_threads)
         device = "cuda" if cluster.use_gpu else "cpu"
         with artifacts.local_files(self.store, "classifier") as folder:
-            return load_classifier(
-                folder, lambda base, tokens: load_encoder(base, tokens, device, cluster.encode_batch_size), device
-            )
+            return load_classifier(folder, lambda base: load_encoder(base, device, cluster.encode_batch_size), device)
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
         import ray
@@ -93,7 +93,9 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     inputs = ["items", "interests"] + ["classifier"] * ("classifier" in labels.labelers)
     inputs += ["histories"] * ("behavioural" in labels.labelers or "user" in owners)
-    return run_stage(config, options, outputs=[STAGE], sections=["labels"], inputs=inputs, build=build)
+    models: dict[str, ModelConfig] = {"classifier.base": config.classifier.base} if "classifier" in labels.labelers else {}
+    models |= {"labels.judge": ModelConfig(name=labels.judge.model)} if isinstance(labels.judge, VllmJudge) else {}
+    return run_stage(config, options, outputs=[STAGE], sections=["labels"], inputs=inputs, models=models, build=build)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.config.interests import ReplayMiner
+from digr.config.interests import ReplayMiner, VllmMiner
+from digr.config.models import ModelConfig
 from digr.interests import ledger
 from digr.interests.prompts import Owner
 from digr.interests.summary import add_outcomes, miner_table
@@ -25,6 +26,8 @@ STAGE = "interests"
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Make the artifacts interests and interest_responses; the ledger of an earlier run is kept and completed."""
     files = {miner.name: miner.path for miner in config.interests.miners if isinstance(miner, ReplayMiner)}
+    engines = [miner for miner in config.interests.miners if isinstance(miner, VllmMiner)]
+    models = {f"interests.miners {miner.name}": ModelConfig(name=miner.model) for miner in engines}
     return run_stage(
         config,
         options,
@@ -32,6 +35,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         sections=["interests"],
         inputs=["items"] + ["histories"] * ("user" in config.interests.owners),
         files=files,
+        models=models | {"interests.encoder": config.interests.encoder},
         keep=[ledger.LEDGER],
         build=lambda store, work: _build(config, store, work),
     )

@@ -22,6 +22,7 @@ from digr.tables import conform
 from jobs.runtime.datasets import map_parts
 from jobs.runtime.session import Options, main, say, start_ray
 from jobs.runtime.stage import Made, run_stage, trained_policies
+from jobs.training.policy_data import count_cut
 
 SPLITS = ("valid", "test")
 BATCH_HISTORIES = 4096
@@ -43,7 +44,7 @@ class Recommend:
         self.sids = Sids(self.ids, sid_texts(self.trie.codes.numpy()))
         self.trie = self.trie.to(device)
         with artifacts.local_files(store, f"policy_{policy}") as folder:
-            self.policy = load_policy(folder, device)
+            self.policy = load_policy(folder, device, config.decoding.dtype, config.policy.attention)
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
         for rows in iter_part(self.store, "histories", part, BATCH_HISTORIES):
@@ -99,7 +100,7 @@ def run_one(config: Config, options: Options, policy: str) -> dict[str, Any]:
         for name in names.values():
             if rows[name] != expected[name]:
                 raise ValueError(f"{store.uri(name)}: {rows[name]} rows written, {expected[name]} histories of its split")
-        return {name: Made(rows[name]) for name in names.values()}
+        return {name: Made(rows[name], facts=count_cut(config, store, [split])) for split, name in names.items()}
 
     inputs = ["histories", "item_sids", "interest_labels", f"policy_{policy}"]
     return run_stage(config, options, outputs=list(names.values()), sections=["decoding"], inputs=inputs, build=build)

@@ -42,7 +42,7 @@ def train_loop(values: dict[str, Any]) -> None:
     torch.manual_seed(values["seed"])
     device = str(ray.train.torch.get_device())
     classifier = fit_classifier(
-        load_encoder(config.base, config.max_tokens, device),
+        load_encoder(config.base, device),
         _read(values["work"], "train"),
         config,
         rank=rank,
@@ -61,7 +61,7 @@ def train_loop(values: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if rank == 0:
             calibrated = classifier._replace(slope=found.slope, intercept=found.intercept)
-            save_classifier(Path(folder), calibrated, config.base, config.max_tokens)
+            save_classifier(Path(folder), calibrated, config.base)
             (Path(folder) / EVALUATION).write_text(json.dumps(held_out_evaluation(found, label)))
         ray.train.report(found.metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None)
 
@@ -91,7 +91,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
-        encode = load_encoder(config.classifier.base, PAIR_VECTOR_TOKENS)
+        encode = load_encoder(config.classifier.base.model_copy(update={"max_tokens": PAIR_VECTOR_TOKENS}))
         sides = pair_tables(store, config.classifier, encode=encode, rng=np.random.default_rng(config.run.seed))
         filesystem, path = artifacts.filesystem_of(work)
         filesystem.create_dir(path, recursive=True)
@@ -108,7 +108,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     inputs, judged = ["items", "interests"], config.classifier.judged_run
     files = {"interest_labels of classifier.judged_run": Store(judged).uri("interest_labels")} if judged else {}
-    return run_stage(config, options, outputs=[STAGE], sections=["classifier"], inputs=inputs, files=files, build=build)
+    sources: dict[str, Any] = {"inputs": inputs, "files": files, "models": {"classifier.base": config.classifier.base}}
+    return run_stage(config, options, outputs=[STAGE], sections=["classifier"], build=build, **sources)
 
 
 if __name__ == "__main__":

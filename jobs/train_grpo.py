@@ -32,7 +32,7 @@ def train_loop(values: dict[str, Any]) -> None:
     config, store, device = values["config"], values["store"], ray.train.torch.get_device()
     trie, seed, grpo = load_trie(store), config.run.seed, config.grpo
     with artifacts.local_files(store, "policy_sft") as folder:
-        policy, reference = load_policy(folder, str(device)), load_policy(folder, str(device))
+        policy, reference = (load_policy(folder, str(device), "fp32", config.policy.attention) for _ in range(2))
     rows = data.concat(["example_id", "prompt", "target"], data.read_shard("train"))
     targets = data.item_positions(trie, rows["target"])
     prompts = Prompts(rows["example_id"].combine_chunks(), rows["prompt"].combine_chunks(), targets)
@@ -110,7 +110,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
             for split in ("train", "valid")
         }
         progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, tell=tell)
-        return {STAGE: Made(facts=facts_of(progress))}
+        return {STAGE: Made(facts=facts_of(progress) | data.count_cut(config, store, ("train", "valid")))}
 
     keys = training.MAY_CHANGE
     return run_stage(config, options, outputs=[STAGE], sections=["train", "grpo"], inputs=INPUTS, build=build, may_change=keys)

@@ -9,7 +9,7 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.policy.model import build_policy
 from digr.policy.training.batches import pack_sequences
-from digr.policy.training.sft import train_sft
+from digr.policy.training.sft import NUM_CUT, train_sft
 from digr.policy.training.validation import SCORE, Decoding
 from digr.sids.trie import load_trie
 from jobs.runtime.session import Options, main, say, start_ray
@@ -31,7 +31,7 @@ def train_loop(values: dict[str, Any]) -> None:
     torch.manual_seed(seed)  # all workers must give new SID tokens of a Hugging Face model the same embeddings
     policy = build_policy(config.policy, trie.level_sizes, seed, code_texts(config, store, trie)).to(device)
     texts = read_texts(config, data.read_shard("train"))
-    sequences = pack_sequences(policy.tokenizer, texts, config.policy.max_tokens)
+    sequences = pack_sequences(policy.tokenizer, texts, policy.max_tokens)
     valid = data.read_valid("valid", trie, config.sft.max_valid_examples, seed)
     sft = config.sft
     engine = training.make_engine(config, policy, lr=sft.lr, weight_decay=sft.weight_decay, max_grad_norm=sft.max_grad_norm)
@@ -72,19 +72,20 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         datasets = {split: data.read_split(store, EXAMPLES, split) for split in ("train", "valid")}
         progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, tell=tell)
         facts = {"best_epoch": progress.best_position, "epochs": progress.position, "steps": progress.step}
-        last = {key: progress.records[-1][key] for key in ("loss", "tokens_per_second", "num_valid")}
+        last = {key: progress.records[-1][key] for key in ("loss", "tokens_per_second", "num_valid", *NUM_CUT)}
         return {STAGE: Made(facts=facts | {f"valid_{SCORE}": progress.best} | last)}
 
-    words, mix = (["items", "interest_labels"], ["policy", "tasks"]) if reads_text(config) else ([], [])
+    words, mix = (["items", "interest_labels"], ["tasks"]) if reads_text(config) else ([], [])
     inputs = ["histories", "item_sids", *words]
-    first = run_stage(config, options, outputs=[EXAMPLES], sections=["data", *mix], inputs=inputs, build=examples)
-    inputs, sections = [EXAMPLES, "item_sids", *words], ["policy", "train", "sft", *mix[1:]]
+    first = run_stage(config, options, outputs=[EXAMPLES], sections=["data", "policy", *mix], inputs=inputs, build=examples)
+    inputs, sections = [EXAMPLES, "item_sids", *words], ["policy", "train", "sft", *mix]
     summary = run_stage(
         config,
         options,
         outputs=[STAGE],
         sections=sections,
         inputs=inputs,
+        models={"policy.base": config.policy.base_model} if reads_text(config) else {},
         build=build,
         may_change=training.MAY_CHANGE,
     )

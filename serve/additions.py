@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from digr.artifacts import Store
+from digr.config.models import EncoderConfig
 from digr.data.ids import build_id_index
 from digr.models.encoders import Encode
 from digr.serving.journal import Journal
@@ -20,7 +21,7 @@ from digr.serving.new_items import Extender, load_extender, new_vectors, sid_of_
 from serve.catalogue import ITEM_SCHEMA, LABEL_COLUMNS, Additions, RunTables
 from serve.settings import VersionSettings
 
-GetEncoder = Callable[[str, int], Encode]
+GetEncoder = Callable[[EncoderConfig], Encode]
 """Gives the encoder of a name and a number of tokens; loaded when it is first needed."""
 
 
@@ -98,7 +99,7 @@ class VersionAdditions:
 
     def _give_sid(self, item: dict[str, Any]) -> dict[str, Any]:
         extender = self._extender = self._extender or load_extender(Store(self._version.run_dir, self._version.variant))
-        encode = self._get_encoder(extender.embeddings.encoder, extender.embeddings.max_tokens)
+        encode = self._get_encoder(extender.embeddings.encoder)
         vector = new_vectors(extender, item_table([item]), [item["interests"]], encode)[0]
         existing = np.concatenate([self._tables.codes, np.array(self._codes, np.int32).reshape(-1, self._tables.codes.shape[1])])
         try:

@@ -102,9 +102,9 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     manifest, sids = artifacts.require(store, name), artifacts.require(store, "item_sids")
     artifacts.check_lineage(store, name, ["item_sids"])
     level_sizes = tuple(sids.facts["level_sizes"])
-    max_history = artifacts.require(store, "histories").config["data"]["max_history"]
     with artifacts.local_files(store, name) as folder:
         policy = load_policy(folder, device)
+    max_history = min(artifacts.require(store, "histories").config["data"]["max_history"], policy.max_history)
     coded = artifacts.read_table(store, "item_sids")
     ids = coded["item_id"].combine_chunks()
     items = artifacts.read_table(store, "items")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from digr.config.models import EncoderConfig
 from digr.models.encoders import Encode, load_encoder
 from digr.serving.journal import Journal
 from serve import problems
@@ -32,8 +33,8 @@ class Loaded(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def _encoder(name: str, max_tokens: int) -> Encode:
-    return load_encoder(name, max_tokens)
+def _encoder(encoder: EncoderConfig) -> Encode:
+    return load_encoder(encoder)
 
 
 def _extended(loaded: Loaded, items: list[dict[str, Any]]) -> Loaded:

@@ -1,6 +1,7 @@
 """Tiny random language models with real tokenizers, so that the real vLLM engine runs in seconds."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -60,6 +61,20 @@ def make_text_model(folder: Path) -> Path:
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_text_encoder(folder: Path, padding_side: str = "left") -> Path:
+    """Write a random two-layer embedding model of Qwen3-Embedding's kind: it pools the last token, and has a query prompt."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    make_text_model(folder)
+    text: Any = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}  # as it is, not as a chat
+    processor = {"padding_side": padding_side}
+    tower = Transformer(str(folder), processor_kwargs=processor, modality_config=text, module_output_name="token_embeddings")
+    modules = [tower, Pooling(tower.get_embedding_dimension(), "lasttoken"), Normalize()]
+    SentenceTransformer(modules=modules, prompts={"query": "Query: "}).save_pretrained(str(folder))
     return folder
 
 

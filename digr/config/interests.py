@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from digr.config.base import Section
+from digr.config.models import EncoderConfig, ModelConfig, PairEncoderConfig, PhraseEncoderConfig
 
 
 class VllmMiner(Section):
@@ -107,8 +108,8 @@ class InterestsConfig(Section):
     """Cosine from which phrases of two miners count as one interest."""
     max_text_chars: int = Field(1200, ge=50)
     """Characters of an owner's text shown to a miner."""
-    encoder: str = "minilm"
-    """Sentence encoder that compares phrases: "minilm", a local folder or a hub name."""
+    encoder: PhraseEncoderConfig = PhraseEncoderConfig()
+    """Sentence encoder that compares phrases."""
     max_image_bytes: int = Field(10_000_000, ge=1024)
     """Largest image file read; a larger one counts as broken."""
     max_image_side: int = Field(448, ge=16, le=4096)
@@ -131,10 +132,8 @@ class InterestsConfig(Section):
 class ClassifierConfig(Section):
     """RLDI: the classifier that tells a trustworthy interest from a bad one."""
 
-    base: str = "minilm"
-    """Sentence encoder it stands on: "minilm", a local folder or a hub name."""
-    max_tokens: int = Field(96, ge=16, le=512)
-    """Longest item text, tokens."""
+    base: PairEncoderConfig = PairEncoderConfig()
+    """Sentence encoder it stands on."""
     judged_run: str = ""
     """Folder of an earlier run where a judge labelled these interests: those it rejected are no positives. Empty: none."""
     max_pairs: int = Field(16000, ge=16)
@@ -197,15 +196,13 @@ class LabelsConfig(Section):
 class EmbeddingsConfig(Section):
     """IEID: one vector per item from its text and interests."""
 
-    encoder: str = "minilm"
-    """Sentence encoder: "minilm" (from its Python package), a local folder or a hub name."""
-    max_tokens: int = Field(128, ge=8, le=8192)
-    """Longest text, tokens."""
+    encoder: EncoderConfig = EncoderConfig()
+    """Sentence encoder of texts and interests."""
     interests: Literal["none", "all", "trusted"] = "trusted"
     """Which interests enter the vector."""
     interest_weight: float = Field(0.5, ge=0, le=1)
     """Share of the interests' mean vector in the item's vector; the text has the rest."""
     without_miners: tuple[str, ...] = ()
     """Leave out interests that only these miners found: as an ablation it says what a miner is worth."""
-    image_encoder: str = ""
-    """Image encoder of CLIP's or SigLIP's kind, a local folder or a hub name; empty leaves images out."""
+    image_encoder: ModelConfig = ModelConfig()
+    """Image encoder of CLIP's or SigLIP's kind; an empty name leaves images out."""

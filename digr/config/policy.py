@@ -5,6 +5,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from digr.config.base import Section
+from digr.config.models import Dtype, ModelConfig
+
+Attention = Literal["sdpa", "eager"]
 
 
 class PolicyConfig(Section):
@@ -22,8 +25,13 @@ class PolicyConfig(Section):
     """Attention heads (scratch)."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Dropout while training (scratch)."""
+    revision: str = ""
+    """Branch, tag or commit of a hub model; empty is its main branch (hf)."""
+    attention: Attention = "sdpa"
+    """Attention implementation (hf). Flash attention cannot read the masks that keep a prompt's completions apart."""
     max_tokens: int = Field(512, ge=8)
-    """Longest prompt and completion together, tokens."""
+    """Longest prompt and completion together, tokens. A prompt that is too long loses its oldest items, in training and
+    decoding alike; a completion in words that is longer than half of it is cut at its end."""
     init_from_texts: bool = True
     """Start each SID token from the interests and titles of its items, not at random (hf)."""
     lora_rank: int = Field(0, ge=0)
@@ -32,6 +40,11 @@ class PolicyConfig(Section):
     """The adapters are scaled by this over the rank."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the adapters while training."""
+
+    @property
+    def base_model(self) -> ModelConfig:
+        """The pretrained model, by name and revision."""
+        return ModelConfig(name=self.base, revision=self.revision)
 
     @model_validator(mode="after")
     def _lora_needs_a_trained_model(self) -> "PolicyConfig":
@@ -82,7 +95,10 @@ class TrainConfig(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep the optimiser's state, or with zero_stage = 3 also the weights, in main memory instead of the GPU's."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of weights and activations."""
+    """Number format of activations, and with DeepSpeed of the weights that compute them. The weights that the optimiser changes
+    are fp32 in any case."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     max_failures: int = Field(2, ge=0)
     """Restarts after lost workers."""
 
@@ -199,6 +215,8 @@ class DecodingConfig(Section):
     """Items returned."""
     batch_size: int = Field(64, ge=1)
     """Requests decoded together."""
+    dtype: Dtype = "auto"
+    """Number format of the weights: "auto" is bf16 on a GPU and fp32 on a CPU, and always fp32 for a scratch policy."""
 
     @model_validator(mode="after")
     def _beam_covers_k(self) -> "DecodingConfig":

@@ -13,6 +13,7 @@ from digr.config import Config
 from digr.data.ids import build_id_index
 from digr.policy.examples import Sids, policy_examples
 from digr.policy.model import build_policy
+from digr.policy.prompts import items_that_fit
 from digr.policy.training.batches import Texts, pack_sequences
 from digr.policy.training.engine import PlainEngine, make_optimizer
 from digr.policy.training.sft import train_sft
@@ -35,7 +36,8 @@ def validation_ndcg(
     """
     trie = build_trie(item_ids, codes, level_sizes)
     sids = Sids(build_id_index(item_ids), sid_texts(codes))
-    examples = policy_examples(histories, sids, config.data.max_history)
+    max_history = min(config.data.max_history, items_that_fit(config.policy.max_tokens, len(level_sizes)))
+    examples = policy_examples(histories, sids, max_history)
     train, valid = (examples.filter(pc.equal(examples["split"], split)) for split in ("train", "valid"))
     chosen = np.random.default_rng(config.run.seed).permutation(len(valid))[: config.sft.max_valid_examples]
     valid = valid.take(pa.array(np.sort(chosen)))
@@ -47,7 +49,7 @@ def validation_ndcg(
         progress = train_sft(
             PlainEngine(policy, optimizer, max_grad_norm=config.sft.max_grad_norm, precision="fp32"),
             trie,
-            pack_sequences(policy.tokenizer, texts, config.policy.max_tokens),
+            pack_sequences(policy.tokenizer, texts, policy.max_tokens),
             ValidExamples(valid["prompt"].to_pylist(), torch.from_numpy(targets)),
             config.sft,
             decoding=Decoding(config.sft.valid_beam_width, config.decoding.batch_size),

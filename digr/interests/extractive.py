@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int64, UInt32
 
-from digr.interests.merging import Encode
+from digr.models.encoders import Encode
 
 _COMMON = """
 a about above after again against all also am an and any are as at be because been before being below between both but by

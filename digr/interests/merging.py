@@ -4,7 +4,7 @@ Phrases of different miners whose vectors are close count as one interest; phras
 miner's own list is already unique.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from digr.interests.parsing import parse_response
+from digr.models.encoders import Encode
 from digr.tables import Owner, nest_interests
-
-Encode = Callable[[list[str]], np.ndarray]
-"""Texts -> unit vectors [N, D]."""
 
 
 class Mined(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from digr.config.policy import PolicyConfig
+from digr.config.policy import Attention, PolicyConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,10 +16,19 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 
 
+def load_lm(path: str | Path, dtype: torch.dtype, attention: Attention = "sdpa", revision: str = "main") -> "PreTrainedModel":
+    """Load a causal LM from a folder or hub name, with an attention that reads masks of branches."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        path, trust_remote_code=False, dtype=dtype, attn_implementation=attention, revision=revision
+    )
+
+
 def extend_lm(
     config: PolicyConfig, tokens: Sequence[str], code_texts: Sequence[Sequence[str]] | None
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Load a causal LM in fp32 and add SID tokens to its vocabulary.
+    """Load a causal LM in fp32, as which it trains, and add SID tokens to its vocabulary.
 
     Args:
         tokens: SID tokens, level by level.
@@ -27,14 +36,19 @@ def extend_lm(
             transformers' draw around the mean of the vocabulary, from the global generator.
 
     Raises:
-        ValueError: policy.base is empty.
+        ValueError: policy.base is empty, or reads fewer tokens than policy.max_tokens.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     if not config.base:
         raise ValueError('policy.base: name a local folder or hub model for backbone = "hf"')
-    tokenizer = AutoTokenizer.from_pretrained(config.base)
-    lm = AutoModelForCausalLM.from_pretrained(config.base, trust_remote_code=False, dtype=torch.float32)
+    revision = config.revision or "main"
+    tokenizer = AutoTokenizer.from_pretrained(config.base, revision=revision)
+    lm = load_lm(config.base, torch.float32, config.attention, revision)
+    longest = getattr(lm.config.get_text_config(), "max_position_embeddings", config.max_tokens)
+    if config.max_tokens > longest:
+        raise ValueError(f"policy.max_tokens = {config.max_tokens}, but {config.base} reads at most {longest}; lower it")
+    tokenizer.model_max_length = config.max_tokens  # saved with the policy, so that it is decoded as it was trained
     tokenizer.add_tokens(list(tokens))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -16,9 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from digr.config.policy import PolicyConfig
-from digr.models.language_models import add_lora, extend_lm, head_rows, save_lm
-from digr.policy.vocabulary import find_sid_tokens, scratch_tokenizer, sid_tokens
+from digr.config.models import Dtype
+from digr.config.policy import Attention, PolicyConfig
+from digr.models.language_models import add_lora, extend_lm, head_rows, load_lm, save_lm
+from digr.models.loading import torch_dtype
+from digr.policy.prompts import items_that_fit, read_prompts
+from digr.policy.vocabulary import find_sid_tokens, knows_sids_only, scratch_tokenizer, sid_tokens
 from digr.sids.trie import ROOT, SidTrie
 
 # transformers takes seconds to import, which drivers and Ray's own processes are spared: it is imported where models are made
@@ -44,12 +47,15 @@ class SidPolicy(nn.Module):
             self.register_buffer(f"token_ids_{level}", ids, persistent=False)
         self._head_rows = [_slice_of(ids) for ids in vocabulary.token_ids]
         self._sid_ids = vocabulary.ids
-        alone, first = self._read(["<a_0>"])[0], vocabulary.ids["<a_0"]
+        alone, first = tokenizer("<a_0>")["input_ids"], vocabulary.ids["<a_0"]
         if first not in alone:
             raise ValueError(
                 f"policy: the tokenizer does not read <a_0> as one token, but as {alone}; add SID tokens by add_tokens"
             )
         self._before, self._behind = alone[: alone.index(first)], alone[alone.index(first) + 1 :]
+        places = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+        self.max_tokens: int = min(tokenizer.model_max_length, places or tokenizer.model_max_length)
+        """Longest prompt and completion together."""
         self.written_out: Any = None
         """What `steps` keeps of a plain GPT-2 from its first decoding on; adapters make it another model."""
 
@@ -63,15 +69,22 @@ class SidPolicy(nn.Module):
         """The LM's output head; adapters put another one in its place."""
         return self.lm.get_output_embeddings()
 
+    @property
+    def max_history(self) -> int:
+        """Most items of a history that it reads."""
+        return items_that_fit(self.max_tokens, len(self.level_sizes))
+
     def token_ids(self, level: int) -> Int[Tensor, " K"]:
         """Token of each code of a level."""
         return getattr(self, f"token_ids_{level}")
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-        """Turn prompts into right-padded token ids and the mask of real tokens."""
-        known = [self._look_up(text) for text in texts]
-        others = iter(self._read([text for text, row in zip(texts, known, strict=True) if row is None]))
-        rows = [next(others) if row is None else row for row in known]
+        """Turn prompts into right-padded token ids and the mask of real tokens; long ones lose their oldest items.
+
+        Raises:
+            ValueError: a prompt is too long even with its newest item alone, see `prompts`.
+        """
+        rows = read_prompts(texts, self._read, self.max_tokens, len(self.level_sizes)).rows
         lengths = np.array([len(row) for row in rows])
         real = np.arange(lengths.max()) < lengths[:, None]
         padded = np.full(real.shape, self.tokenizer.pad_token_id)
@@ -87,11 +100,14 @@ class SidPolicy(nn.Module):
             return None
 
     def _read(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, return_attention_mask=False)["input_ids"] if texts else []
+        known = [self._look_up(text) for text in texts]
+        others = [text for text, row in zip(texts, known, strict=True) if row is None]
+        found = iter(self.tokenizer(others, return_attention_mask=False, verbose=False)["input_ids"] if others else [])
+        return [next(found) if row is None else row for row in known]
 
     def hidden(self, **inputs: object) -> Float[Tensor, "B T D"]:
-        """Run the transformer without its output head."""
-        return self.lm.get_decoder()(**inputs).last_hidden_state
+        """Run the transformer without its output head; keys and values are kept only where `use_cache` asks for it."""
+        return self.lm.get_decoder()(**{"use_cache": False} | inputs).last_hidden_state
 
     def code_logits(self, hidden: Float[Tensor, "*P D"], level: int) -> Float[Tensor, "*P K"]:
         """Compute the logits of one level's codes only."""
@@ -269,9 +285,21 @@ def adapt(policy: SidPolicy, config: PolicyConfig) -> None:
         policy.__dict__.pop("head", None)
 
 
-def load_policy(folder: str | Path, device: str = "cpu") -> SidPolicy:
-    """Load a saved policy, in evaluation mode."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def checkpoint_activations(policy: SidPolicy) -> None:
+    """Let a policy in training mode compute its activations again in the backward pass instead of keeping them."""
+    policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
-    lm = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-    return SidPolicy(lm, AutoTokenizer.from_pretrained(folder)).eval().to(device)
+
+def load_policy(folder: str | Path, device: str = "cpu", dtype: Dtype = "auto", attention: Attention = "sdpa") -> SidPolicy:
+    """Load a saved policy, in evaluation mode.
+
+    Args:
+        dtype: number format of the weights. "auto" is bf16 on a GPU and fp32 on a CPU; a policy that knows no words but
+            semantic IDs is small, and stays in fp32. A policy that is trained further must be loaded in fp32.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chosen: Dtype = "fp32" if dtype == "auto" and knows_sids_only(tokenizer) else dtype
+    lm = load_lm(folder, torch_dtype(chosen, device), attention)
+    return SidPolicy(lm, tokenizer).eval().to(device)

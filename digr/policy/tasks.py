@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from digr.config.policy import TasksConfig
 from digr.policy.examples import Sids, item_places
+from digr.policy.prompts import TITLES
 from digr.policy.vocabulary import history_prompt
 from digr.tables import table_spec
 
@@ -85,7 +86,7 @@ def history_task_examples(
     own = pa.array(sids.texts, pa.string()).take(goal)
     parts = {
         "history_to_title": (_prompt("", prompts, "\nTitle:"), _line(texts.titles.take(goal))),
-        "titles_to_sid": (_prompt("Titles:\n", titled, "\nItem: "), own),
+        "titles_to_sid": (_prompt(TITLES, titled, "\nItem: "), own),
         "user_interest_to_sid": (_prompt("User interests: ", interests, "\nItem: "), own),
     }
     ids = rows["example_id"].combine_chunks()

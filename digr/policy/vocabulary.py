@@ -70,6 +70,11 @@ def scratch_tokenizer(level_sizes: Sequence[int]) -> "PreTrainedTokenizerFast":
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, unk_token=UNKNOWN)
 
 
+def knows_sids_only(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer is that of a scratch policy, which knows no words."""
+    return isinstance(tokenizer.backend_tokenizer.model, WordLevel)
+
+
 def find_sid_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int) -> SidVocabulary:
     """Locate the SID tokens of a tokenizer.
 

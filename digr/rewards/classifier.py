@@ -9,9 +9,9 @@ are as many heads as folds of the items, and each item is labelled by the one he
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from digr.rewards.pairs import Encode, id_numbers
+from digr.config.models import PairEncoderConfig
+from digr.models.encoders import Encode
+from digr.rewards.pairs import id_numbers
 
 HEADS, CALIBRATION = "heads.safetensors", "calibration.json"
 SCALE = 20.0
@@ -115,20 +117,14 @@ def encode_pairs(encode: Encode, interests: Sequence[str], texts: Sequence[str])
     return EncodedPairs(vectors[0], phrase_index, vectors[1], text_index)
 
 
-def save_classifier(folder: Path, classifier: InterestClassifier, base: str, max_tokens: int) -> None:
-    """Write the heads as safetensors, and the calibration with the encoder's name and token limit as JSON."""
+def save_classifier(folder: Path, classifier: InterestClassifier, base: PairEncoderConfig) -> None:
+    """Write the heads as safetensors, and the calibration with what the config says of the encoder as JSON."""
     save_file({name: value.contiguous() for name, value in classifier.heads.state_dict().items()}, folder / HEADS)
-    numbers = {"slope": classifier.slope, "intercept": classifier.intercept, "base": base, "max_tokens": max_tokens}
+    numbers = {"slope": classifier.slope, "intercept": classifier.intercept, "base": base.model_dump()}
     (folder / CALIBRATION).write_text(json.dumps(numbers))
 
 
-class LoadEncoder(Protocol):
-    """Load a sentence encoder by its name and token limit."""
-
-    def __call__(self, base: str, max_tokens: int) -> Encode: ...
-
-
-def load_classifier(folder: Path, load_encoder: LoadEncoder, device: str = "cpu") -> InterestClassifier:
+def load_classifier(folder: Path, load_encoder: Callable[[PairEncoderConfig], Encode], device: str = "cpu") -> InterestClassifier:
     """Load what `save_classifier` wrote, in evaluation mode, on the encoder it was trained on.
 
     Raises:
@@ -140,5 +136,5 @@ def load_classifier(folder: Path, load_encoder: LoadEncoder, device: str = "cpu"
     dims = [value.shape[1] for name, value in weights.items() if name.endswith("specificity.weight")]
     heads = nn.ModuleList([MatchHead(dim) for dim in dims]).eval().to(device)
     heads.load_state_dict(weights)
-    encode = load_encoder(numbers["base"], numbers["max_tokens"])
+    encode = load_encoder(PairEncoderConfig.model_validate(numbers["base"]))
     return InterestClassifier(encode, heads, numbers["slope"], numbers["intercept"])

@@ -6,7 +6,7 @@ whether a phrase must be grounded in this item (swaps) and specific (blurred).
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config.interests import ClassifierConfig
 from digr.data.texts import item_texts
+from digr.models.encoders import Encode
 from digr.partitions import iter_aligned, parts_of
 from digr.tables import flat_interests
 
@@ -34,12 +35,6 @@ NEAR_DUPLICATE = 0.75
 
 _GENERIC_HEADS = ("everyday", "general", "daily", "practical", "useful", "household", "basic", "common", "various", "personal")
 _GENERIC_TAILS = ("use", "needs", "tasks", "projects", "convenience", "purposes", "products", "activities", "shopping")
-
-
-class Encode(Protocol):
-    """Turn texts into unit vectors."""
-
-    def __call__(self, texts: list[str]) -> Float[np.ndarray, "N D"]: ...
 
 
 class Pairs(NamedTuple):

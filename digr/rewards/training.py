@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from digr.config.interests import ClassifierConfig
+from digr.models.encoders import Encode
 from digr.rewards.classifier import EncodedPairs, InterestClassifier, MatchHead, encode_pairs, folds_of
-from digr.rewards.pairs import NEAR_DUPLICATE, Encode, blur, own_phrases
+from digr.rewards.pairs import NEAR_DUPLICATE, blur, own_phrases
 
 NUM_GENERIC, GENERIC_PER_STEP = 500, 32
 """Blurred phrases drawn, and how many of them are negatives for every text of a step."""

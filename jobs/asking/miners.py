@@ -11,9 +11,11 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.config.interests import ExtractiveMiner, Miner, OpenAIMiner, ReplayMiner, VllmMiner
+from digr.config.models import ModelConfig
 from digr.interests.item_lines import read_item_lines
 from digr.interests.prompts import Owner, item_requests, prompt_modality, request_key, user_requests
 from digr.interests.replay import open_recording, replay
+from digr.models.loading import weights_digest
 from digr.partitions import iter_users, parts_of
 from jobs.asking import llm_miners, phrase_tasks
 from jobs.asking.ledger_tasks import map_tables
@@ -30,18 +32,27 @@ def item_lines_of(config: Config, store: Store) -> Any:
     return task.remote(store, config.interests.max_text_chars, with_interests="item" in config.interests.owners)
 
 
+def what_else_decides(config: Config, owner: Owner, miner: Miner) -> str:
+    """Return what decides an answer beside the miner's own section: a recording's content, weights, sizes of images."""
+    chosen = config.interests
+    decisive = [artifacts.digest_of_files(miner.path)] if isinstance(miner, ReplayMiner) else []
+    if isinstance(miner, ExtractiveMiner):
+        decisive = [chosen.encoder.model_dump_json(), weights_digest(chosen.encoder, "interests.encoder")]
+        decisive.append(str(chosen.max_interests))
+    if isinstance(miner, VllmMiner):
+        decisive.append(weights_digest(ModelConfig(name=miner.model), f"interests.miners {miner.name}"))
+    if prompt_modality(owner, getattr(miner, "modality", "text")) != "text":
+        decisive.append(f"images up to {chosen.max_image_side} pixels, {chosen.max_image_bytes} bytes")
+    return " ".join(decisive)
+
+
 def requests_of(config: Config, store: Store, owner: Owner, miner: Miner, items: Any = None) -> Dataset:
     """Return the requests of one miner for all owners of a kind, in ascending order of their ids; nothing is read yet.
 
     Args:
         items: from `item_lines_of`, for users.
     """
-    extra = artifacts.digest_of_files(miner.path) if isinstance(miner, ReplayMiner) else ""
-    if isinstance(miner, ExtractiveMiner):
-        extra = f"{config.interests.encoder} {config.interests.max_interests}"
-    elif prompt_modality(owner, getattr(miner, "modality", "text")) != "text":
-        extra = f"images up to {config.interests.max_image_side} pixels, {config.interests.max_image_bytes} bytes"
-    key = request_key(owner, miner.model_dump(mode="json"), extra)
+    key = request_key(owner, miner.model_dump(mode="json"), what_else_decides(config, owner, miner))
     chars = config.interests.max_text_chars
     if owner == "item":
         modality = getattr(miner, "modality", "text")

@@ -14,15 +14,14 @@ from digr.config import Config
 from digr.config.interests import ExtractiveMiner
 from digr.interests.extractive import Counts, count_phrases, extract_interests, num_buckets
 from digr.interests.ledger import LEDGER, raw_responses
-from digr.interests.merging import Encode, merge_responses
+from digr.interests.merging import merge_responses
 from digr.interests.prompts import Owner, prompt_version
+from digr.models.encoders import Encode, load_encoder
 from digr.partitions import Part, parts_of, read_part
 from digr.tables import TABLES
 from jobs.asking.ledger_tasks import map_tables
 from jobs.runtime.datasets import OutputTables, map_parts
 
-MAX_TOKENS = 64
-"""Longest text encoded, tokens: an interest is a few words, and the start of a text says what it is about."""
 _MERGED_OWNERS = 2048
 """Owners merged at once."""
 
@@ -59,12 +58,9 @@ def _load_encoder(config: Config) -> Encode:
     """Load the encoder that compares phrases, inside a worker."""
     import torch  # seconds of every worker's start, and one miner's answers merge without an encoder
 
-    from digr.models.encoders import load_encoder
-
     torch.set_num_threads(config.cluster.encode_threads)
     device = "cuda" if config.cluster.use_gpu else "cpu"
-    encoder = load_encoder(config.interests.encoder, MAX_TOKENS, device, config.cluster.encode_batch_size)
-    return lambda texts: encoder(texts)
+    return load_encoder(config.interests.encoder, device, config.cluster.encode_batch_size)
 
 
 class _Extract:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from digr import artifacts
 from digr.artifacts import Manifest, StaleArtifact, Store
 from digr.config import Config
+from digr.config.models import ModelConfig
+from digr.models.loading import weights_digest
 from jobs.runtime.session import Options, say
 
 VERSIONED = ("digr", "torch", "ray", "transformers", "pyarrow")
@@ -56,6 +58,7 @@ def run_stage(
     build: Callable[[Store, str], Mapping[str, Made]],
     inputs: Sequence[str] = (),
     files: Mapping[str, str] = {},
+    models: Mapping[str, ModelConfig] = {},
     keep: Sequence[str] = (),
     may_change: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -68,6 +71,7 @@ def run_stage(
             what it made of each output.
         inputs: artifacts it reads, which must exist.
         files: name -> address of outside files it reads, by content.
+        models: config key -> pretrained model it reads, by its weights.
         keep: outputs whose parts an earlier, unfinished build may have left and the build goes on from.
         may_change: `section.key`s that may have changed when a killed build goes on in the same scratch folder.
 
@@ -85,7 +89,8 @@ def run_stage(
         Manifest(
             name=name,
             inputs={item: _input_digest(store, item, options) for item in inputs}
-            | {f"file {key}": artifacts.digest_of_files(uri) for key, uri in files.items()},
+            | {f"file {key}": artifacts.digest_of_files(uri) for key, uri in files.items()}
+            | {f"model {key}": weights_digest(model, key) for key, model in models.items()},
             config={section: dumped[section] for section in sections},
             seed=config.run.seed,
         )

@@ -15,6 +15,7 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.data.ids import build_id_index
 from digr.policy.examples import Sids
+from digr.policy.prompts import items_that_fit
 from digr.policy.training.grpo import RewardFn, Rewards
 from digr.policy.training.rollouts import Rollouts
 from digr.policy.training.validation import ValidExamples
@@ -34,6 +35,22 @@ def _read_sids(store: Store, digest: str) -> Sids:
     table = artifacts.read_table(store, "item_sids")
     num_levels = len(artifacts.require(store, "item_sids").facts["level_sizes"])
     return Sids(build_id_index(table["item_id"]), sid_texts(codes_of(table, num_levels)))
+
+
+def max_history(config: Config, store: Store) -> int:
+    """Return the items of a history that the policy reads: `data.max_history`, or fewer if `policy.max_tokens` holds fewer."""
+    num_levels = len(artifacts.require(store, "item_sids").facts["level_sizes"])
+    return min(config.data.max_history, items_that_fit(config.policy.max_tokens, num_levels))
+
+
+def count_cut(config: Config, store: Store, splits: Sequence[str]) -> dict[str, int]:
+    """Count the histories that lose items because `policy.max_tokens` holds fewer, as a fact for the manifest."""
+    longest, num_cut = max_history(config, store), 0
+    if longest < config.data.max_history:
+        too_long = pc.list_value_length(pc.field("history")) > longest
+        histories = artifacts.dataset_of(store, "histories")
+        num_cut = histories.count_rows(filter=pc.field("split").isin(splits) & too_long)
+    return {"num_cut_histories": num_cut}
 
 
 def read_shard(name: str) -> Iterator[pa.Table]:

@@ -54,7 +54,8 @@ def build_examples(config: Config, store: Store) -> Made:
                 f"{store.uri('histories')}: {count} examples of split {split} for {config.train.num_workers} workers; "
                 f"give more data, choose another data.split, or lower train.num_workers"
             )
-    return Made(sum(counts.values()), facts={f"num_{split}": count for split, count in counts.items()})
+    facts = {f"num_{split}": count for split, count in counts.items()} | {"max_history": data.max_history(config, store)}
+    return Made(sum(counts.values()), facts=facts | data.count_cut(config, store, tuple(counts)))
 
 
 def _examples_of_part(part: Part, config: Config, store: Store, texts: Any) -> OutputTables:
@@ -63,7 +64,7 @@ def _examples_of_part(part: Part, config: Config, store: Store, texts: Any) -> O
     Args:
         texts: reference to the texts of all items, for a backbone that can read.
     """
-    sids, max_history = data.load_sids(store), config.data.max_history
+    sids, max_history = data.load_sids(store), data.max_history(config, store)
     if part.owner == "item":
         for items in iter_part(store, "items", part, BATCH_ROWS, ["item_id"]):
             yield STAGE, item_task_examples(items["item_id"].combine_chunks(), sids, ray.get(texts), config.tasks)

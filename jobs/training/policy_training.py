@@ -14,16 +14,15 @@ import torch
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.policy.model import SidPolicy, adapt
+from digr.policy.model import SidPolicy, adapt, checkpoint_activations
 from digr.policy.training.engine import Engine, PlainEngine, make_optimizer
 from digr.policy.training.validation import Progress
 from jobs.training.deepspeed_engine import DeepSpeedEngine
 from jobs.training.tracking import tracked
 from jobs.training.workers import TrainLoop, fit
 
-MAY_CHANGE = tuple(
-    f"train.{key}" for key in ("engine", "num_workers", "zero_stage", "offload", "use_gpu", "threads_per_worker", "max_failures")
-)
+_SPEED = "engine num_workers zero_stage offload use_gpu threads_per_worker max_failures gradient_checkpointing"
+MAY_CHANGE = tuple(f"train.{key}" for key in _SPEED.split())
 """With these changed, a killed training still goes on from its checkpoint."""
 
 
@@ -35,6 +34,8 @@ def make_engine(config: Config, policy: SidPolicy, *, lr: float, weight_decay: f
     torch.manual_seed(config.run.seed)
     adapt(policy, config.policy)
     torch.manual_seed(config.run.seed + ray.train.get_context().get_world_rank())
+    if config.train.gradient_checkpointing:
+        checkpoint_activations(policy)
     optimizer = make_optimizer(policy, lr, weight_decay)
     if config.train.engine == "plain":
         return PlainEngine(policy, optimizer, max_grad_norm=max_grad_norm, precision=config.train.precision)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from digr.config.models import EncoderConfig
 from digr.config.run import SyntheticConfig
 from digr.data.synthetic import build_shop
 from digr.data.texts import item_texts
@@ -82,7 +83,7 @@ def test_most_planted_interests_of_the_embedded_shop_are_among_the_top_five():
     shop = build_shop(SyntheticConfig(num_items=120, num_users=20, num_interests=12), 0)
     texts = item_texts(shop.items)
     counts = Counts(count_phrases(texts, 5, num_buckets(len(texts))), len(texts))
-    answers = extract_interests(texts, counts, load_encoder("minilm", 128), max_words=5, min_owners=2, max_interests=5)
+    answers = extract_interests(texts, counts, load_encoder(EncoderConfig()), max_words=5, min_owners=2, max_interests=5)
     found = {
         item: dict(parse_response(answer).interests)
         for item, answer in zip(shop.items["item_id"].to_pylist(), answers, strict=True)

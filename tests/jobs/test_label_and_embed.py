@@ -1,5 +1,6 @@
 """The jobs from interests to item vectors, on a hand-made catalogue, through Ray."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,16 @@ import pytest
 from PIL import Image
 
 from digr import artifacts
-from digr.artifacts import Manifest, Store
+from digr.artifacts import Manifest, StaleArtifact, Store
 from digr.config import Config, apply_overrides, build_config
+from digr.config.models import EncoderConfig
 from digr.models.encoders import load_encoder
 from digr.tables import flat_interests
 from jobs import embed_items, label_interests, train_classifier
 from jobs.runtime.session import Options
 from tests.nested_interests import nest_rows
 from tests.rewards.judge_server import serve_judge
-from tests.tiny_models import make_image_encoder
+from tests.tiny_models import make_image_encoder, make_text_encoder
 
 pytestmark = pytest.mark.ray
 
@@ -57,7 +59,7 @@ def test_item_vectors_follow_the_labels_and_the_ablation_changes_the_embedding_o
     }
     store = Store(config.run.dir)
     table = artifacts.read_table(store, "item_embeddings")
-    encode = load_encoder("minilm", 128)
+    encode = load_encoder(EncoderConfig())
     assert table["item_id"].to_pylist() == ["a", "b", "c", "d"]
     text, trusted = encode(list(TITLES.values())), encode(["diy home renovation", "keeping a lawn healthy"])
     found = np.array(table["embedding"].to_pylist())
@@ -73,6 +75,18 @@ def test_item_vectors_follow_the_labels_and_the_ablation_changes_the_embedding_o
     np.testing.assert_allclose(np.array(other["embedding"].to_pylist()), text, atol=1e-5)
     assert other["interest_embedding"].to_pylist() == table["interest_embedding"].to_pylist()
     assert embed_items.run(config, Options())["status"] == "skipped"
+
+
+def test_new_weights_in_the_encoders_folder_make_the_vectors_stale(config, tmp_path, ray_local):
+    folder = make_text_encoder(tmp_path / "encoder")
+    config = apply_overrides(config, {"embeddings.encoder": {"name": str(folder), "max_tokens": 32}})
+    assert embed_items.run(config, Options())["facts"]["item_embeddings"]["dim"] == 64
+    assert embed_items.run(config, Options())["status"] == "skipped"
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.seek(-1, os.SEEK_END)
+        weights.write(b"?")
+    with pytest.raises(StaleArtifact, match=r"different: input model embeddings.encoder\)"):
+        embed_items.run(config, Options())
 
 
 THINGS = {
@@ -100,7 +114,7 @@ def shop(tmp_path) -> Config:
         for step in range(12)
     ]
     _commit(store, "histories", pa.Table.from_pylist(steps))
-    classifier = {"max_pairs": 150, "valid_share": 0.3, "max_tokens": 16, "folds": 2}
+    classifier = {"max_pairs": 150, "valid_share": 0.3, "base": {"max_tokens": 16}, "folds": 2}
     interests = {"owners": ["item", "user"]}
     return build_config({"run": {"dir": str(tmp_path)}, "classifier": classifier, "interests": interests}, where="test")
 
@@ -111,6 +125,7 @@ def test_the_classifier_is_trained_and_all_labelers_label_every_interest_once(sh
     assert facts["auroc"] > 0.8
     assert facts["num_held_out_pairs"] > 0
     assert not list(Path(shop.run.dir).glob("classifier.work-*"))
+    assert "model classifier.base" in artifacts.require(Store(shop.run.dir), "classifier").inputs
 
     monkeypatch.setenv("DIGR_TEST_KEY", "any")
     with serve_judge() as server:
@@ -121,6 +136,7 @@ def test_the_classifier_is_trained_and_all_labelers_label_every_interest_once(sh
     interests = flat_interests(artifacts.read_table(store, "interests"))
     rated = artifacts.read_table(store, "interest_labels")
     labels = flat_interests(rated)
+    assert "model classifier.base" in artifacts.require(store, "interest_labels").inputs
     key = ["owner", "owner_id", "rank", "interest"]
     assert labels.select(key).equals(interests.select(key))
     probability = np.array(labels["probability"])

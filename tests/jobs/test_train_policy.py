@@ -130,6 +130,20 @@ def test_two_deepspeed_workers_train_the_policy_and_grpo_refines_it(whole):
     load_policy(Path(config.run.dir) / "policy_grpo")
 
 
+def test_histories_longer_than_the_policy_reads_train_decode_and_are_counted(config, ray_local):
+    """A scratch policy raised IndexError while decoding, since it has a position for each of `max_tokens` tokens."""
+    one = {"train.num_workers": 1, "train.engine": "plain", "sft.epochs": 2, "sft.eval_every_epochs": 1, "grpo.steps": 3}
+    config = apply_overrides(config, one | {"policy.max_tokens": 14})
+    summary = train_sft.run(config, Options())
+    examples = artifacts.require(Store(config.run.dir), "policy_examples").facts
+    assert examples["max_history"] == 3
+    histories = artifacts.read_table(Store(config.run.dir), "histories")
+    lengths = pc.list_value_length(histories.filter(pc.not_equal(histories["split"], "test"))["history"])
+    assert examples["num_cut_histories"] == pc.sum(pc.greater(lengths, 3)).as_py() > 0
+    assert summary["facts"]["policy_sft"]["num_cut_prompts"] == 0, "sequences are made as short as the policy reads"
+    assert train_grpo.run(config, Options())["facts"]["policy_grpo"]["num_cut_histories"] > 0
+
+
 def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(config, tmp_path, ray_local):
     store = Store(config.run.dir)
     ids = [f"i{item:02d}" for item in range(NUM_ITEMS)]
@@ -140,11 +154,11 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(co
         "policy.backbone": "hf",
         "policy.base": base,
         "policy.lora_rank": 4,
-        "policy.max_tokens": 160,
         "tasks.sid_to_title": 0.5,
     }
     choices |= {
-        "policy.max_tokens": 160,
+        "policy.max_tokens": 96,
+        "train.gradient_checkpointing": True,
         "train.num_workers": 1,
         "train.zero_stage": 2,
         "sft.lr": 3e-3,
@@ -155,6 +169,8 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_and_ends_as_a_plain_model(co
     config = apply_overrides(config, choices | {"sft.eval_every_epochs": 1, "sft.patience": 99, "sft.valid_beam_width": 10})
     facts = train_sft.run(config, Options())["facts"]["policy_sft"]
     assert facts["epochs"] == 6 and facts["num_valid"] == NUM_USERS
+    assert facts["num_cut_prompts"] > 0, "seven titles of a dozen tokens each are more than 96"
+    assert "model policy.base" in artifacts.require(store, "policy_sft").inputs
     examples = artifacts.read_table(store, "policy_examples")
     tasks = {row["values"]: row["counts"] for row in examples["task"].value_counts().to_pylist()}
     items = {"title_to_sid", "sid_to_title", "interest_to_sid", "sid_to_interest"}

@@ -2,12 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoModel, AutoTokenizer
 
+from digr.config import build_config
+from digr.config.models import EncoderConfig, ModelConfig, PairEncoderConfig
 from digr.interests.images import show_images
-from digr.models.encoders import encoder_path, load_encoder, load_image_encoder
+from digr.models.encoders import load_encoder, load_image_encoder
+from digr.models.loading import model_path, torch_dtype
 from digr.sids.item_vectors import image_vectors, item_vectors
-from tests.tiny_models import make_image_encoder
+from tests.tiny_models import make_image_encoder, make_text_encoder
 
 VECTORS = {"north": [1, 0, 0], "east": [0, 1, 0], "up": [0, 0, 1]}
 
@@ -80,7 +85,7 @@ def test_items_without_any_interest_are_their_text():
 
 
 def test_the_embedded_encoder_puts_a_paraphrase_nearer_than_another_topic():
-    encode = load_encoder("minilm", max_tokens=32)
+    encode = load_encoder(EncoderConfig(max_tokens=32))
     near, text, far = encode(["keeping a lawn healthy", "garden grass care", "soldering circuit boards"])
     assert np.linalg.norm([near, text, far], axis=1) == pytest.approx(np.ones(3), abs=1e-5)
     assert near @ text > far @ text + 0.2
@@ -88,14 +93,78 @@ def test_the_embedded_encoder_puts_a_paraphrase_nearer_than_another_topic():
 
 def test_the_order_and_the_batching_of_texts_do_not_change_their_vectors():
     texts = ["a", "a much longer sentence about drills and bits", "socks"]
-    whole = load_encoder("minilm", max_tokens=32)(texts)
-    single = load_encoder("minilm", max_tokens=32, batch_size=1)(texts[::-1])[::-1]
+    whole = load_encoder(EncoderConfig(max_tokens=32))(texts)
+    single = load_encoder(EncoderConfig(max_tokens=32), batch_size=1)(texts[::-1])[::-1]
     np.testing.assert_allclose(whole, single, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_a_model_that_pools_its_last_token_is_pooled_there_whatever_stands_beside_a_text(tmp_path, padding_side):
+    """Every model was mean-pooled, which gives vectors of no meaning for Qwen3-Embedding."""
+    folder, texts = make_text_encoder(tmp_path, padding_side), ["trout", "a much longer text about weekend fishing", "é"]
+    found = load_encoder(EncoderConfig(name=str(folder), max_tokens=32))(texts)
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.padding_side == padding_side
+    for vector, text in zip(found, texts, strict=True):
+        with torch.no_grad():
+            last = model(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0, -1]
+        np.testing.assert_allclose(vector, (last / last.norm()).numpy(), atol=1e-5)
+
+
+def test_a_prompt_stands_before_each_text_only_if_it_is_named(tmp_path):
+    folder = str(make_text_encoder(tmp_path))
+    plain = load_encoder(EncoderConfig(name=folder))
+    asked = load_encoder(EncoderConfig(name=folder, prompt="query"))
+    np.testing.assert_allclose(asked(["rod"]), plain(["Query: rod"]), atol=1e-6)
+    assert np.abs(asked(["rod"]) - plain(["rod"])).max() > 1e-3
+    with pytest.raises(ValueError, match=r"it has no prompt 'passage', expected one of .*'query'"):
+        load_encoder(EncoderConfig(name=folder, prompt="passage"))
+
+
+def test_the_embedded_encoder_gives_the_mean_of_its_tokens_as_it_always_did():
+    texts = ["a fly rod", "", "socks " * 60]
+    path = model_path("minilm")
+    model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
+    mask = batch["attention_mask"].unsqueeze(-1)
+    with torch.no_grad():
+        mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+    expected = torch.nn.functional.normalize(mean, dim=-1).numpy()
+    np.testing.assert_allclose(load_encoder(EncoderConfig(max_tokens=32))(texts), expected, atol=1e-6)
+
+
+def test_bf16_is_loaded_where_it_is_asked_for_and_its_vectors_have_length_1(tmp_path):
+    folder = str(make_text_encoder(tmp_path))
+    half = load_encoder(EncoderConfig(name=folder, dtype="bf16"))
+    assert {value.dtype for value in half.model.parameters()} == {torch.bfloat16}
+    vectors = half(["rod", "trout"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(vectors, load_encoder(EncoderConfig(name=folder))(["rod", "trout"]), atol=0.05)
+    assert {torch_dtype("auto", "cpu"), torch_dtype("fp32", "cuda")} == {torch.float32}
+    assert torch_dtype("auto", "cuda:1") == torch.bfloat16
+
+
+def test_more_tokens_than_the_model_reads_are_refused():
+    with pytest.raises(ValueError, match=r"encoder 'minilm': max_tokens = 300, but the model reads at most 256; lower it"):
+        load_encoder(EncoderConfig(max_tokens=300))
+
+
+def test_no_text_gives_no_vector_of_the_right_width():
+    assert load_encoder(EncoderConfig())([]).shape == (0, 384)
+
+
+def test_a_plain_string_is_short_for_an_encoders_name():
+    tree = {"run": {"dir": "x"}, "embeddings": {"encoder": "some/model"}, "classifier": {"base": "minilm"}}
+    config = build_config(tree, where="test")
+    assert config.embeddings.encoder == EncoderConfig(name="some/model", max_tokens=128)
+    assert config.classifier.base == PairEncoderConfig(max_tokens=96)
+    with pytest.raises(ValueError, match=r"embeddings.encoder.revison: unknown key; the nearest known key is .*\.revision"):
+        build_config(tree | {"embeddings": {"encoder": {"revison": "x"}}}, where="test")
 
 
 @pytest.mark.parametrize(("kind", "dim"), [("clip", 24), ("siglip", 32)])
 def test_images_become_unit_vectors_and_an_item_without_one_has_none(tmp_path, kind, dim):
-    encode = load_image_encoder(str(make_image_encoder(tmp_path, kind)))
+    encode = load_image_encoder(ModelConfig(name=str(make_image_encoder(tmp_path, kind))))
     Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
     Image.new("RGB", (32, 32), "blue").save(tmp_path / "blue.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
@@ -110,4 +179,4 @@ def test_images_become_unit_vectors_and_an_item_without_one_has_none(tmp_path, k
 
 def test_a_model_without_an_image_tower_is_an_error():
     with pytest.raises(ValueError, match=r"embeddings\.image_encoder = .*has no get_image_features"):
-        load_image_encoder(encoder_path("minilm"))
+        load_image_encoder(ModelConfig(name="minilm"))

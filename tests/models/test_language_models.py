@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -9,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from digr.config import build_config
 from digr.config.policy import PolicyConfig, SftConfig
 from digr.policy.decoding.search import recommend
-from digr.policy.model import SidPolicy, adapt, build_policy, load_policy
+from digr.policy.model import SidPolicy, adapt, build_policy, checkpoint_activations, load_policy
+from digr.policy.training.batches import make_batch
 from digr.policy.training.engine import PlainEngine, make_optimizer
 from digr.policy.training.sft import train_sft
 from digr.policy.training.validation import Decoding
@@ -139,6 +141,58 @@ def test_text_completions_are_normalised_over_the_whole_vocabulary_and_sids_over
         found = policy(input_ids, torch.ones_like(mask), mask, toy_trie())
         expected = torch.log_softmax(policy.lm(input_ids).logits[0, 1], -1)[text[0]]
     torch.testing.assert_close(found, torch.tensor([[0.0, 0.0, expected.item()]]))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_gradient_checkpointing_gives_the_same_gradients_of_trees_and_of_sequences(config, attention):
+    config = config.model_copy(update={"attention": attention})
+    found = []
+    for is_on in (False, True):
+        policy = _policy(config)
+        adapt(policy, config)
+        if is_on:
+            checkpoint_activations(policy)
+        policy.train()
+        sequences = toy_sequences(policy, toy_trie(), num=4)
+        batch = make_batch(sequences, np.arange(4), policy.tokenizer.pad_token_id)
+        assert policy.lm.is_gradient_checkpointing == is_on
+        (_log_probs(policy).sum() + policy(*batch, trie=toy_trie()).sum()).backward()
+        found.append({name: value.grad for name, value in policy.named_parameters() if value.requires_grad})
+    plain, checkpointed = found
+    assert plain.keys() == checkpointed.keys() and any("lora_" in name for name in plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, msg=name)
+
+
+def test_gradient_checkpointing_keeps_fewer_activations(config):
+    config = config.model_copy(update={"lora_rank": 0})
+    sizes = []
+    for is_on in (False, True):
+        policy, saved = _policy(config), []
+        if is_on:
+            checkpoint_activations(policy)
+        with torch.autograd.graph.saved_tensors_hooks(lambda one, to=saved: to.append(one.nbytes) or one, lambda one: one):
+            _log_probs(policy.train())
+        sizes.append(sum(saved))
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_a_trained_policy_is_loaded_in_the_number_format_asked_for_and_ranks_nearly_the_same(config, tmp_path):
+    policy = _policy(config)
+    policy.eval().save(tmp_path / "out")
+    plain, half = load_policy(tmp_path / "out"), load_policy(tmp_path / "out", dtype="bf16")
+    assert (plain.lm.dtype, half.lm.dtype) == (torch.float32, torch.bfloat16)
+    with torch.no_grad():
+        torch.testing.assert_close(_log_probs(half), _log_probs(plain), atol=0.05, rtol=0)
+    _, prompts, _ = toy_prompts(toy_trie())
+    lists = [[set(found.item_ids) for found in recommend(one, toy_trie(), prompts[:8], 10, 24)] for one in (plain, half)]
+    assert np.mean([len(one & other) / 10 for one, other in zip(*lists, strict=True)]) > 0.8
+
+
+def test_attention_that_cannot_read_the_masks_of_branches_is_refused(config):
+    assert _policy(config.model_copy(update={"attention": "eager"})).lm.config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match=r"policy.attention: Input should be 'sdpa' or 'eager' .found 'flash_attention_2'"):
+        build_config({"run": {"dir": "x"}, "policy": {"attention": "flash_attention_2"}}, where="test")
 
 
 def test_lora_of_a_scratch_policy_and_a_missing_base_say_what_to_change():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from digr.config.interests import ClassifierConfig
+from digr.config.models import EncoderConfig, PairEncoderConfig
 from digr.models.encoders import load_encoder
 from digr.rewards import training
 from digr.rewards.classifier import EncodedPairs, InterestClassifier, MatchHead, folds_of, load_classifier, save_classifier
@@ -111,10 +112,11 @@ def test_a_batch_that_holds_one_text_twice_has_a_finite_loss():
 
 def test_the_saved_classifier_answers_the_same_on_the_encoder_it_was_trained_on(tmp_path):
     classifier = _fit(epochs=1)._replace(slope=0.5, intercept=0.25)
-    save_classifier(tmp_path, classifier, "some-encoder", 16)
+    base = PairEncoderConfig(name="some-encoder", revision="v2", max_tokens=16)
+    save_classifier(tmp_path, classifier, base)
     asked = []
-    loaded = load_classifier(tmp_path, lambda base, max_tokens: asked.append((base, max_tokens)) or _topic_vectors)
-    assert asked == [("some-encoder", 16)]
+    loaded = load_classifier(tmp_path, lambda base: asked.append(base) or _topic_vectors)
+    assert asked == [base]
     arguments = ["garden work", "everyday use"], ["text of a boat", "text of a garden"], ["a", "b"]
     np.testing.assert_allclose(loaded(*arguments), classifier(*arguments), atol=1e-6)
     expected = 1 / (1 + np.exp(-(0.5 * classifier.logits(*arguments) + 0.25)))
@@ -123,7 +125,7 @@ def test_the_saved_classifier_answers_the_same_on_the_encoder_it_was_trained_on(
 
 
 def test_no_pairs_give_no_probabilities_and_equal_strings_are_encoded_once():
-    encoder, asked = load_encoder("minilm", 16), []
+    encoder, asked = load_encoder(EncoderConfig(max_tokens=16)), []
     classifier = InterestClassifier(lambda texts: asked.append(texts) or encoder(texts), torch.nn.ModuleList([MatchHead(384)]))
     assert classifier([], [], []).shape == (0,)
     classifier(["b", "a", "b"], ["t", "t", "t"], ["1", "2", "3"])
@@ -132,4 +134,4 @@ def test_no_pairs_give_no_probabilities_and_equal_strings_are_encoded_once():
 
 def test_a_folder_that_is_no_classifier_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no calibration\.json; expected the artifact that jobs\.train_classifier writes"):
-        load_classifier(tmp_path, lambda base, max_tokens: _topic_vectors)
+        load_classifier(tmp_path, lambda base: _topic_vectors)

@@ -7,6 +7,7 @@ import torch
 
 from digr import artifacts
 from digr.policy.decoding.search import recommend
+from digr.policy.vocabulary import sid_texts
 from serve.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray, write_run
@@ -53,6 +54,19 @@ def test_seeds_are_the_newest_items(client):
 def test_a_known_user_has_the_newest_interactions_of_the_run(client):
     newest = [f"item{index}" for index in range(12, 17)]  # u1 read item10 to item16, five count
     assert _ids(client, user_id="u1") == _ids(client, history=newest)
+
+
+def test_a_history_longer_than_the_policy_reads_is_answered_as_its_newest_items(tmp_path):
+    """A scratch policy raised IndexError: it has a position for each of its `max_tokens` tokens."""
+    store = write_run(str(tmp_path), max_tokens=11)
+    run = assemble(read_run(VersionSettings(run_dir=store.root), "cpu"))
+    assert run.max_history == run.policy.max_history == 2
+    client = serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH))
+    history = [f"item{index}" for index in range(10, 17)]
+    assert _ids(client, history=history) == _ids(client, history=history[-2:]) == _ids(client, user_id="u1")
+    sids = sid_texts(run.trie.codes[run.facts.ids.find(history)].numpy())
+    long, short = run.policy.tokenize(["".join(sids)]), run.policy.tokenize(["".join(sids[-2:])])
+    assert long[0].tolist() == short[0].tolist()
 
 
 @pytest.mark.parametrize("body", [{"user_id": "nobody"}, {"history": ["ghost"]}, {"seeds": ["ghost", "ghost"]}])

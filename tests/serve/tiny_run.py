@@ -49,7 +49,7 @@ def _write_quantiser(store: Store) -> None:
     artifacts.commit(store, Manifest(name="quantiser"))
 
 
-def write_run(root: str, seed: int = 3, policy: str = "policy_sft") -> Store:
+def write_run(root: str, seed: int = 3, policy: str = "policy_sft", max_tokens: int = 64) -> Store:
     """Write what the endpoint reads of a run: 60 items, item i of category `c<i % 4>` at i dollars, every 7th without a price."""
     store = Store(root)
     ids = [f"item{index:02d}" for index in range(NUM_ITEMS)]
@@ -87,7 +87,8 @@ def write_run(root: str, seed: int = 3, policy: str = "policy_sft") -> Store:
     labels = [{"owner_id": item, "interest": f"interest {index % 3}"} for index, item in enumerate(ids)]
     put(store, "interest_labels", nest_rows("interest_labels", labels, ids))
     artifacts.begin(store, policy)
-    model = build_scratch_policy(PolicyConfig(hidden_dim=32, num_layers=2, num_heads=2, max_tokens=64), LEVEL_SIZES, seed=seed)
+    chosen = PolicyConfig(hidden_dim=32, num_layers=2, num_heads=2, max_tokens=max_tokens)
+    model = build_scratch_policy(chosen, LEVEL_SIZES, seed=seed)
     model.save(store.uri(policy))
     artifacts.commit(store, Manifest(name=policy, seed=seed))
     return store

