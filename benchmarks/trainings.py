@@ -53,8 +53,7 @@ def reinforce(config: Config, store: Store, sft_folder: Path, best_folder: Path)
     train = rows.filter(pc.equal(rows["split"], "train"))
     targets = item_positions(trie, train["target"])
     return train_grpo(
-        _engine(load_policy(sft_folder), grpo.lr, 0.0, grpo.max_grad_norm),
-        load_policy(sft_folder),
+        _engine(load_policy(sft_folder), grpo.lr, 0.0, grpo.max_grad_norm, load_policy(sft_folder)),
         trie,
         Prompts(train["example_id"].combine_chunks(), train["prompt"].combine_chunks(), targets),
         _valid(config, trie, rows, grpo.max_valid_examples),
@@ -67,9 +66,11 @@ def reinforce(config: Config, store: Store, sft_folder: Path, best_folder: Path)
     )
 
 
-def _engine(policy: SidPolicy, lr: float, weight_decay: float, max_grad_norm: float) -> PlainEngine:
+def _engine(
+    policy: SidPolicy, lr: float, weight_decay: float, max_grad_norm: float, reference: SidPolicy | None = None
+) -> PlainEngine:
     optimizer = make_optimizer(policy, lr, weight_decay)
-    return PlainEngine(policy, optimizer, max_grad_norm=max_grad_norm, precision="fp32")
+    return PlainEngine(policy, optimizer, max_grad_norm=max_grad_norm, precision="fp32", reference=reference)
 
 
 def _valid(config: Config, trie: SidTrie, examples: pa.Table, max_examples: int) -> ValidExamples:

@@ -31,12 +31,15 @@ def train_loop(values: dict[str, Any]) -> None:
     config, store, device = values["config"], values["store"], ray.train.torch.get_device()
     trie, seed, grpo = load_trie(store), config.run.seed, config.grpo
     with artifacts.local_files(store, "policy_sft") as folder:
-        policy, reference = load_policy(folder, str(device)), load_policy(folder, str(device))
+        policy = load_policy(folder, str(device))
+        # adapters start anew from the SFT policy: without them the policy is its own reference
+        reference = None if config.policy.lora_rank else load_policy(folder, str(device))
     rows = data.concat(["example_id", "prompt", "target"], data.read_shard("train"))
     targets = data.item_positions(trie, rows["target"])
     prompts = Prompts(rows["example_id"].combine_chunks(), rows["prompt"].combine_chunks(), targets)
     valid = data.read_valid("valid", trie, grpo.max_valid_examples, seed)
-    engine = training.make_engine(config, policy, lr=grpo.lr, weight_decay=0.0, max_grad_norm=grpo.max_grad_norm)
+    settings = {"lr": grpo.lr, "weight_decay": 0.0, "max_grad_norm": grpo.max_grad_norm}
+    engine = training.make_engine(config, policy, reference=reference, **settings)
 
     def report(record: dict[str, Any]) -> None:
         if record["step"] % TOLD_STEPS == 0:
@@ -45,7 +48,6 @@ def train_loop(values: dict[str, Any]) -> None:
     with training.folders() as (resume, best_folder):
         train_grpo(
             engine,
-            reference,
             trie.to(device),
             prompts,
             valid,

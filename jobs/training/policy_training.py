@@ -27,18 +27,24 @@ MAY_CHANGE = tuple(
 """With these changed, a killed training still goes on from its checkpoint."""
 
 
-def make_engine(config: Config, policy: SidPolicy, *, lr: float, weight_decay: float, max_grad_norm: float) -> Engine:
+def make_engine(
+    config: Config, policy: SidPolicy, *, lr: float, weight_decay: float, max_grad_norm: float, reference: SidPolicy | None = None
+) -> Engine:
     """Put a policy into the configured engine, with adapters if it wants them.
 
     The random numbers of this worker start from seed and rank, behind those of the adapters, which all workers share.
+
+    Args:
+        reference: see `Engine.reference_model`.
     """
     torch.manual_seed(config.run.seed)
     adapt(policy, config.policy)
     torch.manual_seed(config.run.seed + ray.train.get_context().get_world_rank())
     optimizer = make_optimizer(policy, lr, weight_decay)
     if config.train.engine == "plain":
-        return PlainEngine(policy, optimizer, max_grad_norm=max_grad_norm, precision=config.train.precision)
-    return DeepSpeedEngine(config.train, policy, optimizer, max_grad_norm)
+        precision = config.train.precision
+        return PlainEngine(policy, optimizer, max_grad_norm=max_grad_norm, precision=precision, reference=reference)
+    return DeepSpeedEngine(config.train, policy, optimizer, max_grad_norm, reference)
 
 
 def worker_env(config: Config) -> dict[str, str]:

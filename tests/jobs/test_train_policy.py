@@ -23,8 +23,7 @@ from digr.artifacts import Manifest, Store
 from digr.config import Config, apply_overrides, build_config
 from digr.policy.decoding.search import recommend
 from digr.policy.model import build_policy, load_policy
-from digr.policy.training.engine import Engine, PlainEngine, make_optimizer
-from digr.policy.training.validation import policy_of
+from digr.policy.training.engine import Engine, PlainEngine, make_optimizer, policy_of
 from digr.sids.trie import SidTrie, load_trie
 from jobs import train_grpo, train_sft
 from jobs.runtime.session import Options

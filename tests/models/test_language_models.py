@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from digr.config import build_config
 from digr.config.policy import PolicyConfig, SftConfig
@@ -22,10 +22,7 @@ TEXTS = [["trout fishing", "weekend", "", "trout"], ["a b", "c", "d", "e"], ["",
 @pytest.fixture(params=["tied", "untied"])
 def config(request, tmp_path) -> PolicyConfig:
     """A random two-layer Qwen3 with LoRA, with one table for input and output, or two."""
-    make_text_model(tmp_path / "base")
-    if request.param == "tied":
-        tied = AutoConfig.from_pretrained(tmp_path / "base", tie_word_embeddings=True)
-        AutoModelForCausalLM.from_config(tied).save_pretrained(tmp_path / "base")
+    make_text_model(tmp_path / "base", tie_word_embeddings=request.param == "tied")
     return PolicyConfig(backbone="hf", base=str(tmp_path / "base"), lora_rank=4, max_tokens=64)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from digr.policy.decoding.steps import KeysValues, Steps, start_steps
-from digr.policy.model import SidPolicy, blocked_of
+from digr.policy.model import SidPolicy, attention_bias
 
 
 class Context(NamedTuple):
@@ -142,7 +142,7 @@ def _read_fresh(
     blocked = None
     if past:
         later = (order[:, None] < order).expand(len(new), -1, -1)
-        blocked = blocked_of(torch.cat([~past_real[:, None].expand(-1, len(order), -1), later], 2), policy.lm.dtype)
+        blocked = attention_bias(torch.cat([~past_real[:, None].expand(-1, len(order), -1), later], 2), policy.lm.dtype)
     newest = (new_lengths[:, None] - 1).clamp(min=0)
     hidden = steps.read(new, past_lengths[:, None] + order, blocked, newest)[:, 0]
     added = torch.stack([both[:, :, :, past_real.shape[1] :] for both in steps.keys_values])

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from digr.policy.model import SidPolicy, blocked_of
+from digr.policy.model import SidPolicy, attention_bias
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,7 @@ class Steps(Protocol):
 
         Args:
             positions: place of each token in its own sequence.
-            blocked: `blocked_of` the tokens read before and now that each new token does not see; None if none was read
+            blocked: `attention_bias` the tokens read before and now that each new token does not see; None if none was read
                 before and each sees the ones up to itself.
             wanted: the one new token of each row whose state is asked for; None for all.
         """
@@ -91,10 +91,10 @@ class _Branches:
 
     def __init__(self, length: Int[Tensor, "B 1"], width: int, dtype: torch.dtype) -> None:
         self.positions = length
-        self.blocked = blocked_of(torch.arange(width, device=length.device) >= length[..., None], dtype)
+        self.blocked = attention_bias(torch.arange(width, device=length.device) >= length[..., None], dtype)
 
     def grow(self, parent: Int[Tensor, "B Q"]) -> tuple[Int[Tensor, "B Q"], Float[Tensor, "B Q S"]]:
-        """Add a token to every branch; returns their positions and `blocked_of` what each does not see."""
+        """Add a token to every branch; returns their positions and `attention_bias` what each does not see."""
         num_rows, width = parent.shape
         before = self.blocked.gather(1, parent[..., None].expand(-1, -1, self.blocked.shape[2]))
         others = before.new_full((width, width), torch.finfo(before.dtype).min).fill_diagonal_(0)

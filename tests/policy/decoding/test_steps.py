@@ -6,7 +6,7 @@ from torch import nn
 
 from digr.config.policy import PolicyConfig
 from digr.policy.decoding.steps import _AnySteps, _Branches, _CompiledBranches, is_plain_gpt2, start_steps
-from digr.policy.model import SidPolicy, adapt, blocked_of, build_scratch_policy
+from digr.policy.model import SidPolicy, adapt, attention_bias, build_scratch_policy
 
 
 def _policy() -> SidPolicy:
@@ -24,7 +24,7 @@ def test_both_ways_agree_step_after_step_for_all_tokens_and_for_wanted_ones():
     tokens, more = torch.randint(18, (3, 7)), torch.randint(18, (3, 4))
     hidden = torch.rand(3, 4, 11) < 0.4
     hidden[:, :, 0] = False
-    blocked = blocked_of(hidden, torch.float32)
+    blocked = attention_bias(hidden, torch.float32)
     wanted = torch.tensor([[1], [3], [0]])
     positions = torch.arange(7).expand(3, -1)
     for first_wanted, next_wanted in ((None, wanted), (wanted, None)):
@@ -48,7 +48,7 @@ def test_steps_go_on_behind_given_keys_and_values():
     for start in (start_steps, _AnySteps):
         first = start(policy, ())
         first.read(tokens[:, :4], positions[:, :4], None)
-        later = blocked_of(torch.ones(6, 6, dtype=torch.bool).triu(1)[4:].expand(2, -1, -1), torch.float32)
+        later = attention_bias(torch.ones(6, 6, dtype=torch.bool).triu(1)[4:].expand(2, -1, -1), torch.float32)
         rest = start(policy, first.keys_values).read(tokens[:, 4:], positions[:, 4:], later)
         torch.testing.assert_close(rest, whole[:, 4:], atol=1e-5, rtol=1e-5)
 

@@ -10,7 +10,7 @@ import torch
 from digr.config.policy import GrpoConfig
 from digr.policy.model import load_policy
 from digr.policy.training.engine import PlainEngine, make_optimizer
-from digr.policy.training.grpo import Prompts, Rewards, draw_rows, kept_record, train_grpo
+from digr.policy.training.grpo import Prompts, Rewards, kept_record, rows_of_step, train_grpo
 from digr.policy.training.validation import Decoding, validate
 from tests.policy.toy import strings, toy_policy, toy_prompts, toy_trie, toy_valid
 
@@ -27,7 +27,8 @@ def exact_reward(rollouts, target_index, scores):
 def _train(folder, config=CONFIG, reward_fn=exact_reward, resume=None, stop_at=None):
     policy, trie = toy_policy(), toy_trie()
     ids, prompts, targets = toy_prompts(trie)
-    engine = PlainEngine(policy, make_optimizer(policy, config.lr, 0.0), max_grad_norm=config.max_grad_norm)
+    optimizer = make_optimizer(policy, config.lr, 0.0)
+    engine = PlainEngine(policy, optimizer, max_grad_norm=config.max_grad_norm, reference=toy_policy())
 
     def save(record, write):
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
@@ -38,7 +39,6 @@ def _train(folder, config=CONFIG, reward_fn=exact_reward, resume=None, stop_at=N
 
     progress = train_grpo(
         engine,
-        toy_policy(),
         trie,
         Prompts(strings(ids), strings(prompts), targets),
         toy_valid(trie),
@@ -156,7 +156,7 @@ def test_sampled_roll_outs_show_their_reward_terms(tmp_path):
 
 
 def test_each_row_is_drawn_once_per_pass():
-    drawn = np.concatenate([draw_rows(10, 4, step, seed=0) for step in range(5)])
+    drawn = np.concatenate([rows_of_step(10, 4, step, seed=0) for step in range(5)])
     assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
     assert drawn[:10].tolist() != drawn[10:].tolist()
-    assert draw_rows(3, 8, 0, seed=0).shape == (8,)
+    assert rows_of_step(3, 8, 0, seed=0).shape == (8,)
