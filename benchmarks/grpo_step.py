@@ -55,8 +55,8 @@ def step_seconds(shop: Shop, prompts: Prompts, config: GrpoConfig) -> Mapping[st
             shop.trie,
             prompts,
             valid,
-            reward_of(shop),  # type: ignore[arg-type]
             config,
+            reward_fn=reward_of(shop),  # type: ignore[arg-type]
             decoding=Decoding(config.group_size, 1),
             seed=0,
             best_folder=Path(folder) / "best",

@@ -32,14 +32,13 @@ def train_loop(values: dict[str, Any]) -> None:
     trie, seed, grpo = load_trie(store), config.run.seed, config.grpo
     with artifacts.local_files(store, "policy_sft") as folder:
         policy = load_policy(folder, str(device))
-        # adapters start anew from the SFT policy: without them the policy is its own reference
+        # adapters start anew: without them the policy is its own reference
         reference = None if config.policy.lora_rank else load_policy(folder, str(device))
     rows = data.concat(["example_id", "prompt", "target"], data.read_shard("train"))
     targets = data.item_positions(trie, rows["target"])
     prompts = Prompts(rows["example_id"].combine_chunks(), rows["prompt"].combine_chunks(), targets)
     valid = data.read_valid("valid", trie, grpo.max_valid_examples, seed)
-    settings = {"lr": grpo.lr, "weight_decay": 0.0, "max_grad_norm": grpo.max_grad_norm}
-    engine = training.make_engine(config, policy, reference=reference, **settings)
+    engine = training.make_engine(config, policy, grpo, weight_decay=0.0, reference=reference)
 
     def report(record: dict[str, Any]) -> None:
         if record["step"] % TOLD_STEPS == 0:
@@ -51,8 +50,8 @@ def train_loop(values: dict[str, Any]) -> None:
             trie.to(device),
             prompts,
             valid,
-            data.load_reward(config, store, trie, device),
             grpo,
+            reward_fn=data.load_reward(config, store, trie, device),
             decoding=Decoding(max(grpo.valid_beam_width, grpo.group_size), config.decoding.batch_size),
             seed=seed,
             best_folder=best_folder,

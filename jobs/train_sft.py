@@ -34,7 +34,7 @@ def train_loop(values: dict[str, Any]) -> None:
     sequences = pack_sequences(policy.tokenizer, texts, config.policy.max_tokens)
     valid = data.read_valid("valid", trie, config.sft.max_valid_examples, seed)
     sft = config.sft
-    engine = training.make_engine(config, policy, lr=sft.lr, weight_decay=sft.weight_decay, max_grad_norm=sft.max_grad_norm)
+    engine = training.make_engine(config, policy, sft, weight_decay=sft.weight_decay)
     with training.folders() as (resume, best_folder):
         train_sft(
             engine,

@@ -265,7 +265,7 @@ def build_policy(
 
     Args:
         seed: of the scratch policy's weights; rows of new tokens in a Hugging Face model come from the global generator.
-        code_texts: per level and code the text that a Hugging Face model's SID token starts from, see `codewords`.
+        code_texts: per level and code the text that a Hugging Face model's SID token starts from, see `codeword_texts`.
     """
     if config.backbone == "scratch":
         return build_scratch_policy(config, level_sizes, seed)

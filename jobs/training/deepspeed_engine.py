@@ -29,6 +29,7 @@ class DeepSpeedEngine:
         train: TrainConfig,
         module: SidPolicy,
         optimizer: torch.optim.Optimizer,
+        *,
         max_grad_norm: float,
         reference: SidPolicy | None = None,
     ) -> None:

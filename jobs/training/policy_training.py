@@ -14,6 +14,7 @@ import torch
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.config.policy import GrpoConfig, SftConfig
 from digr.policy.model import SidPolicy, adapt
 from digr.policy.training.engine import Engine, PlainEngine, make_optimizer
 from digr.policy.training.validation import Progress
@@ -28,23 +29,23 @@ MAY_CHANGE = tuple(
 
 
 def make_engine(
-    config: Config, policy: SidPolicy, *, lr: float, weight_decay: float, max_grad_norm: float, reference: SidPolicy | None = None
+    config: Config, policy: SidPolicy, section: SftConfig | GrpoConfig, *, weight_decay: float, reference: SidPolicy | None = None
 ) -> Engine:
     """Put a policy into the configured engine, with adapters if it wants them.
 
     The random numbers of this worker start from seed and rank, behind those of the adapters, which all workers share.
 
     Args:
+        section: says the learning rate and where gradients are clipped.
         reference: see `Engine.reference_model`.
     """
     torch.manual_seed(config.run.seed)
     adapt(policy, config.policy)
     torch.manual_seed(config.run.seed + ray.train.get_context().get_world_rank())
-    optimizer = make_optimizer(policy, lr, weight_decay)
+    optimizer, clip, precision = make_optimizer(policy, section.lr, weight_decay), section.max_grad_norm, config.train.precision
     if config.train.engine == "plain":
-        precision = config.train.precision
-        return PlainEngine(policy, optimizer, max_grad_norm=max_grad_norm, precision=precision, reference=reference)
-    return DeepSpeedEngine(config.train, policy, optimizer, max_grad_norm, reference)
+        return PlainEngine(policy, optimizer, max_grad_norm=clip, precision=precision, reference=reference)
+    return DeepSpeedEngine(config.train, policy, optimizer, max_grad_norm=clip, reference=reference)
 
 
 def worker_env(config: Config) -> dict[str, str]:

@@ -21,6 +21,7 @@ import torch
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, apply_overrides, build_config
+from digr.config.policy import SftConfig
 from digr.policy.decoding.search import recommend
 from digr.policy.model import build_policy, load_policy
 from digr.policy.training.engine import Engine, PlainEngine, make_optimizer, policy_of
@@ -262,7 +263,7 @@ def _run_cases(values: dict) -> None:
     def engine_of(name: str) -> Engine:
         config = apply_overrides(values["config"], {f"train.{key}": value for key, value in CASES[name].items()})
         policy = build_policy(config.policy, trie.level_sizes, 0)
-        return make_engine(config, policy, lr=1e-2, weight_decay=0.05, max_grad_norm=1.0)
+        return make_engine(config, policy, SftConfig(lr=1e-2), weight_decay=0.05)
 
     for name in CASES:
         engine, folder = engine_of(name), Path(values["folder"]) / name

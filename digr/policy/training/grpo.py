@@ -68,9 +68,9 @@ def train_grpo(
     trie: SidTrie,
     prompts: Prompts,
     valid: ValidExamples,
-    reward_fn: RewardFn,
     config: GrpoConfig,
     *,
+    reward_fn: RewardFn,
     decoding: Decoding,
     seed: int,
     best_folder: Path,
@@ -112,7 +112,7 @@ def train_grpo(
         progress = Progress()
         validate_and_save(progress, {"step": 0})
     while not progress.done:
-        record, sample = train_step(engine, trie, prompts, reward_fn, config, step=progress.step, seed=seed)
+        record, sample = train_step(engine, trie, prompts, config, reward_fn=reward_fn, step=progress.step, seed=seed)
         progress.step = progress.position = progress.step + 1
         progress.done = progress.step >= config.steps
         if progress.step % config.eval_every_steps and not progress.done:
@@ -141,9 +141,9 @@ def train_step(
     engine: Engine,
     trie: SidTrie,
     prompts: Prompts,
-    reward_fn: RewardFn,
     config: GrpoConfig,
     *,
+    reward_fn: RewardFn,
     step: int,
     seed: int,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -166,7 +166,7 @@ def train_step(
     rewards = reward_fn(rollouts, targets, scores)
     advantages = group_advantages(rewards.total, scale_by_deviation=config.loss != "dr_grpo")
     clock.append(time.monotonic())
-    update = _update(engine, trie, parts, advantages, config, step)
+    update = _update(engine, trie, parts, advantages, config, step=step)
     clock.append(time.monotonic())
     names = ["reward", *(f"reward/{name}" for name in rewards.terms)]
     means = torch.stack([rewards.total.mean(), *(term.mean() for term in rewards.terms.values())]).double().cpu()
@@ -174,7 +174,9 @@ def train_step(
     sums = engine.total(torch.cat([means, seconds])) / engine.world_size
     record: dict[str, float] = {"step": step + 1} | update | dict(zip(names, sums.tolist(), strict=False))
     record |= dict(zip(["rollout_seconds", "reward_seconds", "update_seconds"], sums[len(names) :].tolist(), strict=True))
-    return record, _sample(step + 1, trie, prompts, rows, texts, targets, rollouts, rewards)
+    chosen = [prompts.example_ids[row].as_py() for row in rows[:SAMPLED_PROMPTS].tolist()]
+    sample = _sample(trie, chosen, texts, targets, rollouts=rollouts, rewards=rewards)
+    return record, [{"step": step + 1} | line for line in sample]
 
 
 def rows_of_step(num_rows: int, count: int, step: int, seed: int) -> Int[np.ndarray, " B"]:
@@ -210,7 +212,7 @@ def _roll_out(model: SidPolicy, trie: SidTrie, texts: list[str], config: GrpoCon
 
 
 def _update(
-    engine: Engine, trie: SidTrie, parts: list[_Part], advantages: Advantages, config: GrpoConfig, step: int
+    engine: Engine, trie: SidTrie, parts: list[_Part], advantages: Advantages, config: GrpoConfig, *, step: int
 ) -> dict[str, float]:
     """Update the weights `updates_per_rollout` times on one set of roll-outs."""
     with torch.no_grad(), engine.reference_model() as model:
@@ -251,23 +253,15 @@ def _update(
 
 
 def _sample(
-    step: int,
-    trie: SidTrie,
-    prompts: Prompts,
-    rows: Int[np.ndarray, " B"],
-    texts: list[str],
-    targets: Int[Tensor, " B"],
-    rollouts: Rollouts,
-    rewards: Rewards,
+    trie: SidTrie, example_ids: list[str], texts: list[str], targets: Int[Tensor, " B"], *, rollouts: Rollouts, rewards: Rewards
 ) -> list[dict[str, Any]]:
     """Write down the best roll-outs of a step's first prompts, for people to read."""
     lines = []
-    for place in range(min(SAMPLED_PROMPTS, len(texts))):
+    for place, example_id in enumerate(example_ids):
         best = rewards.total[place].argsort(descending=True, stable=True)[:SAMPLED_ROLLOUTS].tolist()
         lines.append(
             {
-                "step": step,
-                "example_id": prompts.example_ids[int(rows[place])].as_py(),
+                "example_id": example_id,
                 "prompt": texts[place],
                 "target": trie.item_ids[int(targets[place])].as_py(),
                 "rollouts": [

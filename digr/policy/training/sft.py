@@ -75,7 +75,7 @@ def train_sft(
         save(record, lambda folder: save_state(folder, engine, progress, best_folder))
 
     while not progress.done:
-        record = _train_epoch(engine, trie, sequences, config, progress, seed, save_checkpoint)
+        record = _train_epoch(engine, trie, sequences, config, progress, seed=seed, save_checkpoint=save_checkpoint)
         progress.position, progress.epoch_step, progress.epoch_sums = progress.position + 1, 0, []
         last = progress.position >= config.epochs
         if not last and progress.position % config.eval_every_epochs:
@@ -90,7 +90,7 @@ def train_sft(
     return progress
 
 
-def _plan_epoch(engine: Engine, sequences: TokenSequences, config: SftConfig, epoch: int, seed: int) -> _Epoch:
+def _plan_epoch(engine: Engine, sequences: TokenSequences, config: SftConfig, *, epoch: int, seed: int) -> _Epoch:
     rng = np.random.default_rng([seed, epoch, engine.rank])
     drawn = draw_by_rate(sequences.rates, rng)
     budget = max(config.batch_tokens // (engine.world_size * config.accumulate), 1)
@@ -110,12 +110,13 @@ def _train_epoch(
     sequences: TokenSequences,
     config: SftConfig,
     progress: Progress,
+    *,
     seed: int,
     save_checkpoint: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Take an epoch's steps from where `progress` stands."""
     start, policy = time.monotonic(), policy_of(engine)
-    epoch = _plan_epoch(engine, sequences, config, progress.position, seed)
+    epoch = _plan_epoch(engine, sequences, config, epoch=progress.position, seed=seed)
     num_steps, rate = len(epoch.step_targets), 0.0
     sums = torch.zeros(4, dtype=torch.float64, device=policy.device)
     if progress.epoch_sums and engine.rank == 0:
