@@ -50,8 +50,8 @@ class SidPolicy(nn.Module):
                 f"policy: the tokenizer does not read <a_0> as one token, but as {alone}; add SID tokens by add_tokens"
             )
         self._before, self._behind = alone[: alone.index(first)], alone[alone.index(first) + 1 :]
-        self.written_out: Any = None
-        """What `steps` keeps of a plain GPT-2 from its first decoding on; adapters make it another model."""
+        self.gpt2_weights: Any = None
+        """What decoding keeps of a plain GPT-2 from its first call on; adapters make it another model."""
 
     @property
     def device(self) -> torch.device:
@@ -277,7 +277,7 @@ def adapt(policy: SidPolicy, config: PolicyConfig) -> None:
     if config.lora_rank:
         ids = torch.cat([policy.token_ids(level) for level in range(len(policy.level_sizes))])
         add_lora(policy.lm, config, ids.tolist())
-        policy.written_out = None
+        policy.gpt2_weights = None
         policy.__dict__.pop("head", None)
 
 

@@ -10,7 +10,7 @@ import torch
 from digr.config.policy import GrpoConfig
 from digr.policy.model import load_policy
 from digr.policy.training.engine import PlainEngine, make_optimizer
-from digr.policy.training.grpo import Prompts, Rewards, kept_record, rows_of_step, train_grpo
+from digr.policy.training.grpo import Prompts, Rewards, kept_record, rows_of_step, train_grpo, train_step
 from digr.policy.training.validation import Decoding, validate
 from tests.policy.toy import strings, toy_policy, toy_prompts, toy_trie, toy_valid
 
@@ -133,6 +133,24 @@ def test_several_updates_of_one_roll_out_leave_the_ratio_one(tmp_path):
     thrice, _ = _train(tmp_path / "thrice", CONFIG.model_copy(update={"steps": 5, "lr": 3e-2, "updates_per_rollout": 3}))
     assert all(record["clipped_rate"] == 0 for record in once.records[1:])
     assert any(record["clipped_rate"] > 0 for record in thrice.records[1:])
+
+
+def test_a_step_in_several_parts_moves_the_weights_as_one_large_part():
+    def late(rollouts, target_index, scores):
+        return Rewards(rollouts.item_index / 24, {"late": rollouts.item_index / 24})
+
+    trie, weights = toy_trie(), []
+    ids, prompts, targets = toy_prompts(trie)
+    for accumulate in (1, 5, 99):
+        policy = toy_policy()
+        engine = PlainEngine(policy, torch.optim.SGD(policy.parameters(), 1.0), max_grad_norm=1.0, reference=toy_policy())
+        change = {"rollouts": "beam", "accumulate": accumulate, "updates_per_rollout": 2, "lr": 1.0, "kl_coefficient": 0.1}
+        given = Prompts(strings(ids), strings(prompts), targets)
+        train_step(engine, trie, given, CONFIG.model_copy(update=change), reward_fn=late, step=0, seed=0)
+        weights.append(torch.cat([value.flatten() for value in policy.parameters()]))
+    for found in weights[1:]:
+        torch.testing.assert_close(found, weights[0], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(weights[0], torch.cat([value.flatten() for value in toy_policy().parameters()]), atol=1e-3)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
