@@ -12,13 +12,19 @@ import numpy as np
 import pytest
 
 from digr.policy.model import load_policy
-from tests.jobs.training.zero_workers import CASES, NUM_WORKERS, fine_tune, lists_of, plain_engine, policy_config, reinforce
+from tests.jobs.training.zero_workers import (
+    CASES,
+    NUM_WORKERS,
+    SIZES,
+    fine_tune,
+    lists_of,
+    plain_engine,
+    policy_config,
+    reinforce,
+)
 from tests.tiny_models import make_text_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
-
-# DeepSpeed never cuts up parameters of up to 100,000 numbers; here all matrices are larger
-SIZES = {"hidden_size": 320, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 80}
 
 
 @pytest.fixture(scope="module")
