@@ -20,7 +20,7 @@ from jobs.training import policy_data as data
 from jobs.training import policy_training as training
 
 STAGE = "policy_grpo"
-TOLD_STEPS = 5
+PRINTED_STEPS = 5
 """Steps between progress lines."""
 
 
@@ -41,7 +41,7 @@ def train_loop(values: dict[str, Any]) -> None:
     engine = training.make_engine(config, policy, grpo, weight_decay=0.0, reference=reference)
 
     def report(record: dict[str, Any]) -> None:
-        if record["step"] % TOLD_STEPS == 0:
+        if record["step"] % PRINTED_STEPS == 0:
             ray.train.report(record)
 
     with training.folders() as (resume, best_folder):
@@ -61,7 +61,7 @@ def train_loop(values: dict[str, Any]) -> None:
         )
 
 
-def tell(record: Mapping[str, Any]) -> None:
+def print_record(record: Mapping[str, Any]) -> None:
     """Print the progress line of a step."""
     line = f"step {record['step']}"
     if "reward" in record:
@@ -108,7 +108,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
             split: data.read_split(store, "histories", split).map_batches(convert, batch_size=None, batch_format="pyarrow")
             for split in ("train", "valid")
         }
-        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, tell=tell)
+        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=print_record)
         return {STAGE: Made(facts=facts_of(progress))}
 
     inputs = ["policy_sft", "histories", "item_sids", "item_quality", "item_embeddings"]

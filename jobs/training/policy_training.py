@@ -19,7 +19,7 @@ from digr.policy.model import SidPolicy, adapt
 from digr.policy.training.engine import Engine, PlainEngine, make_optimizer
 from digr.policy.training.validation import Progress
 from jobs.training.deepspeed_engine import DeepSpeedEngine
-from jobs.training.tracking import tracked
+from jobs.training.tracking import PrintRecord, tracked
 from jobs.training.workers import TrainLoop, fit
 
 MAY_CHANGE = tuple(
@@ -80,16 +80,16 @@ def train(
     work: str,
     *,
     datasets: Mapping[str, Any],
-    tell: Callable[[Mapping[str, Any]], None],
+    print_record: PrintRecord,
 ) -> Progress:
     """Run a train loop on Ray Train's workers, and make the policy artifact of what it ends in.
 
     Args:
         train_loop: gets `{"config": config, "store": store}`.
-        tell: prints the progress line of a record.
+        print_record: prints the progress line of a record.
     """
     values, env = {"config": config, "store": store}, worker_env(config)
-    with tracked(config, name, tell) as report:
+    with tracked(config, name, print_record) as report:
         result = fit(config, train_loop, values, work, datasets=datasets, env=env, report=report)
     return write_policy(store, name, result.checkpoint)
 

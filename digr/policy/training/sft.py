@@ -159,7 +159,7 @@ def _accumulate(
 
 
 def _record(epoch: float, step: int, sums: list[float], rate: float) -> dict[str, Any]:
-    """Say how an epoch went so far, as its sums over all workers tell."""
+    """Turn the sums of an epoch so far, over all workers, into its metrics."""
     loss, targets, real, padded, seconds = sums
     return {
         "epoch": epoch,
