@@ -51,13 +51,12 @@ def step_seconds(shop: Shop, prompts: Prompts, config: GrpoConfig) -> Mapping[st
     valid = ValidExamples([shop.sids.texts[0]], torch.tensor([0]))
     with tempfile.TemporaryDirectory() as folder:
         progress = train_grpo(
-            PlainEngine(policy, make_optimizer(policy, config.lr, 0.0), max_grad_norm=1.0),
-            reference,
+            PlainEngine(policy, make_optimizer(policy, config.lr, 0.0), max_grad_norm=1.0, reference=reference),
             shop.trie,
             prompts,
             valid,
-            reward_of(shop),  # type: ignore[arg-type]
             config,
+            reward_fn=reward_of(shop),  # type: ignore[arg-type]
             decoding=Decoding(config.group_size, 1),
             seed=0,
             best_folder=Path(folder) / "best",

@@ -20,7 +20,7 @@ from benchmarks.shop import MAX_HISTORY, Shop, random_shop
 from digr.config.policy import PolicyConfig, SftConfig
 from digr.policy.examples import sequence_examples
 from digr.policy.model import SidPolicy, build_scratch_policy
-from digr.policy.training.batches import Sequences, Texts, pack_sequences
+from digr.policy.training.batches import Texts, TokenSequences, pack_sequences
 from digr.policy.training.engine import PlainEngine, make_optimizer
 from digr.policy.training.sft import train_sft
 from digr.policy.training.validation import Decoding, ValidExamples
@@ -58,7 +58,7 @@ def language_model() -> PreTrainedModel:
     )
 
 
-def ours(lm: PreTrainedModel, shop: Shop, sequences: Sequences, epochs: int) -> float:
+def ours(lm: PreTrainedModel, shop: Shop, sequences: TokenSequences, epochs: int) -> float:
     """Return the real tokens per second of our loop, over the epochs after the first."""
     policy = SidPolicy(lm, scratch_tokenizer(LEVELS))
     config = SftConfig(epochs=epochs + 1, batch_tokens=BATCH_TOKENS, eval_every_epochs=epochs + 1)
@@ -79,7 +79,7 @@ def ours(lm: PreTrainedModel, shop: Shop, sequences: Sequences, epochs: int) -> 
     return sum(line["tokens_per_second"] * line["seconds"] for line in later) / sum(line["seconds"] for line in later)
 
 
-def peer(lm: PreTrainedModel, sequences: Sequences, epochs: int) -> float:
+def peer(lm: PreTrainedModel, sequences: TokenSequences, epochs: int) -> float:
     """Return the real tokens per second of `transformers.Trainer`, over the epochs after the first."""
     starts, ends = sequences.offsets[:-1].tolist(), sequences.offsets[1:].tolist()
     rows = [{"input_ids": sequences.tokens[start:end].tolist()} for start, end in zip(starts, ends, strict=True)]

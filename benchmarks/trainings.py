@@ -12,6 +12,7 @@ import torch
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.config.policy import GrpoConfig, SftConfig
 from digr.policy.examples import policy_examples, prompt_examples
 from digr.policy.model import SidPolicy, build_policy, load_policy
 from digr.policy.training.batches import Texts, pack_sequences
@@ -32,7 +33,7 @@ def fine_tune(config: Config, store: Store, best_folder: Path) -> Progress:
     policy = build_policy(config.policy, trie.level_sizes, config.run.seed)
     texts = [Texts(train["prompt"].to_pylist(), train["completion"].to_pylist())]
     return train_sft(
-        _engine(policy, sft.lr, sft.weight_decay, sft.max_grad_norm),
+        _engine(policy, sft, sft.weight_decay),
         trie,
         pack_sequences(policy.tokenizer, texts, config.policy.max_tokens),
         _valid(config, trie, examples, sft.max_valid_examples),
@@ -53,13 +54,12 @@ def reinforce(config: Config, store: Store, sft_folder: Path, best_folder: Path)
     train = rows.filter(pc.equal(rows["split"], "train"))
     targets = item_positions(trie, train["target"])
     return train_grpo(
-        _engine(load_policy(sft_folder), grpo.lr, 0.0, grpo.max_grad_norm),
-        load_policy(sft_folder),
+        _engine(load_policy(sft_folder), grpo, 0.0, reference=load_policy(sft_folder)),
         trie,
         Prompts(train["example_id"].combine_chunks(), train["prompt"].combine_chunks(), targets),
         _valid(config, trie, rows, grpo.max_valid_examples),
-        load_reward(config, store, trie, torch.device("cpu")),
         grpo,
+        reward_fn=load_reward(config, store, trie, torch.device("cpu")),
         decoding=Decoding(max(grpo.valid_beam_width, grpo.group_size), config.decoding.batch_size),
         seed=config.run.seed,
         best_folder=best_folder,
@@ -67,9 +67,11 @@ def reinforce(config: Config, store: Store, sft_folder: Path, best_folder: Path)
     )
 
 
-def _engine(policy: SidPolicy, lr: float, weight_decay: float, max_grad_norm: float) -> PlainEngine:
-    optimizer = make_optimizer(policy, lr, weight_decay)
-    return PlainEngine(policy, optimizer, max_grad_norm=max_grad_norm, precision="fp32")
+def _engine(
+    policy: SidPolicy, config: SftConfig | GrpoConfig, weight_decay: float, reference: SidPolicy | None = None
+) -> PlainEngine:
+    optimizer = make_optimizer(policy, config.lr, weight_decay)
+    return PlainEngine(policy, optimizer, max_grad_norm=config.max_grad_norm, reference=reference)
 
 
 def _valid(config: Config, trie: SidTrie, examples: pa.Table, max_examples: int) -> ValidExamples:

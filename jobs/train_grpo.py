@@ -21,7 +21,7 @@ from jobs.training import policy_training as training
 
 STAGE = "policy_grpo"
 INPUTS = ("policy_sft", "histories", "item_sids", "interest_labels", "item_embeddings")
-TOLD_STEPS = 5
+PRINTED_STEPS = 5
 """Steps between progress lines."""
 
 
@@ -32,26 +32,27 @@ def train_loop(values: dict[str, Any]) -> None:
     config, store, device = values["config"], values["store"], ray.train.torch.get_device()
     trie, seed, grpo = load_trie(store), config.run.seed, config.grpo
     with artifacts.local_files(store, "policy_sft") as folder:
-        policy, reference = (load_policy(folder, str(device), "fp32", config.policy.attention) for _ in range(2))
+        policy = load_policy(folder, str(device), "fp32", config.policy.attention)
+        # adapters start anew: without them the policy is its own reference
+        reference = None if config.policy.lora_rank else load_policy(folder, str(device), "fp32", config.policy.attention)
     rows = data.concat(["example_id", "prompt", "target"], data.read_shard("train"))
     targets = data.item_positions(trie, rows["target"])
     prompts = Prompts(rows["example_id"].combine_chunks(), rows["prompt"].combine_chunks(), targets)
     valid = data.read_valid("valid", trie, grpo.max_valid_examples, seed)
-    engine = training.make_engine(config, policy, lr=grpo.lr, weight_decay=0.0, max_grad_norm=grpo.max_grad_norm)
+    engine = training.make_engine(config, policy, grpo, weight_decay=0.0, reference=reference)
 
     def report(record: dict[str, Any]) -> None:
-        if record["step"] % TOLD_STEPS == 0:
+        if record["step"] % PRINTED_STEPS == 0:
             ray.train.report(record)
 
     with training.folders() as (resume, best_folder):
         train_grpo(
             engine,
-            reference,
             trie.to(device),
             prompts,
             valid,
-            data.load_reward(config, store, trie, device),
             grpo,
+            reward_fn=data.load_reward(config, store, trie, device),
             decoding=Decoding(max(grpo.valid_beam_width, grpo.group_size), config.decoding.batch_size),
             seed=seed,
             best_folder=best_folder,
@@ -61,7 +62,7 @@ def train_loop(values: dict[str, Any]) -> None:
         )
 
 
-def tell(record: Mapping[str, Any]) -> None:
+def print_record(record: Mapping[str, Any]) -> None:
     """Print the progress line of a step."""
     line = f"step {record['step']}"
     if "reward" in record:
@@ -109,7 +110,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
             split: data.read_split(store, "histories", split).map_batches(convert, batch_size=None, batch_format="pyarrow")
             for split in ("train", "valid")
         }
-        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, tell=tell)
+        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=print_record)
         return {STAGE: Made(facts=facts_of(progress) | data.count_cut(config, store, ("train", "valid")))}
 
     keys = training.MAY_CHANGE

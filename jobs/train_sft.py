@@ -34,7 +34,7 @@ def train_loop(values: dict[str, Any]) -> None:
     sequences = pack_sequences(policy.tokenizer, texts, policy.max_tokens)
     valid = data.read_valid("valid", trie, config.sft.max_valid_examples, seed)
     sft = config.sft
-    engine = training.make_engine(config, policy, lr=sft.lr, weight_decay=sft.weight_decay, max_grad_norm=sft.max_grad_norm)
+    engine = training.make_engine(config, policy, sft, weight_decay=sft.weight_decay)
     with training.folders() as (resume, best_folder):
         train_sft(
             engine,
@@ -51,7 +51,7 @@ def train_loop(values: dict[str, Any]) -> None:
         )
 
 
-def tell(record: Mapping[str, Any]) -> None:
+def print_record(record: Mapping[str, Any]) -> None:
     """Print the progress line of an epoch, or of a part of one."""
     line = f"epoch {record['epoch']:g}, loss {record['loss']:.4f}, {record['tokens_per_second']:.0f} tokens/s"
     line += f", {record['seconds']:.1f} s"
@@ -70,7 +70,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
         datasets = {split: data.read_split(store, EXAMPLES, split) for split in ("train", "valid")}
-        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, tell=tell)
+        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=print_record)
         facts = {"best_epoch": progress.best_position, "epochs": progress.position, "steps": progress.step}
         last = {key: progress.records[-1][key] for key in ("loss", "tokens_per_second", "num_valid", *NUM_CUT)}
         return {STAGE: Made(facts=facts | {f"valid_{SCORE}": progress.best} | last)}

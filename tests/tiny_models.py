@@ -43,23 +43,23 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_text_model(folder: Path) -> Path:
-    """Write a random two-layer Qwen3."""
+def make_text_model(folder: Path, **changes: Any) -> Path:
+    """Write a random two-layer Qwen3; `changes` are of its config."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=2048,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 2048,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    Qwen3ForCausalLM(Qwen3Config(**sizes | changes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -178,6 +178,9 @@ class GrpoConfig(Section):
     """Roll-outs per prompt."""
     rollouts: Literal["beam", "sample", "distinct"] = "beam"
     """Trie beam, or sampling on the trie with or without repeats."""
+    accumulate: int = Field(1, ge=1)
+    """Parts of its prompts that each worker takes one after the other for a step: its memory falls with it, the step stays
+    as large."""
     updates_per_rollout: int = Field(1, ge=1)
     """Optimiser steps on one set of roll-outs; clipping matters from the second on."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"

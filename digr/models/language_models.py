@@ -1,11 +1,12 @@
 """A Hugging Face causal LM as backbone: SID tokens that start from words, and LoRA adapters that save as plain weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from digr.config.policy import Attention, PolicyConfig
@@ -103,17 +104,38 @@ def add_lora(lm: "PreTrainedModel", config: PolicyConfig, sid_ids: Sequence[int]
     get_peft_model(lm, lora, adapter_name=ADAPTER)
 
 
-def head_rows(head: nn.Module, ids: Int[Tensor, " K"] | slice, sid_rows: slice) -> Float[Tensor, "K D"]:
-    """Return the output embeddings of some SID tokens.
+class HeadWeights(NamedTuple):
+    """What an LM's output head computes with."""
 
-    Args:
-        head: the LM's output head, with or without trainable rows over its SID tokens.
-        ids: the tokens, as a slice where they follow each other.
-        sid_rows: their places among all SID tokens in the order given to `add_lora`; peft's own `weight` would copy the
-            whole vocabulary to give them.
-    """
-    adapter = getattr(head, "token_adapter", None)
-    return head.weight[ids] if adapter is None else adapter.trainable_tokens_delta[ADAPTER][sid_rows]  # type: ignore[index]
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None
+    sid_rows: Float[Tensor, "S D"] | None
+    """Rows that stand for those of the SID tokens, in the order given to `add_lora`; None without adapters."""
+
+
+def head_weights(head: nn.Module) -> HeadWeights:
+    """Return the weights of an output head, with or without adapters; peft's own `weight` would copy the whole vocabulary."""
+    adapter: Any = getattr(head, "token_adapter", None)
+    if adapter is None:
+        return HeadWeights(head.weight, getattr(head, "bias", None), None)  # type: ignore[arg-type]
+    base, is_off = adapter.get_base_layer(), adapter.disable_adapters
+    return HeadWeights(base.weight, base.bias, None if is_off else adapter.trainable_tokens_delta[ADAPTER])
+
+
+@contextmanager
+def without_adapters(lm: "PreTrainedModel") -> Iterator[None]:
+    """Let the LM compute as if it had no adapters, inside."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    layers = [module for module in lm.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from digr.config.models import Dtype
 from digr.config.policy import Attention, PolicyConfig
-from digr.models.language_models import add_lora, extend_lm, head_rows, load_lm, save_lm
+from digr.models.language_models import add_lora, extend_lm, head_weights, load_lm, save_lm
 from digr.models.loading import torch_dtype
 from digr.policy.prompts import items_that_fit, read_prompts
 from digr.policy.vocabulary import find_sid_tokens, knows_sids_only, scratch_tokenizer, sid_tokens
@@ -56,8 +56,8 @@ class SidPolicy(nn.Module):
         places = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
         self.max_tokens: int = min(tokenizer.model_max_length, places or tokenizer.model_max_length)
         """Longest prompt and completion together."""
-        self.written_out: Any = None
-        """What `steps` keeps of a plain GPT-2 from its first decoding on; adapters make it another model."""
+        self.gpt2_weights: Any = None
+        """What decoding keeps of a plain GPT-2 from its first call on; adapters make it another model."""
 
     @property
     def device(self) -> torch.device:
@@ -111,12 +111,24 @@ class SidPolicy(nn.Module):
 
     def code_logits(self, hidden: Float[Tensor, "*P D"], level: int) -> Float[Tensor, "*P K"]:
         """Compute the logits of one level's codes only."""
-        head = self.head
-        ids = self._head_rows[level] or self.token_ids(level)
-        bias = None if getattr(head, "bias", None) is None else head.bias[ids]
-        start = sum(self.level_sizes[:level])
-        rows = head_rows(head, ids, slice(start, start + self.level_sizes[level]))
-        return nn.functional.linear(hidden, rows.to(hidden.dtype), bias).float()
+        weight, bias, sid_rows = head_weights(self.head)
+        ids, start = self._head_rows[level] or self.token_ids(level), sum(self.level_sizes[:level])
+        rows = weight[ids] if sid_rows is None else sid_rows[start : start + self.level_sizes[level]]
+        return nn.functional.linear(hidden, rows.to(hidden.dtype), None if bias is None else bias[ids]).float()
+
+    def token_logits(self, hidden: Float[Tensor, "*P D"]) -> Float[Tensor, "*P V"]:
+        """Compute the logits of the whole vocabulary.
+
+        The head's weights are read as `code_logits` reads them, and its module is not called: under ZeRO-3 all workers must
+        call the same modules in each step, and the batches of some may have no completion in words.
+        """
+        weight, bias, sid_rows = head_weights(self.head)
+        logits = nn.functional.linear(hidden, weight, bias)
+        if sid_rows is None:
+            return logits.float()
+        ids = torch.cat([self.token_ids(level) for level in range(len(self.level_sizes))])
+        of_sids = nn.functional.linear(hidden, sid_rows.to(hidden.dtype), None if bias is None else bias[ids])
+        return logits.index_copy(-1, ids, of_sids).float()
 
     def forward(
         self,
@@ -158,7 +170,7 @@ class SidPolicy(nn.Module):
                 result[row, column] = log_probs.gather(-1, code[row, column, None]).squeeze(-1)
         row, column = torch.nonzero(completion_mask & (level < 0), as_tuple=True)
         if len(row):
-            logits = self.head(hidden[row, column - 1]).float()
+            logits = self.token_logits(hidden[row, column - 1])
             result[row, column] = torch.log_softmax(logits, -1).gather(-1, input_ids[row, column, None]).squeeze(-1)
         return result
 
@@ -212,14 +224,14 @@ def tree_inputs(
     positions = attention_mask.sum(1, keepdim=True) + own % max(depth, 1)
     return {
         "input_ids": torch.cat([input_ids, tokens.flatten(1)], 1),
-        "attention_mask": blocked_of(~torch.cat([upper, lower], 1), policy.lm.dtype)[:, None],
+        "attention_mask": attention_bias(~torch.cat([upper, lower], 1), policy.lm.dtype)[:, None],
         "position_ids": torch.cat([torch.arange(prompt_width, device=device).expand(num_rows, -1), positions], 1),
     }
 
 
-def blocked_of(hidden: Bool[Tensor, "*P"], dtype: torch.dtype) -> Float[Tensor, "*P"]:
-    """Turn "may not see" into what every attention implementation adds to its scores."""
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+def attention_bias(is_hidden: Bool[Tensor, "*P"], dtype: torch.dtype) -> Float[Tensor, "*P"]:
+    """Turn what a token may not see into what every attention implementation adds to its scores."""
+    return torch.zeros(is_hidden.shape, dtype=dtype, device=is_hidden.device).masked_fill_(is_hidden, torch.finfo(dtype).min)
 
 
 def _masked_log_softmax(logits: Float[Tensor, "P K"], mask: Bool[Tensor, "P K"]) -> Float[Tensor, "P K"]:
@@ -269,7 +281,7 @@ def build_policy(
 
     Args:
         seed: of the scratch policy's weights; rows of new tokens in a Hugging Face model come from the global generator.
-        code_texts: per level and code the text that a Hugging Face model's SID token starts from, see `codewords`.
+        code_texts: per level and code the text that a Hugging Face model's SID token starts from, see `codeword_texts`.
     """
     if config.backbone == "scratch":
         return build_scratch_policy(config, level_sizes, seed)
@@ -281,7 +293,7 @@ def adapt(policy: SidPolicy, config: PolicyConfig) -> None:
     if config.lora_rank:
         ids = torch.cat([policy.token_ids(level) for level in range(len(policy.level_sizes))])
         add_lora(policy.lm, config, ids.tolist())
-        policy.written_out = None
+        policy.gpt2_weights = None
         policy.__dict__.pop("head", None)
 
 

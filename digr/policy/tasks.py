@@ -4,11 +4,13 @@ LC-Rec (arXiv 2311.09049) and MiniOneRec (arXiv 2510.24431) mix such tasks into 
 share meaning with the words that the language model knows. A text completion ends with a line break.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int
 
 from digr.config.policy import TasksConfig
 from digr.policy.examples import Sids, item_places
@@ -17,6 +19,8 @@ from digr.policy.vocabulary import history_prompt
 from digr.tables import table_spec
 
 INTEREST_SEPARATOR = "; "
+CODE_PHRASES = 8
+"""Phrases that a code's text has at most."""
 _SID_LIKE = r"<[a-z]_\d+>"
 
 
@@ -48,6 +52,35 @@ def joined_interests(labels: pa.Table, owner: str, owner_ids: pa.Array, max_char
     lists = chosen.group_by("owner_id", use_threads=False).aggregate([("interest", "list")])
     joined = plain_text(pc.binary_join(lists["interest_list"].combine_chunks(), INTEREST_SEPARATOR), max_chars)
     return joined.take(pc.index_in(owner_ids, value_set=lists["owner_id"].combine_chunks()))
+
+
+def codeword_texts(codes: Int[np.ndarray, "N L"], phrases: pa.Array, level_sizes: tuple[int, ...]) -> list[list[str]]:
+    """Return per level and code its most telling phrases in one text; the empty text where no item has the code.
+
+    A code's phrases are ranked by the number of its items that have them, times log((1 + codes in use) / codes whose items
+    have them): tf-idf with codes as documents. Without the second factor all codes of the later levels, which say how items
+    differ within a prefix, would read the same.
+
+    Args:
+        codes: SIDs; -1 behind the end of a shorter one.
+        phrases: a list of N lists of strings, each item's interests or title.
+        level_sizes: codes per level.
+    """
+    texts = phrases.flatten().dictionary_encode()
+    phrase_ids, words = texts.indices.to_numpy(zero_copy_only=False).astype(np.int64), texts.dictionary
+    items = np.repeat(np.arange(len(codes)), phrases.value_lengths().fill_null(0).to_numpy())
+    result = []
+    for level, size in enumerate(level_sizes):
+        code = codes[items, level].astype(np.int64)
+        pairs, counts = np.unique(code[code >= 0] * len(words) + phrase_ids[code >= 0], return_counts=True)
+        owner, phrase = pairs // max(len(words), 1), pairs % max(len(words), 1)
+        spread = np.bincount(phrase, minlength=len(words))
+        weight = counts * np.log((1 + len(np.unique(owner))) / spread[phrase])
+        order = np.lexsort((phrase, -weight, owner))
+        starts = np.searchsorted(owner[order], np.arange(size + 1))
+        best = [order[start : min(start + CODE_PHRASES, end)] for start, end in pairwise(starts)]
+        result.append([INTEREST_SEPARATOR.join(words.take(pa.array(phrase[rows])).to_pylist()) for rows in best])
+    return result
 
 
 def item_task_examples(item_ids: pa.Array, sids: Sids, texts: ItemTexts, tasks: TasksConfig) -> pa.Table:

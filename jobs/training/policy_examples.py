@@ -12,11 +12,11 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.partitions import Part, iter_aligned, iter_part, iter_users, parts_of, read_part
-from digr.policy.codewords import codeword_texts
 from digr.policy.examples import policy_examples
 from digr.policy.tasks import (
     INTEREST_SEPARATOR,
     ItemTexts,
+    codeword_texts,
     history_task_examples,
     item_task_examples,
     joined_interests,

@@ -14,11 +14,12 @@ import torch
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.config.policy import GrpoConfig, SftConfig
 from digr.policy.model import SidPolicy, adapt, checkpoint_activations
 from digr.policy.training.engine import Engine, PlainEngine, make_optimizer
 from digr.policy.training.validation import Progress
 from jobs.training.deepspeed_engine import DeepSpeedEngine
-from jobs.training.tracking import tracked
+from jobs.training.tracking import PrintRecord, tracked
 from jobs.training.workers import TrainLoop, fit
 
 _SPEED = "engine num_workers zero_stage offload use_gpu threads_per_worker max_failures gradient_checkpointing"
@@ -26,20 +27,26 @@ MAY_CHANGE = tuple(f"train.{key}" for key in _SPEED.split())
 """With these changed, a killed training still goes on from its checkpoint."""
 
 
-def make_engine(config: Config, policy: SidPolicy, *, lr: float, weight_decay: float, max_grad_norm: float) -> Engine:
+def make_engine(
+    config: Config, policy: SidPolicy, section: SftConfig | GrpoConfig, *, weight_decay: float, reference: SidPolicy | None = None
+) -> Engine:
     """Put a policy into the configured engine, with adapters if it wants them.
 
     The random numbers of this worker start from seed and rank, behind those of the adapters, which all workers share.
+
+    Args:
+        section: says the learning rate and where gradients are clipped.
+        reference: see `Engine.reference_model`.
     """
     torch.manual_seed(config.run.seed)
     adapt(policy, config.policy)
     torch.manual_seed(config.run.seed + ray.train.get_context().get_world_rank())
     if config.train.gradient_checkpointing:
         checkpoint_activations(policy)
-    optimizer = make_optimizer(policy, lr, weight_decay)
+    optimizer, clip, precision = make_optimizer(policy, section.lr, weight_decay), section.max_grad_norm, config.train.precision
     if config.train.engine == "plain":
-        return PlainEngine(policy, optimizer, max_grad_norm=max_grad_norm, precision=config.train.precision)
-    return DeepSpeedEngine(config.train, policy, optimizer, max_grad_norm)
+        return PlainEngine(policy, optimizer, max_grad_norm=clip, precision=precision, reference=reference)
+    return DeepSpeedEngine(config.train, policy, optimizer, max_grad_norm=clip, reference=reference)
 
 
 def worker_env(config: Config) -> dict[str, str]:
@@ -74,16 +81,16 @@ def train(
     work: str,
     *,
     datasets: Mapping[str, Any],
-    tell: Callable[[Mapping[str, Any]], None],
+    print_record: PrintRecord,
 ) -> Progress:
     """Run a train loop on Ray Train's workers, and make the policy artifact of what it ends in.
 
     Args:
         train_loop: gets `{"config": config, "store": store}`.
-        tell: prints the progress line of a record.
+        print_record: prints the progress line of a record.
     """
     values, env = {"config": config, "store": store}, worker_env(config)
-    with tracked(config, name, tell) as report:
+    with tracked(config, name, print_record) as report:
         result = fit(config, train_loop, values, work, datasets=datasets, env=env, report=report)
     return write_policy(store, name, result.checkpoint)
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from digr.config import build_config
 from digr.config.policy import PolicyConfig, SftConfig
@@ -24,10 +24,7 @@ TEXTS = [["trout fishing", "weekend", "", "trout"], ["a b", "c", "d", "e"], ["",
 @pytest.fixture(params=["tied", "untied"])
 def config(request, tmp_path) -> PolicyConfig:
     """A random two-layer Qwen3 with LoRA, with one table for input and output, or two."""
-    make_text_model(tmp_path / "base")
-    if request.param == "tied":
-        tied = AutoConfig.from_pretrained(tmp_path / "base", tie_word_embeddings=True)
-        AutoModelForCausalLM.from_config(tied).save_pretrained(tmp_path / "base")
+    make_text_model(tmp_path / "base", tie_word_embeddings=request.param == "tied")
     return PolicyConfig(backbone="hf", base=str(tmp_path / "base"), lora_rank=4, max_tokens=64)
 
 
@@ -41,6 +38,12 @@ def _log_probs(policy: SidPolicy) -> torch.Tensor:
     _, prompts, targets = toy_prompts(trie)
     input_ids, mask = policy.tokenize(prompts)
     return policy(input_ids, mask, trie=trie, codes=trie.codes.long()[targets][:, None])
+
+
+def _word_log_probs(policy: SidPolicy) -> torch.Tensor:
+    text = policy.tokenizer("<a_0> fishing")["input_ids"]
+    mask = torch.tensor([[False] + [True] * (len(text) - 1)])
+    return policy(torch.tensor([text]), torch.ones_like(mask), mask, toy_trie())
 
 
 def test_lora_trains_little_saves_a_plain_model_and_decodes_the_same_again(config, tmp_path):
@@ -78,6 +81,25 @@ def test_lora_trains_little_saves_a_plain_model_and_decodes_the_same_again(confi
     _, prompts, _ = toy_prompts(toy_trie())
     lists = [[found.item_ids for found in recommend(one, toy_trie(), prompts[:4], 5, 8)] for one in (plain, policy)]
     assert lists[0] == lists[1]
+
+
+def test_without_adapters_a_policy_is_the_one_that_training_started_from_and_it_trains_on_behind_that(config):
+    policy = _policy(config)
+    with torch.no_grad():
+        start, words = _log_probs(policy), _word_log_probs(policy)
+    adapt(policy, config)
+    engine = PlainEngine(policy, make_optimizer(policy, 1e-2, 0.0), max_grad_norm=1.0)
+    trained = {name for name, value in policy.named_parameters() if value.requires_grad}
+    for _ in range(2):
+        engine.backward(-_log_probs(policy).sum())
+        engine.step(1e-2)
+        with engine.reference_model() as reference, torch.no_grad():
+            assert torch.equal(_log_probs(reference), start)
+            assert torch.equal(_word_log_probs(reference), words)
+        assert {name for name, value in policy.named_parameters() if value.requires_grad} == trained
+        with torch.no_grad():
+            assert not torch.allclose(_log_probs(policy), start, atol=1e-3)
+            assert not torch.allclose(_word_log_probs(policy), words, atol=1e-3)
 
 
 def test_lora_learns_the_planted_successor_and_a_saved_policy_takes_new_adapters(config, tmp_path):
@@ -131,8 +153,15 @@ def test_full_training_of_an_hf_backbone_trains_all_weights_in_fp32(config):
     assert all(value.requires_grad and value.dtype == torch.float32 for value in policy.parameters())
 
 
-def test_text_completions_are_normalised_over_the_whole_vocabulary_and_sids_over_the_trie(config):
+@pytest.mark.parametrize("adapted", [False, True])
+def test_text_completions_are_normalised_over_the_whole_vocabulary_and_sids_over_the_trie(config, adapted):
     policy = _policy(config).eval()
+    if adapted:
+        adapt(policy, config)
+        with torch.no_grad():
+            for name, value in policy.named_parameters():
+                if "trainable_tokens" in name:
+                    value.mul_(3)
     prompt = policy.tokenizer("<a_0><b_0>")["input_ids"]
     text = policy.tokenizer(" fishing", add_special_tokens=False)["input_ids"][:1]
     input_ids = torch.tensor([prompt + text])

@@ -6,9 +6,15 @@ import pytest
 
 from digr.config.policy import TasksConfig
 from digr.data.ids import build_id_index
-from digr.policy.codewords import codeword_texts
 from digr.policy.examples import Sids
-from digr.policy.tasks import ItemTexts, history_task_examples, item_task_examples, joined_interests, plain_text
+from digr.policy.tasks import (
+    ItemTexts,
+    codeword_texts,
+    history_task_examples,
+    item_task_examples,
+    joined_interests,
+    plain_text,
+)
 from digr.tables import conform
 
 SIDS = Sids(build_id_index(pa.array(["p", "q", "r"])), ["<a_0><b_1>", "<a_1><b_0>", "<a_1><b_1>"])

@@ -6,7 +6,7 @@ import torch
 
 from digr.config.policy import PolicyConfig
 from digr.policy.model import SidPolicy, build_scratch_policy
-from digr.policy.training.batches import Sequences, Texts, pack_sequences
+from digr.policy.training.batches import Texts, TokenSequences, pack_sequences
 from digr.policy.training.validation import ValidExamples
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import SidTrie, build_trie
@@ -34,7 +34,7 @@ def _texts(trie: SidTrie) -> dict[int, str]:
     return {int(item[1:]): texts[index] for index, item in enumerate(trie.item_ids.to_pylist())}
 
 
-def toy_sequences(policy: SidPolicy, trie: SidTrie, num: int = 64, length: int = 5) -> Sequences:
+def toy_sequences(policy: SidPolicy, trie: SidTrie, num: int = 64, length: int = 5) -> TokenSequences:
     """Sequences of consecutive items from random starts."""
     texts, rng = _texts(trie), np.random.default_rng(0)
     starts = rng.integers(0, NUM_ITEMS, num)

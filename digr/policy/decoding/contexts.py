@@ -10,8 +10,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from digr.policy.decoding.steps import KeysValues, Steps, start_steps
-from digr.policy.model import SidPolicy, blocked_of
+from digr.policy.decoding.gpt2 import Gpt2Steps, Gpt2Weights, is_plain_gpt2
+from digr.policy.decoding.steps import DecoderSteps, KeysValues, Steps
+from digr.policy.model import SidPolicy, attention_bias
+
+
+def start_steps(policy: SidPolicy, past: Sequence[KeysValues] = ()) -> Steps:
+    """Return the steps of a policy's transformer as it is now, behind keys and values of each layer or from nothing.
+
+    A plain GPT-2 in evaluation mode takes the faster ones. The hidden states are those of any other decoder's steps.
+    """
+    if policy.gpt2_weights is None and is_plain_gpt2(policy.lm):
+        policy.gpt2_weights = Gpt2Weights(policy.lm)
+    if policy.gpt2_weights is None or policy.lm.training:
+        return DecoderSteps(policy, past)
+    return Gpt2Steps(policy.gpt2_weights, past)
 
 
 class Context(NamedTuple):
@@ -142,7 +155,7 @@ def _read_fresh(
     blocked = None
     if past:
         later = (order[:, None] < order).expand(len(new), -1, -1)
-        blocked = blocked_of(torch.cat([~past_real[:, None].expand(-1, len(order), -1), later], 2), policy.lm.dtype)
+        blocked = attention_bias(torch.cat([~past_real[:, None].expand(-1, len(order), -1), later], 2), policy.lm.dtype)
     newest = (new_lengths[:, None] - 1).clamp(min=0)
     hidden = steps.read(new, past_lengths[:, None] + order, blocked, newest)[:, 0]
     added = torch.stack([both[:, :, :, past_real.shape[1] :] for both in steps.keys_values])

@@ -18,7 +18,7 @@ POOL_BATCHES = 16
 """Batches whose sequences are sorted by length together: enough to save padding, few enough to keep batches mixed."""
 
 
-class Sequences(NamedTuple):
+class TokenSequences(NamedTuple):
     """Token sequences one behind the other: sequence i is `tokens[offsets[i]:offsets[i + 1]]`, prompt first."""
 
     tokens: Int[np.ndarray, " P"]
@@ -54,7 +54,7 @@ class Texts(NamedTuple):
     """How often each is seen per epoch; None for 1."""
 
 
-def pack_sequences(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[Texts], max_tokens: int) -> Sequences:
+def pack_sequences(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[Texts], max_tokens: int) -> TokenSequences:
     """Tokenise batches of examples into flat arrays; what is too long is cut, see `policy.prompts`.
 
     A completion in words keeps at most `max_tokens` // 2 tokens, its first; one of semantic IDs is never cut.
@@ -87,7 +87,7 @@ def pack_sequences(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[Texts],
     if not len(sizes):
         raise ValueError("policy: no training sequences; histories needs rows of split train")
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    return Sequences(
+    return TokenSequences(
         np.concatenate(tokens),
         offsets,
         np.concatenate(prompt_lengths),
@@ -97,7 +97,7 @@ def pack_sequences(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[Texts],
     )
 
 
-def draw_rows(rates: Float[np.ndarray, " S"], rng: np.random.Generator) -> Int[np.ndarray, " R"]:
+def draw_by_rate(rates: Float[np.ndarray, " S"], rng: np.random.Generator) -> Int[np.ndarray, " R"]:
     """Choose the sequences of an epoch: a rate's whole part always, the rest by chance.
 
     The chances are drawn as one systematic sample, so that every epoch has the same number of sequences, to within one:
@@ -131,7 +131,7 @@ def plan_batches(lengths: Int[np.ndarray, " S"], max_batch_tokens: int, rng: np.
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
-def make_batch(sequences: Sequences, rows: Int[np.ndarray, " B"], pad_id: int) -> SequenceBatch:
+def make_batch(sequences: TokenSequences, rows: Int[np.ndarray, " B"], pad_id: int) -> SequenceBatch:
     """Gather and pad some sequences."""
     lengths = sequences.lengths[rows]
     place = np.arange(int(lengths.max()))

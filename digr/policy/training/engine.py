@@ -1,16 +1,20 @@
 """What a training loop asks of its engine, and the engine for one plain PyTorch process.
 
-DeepSpeed satisfies the same protocol in `jobs.training.policy_training`; this package does not import it.
+DeepSpeed satisfies the same protocol in `jobs.training.deepspeed_engine`; this package does not import it.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from digr.models.language_models import without_adapters
+from digr.policy.model import SidPolicy
 
 Precision = Literal["fp32", "bf16"]
 STATE_FILE = "engine.pt"
@@ -24,7 +28,7 @@ class Engine(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The module itself, for decoding and saving."""
+        """The module that is trained. Call it through the engine; to generate with, ask for `generation_model`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the module's `forward`."""
@@ -38,8 +42,19 @@ class Engine(Protocol):
     def total(self, values: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """Sum over the workers."""
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Have all weights in one piece inside, for decoding and saving."""
+    def generation_model(self) -> AbstractContextManager[SidPolicy]:
+        """Offer the policy as it is now, in evaluation mode, to generate with, to score with and to save.
+
+        All workers must enter it together. Inside, nothing waits for other workers: each may use the model as often as it
+        needs, and the first worker alone may save it. Its weights hold until the engine's next step.
+        """
+
+    def reference_model(self) -> AbstractContextManager[SidPolicy]:
+        """Offer the policy that training started from, as `generation_model` offers the policy that is trained.
+
+        It is the reference policy that the engine was made with; an engine made with none takes the trained policy without
+        its adapters. Leave one of the two models before you enter the other: they may share memory.
+        """
 
     def save(self, folder: Path) -> None:
         """Write trained weights and optimiser state into a folder; the first worker writes them for all."""
@@ -92,12 +107,19 @@ class PlainEngine:
     world_size = 1
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float, precision: Precision = "fp32"
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float,
+        precision: Precision = "fp32",
+        reference: SidPolicy | None = None,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.precision = precision
+        self.reference = None if reference is None else reference.eval().requires_grad_(False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the module."""
@@ -121,9 +143,13 @@ class PlainEngine:
         """Return the values: there is one worker."""
         return values
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Do nothing: the weights are in one piece."""
-        return nullcontext()
+    def generation_model(self) -> AbstractContextManager[SidPolicy]:
+        """Offer the module itself."""
+        return evaluated(policy_of(self))
+
+    def reference_model(self) -> AbstractContextManager[SidPolicy]:
+        """Offer the reference, or the module without adapters."""
+        return adapters_off(self) if self.reference is None else nullcontext(self.reference)
 
     def save(self, folder: Path) -> None:
         """Write trained weights and optimiser state."""
@@ -141,6 +167,30 @@ class PlainEngine:
                 # PyTorch keeps the number of steps on the CPU
                 kept = {key: value.to(parameter.device) if value.ndim else value for key, value in state.moments[name].items()}
                 self.optimizer.state[parameter] = kept
+
+
+def policy_of(engine: Engine) -> SidPolicy:
+    """Return the policy that an engine trains."""
+    policy = engine.module
+    assert isinstance(policy, SidPolicy)
+    return policy
+
+
+@contextmanager
+def evaluated(policy: SidPolicy) -> Iterator[SidPolicy]:
+    """Put a policy into evaluation mode inside."""
+    was_training = policy.training
+    try:
+        yield policy.eval()
+    finally:
+        policy.train(was_training)
+
+
+@contextmanager
+def adapters_off(engine: Engine) -> Iterator[SidPolicy]:
+    """Offer an engine's generation model without its adapters."""
+    with engine.generation_model() as policy, without_adapters(policy.lm):
+        yield policy
 
 
 def learning_rate(progress: float, peak: float, warmup_rate: float) -> float:

@@ -20,7 +20,7 @@ from digr.config.policy import GrpoConfig
 from digr.policy.decoding.search import Beams
 from digr.policy.model import SidPolicy
 from digr.policy.training.advantages import Advantages, group_advantages, group_loss
-from digr.policy.training.engine import Engine, learning_rate
+from digr.policy.training.engine import Engine, learning_rate, policy_of
 from digr.policy.training.rollouts import Rollouts, best_rollouts, rollout
 from digr.policy.training.validation import (
     SCORE,
@@ -29,9 +29,8 @@ from digr.policy.training.validation import (
     Report,
     Save,
     ValidExamples,
-    keep_if_better,
     load_state,
-    policy_of,
+    save_if_better,
     save_state,
     validate,
 )
@@ -66,13 +65,12 @@ class RewardFn(Protocol):
 
 def train_grpo(
     engine: Engine,
-    reference: SidPolicy,
     trie: SidTrie,
     prompts: Prompts,
     valid: ValidExamples,
-    reward_fn: RewardFn,
     config: GrpoConfig,
     *,
+    reward_fn: RewardFn,
     decoding: Decoding,
     seed: int,
     best_folder: Path,
@@ -87,8 +85,7 @@ def train_grpo(
     come every `eval_every_steps` steps and at the end.
 
     Args:
-        engine: holds a copy of the SFT policy.
-        reference: the SFT policy, frozen, on the same device.
+        engine: holds the SFT policy, and it or the same weights without adapters as its reference.
         prompts: this worker's share.
         valid: this worker's share.
         reward_fn: sees all roll-outs of a prompt, and the target it was drawn with.
@@ -97,15 +94,14 @@ def train_grpo(
         save: called after each validation with the metrics and a writer of this worker's checkpoint files.
         report: called after each step.
     """
-    reference.eval().requires_grad_(False)
 
     def mean_reward(beams: Beams, targets: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
         return reward_fn(best_rollouts(trie, beams, config.group_size), targets, None).total.mean(1)
 
-    def check(progress: Progress, record: dict[str, Any]) -> None:
+    def validate_and_save(progress: Progress, record: dict[str, Any]) -> None:
         start = time.monotonic()
         record |= validate(engine, trie, valid, decoding, mean_reward)
-        keep_if_better(engine, progress, _score(record, progress, config.keep), best_folder)
+        save_if_better(engine, progress, _score(record, progress, config.keep), best_folder)
         progress.records.append(record)
         record |= {"best": kept_record(progress)[SCORE], "valid_seconds": time.monotonic() - start}
         save(record, lambda folder: save_state(folder, engine, progress, best_folder))
@@ -114,9 +110,9 @@ def train_grpo(
         progress = load_state(resume, engine, best_folder)
     else:
         progress = Progress()
-        check(progress, {"step": 0})
+        validate_and_save(progress, {"step": 0})
     while not progress.done:
-        record, sample = train_step(engine, reference, trie, prompts, reward_fn, config, step=progress.step, seed=seed)
+        record, sample = train_step(engine, trie, prompts, config, reward_fn=reward_fn, step=progress.step, seed=seed)
         progress.step = progress.position = progress.step + 1
         progress.done = progress.step >= config.steps
         if progress.step % config.eval_every_steps and not progress.done:
@@ -124,7 +120,7 @@ def train_grpo(
             report(record)
             continue
         progress.samples += sample
-        check(progress, record)
+        validate_and_save(progress, record)
     return progress
 
 
@@ -143,35 +139,34 @@ def _score(record: Mapping[str, float], progress: Progress, keep: Literal["ndcg"
 
 def train_step(
     engine: Engine,
-    reference: SidPolicy,
     trie: SidTrie,
     prompts: Prompts,
-    reward_fn: RewardFn,
     config: GrpoConfig,
     *,
+    reward_fn: RewardFn,
     step: int,
     seed: int,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Roll out, judge and update once; returns the step's metrics over all workers and a few of this worker's roll-outs."""
     clock, policy = [time.monotonic()], policy_of(engine)
     policy.eval()
-    rows = draw_rows(len(prompts.target_index), max(config.prompts_per_step // engine.world_size, 1), step, seed)
+    rows = rows_of_step(len(prompts.target_index), max(config.prompts_per_step // engine.world_size, 1), step, seed)
     texts = prompts.prompts.take(pa.array(rows)).to_pylist()
     targets = prompts.target_index[torch.from_numpy(rows)].to(policy.device)
     generator = torch.Generator(policy.device).manual_seed(
         int(np.random.SeedSequence([seed, engine.rank, step]).generate_state(1)[0])
     )
-    with engine.whole():
-        rollouts = rollout(policy, trie, texts, config.group_size, config.rollouts, generator)
-        input_ids, mask = policy.tokenize(texts)
-        with torch.no_grad():
-            sampled = config.rollouts != "beam"
-            scores = policy(input_ids, mask, trie=trie, codes=rollouts.codes).sum(2) if sampled else None
+    with engine.generation_model() as model:
+        # all workers have as many prompts, so they have as many parts and make the same collective calls in the update
+        places = np.array_split(np.arange(len(texts)), min(config.accumulate, len(texts)))
+        parts = [_roll_out(model, trie, [texts[place] for place in some], config, generator) for some in places]
+    rollouts = Rollouts(*(torch.cat(tensors) for tensors in zip(*(part.rollouts for part in parts), strict=True)))
+    scores = None if config.rollouts == "beam" else torch.cat([part.scores for part in parts if part.scores is not None])
     clock.append(time.monotonic())
     rewards = reward_fn(rollouts, targets, scores)
     advantages = group_advantages(rewards.total, scale_by_deviation=config.loss != "dr_grpo")
     clock.append(time.monotonic())
-    update = _update(engine, reference, trie, (input_ids, mask), rollouts, advantages, config, step)
+    update = _update(engine, trie, parts, advantages, config, step=step)
     clock.append(time.monotonic())
     names = ["reward", *(f"reward/{name}" for name in rewards.terms)]
     means = torch.stack([rewards.total.mean(), *(term.mean() for term in rewards.terms.values())]).double().cpu()
@@ -179,10 +174,12 @@ def train_step(
     sums = engine.total(torch.cat([means, seconds])) / engine.world_size
     record: dict[str, float] = {"step": step + 1} | update | dict(zip(names, sums.tolist(), strict=False))
     record |= dict(zip(["rollout_seconds", "reward_seconds", "update_seconds"], sums[len(names) :].tolist(), strict=True))
-    return record, _sample(step + 1, trie, prompts, rows, texts, targets, rollouts, rewards)
+    chosen = [prompts.example_ids[row].as_py() for row in rows[:SAMPLED_PROMPTS].tolist()]
+    sample = _sample(trie, chosen, texts, targets, rollouts=rollouts, rewards=rewards)
+    return record, [{"step": step + 1} | line for line in sample]
 
 
-def draw_rows(num_rows: int, count: int, step: int, seed: int) -> Int[np.ndarray, " B"]:
+def rows_of_step(num_rows: int, count: int, step: int, seed: int) -> Int[np.ndarray, " B"]:
     """Choose the rows of a step: each row once per pass, passes shuffled anew, a function of the step alone."""
     places = step * count + np.arange(count)
     passes = places // num_rows
@@ -193,41 +190,58 @@ def draw_rows(num_rows: int, count: int, step: int, seed: int) -> Int[np.ndarray
     return np.concatenate(chosen)
 
 
+class _Part(NamedTuple):
+    """Some prompts of a step with their roll-outs: what a worker computes at a time."""
+
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Bool[Tensor, "B T"]
+    rollouts: Rollouts
+    scores: Float[Tensor, "B G"] | None
+    """Log-probabilities of sampled roll-outs; the beam's are ranked already."""
+
+    def log_probs(self, model: Engine | SidPolicy, trie: SidTrie) -> Float[Tensor, "B G L"]:
+        """Score the roll-outs."""
+        return model(self.input_ids, self.attention_mask, trie=trie, codes=self.rollouts.codes)
+
+
+@torch.no_grad()
+def _roll_out(model: SidPolicy, trie: SidTrie, texts: list[str], config: GrpoConfig, generator: torch.Generator) -> _Part:
+    rollouts = rollout(model, trie, texts, config.group_size, config.rollouts, generator)
+    part = _Part(*model.tokenize(texts), rollouts, None)
+    return part if config.rollouts == "beam" else part._replace(scores=part.log_probs(model, trie).sum(2))
+
+
 def _update(
-    engine: Engine,
-    reference: SidPolicy,
-    trie: SidTrie,
-    inputs: tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]],
-    rollouts: Rollouts,
-    advantages: Advantages,
-    config: GrpoConfig,
-    step: int,
+    engine: Engine, trie: SidTrie, parts: list[_Part], advantages: Advantages, config: GrpoConfig, *, step: int
 ) -> dict[str, float]:
     """Update the weights `updates_per_rollout` times on one set of roll-outs."""
-    tokens = rollouts.codes >= 0
-    with torch.no_grad():
-        reference_log_probs = reference(*inputs, trie=trie, codes=rollouts.codes)
-    groups = torch.tensor([float(advantages.live.sum()), float(len(tokens))], dtype=torch.float64)
+    with torch.no_grad(), engine.reference_model() as model:
+        references = [part.log_probs(model, trie) for part in parts]
+    sizes = [len(part.input_ids) for part in parts]
+    own = [Advantages(*pair) for pair in zip(advantages.values.split(sizes), advantages.live.split(sizes), strict=True)]
+    groups = torch.tensor([float(advantages.live.sum()), float(sum(sizes))], dtype=torch.float64)
     num_live, num_groups = engine.total(groups).tolist()
-    old_log_probs, sums = None, torch.zeros(3, dtype=torch.float64)
+    old, sums = list[Tensor](), torch.zeros(3, dtype=torch.float64)
     for _ in range(config.updates_per_rollout):
-        log_probs = engine(*inputs, trie=trie, codes=rollouts.codes)
-        old_log_probs = log_probs.detach() if old_log_probs is None else old_log_probs
-        parts = group_loss(
-            log_probs,
-            old_log_probs,
-            reference_log_probs,
-            tokens,
-            advantages,
-            kind=config.loss,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            kl_coefficient=config.kl_coefficient,
-        )
-        # with every group of every worker dead the loss is 0, and the step moves nothing but the optimiser's momentum
-        engine.backward(parts.loss / max(num_live, 1.0) * engine.world_size)
+        for index, (part, reference) in enumerate(zip(parts, references, strict=True)):
+            log_probs = part.log_probs(engine, trie)
+            if index == len(old):
+                old.append(log_probs.detach())
+            found = group_loss(
+                log_probs,
+                old[index],
+                reference,
+                part.rollouts.codes >= 0,
+                own[index],
+                kind=config.loss,
+                clip_low=config.clip_low,
+                clip_high=config.clip_high,
+                kl_coefficient=config.kl_coefficient,
+            )
+            # with every group of every worker dead the loss is 0, and the step moves nothing but the optimiser's momentum
+            engine.backward(found.loss / max(num_live, 1.0) * engine.world_size)
+            sums += torch.stack([found.loss.detach(), found.kl, found.clipped]).double().cpu()
         engine.step(learning_rate((step + 1) / (config.steps + 1), config.lr, config.warmup_rate))
-        sums += torch.stack([parts.loss.detach(), parts.kl, parts.clipped]).double().cpu()
     loss, divergence, clipped = (engine.total(sums) / max(num_live, 1.0) / config.updates_per_rollout).tolist()
     return {
         "loss": loss,
@@ -239,23 +253,15 @@ def _update(
 
 
 def _sample(
-    step: int,
-    trie: SidTrie,
-    prompts: Prompts,
-    rows: Int[np.ndarray, " B"],
-    texts: list[str],
-    targets: Int[Tensor, " B"],
-    rollouts: Rollouts,
-    rewards: Rewards,
+    trie: SidTrie, example_ids: list[str], texts: list[str], targets: Int[Tensor, " B"], *, rollouts: Rollouts, rewards: Rewards
 ) -> list[dict[str, Any]]:
     """Write down the best roll-outs of a step's first prompts, for people to read."""
     lines = []
-    for place in range(min(SAMPLED_PROMPTS, len(texts))):
+    for place, example_id in enumerate(example_ids):
         best = rewards.total[place].argsort(descending=True, stable=True)[:SAMPLED_ROLLOUTS].tolist()
         lines.append(
             {
-                "step": step,
-                "example_id": prompts.example_ids[int(rows[place])].as_py(),
+                "example_id": example_id,
                 "prompt": texts[place],
                 "target": trie.item_ids[int(targets[place])].as_py(),
                 "rollouts": [

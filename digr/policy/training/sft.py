@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from digr.config.policy import SftConfig
-from digr.policy.training.batches import SequenceBatch, Sequences, draw_rows, make_batch, plan_batches
-from digr.policy.training.engine import Engine, learning_rate
+from digr.policy.training.batches import SequenceBatch, TokenSequences, draw_by_rate, make_batch, plan_batches
+from digr.policy.training.engine import Engine, learning_rate, policy_of
 from digr.policy.training.validation import (
     SCORE,
     Decoding,
@@ -20,9 +20,8 @@ from digr.policy.training.validation import (
     Report,
     Save,
     ValidExamples,
-    keep_if_better,
     load_state,
-    policy_of,
+    save_if_better,
     save_state,
     validate,
 )
@@ -44,7 +43,7 @@ class _Epoch(NamedTuple):
 def train_sft(
     engine: Engine,
     trie: SidTrie,
-    sequences: Sequences,
+    sequences: TokenSequences,
     valid: ValidExamples,
     config: SftConfig,
     *,
@@ -76,12 +75,12 @@ def train_sft(
     own = torch.tensor([sequences.num_cut_prompts, sequences.num_cut_completions], dtype=torch.float64)
     num_cut = dict(zip(NUM_CUT, map(int, engine.total(own)), strict=True))
 
-    def keep(record: dict[str, Any]) -> None:
+    def save_checkpoint(record: dict[str, Any]) -> None:
         progress.records.append(record)
         save(record, lambda folder: save_state(folder, engine, progress, best_folder))
 
     while not progress.done:
-        record = _train_epoch(engine, trie, sequences, config, progress, seed, keep)
+        record = _train_epoch(engine, trie, sequences, config, progress, seed=seed, save_checkpoint=save_checkpoint)
         progress.position, progress.epoch_step, progress.epoch_sums = progress.position + 1, 0, []
         last = progress.position >= config.epochs
         if not last and progress.position % config.eval_every_epochs:
@@ -90,15 +89,15 @@ def train_sft(
             continue
         start = time.monotonic()
         record |= validate(engine, trie, valid, decoding) | num_cut
-        keep_if_better(engine, progress, record[SCORE], best_folder)
+        save_if_better(engine, progress, record[SCORE], best_folder)
         progress.done = last or progress.stale >= config.patience
-        keep(record | {"best": progress.best, "valid_seconds": time.monotonic() - start})
+        save_checkpoint(record | {"best": progress.best, "valid_seconds": time.monotonic() - start})
     return progress
 
 
-def _plan_epoch(engine: Engine, sequences: Sequences, config: SftConfig, epoch: int, seed: int) -> _Epoch:
+def _plan_epoch(engine: Engine, sequences: TokenSequences, config: SftConfig, *, epoch: int, seed: int) -> _Epoch:
     rng = np.random.default_rng([seed, epoch, engine.rank])
-    drawn = draw_rows(sequences.rates, rng)
+    drawn = draw_by_rate(sequences.rates, rng)
     budget = max(config.batch_tokens // (engine.world_size * config.accumulate), 1)
     plan = [drawn[rows] for rows in plan_batches(sequences.lengths[drawn], budget, rng)]
     counts = torch.zeros(engine.world_size, dtype=torch.float64)
@@ -113,15 +112,16 @@ def _plan_epoch(engine: Engine, sequences: Sequences, config: SftConfig, epoch: 
 def _train_epoch(
     engine: Engine,
     trie: SidTrie,
-    sequences: Sequences,
+    sequences: TokenSequences,
     config: SftConfig,
     progress: Progress,
+    *,
     seed: int,
-    keep: Callable[[dict[str, Any]], None],
+    save_checkpoint: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Take an epoch's steps from where `progress` stands."""
     start, policy = time.monotonic(), policy_of(engine)
-    epoch = _plan_epoch(engine, sequences, config, progress.position, seed)
+    epoch = _plan_epoch(engine, sequences, config, epoch=progress.position, seed=seed)
     num_steps, rate = len(epoch.step_targets), 0.0
     sums = torch.zeros(4, dtype=torch.float64, device=policy.device)
     if progress.epoch_sums and engine.rank == 0:
@@ -140,12 +140,12 @@ def _train_epoch(
         progress.step = first + step + 1
         if config.checkpoint_every_steps and progress.step % config.checkpoint_every_steps == 0 and step + 1 < num_steps:
             progress.epoch_step, progress.epoch_sums = step + 1, summary()
-            keep(_record(progress.position + (step + 1) / num_steps, progress.step, progress.epoch_sums, rate))
+            save_checkpoint(_record(progress.position + (step + 1) / num_steps, progress.step, progress.epoch_sums, rate))
     return _record(progress.position + 1, progress.step, summary(), rate)
 
 
 def _accumulate(
-    engine: Engine, trie: SidTrie, sequences: Sequences, batches: list[Int[np.ndarray, " B"]], num_targets: float
+    engine: Engine, trie: SidTrie, sequences: TokenSequences, batches: list[Int[np.ndarray, " B"]], num_targets: float
 ) -> Float[Tensor, " 4"]:
     """Add the gradients of a step's batches; returns the loss sum, completion tokens, tokens and padded tokens.
 
@@ -164,7 +164,7 @@ def _accumulate(
 
 
 def _record(epoch: float, step: int, sums: list[float], rate: float) -> dict[str, Any]:
-    """Say how an epoch went so far, as its sums over all workers tell."""
+    """Turn the sums of an epoch so far, over all workers, into its metrics."""
     loss, targets, real, padded, seconds = sums
     return {
         "epoch": epoch,

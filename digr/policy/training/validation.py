@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from digr.policy.decoding.search import Beams, beam_search, rank_items
-from digr.policy.model import SidPolicy
 from digr.policy.training.engine import Engine
 from digr.sids.trie import SidTrie
 
@@ -81,16 +80,14 @@ def validate(
 ) -> dict[str, float]:
     """Return HR@10 and NDCG@10 of the constrained beam search, over the examples of all workers.
 
-    NDCG with one relevant item is 1 / log2(1 + rank). The module is left in evaluation mode.
+    NDCG with one relevant item is 1 / log2(1 + rank). Workers may hold different numbers of examples.
 
     Args:
         mean_reward: of the best items of each example; if given, its mean over the examples comes back as `valid_reward`.
     """
-    policy = policy_of(engine)
-    policy.eval()
     sums = torch.zeros(4, dtype=torch.float64)
     order = np.argsort([len(prompt) for prompt in valid.prompts], kind="stable")
-    with engine.whole():
+    with engine.generation_model() as policy:
         for start in range(0, len(order), decoding.batch_size):
             chosen = order[start : start + decoding.batch_size]
             beams = beam_search(policy, trie, [valid.prompts[index] for index in chosen], max(decoding.beam_width, K))
@@ -106,23 +103,16 @@ def validate(
     return scores | ({"valid_reward": reward / count} if mean_reward else {})
 
 
-def policy_of(engine: Engine) -> SidPolicy:
-    """Return the policy inside an engine."""
-    policy = engine.module
-    assert isinstance(policy, SidPolicy)
-    return policy
-
-
-def keep_if_better(engine: Engine, progress: Progress, score: float, best_folder: Path) -> bool:
+def save_if_better(engine: Engine, progress: Progress, score: float, best_folder: Path) -> bool:
     """Write the weights to `best_folder` if their score beats the best so far, and count how long nothing has."""
     better = score > progress.best
     progress.stale = 0 if better else progress.stale + 1
     if better:
         progress.best, progress.best_position = score, progress.position
-        with engine.whole():
+        with engine.generation_model() as policy:
             if engine.rank == 0:
                 shutil.rmtree(best_folder, ignore_errors=True)
-                policy_of(engine).save(best_folder)
+                policy.save(best_folder)
     return better
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from digr.config.policy import PolicyConfig
 from digr.policy.decoding.contexts import encode
 from digr.policy.decoding.search import beam_search, rank_items, recommend
-from digr.policy.decoding.steps import _Branches
+from digr.policy.decoding.steps import BranchBias
 from digr.policy.model import SidPolicy, build_scratch_policy, load_policy
 from digr.policy.training.rollouts import rollout
 from digr.policy.vocabulary import history_prompt, sid_texts
@@ -160,7 +160,7 @@ def test_a_request_gets_the_same_list_alone_as_in_a_batch_too_large_for_compiled
     with torch.inference_mode():
         context, first = encode(policy, prompts), torch.zeros(900, 5, dtype=torch.long)
         context.steps.branch(first, first, context.length)
-    assert isinstance(context.steps.branches, _Branches)
+    assert isinstance(context.steps.branches, BranchBias)
     together = recommend(policy, trie, prompts, 30, 30)
     for place in range(3):
         alone = recommend(policy, trie, [prompts[place]], 30, 30)[0]

@@ -8,6 +8,7 @@ from torch import nn
 
 from digr.config import build_config
 from digr.policy.training.engine import PlainEngine, learning_rate, make_optimizer
+from tests.policy.toy import toy_policy
 
 
 def _engine(module: nn.Module, max_grad_norm: float = 1.0) -> PlainEngine:
@@ -60,6 +61,16 @@ def test_bf16_runs_the_module_in_bf16_and_keeps_fp32_weights():
     engine = PlainEngine(module, make_optimizer(module, 0.1, 0.0), max_grad_norm=1.0, precision="bf16")
     assert engine(torch.ones(1, 4)).dtype == torch.bfloat16
     assert module.weight.dtype == torch.float32
+
+
+def test_a_policy_that_generates_is_in_evaluation_mode_and_trains_on_as_it_was():
+    policy, reference = toy_policy(dropout=0.1).train(), toy_policy(seed=1).train()
+    engine = PlainEngine(policy, make_optimizer(policy, 0.1, 0.0), max_grad_norm=1.0, reference=reference)
+    with engine.generation_model() as model:
+        assert model is policy and not model.training and not model.lm.transformer.h[0].attn.training
+    assert policy.training and policy.lm.transformer.h[0].attn.training
+    with engine.reference_model() as model:
+        assert model is reference and not model.training and not any(value.requires_grad for value in model.parameters())
 
 
 def test_train_settings_that_do_not_fit_each_other_say_what_to_change():

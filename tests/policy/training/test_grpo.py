@@ -10,7 +10,7 @@ import torch
 from digr.config.policy import GrpoConfig
 from digr.policy.model import load_policy
 from digr.policy.training.engine import PlainEngine, make_optimizer
-from digr.policy.training.grpo import Prompts, Rewards, draw_rows, kept_record, train_grpo
+from digr.policy.training.grpo import Prompts, Rewards, kept_record, rows_of_step, train_grpo, train_step
 from digr.policy.training.validation import Decoding, validate
 from tests.policy.toy import strings, toy_policy, toy_prompts, toy_trie, toy_valid
 
@@ -27,7 +27,8 @@ def exact_reward(rollouts, target_index, scores):
 def _train(folder, config=CONFIG, reward_fn=exact_reward, resume=None, stop_at=None):
     policy, trie = toy_policy(), toy_trie()
     ids, prompts, targets = toy_prompts(trie)
-    engine = PlainEngine(policy, make_optimizer(policy, config.lr, 0.0), max_grad_norm=config.max_grad_norm)
+    optimizer = make_optimizer(policy, config.lr, 0.0)
+    engine = PlainEngine(policy, optimizer, max_grad_norm=config.max_grad_norm, reference=toy_policy())
 
     def save(record, write):
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
@@ -38,12 +39,11 @@ def _train(folder, config=CONFIG, reward_fn=exact_reward, resume=None, stop_at=N
 
     progress = train_grpo(
         engine,
-        toy_policy(),
         trie,
         Prompts(strings(ids), strings(prompts), targets),
         toy_valid(trie),
-        reward_fn,
         config,
+        reward_fn=reward_fn,
         decoding=Decoding(20, 16),
         seed=0,
         best_folder=folder / "best",
@@ -135,6 +135,24 @@ def test_several_updates_of_one_roll_out_leave_the_ratio_one(tmp_path):
     assert any(record["clipped_rate"] > 0 for record in thrice.records[1:])
 
 
+def test_a_step_in_several_parts_moves_the_weights_as_one_large_part():
+    def late(rollouts, target_index, scores):
+        return Rewards(rollouts.item_index / 24, {"late": rollouts.item_index / 24})
+
+    trie, weights = toy_trie(), []
+    ids, prompts, targets = toy_prompts(trie)
+    for accumulate in (1, 5, 99):
+        policy = toy_policy()
+        engine = PlainEngine(policy, torch.optim.SGD(policy.parameters(), 1.0), max_grad_norm=1.0, reference=toy_policy())
+        change = {"rollouts": "beam", "accumulate": accumulate, "updates_per_rollout": 2, "lr": 1.0, "kl_coefficient": 0.1}
+        given = Prompts(strings(ids), strings(prompts), targets)
+        train_step(engine, trie, given, CONFIG.model_copy(update=change), reward_fn=late, step=0, seed=0)
+        weights.append(torch.cat([value.flatten() for value in policy.parameters()]))
+    for found in weights[1:]:
+        torch.testing.assert_close(found, weights[0], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(weights[0], torch.cat([value.flatten() for value in toy_policy().parameters()]), atol=1e-3)
+
+
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
     whole, expected = _train(tmp_path / "whole")
     with pytest.raises(InterruptedError):
@@ -156,7 +174,7 @@ def test_sampled_roll_outs_show_their_reward_terms(tmp_path):
 
 
 def test_each_row_is_drawn_once_per_pass():
-    drawn = np.concatenate([draw_rows(10, 4, step, seed=0) for step in range(5)])
+    drawn = np.concatenate([rows_of_step(10, 4, step, seed=0) for step in range(5)])
     assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
     assert drawn[:10].tolist() != drawn[10:].tolist()
-    assert draw_rows(3, 8, 0, seed=0).shape == (8,)
+    assert rows_of_step(3, 8, 0, seed=0).shape == (8,)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from digr.config.policy import PolicyConfig, SftConfig
 from digr.policy.model import build_scratch_policy, load_policy
-from digr.policy.training.batches import Sequences, Texts, draw_rows, make_batch, pack_sequences, plan_batches
+from digr.policy.training.batches import Texts, TokenSequences, draw_by_rate, make_batch, pack_sequences, plan_batches
 from digr.policy.training.engine import PlainEngine, make_optimizer
 from digr.policy.training.sft import train_sft
 from digr.policy.training.validation import Decoding, ValidExamples, validate
@@ -130,11 +130,11 @@ def test_a_checkpoint_of_another_policy_is_refused(tmp_path):
 
 def test_a_rate_says_how_often_a_sequence_is_seen():
     rates, rng = np.array([1.0, 0.25, 2.5, 0.0, 0.25, 0.25]), np.random.default_rng(0)
-    counts = np.stack([np.bincount(draw_rows(rates, rng), minlength=6) for _ in range(2000)])
+    counts = np.stack([np.bincount(draw_by_rate(rates, rng), minlength=6) for _ in range(2000)])
     np.testing.assert_allclose(counts.mean(0), rates, atol=0.05)
     assert (counts[:, 0] == 1).all() and (counts[:, 3] == 0).all() and set(counts[:, 2]) == {2, 3}
     assert set(counts.sum(1)) == {4, 5}, "4.25 on average"
-    assert draw_rows(np.ones(3), rng).tolist() == [0, 1, 2]
+    assert draw_by_rate(np.ones(3), rng).tolist() == [0, 1, 2]
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
@@ -171,7 +171,7 @@ def test_padding_is_a_small_part_of_the_batches():
 
 
 def test_a_batch_marks_completions_and_pads_on_the_right():
-    sequences = Sequences(np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 2, 5]), np.array([1, 2]), np.ones(2))
+    sequences = TokenSequences(np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 2, 5]), np.array([1, 2]), np.ones(2))
     batch = make_batch(sequences, np.array([1, 0]), pad_id=0)
     assert batch.input_ids.tolist() == [[7, 8, 9], [5, 6, 0]]
     assert batch.attention_mask.tolist() == [[True, True, True], [True, True, False]]
