@@ -93,7 +93,7 @@ def sid_table(item_ids: pa.Array | pa.ChunkedArray, codes: Int32[np.ndarray, "N 
 
 
 def group_ids(codes: Int32[np.ndarray, "N L"]) -> Int64[np.ndarray, " N"]:
-    """Number the distinct rows from 0; equal rows have equal numbers. No columns: all rows are equal."""
+    """Give equal rows equal numbers, from 0 on; without columns all rows are equal."""
     group = np.zeros(len(codes), np.int64)
     for column in codes.T.astype(np.int64):
         group = np.unique(group * (int(column.max(initial=0)) + 1) + column, return_inverse=True)[1]
