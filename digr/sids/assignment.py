@@ -76,7 +76,7 @@ def assign_sids(
     if disambiguation != "none" and spread:
         late = np.flatnonzero(rank_in_group(group_ids(codes), distance, tie) > 0)
         if len(late):
-            codes = spread_codes(quantiser, take_rows(batches(), late), codes, late, tie, taken=codes[:0])
+            codes = spread_codes(quantiser, take_rows(batches(), late), codes, late, tie=tie, taken=codes[:0])
     group = group_ids(codes)
     gets = np.full(len(codes), disambiguation == "all")
     if disambiguation == "colliding":
@@ -135,7 +135,7 @@ def place_in_free_codes(
 
 
 def spread_codes(
-    quantiser: Quantiser, vectors: np.ndarray, codes: np.ndarray, late: np.ndarray, tie: np.ndarray, taken: np.ndarray
+    quantiser: Quantiser, vectors: np.ndarray, codes: np.ndarray, late: np.ndarray, *, tie: np.ndarray, taken: np.ndarray
 ) -> np.ndarray:
     """Return `codes` with each row of `late` moved to a free code of the last level, where its prefix has one.
 

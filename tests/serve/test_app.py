@@ -274,7 +274,7 @@ def test_the_metrics_show_all_replicas(store):
     def shown() -> set[str]:
         assert _ask(history=["item01"]).status_code == 200  # a replica that was asked nothing has nothing to show
         text = _get("/metrics").text
-        return set(re.findall(r'digr_requests_total\{replica="([^"]+)",route="/v1/recommend",status="200"', text))
+        return set(re.findall(r'digr_requests_total\{replica="([^"]+)",route="/recommend",status="200"', text))
 
     wait_until(lambda: len(shown()) >= NUM_REPLICAS)
 
