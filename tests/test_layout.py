@@ -84,19 +84,6 @@ def _code_lines(node: ast.FunctionDef) -> int:
     return (node.end_lineno or node.lineno) - first.lineno + 1
 
 
-def test_everything_public_in_the_library_says_what_it_is():
-    silent = []
-    for path in SOURCES:
-        if path.is_relative_to(ROOT / "tests"):
-            continue
-        tree = ast.parse(path.read_text())
-        nodes = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
-        silent += [f"{path.relative_to(ROOT)}:{node.name}" for node in nodes if ast.get_docstring(node) is None]
-        if path.read_text().strip() and ast.get_docstring(tree) is None:
-            silent.append(str(path.relative_to(ROOT)))
-    assert silent == []
-
-
 def test_every_job_ends_in_the_shared_command_line():
     for path in _commands():
         assert 'if __name__ == "__main__":\n    main(run' in path.read_text(), path.name
