@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 CEILING_SECONDS = 900.0
 """Time for anything that must happen: far above what it takes beside many busy processes, so that only a hang reaches it."""
+POLL_SECONDS = 30.0
+"""Longest wait for one answer of something that is asked again and again until it is ready."""
 
 PATIENT_RAY = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",

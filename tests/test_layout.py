@@ -125,6 +125,21 @@ def test_forbidden_words_are_absent(pattern, why):
     assert found == [], why
 
 
+def test_ci_checks_before_it_tests():
+    """CI ran the tests alone."""
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-2:] == ["make check", "make test"]
+    assert "\ncheck: test-setup check-install\n" in (ROOT / "Makefile").read_text()
+
+
+def test_the_tests_wait_under_one_high_ceiling():
+    """Each test had a time-out of its own, from 5 to 600 s, and a busy machine met 17 of them."""
+    own = re.compile(r"\btimeout=\d|\btimeout\(\d{1,3}\)|\bend = time\.|\bdeadline = time\.")
+    tests = [
+        path for path in SOURCES if path.is_relative_to(ROOT / "tests") and path.name not in ("patience.py", "test_layout.py")
+    ]
+    assert [str(path.relative_to(ROOT)) for path in tests if own.search(path.read_text())] == []
+
+
 def test_what_takes_seconds_to_import_is_imported_where_it_is_used():
     slow = re.compile(r"^(from|import) (transformers|sklearn|scipy\.stats|deepspeed|peft|vllm)\b", re.MULTILINE)
     sources = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("digr", "jobs", "serve")]

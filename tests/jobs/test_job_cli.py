@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.patience import CEILING_SECONDS, wait_until
+from tests.patience import CEILING_SECONDS, POLL_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if "main(run)" in path.read_text())
@@ -143,7 +143,7 @@ def ray_head(tmp_path_factory) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _answers(address: str) -> bool:
     try:
-        urllib.request.urlopen(address, timeout=30)
+        urllib.request.urlopen(address, timeout=POLL_SECONDS)
     except urllib.error.HTTPError:
         return True
     except OSError:

@@ -23,7 +23,7 @@ from digr.interests.prompts import RESPONSE_SCHEMA
 from digr.tables import STATUSES
 from jobs import label_interests, mine_interests
 from jobs.runtime.session import Options
-from tests.patience import CEILING_SECONDS, wait_until
+from tests.patience import CEILING_SECONDS, POLL_SECONDS, wait_until
 from tests.tiny_models import make_text_model, make_vision_model
 
 # the engines start four times, which on a busy machine takes minutes
@@ -78,7 +78,7 @@ def _vllm_server(model: Path, log: Path) -> Iterator[str]:
 
 def _is_healthy(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=30).is_success
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=POLL_SECONDS).is_success
     except httpx.TransportError:
         return False
 

@@ -27,7 +27,7 @@ from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import load_trie
 from serve.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
-from tests.patience import CEILING_SECONDS, wait_until
+from tests.patience import CEILING_SECONDS, POLL_SECONDS, wait_until
 from tests.serve.tiny_run import BEAM_WIDTH, MAX_HISTORY, write_run
 
 pytestmark = pytest.mark.ray
@@ -79,7 +79,7 @@ def _deploy(store: Store, models: dict[str, str], default: str = "main", num_rep
 def _is_ready() -> bool:
     """Whether a replica answers; a proxy that has none lets a request wait, and one that starts refuses it."""
     try:
-        return httpx.get(f"{URL}/readyz", timeout=30).status_code == 200
+        return httpx.get(f"{URL}/readyz", timeout=POLL_SECONDS).status_code == 200
     except httpx.TransportError:
         return False
 
