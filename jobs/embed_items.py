@@ -38,6 +38,7 @@ class Embed:
         self.limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
 
     def __call__(self, items: pa.Table) -> pa.Table:
+        """Embed one batch."""
         ids = items["item_id"].combine_chunks()
         order = [("owner_id", "ascending"), ("rank", "ascending")]
         interests = artifacts.read_table(self.store, "interests", owner=["item"], owner_id=ids.to_pylist()).sort_by(order)

@@ -40,6 +40,7 @@ class Label:
                 )
 
     def __call__(self, interests: pa.Table) -> pa.Table:
+        """Label one batch."""
         votes: dict[str, np.ndarray] = {}
         for labeler in self.labels.labelers:
             if labeler == "classifier":

@@ -46,6 +46,7 @@ class Recommend:
             self.policy = load_policy(folder, device)
 
     def __call__(self, histories: pa.Table) -> pa.Table:
+        """Recommend for one batch."""
         found = self._search(prompt_examples(histories, self.sids, self.config.data.max_history)["prompt"].to_pylist())
         history = histories["history"].combine_chunks()
         places, ends = self.ids.find(history.flatten()), history.value_lengths().to_numpy().cumsum()

@@ -125,7 +125,8 @@ def save_classifier(folder: Path, classifier: InterestClassifier, base: str, max
 class LoadEncoder(Protocol):
     """Load a sentence encoder by its name and token limit."""
 
-    def __call__(self, base: str, max_tokens: int) -> Encode: ...
+    def __call__(self, base: str, max_tokens: int) -> Encode:
+        """Return the encoder."""
 
 
 def load_classifier(folder: Path, load_encoder: LoadEncoder, device: str = "cpu") -> InterestClassifier:

@@ -35,7 +35,8 @@ _GENERIC_TAILS = ("use", "needs", "tasks", "projects", "convenience", "purposes"
 class Encode(Protocol):
     """Turn texts into unit vectors."""
 
-    def __call__(self, texts: list[str]) -> Float[np.ndarray, "N D"]: ...
+    def __call__(self, texts: list[str]) -> Float[np.ndarray, "N D"]:
+        """Return the vectors in the order of the texts."""
 
 
 class Pairs(NamedTuple):
