@@ -1,4 +1,4 @@
-# make setup | quickstart | serve | test | check | clean
+# make setup | quickstart | serve | test | check | lock | clean
 
 VENV   := .venv
 RUN    ?= runs/quickstart
@@ -10,11 +10,16 @@ PIP    := $(PYTHON) -m pip install -qq --disable-pip-version-check
 LOCKED := $(PIP) --constraint requirements.lock
 TORCH  := $(shell grep -E '^torch==' requirements.lock)
 VISION := $(shell grep -E '^torchvision==' requirements.lock)
+# reads what wheels need from their last bytes and downloads none, so that a role of many gigabytes is checked in a minute
+DRY    := $(PIP) --dry-run --use-feature=fast-deps
+# keeps the versions that a lock has, adds what is missing, drops what nothing needs
+UV     := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--no-header --no-annotate --no-emit-index-url pyproject.toml
 # tests of one file run in one process, so files side by side; one thread each, since they share the cores
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=5 -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: setup quickstart serve test test-setup test-default test-engines check clean
+.PHONY: setup quickstart serve test test-setup test-default test-engines check check-install lock clean
 
 setup: $(VENV)/.ready
 
@@ -60,11 +65,31 @@ test-default:
 test-engines:
 	$(PYTEST) -m "ray or vllm or browser"
 
-check: test-setup
+check: test-setup check-install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+check-install: $(VENV)/.install-checked
+
+# the roles that run on CPUs beside the torch that is installed; a GPU's as on an empty machine, with `===` for the build of the
+# usual index, which is CUDA's, where pip also finds a CPU build (its vLLM is built for Linux alone)
+$(VENV)/.install-checked: $(VENV)/.ready-tests requirements-gpu.lock
+	@for role in laptop cpu dev; do \
+		echo "check: .[$$role] resolves under requirements.lock"; $(DRY) --constraint requirements.lock ".[$$role]" || exit 1; done
+	@test "$$(uname)" != Linux || { echo "check: .[gpu,dev] resolves under requirements-gpu.lock"; \
+		$(DRY) --ignore-installed --constraint requirements-gpu.lock \
+		"$$(sed -n 's/^torch==/torch===/p' requirements-gpu.lock)" ".[gpu,dev]"; }
+	@touch $@
+
+# torch's CPU build is found where pip looks for links, or in PyTorch's index; a lock names it without the mark of that build
+lock:
+	@test -x $(VENV)/bin/uv || $(PIP) uv
+	$(UV) $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu) --extra laptop --extra cpu --extra dev \
+		--output-file requirements.lock
+	@sed -i.old 's/+cpu$$//' requirements.lock && rm requirements.lock.old
+	$(UV) --extra gpu --extra dev --output-file requirements-gpu.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

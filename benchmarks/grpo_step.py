@@ -39,7 +39,9 @@ def reward_of(shop: Shop) -> object:
 
     def reward(rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None) -> Rewards:
         targets = shop.trie.codes[target_index]
-        terms = reward_terms(rollouts.codes, targets, rollouts.item_index, target_index, quality, vectors, scores=scores)
+        terms = reward_terms(
+            rollouts.codes, targets, rollouts.item_index, target_index, quality, interest_embeddings=vectors, scores=scores
+        )
         return Rewards(total_reward(terms, weights), terms)
 
     return reward

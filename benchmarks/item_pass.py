@@ -89,7 +89,7 @@ def pass_over(config: Config, store: Store) -> dict[str, float]:
     for name, worker, arguments in (("interest_labels", FreeLabel, ("", None)), ("item_embeddings", FreeEmbed, ())):
         artifacts.begin(store, name)
         start = time.monotonic()
-        rows = map_parts(config, store, worker, parts, [name], arguments)[name]
+        rows = map_parts(config, store, worker, parts, [name], arguments=arguments)[name]
         seconds[name] = time.monotonic() - start
         artifacts.commit(store, Manifest(name=name, rows=rows))
     return seconds

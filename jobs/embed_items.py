@@ -46,6 +46,7 @@ class Embed:
         return load_encoder(self.config.encoder, self.device, self.cluster.encode_batch_size)
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
+        """Embed a part."""
         for batch in iter_aligned(self.store, ("items", "interests", "interest_labels"), part, BATCH_ITEMS):
             yield STAGE, self.embed(*batch)
 

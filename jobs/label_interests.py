@@ -46,6 +46,7 @@ class Label:
             return load_classifier(folder, lambda base: load_encoder(base, device, cluster.encode_batch_size), device)
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
+        """Label a part."""
         import ray
 
         of_part = {name: read_votes(name, self.store, part, self.work) for name in self.labels.labelers if name != "classifier"}
@@ -83,7 +84,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         if "judge" in labels.labelers:
             unjudged = ask_judge(config, store, work, items)
         parts = [part for owner in owners for part in parts_of(store, owner)]
-        rows = map_parts(config, store, Label, parts, [STAGE], (work, items))[STAGE]
+        rows = map_parts(config, store, Label, parts, [STAGE], arguments=(work, items))[STAGE]
         if rows != num_owners:
             raise ValueError(f"{store.uri(STAGE)}: {rows} rows, {num_owners} expected; interests changed: mine with --force")
         facts = label_facts(artifacts.open_parts(store.uri(STAGE)).to_batches(), labels.labelers, labels.threshold)

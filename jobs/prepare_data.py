@@ -40,7 +40,7 @@ def _from_folder(config: Config, store: Store) -> dict[str, Made]:
     say("items", f"read {len(source.items)} items and {len(source.interactions)} interactions from {data.path}")
     if data.split == "official":
         made = histories.from_official_splits(source.interactions, source.splits, data.max_history)
-        return _write(config, store, source.items, source.interactions, made, source.rejected)
+        return _write(config, store, source.items, source.interactions, made, rejected_items=source.rejected)
     return _split(config, store, source.items, source.interactions, source.rejected)
 
 
@@ -71,7 +71,7 @@ def _split(config: Config, store: Store, items: pa.Table, interactions: pa.Table
         items = items.filter(known)
     made = histories.build_histories(kept, data.split, data.max_history)
     left_out = {f"interaction outside the {data.core}-core": dropped} if dropped else {}
-    return _write(config, store, items, kept, made, rejected, left_out)
+    return _write(config, store, items, kept, made, rejected_items=rejected, rejected_interactions=left_out)
 
 
 def _write(
@@ -80,6 +80,7 @@ def _write(
     items: pa.Table,
     interactions: pa.Table,
     made: Histories,
+    *,
     rejected_items: dict[str, int],
     rejected_interactions: dict[str, int] = {},
 ) -> dict[str, Made]:

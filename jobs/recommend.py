@@ -47,6 +47,7 @@ class Recommend:
             self.policy = load_policy(folder, device, config.decoding.dtype, config.policy.attention)
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
+        """Rank items for a part."""
         for rows in iter_part(self.store, "histories", part, BATCH_HISTORIES):
             histories = rows.filter(pc.is_in(rows["split"], pa.array(SPLITS)))
             if len(histories):
@@ -96,7 +97,7 @@ def run_one(config: Config, options: Options, policy: str) -> dict[str, Any]:
         counts = ", ".join(f"{expected[name]} {split}" for split, name in names.items())
         beams, workers = config.decoding.beam_width, config.cluster.encode_workers
         say(names[SPLITS[0]], f"{counts} histories, beam {beams}, {workers} workers")
-        rows = map_parts(config, store, Recommend, parts_of(store, "user"), list(names.values()), (policy,))
+        rows = map_parts(config, store, Recommend, parts_of(store, "user"), list(names.values()), arguments=(policy,))
         for name in names.values():
             if rows[name] != expected[name]:
                 raise ValueError(f"{store.uri(name)}: {rows[name]} rows written, {expected[name]} histories of its split")

@@ -57,10 +57,8 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
             found = {name: facts[name] for name in sweep.DIAGNOSTICS} | {"score": sweep.diagnostic(facts, chosen.metric)}
             tune.report(found | {"epoch": epoch, "seconds": time.monotonic() - start})
 
-        report_candidate(
-            epochs,
-            fit_candidate(config, store, chosen_one["candidate"], report_candidate if chosen.early_stopping else None).facts,
-        )
+        watch = report_candidate if chosen.early_stopping else None
+        report_candidate(epochs, fit_candidate(config, store, chosen_one["candidate"], watch).facts)
 
     filesystem, path = artifacts.filesystem_of(work)
     filesystem.create_dir(path, recursive=True)
@@ -114,8 +112,7 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
     filesystem, path = artifacts.filesystem_of(store.uri(STAGE))
     with filesystem.open_output_stream(f"{path}/sweep.html") as stream:
         stream.write(sweep_page(ranked, correlation).encode())
-    statuses = Counter(row["status"] for row in rows)
-    rejected = {f"trial {name}": count for name, count in statuses.items() if name != "ok"}
+    rejected = Counter(f"trial {row['status']}" for row in rows if row["status"] != "ok")
     return {STAGE: Made(len(rows), rejected, facts | {"rank_correlation": correlation, "num_policies": len(scores)})}
 
 

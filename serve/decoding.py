@@ -65,4 +65,4 @@ def _decode_alike(jobs: Sequence[Job]) -> list[Recommendation]:
     run, width = jobs[0].run, jobs[0].beam_width
     masks = [job.allowed for job in jobs if job.allowed is not None]
     allowed = torch.from_numpy(np.stack(masks)).to(run.trie.codes.device) if masks else None
-    return recommend(run.policy, run.trie, [job.prompt for job in jobs], min(width, run.trie.num_items), width, allowed)
+    return recommend(run.policy, run.trie, [job.prompt for job in jobs], min(width, run.trie.num_items), width, allowed=allowed)

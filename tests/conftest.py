@@ -9,6 +9,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.patience import PATIENT_RAY
+
+# before any Ray starts, in this process or in a command that a test runs
+os.environ.update({name: value for name, value in PATIENT_RAY.items() if name not in os.environ})
+
 gc.disable()  # until all test modules are imported, which makes many objects and little garbage: a fifth faster
 
 

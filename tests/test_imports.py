@@ -24,7 +24,7 @@ print(sorted(set(sys.modules) & {blocked}))
 
 def _import(modules: list[str], blocked: set[str]) -> subprocess.CompletedProcess:
     code = BLOCKER.format(modules=modules, blocked=blocked)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
 def _modules() -> list[str]:

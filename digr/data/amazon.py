@@ -22,13 +22,15 @@ SPLIT_TYPES = {"user_id": pa.string(), "history": pa.list_(pa.string()), "target
 
 
 class SourceTables(NamedTuple):
-    """Checked tables of a source: items by id, interactions in raw row order, splits by name (empty without official
-    ones), and the rows that were left out (reason -> count)."""
+    """Checked tables of a source."""
 
     items: pa.Table
     interactions: pa.Table
+    """In the order of the source's rows."""
     splits: dict[str, pa.Table]
+    """By name; empty without official ones."""
     rejected: dict[str, int]
+    """Rows that were left out, by reason."""
 
 
 def source_files(folder: str, official: bool) -> dict[str, str]:

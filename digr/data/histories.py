@@ -27,8 +27,11 @@ class Histories(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Examples in the order of their targets: index of the target, length of the history, split, number in the split, and
-    how many targets before the row of that number (0 for the row itself)."""
+    """Examples in the order of their targets.
+
+    Index of the target, length of the history, split, number in the split, and how many targets before the row of that
+    number (0 for the row itself).
+    """
 
     target: Int[np.ndarray, " R"]
     length: Int[np.ndarray, " R"]

@@ -171,7 +171,7 @@ def _facts_of(built: Mapping[str, Manifest | None], names: Sequence[str]) -> dic
 
 
 def _labels(store: Store, built: Mapping[str, Manifest | None], threshold: float) -> dict[str, Any]:
-    """What the classifier did on held-out items, what each labeler said, and the distribution of item quality."""
+    """Describe what the classifier did on held-out items, what each labeler said, and the distribution of item quality."""
     evaluation, labels = run_facts.held_out_evaluation(store), built["interest_labels"]
     counts = labels.facts.get("quality_counts") if labels else None
     return {
@@ -186,7 +186,7 @@ def _labels(store: Store, built: Mapping[str, Manifest | None], threshold: float
 def _miners(
     manifest: Manifest | None, ablations: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """What each miner was worth, with NDCG on valid of the ablation that leaves out just this one, where there is one."""
+    """Describe each miner's worth, with NDCG on valid of the ablation that leaves out just this one, where there is one."""
     if manifest is None or not manifest.facts.get("miners"):
         return None
     k = max(row["k"] for row in rows)

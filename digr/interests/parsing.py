@@ -49,12 +49,12 @@ def normalise_phrase(phrase: str) -> str:
 
 
 def parse_response(text: str | None) -> Parsed:
-    """Parse one answer; never raises.
+    r"""Parse one answer; never raises.
 
     Statuses: "ok" with at least one interest; "truncated" where the JSON stops in the middle (its whole interests are
     kept); "refused"; "empty" where there is no text or a well-formed answer lists nothing; "unparsable" otherwise.
 
-    >>> parse_response('Sure! ```json\\n{"interests": [{"interest": "Ice Fishing", "confidence": 1.5}]}\\n```')
+    >>> parse_response('Sure! ```json\n{"interests": [{"interest": "Ice Fishing", "confidence": 1.5}]}\n```')
     Parsed(status='ok', interests=[('ice fishing', 1.0)], reason=None)
     """
     if text is None or not text.strip():
@@ -102,7 +102,7 @@ def _confidence(value: Any) -> float | None:
 
 
 def _listed(text: str) -> list[Any] | None:
-    """The list of interests of the first JSON value that has one; prose before and after it does not matter."""
+    """Return the list of interests of the first JSON value that has one; prose before and after it does not matter."""
     for value in _json_values(text):
         if isinstance(value, dict) and isinstance(value.get("interests"), list):
             return value["interests"]

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 class Encode(Protocol):
     """Turn texts into unit vectors."""
 
-    def __call__(self, texts: list[str], /) -> Float[np.ndarray, "N D"]: ...
+    def __call__(self, texts: list[str], /) -> Float[np.ndarray, "N D"]:
+        """Return the vectors in the order of the texts."""
 
 
 class EncodeImages(Protocol):
     """Turn RGB images into unit vectors."""
 
-    def __call__(self, images: list[Image.Image], /) -> Float[np.ndarray, "N D"]: ...
+    def __call__(self, images: list[Image.Image], /) -> Float[np.ndarray, "N D"]:
+        """Return the vectors in the order of the images."""
 
 
 class SentenceEncoder(NamedTuple):

@@ -40,8 +40,8 @@ def reward_terms(
     item_index: Int[Tensor, "B G"],
     target_index: Int[Tensor, " B"],
     quality: Float[Tensor, " N"],
-    interest_embeddings: Float[Tensor, "N D"] | None = None,
     *,
+    interest_embeddings: Float[Tensor, "N D"] | None = None,
     num_levels: int | None = None,
     scores: Float[Tensor, "B G"] | None = None,
 ) -> dict[str, Float[Tensor, "B G"]]:

@@ -76,7 +76,7 @@ def assign_sids(
     if disambiguation != "none" and spread:
         late = np.flatnonzero(rank_in_group(group_ids(codes), distance, tie) > 0)
         if len(late):
-            codes = spread_codes(quantiser, take_rows(batches(), late), codes, late, tie, taken=codes[:0])
+            codes = spread_codes(quantiser, take_rows(batches(), late), codes, late, tie=tie, taken=codes[:0])
     group = group_ids(codes)
     gets = np.full(len(codes), disambiguation == "all")
     if disambiguation == "colliding":
@@ -93,7 +93,7 @@ def sid_table(item_ids: pa.Array | pa.ChunkedArray, codes: Int32[np.ndarray, "N 
 
 
 def group_ids(codes: Int32[np.ndarray, "N L"]) -> Int64[np.ndarray, " N"]:
-    """Number the distinct rows from 0; equal rows have equal numbers. No columns: all rows are equal."""
+    """Give equal rows equal numbers, from 0 on; without columns all rows are equal."""
     group = np.zeros(len(codes), np.int64)
     for column in codes.T.astype(np.int64):
         group = np.unique(group * (int(column.max(initial=0)) + 1) + column, return_inverse=True)[1]
@@ -135,7 +135,7 @@ def place_in_free_codes(
 
 
 def spread_codes(
-    quantiser: Quantiser, vectors: np.ndarray, codes: np.ndarray, late: np.ndarray, tie: np.ndarray, taken: np.ndarray
+    quantiser: Quantiser, vectors: np.ndarray, codes: np.ndarray, late: np.ndarray, *, tie: np.ndarray, taken: np.ndarray
 ) -> np.ndarray:
     """Return `codes` with each row of `late` moved to a free code of the last level, where its prefix has one.
 

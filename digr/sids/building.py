@@ -120,7 +120,9 @@ def fit_and_assign(
             watch(epoch, facts)
 
     report(f"fitting {sids.quantiser} {list(sids.level_sizes)} on {min(len(item_ids), sids.max_fit_items)} items")
-    quantiser = fit(fusion) if fit else fit_quantiser(vectors, sids, seed, report, device, watch_epoch if watch else None)
+    quantiser = (
+        fit(fusion) if fit else fit_quantiser(vectors, sids, seed, report, device=device, watch=watch_epoch if watch else None)
+    )
     assigned = assign_sids(
         quantiser, lambda: vector_batches(store, fusion), disambiguation=sids.disambiguation, spread=sids.spread, seed=seed
     )

@@ -111,7 +111,7 @@ def extend_sids(
         group = group_ids(np.concatenate([nearest, old]))
         is_taken = np.isin(group[: len(nearest)], group[len(nearest) :])
         late = np.flatnonzero(is_taken | (rank_in_group(group[: len(nearest)], distance, tie) > 0))
-        codes = spread_codes(quantiser, vectors[late], nearest, late, tie, taken=old)
+        codes = spread_codes(quantiser, vectors[late], nearest, late, tie=tie, taken=old)
         gets[late] = (codes[late] == nearest[late]).all(1)
         codes = _join_suffixed(quantiser, vectors, codes, np.flatnonzero(gets), old[old_suffix >= 0])
     group = group_ids(np.concatenate([codes, old]))

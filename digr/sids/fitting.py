@@ -75,6 +75,7 @@ def fit_quantiser(
     config: SidsConfig,
     seed: int,
     report: Callable[[str], None] = lambda text: None,
+    *,
     device: str = "cpu",
     watch: Callable[[Quantiser, int], None] | None = None,
     peers: Peers = ALONE,
@@ -103,7 +104,7 @@ def fit_quantiser(
         )
     if config.quantiser == "rkmeans":
         return fit_rkmeans(vectors, config.level_sizes, seed, report, device)
-    return fit_rqvae(vectors, config, seed, report, device, watch, peers)
+    return fit_rqvae(vectors, config, seed, report, device=device, watch=watch, peers=peers)
 
 
 def save_quantiser(quantiser: Quantiser, folder: Path) -> None:

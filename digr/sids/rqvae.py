@@ -153,6 +153,7 @@ def fit_rqvae(
     config: SidsConfig,
     seed: int,
     report: Callable[[str], None] = lambda text: None,
+    *,
     device: str = "cpu",
     watch: Callable[["RQVAE", int], None] | None = None,
     peers: Peers = ALONE,
@@ -177,7 +178,7 @@ def fit_rqvae(
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs, eta_min=config.lr / 50)
     for epoch in range(config.epochs):
-        losses = _train_epoch(model, inputs, optimizer, config, generator, peers)
+        losses = _train_epoch(model, inputs, optimizer, config, generator=generator, peers=peers)
         schedule.step()
         revived = 0
         if epoch % REVIVE_EVERY_EPOCHS == 0 and epoch < config.epochs * REVIVE_UNTIL_SHARE:
@@ -235,6 +236,7 @@ def _train_epoch(
     inputs: Tensor,
     optimizer: torch.optim.Optimizer,
     config: SidsConfig,
+    *,
     generator: torch.Generator,
     peers: Peers,
 ) -> Losses:

@@ -40,7 +40,7 @@ def merge(config: Config, store: Store, owner: Owner, folder: str) -> None:
     One miner's answers need no encoder, nor workers that hold one.
     """
     worker: Any = _Merge if len(config.interests.miners) > 1 else _merge_alone
-    map_parts(config, store, worker, parts_of(store, owner), ["interests"], (folder,))
+    map_parts(config, store, worker, parts_of(store, owner), ["interests"], arguments=(folder,))
 
 
 def _with_encoder(blocks: Dataset, config: Config, worker: type, *arguments: Any) -> Dataset:

@@ -34,6 +34,7 @@ def map_parts(
     worker: Callable[..., Any],
     parts: Sequence[Part],
     outputs: Sequence[str],
+    *,
     arguments: tuple[Any, ...] = (),
 ) -> Counter[str]:
     """Let workers read some parts of their inputs and write the same parts of some outputs; returns the rows of each output.
@@ -46,19 +47,19 @@ def map_parts(
             `cluster.encode_workers` actors; or a function `(part, config, store, *arguments) -> OutputTables` for tasks.
         arguments: of the worker; give what is large as a reference of Ray's.
     """
-    given = (worker, config, store, tuple(outputs), arguments)
+    given = {"worker": worker, "config": config, "store": store, "outputs": tuple(outputs), "arguments": arguments}
     if isinstance(worker, type):
         made = part_dataset(parts).map_batches(
             _PartWriter,
             batch_size=None,
             batch_format="pyarrow",
-            fn_constructor_args=given,
+            fn_constructor_kwargs=given,
             compute=ActorPoolStrategy(size=min(config.cluster.encode_workers, len(parts))),
             num_gpus=1 if config.cluster.use_gpu else None,
         )
     else:
         write: Any = _write_with
-        made = part_dataset(parts).map_batches(write, batch_size=None, batch_format="pyarrow", fn_args=given)
+        made = part_dataset(parts).map_batches(write, batch_size=None, batch_format="pyarrow", fn_kwargs=given)
     rows = Counter[str](dict.fromkeys(outputs, 0))
     for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(batch, pa.Table)
@@ -81,7 +82,7 @@ class _PartWriter:
     """A worker in an actor, and the outputs it writes."""
 
     def __init__(
-        self, worker: Callable[..., Any], config: Config, store: Store, outputs: Sequence[str], arguments: tuple[Any, ...]
+        self, *, worker: Callable[..., Any], config: Config, store: Store, outputs: Sequence[str], arguments: tuple[Any, ...]
     ) -> None:
         self.make, self.store, self.outputs = worker(config, store, *arguments), store, outputs
 
@@ -91,6 +92,7 @@ class _PartWriter:
 
 def _write_with(
     parts: pa.Table,
+    *,
     worker: Callable[..., Any],
     config: Config,
     store: Store,

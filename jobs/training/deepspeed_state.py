@@ -95,7 +95,7 @@ def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def _flat_parts(engine: Any) -> list[Tensor]:
-    """This worker's flat fp32 parts, one per parameter group: ZeRO-3's, or ZeRO-1's and 2's; none without ZeRO."""
+    """Return the flat fp32 parts of this worker, one per parameter group: ZeRO-3's, or ZeRO-1's and 2's; none without ZeRO."""
     names = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups")
     return next((list(getattr(engine.optimizer, name)) for name in names if hasattr(engine.optimizer, name)), [])
 

@@ -108,7 +108,7 @@ def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.devic
             rollouts.item_index,
             target_index,
             quality,
-            vectors,
+            interest_embeddings=vectors,
             num_levels=num_levels,
             scores=scores,
         )

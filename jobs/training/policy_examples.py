@@ -45,7 +45,7 @@ def build_examples(config: Config, store: Store) -> Made:
     parts = [part for owner in owners for part in parts_of(store, owner)]
     task: Any = ray.remote(load_texts)
     texts = task.remote(config, store) if reads_text(config) else None
-    map_parts(config, store, _examples_of_part, parts, [STAGE], (texts,))
+    map_parts(config, store, _examples_of_part, parts, [STAGE], arguments=(texts,))
     written = artifacts.open_parts(store.uri(STAGE))
     counts = {split: written.count_rows(filter=pc.field("split") == split) for split in ("train", "valid")}
     for split, count in counts.items():

@@ -41,7 +41,7 @@ def _fit(values: dict[str, Any]) -> None:
         ray.train.report({"text": text})
 
     device = "cuda" if config.train.use_gpu else "cpu"
-    quantiser = fit_quantiser(vectors, config.sids, config.run.seed, report_epoch, device, peers=peers)
+    quantiser = fit_quantiser(vectors, config.sids, config.run.seed, report_epoch, device=device, peers=peers)
     with tempfile.TemporaryDirectory() as folder:
         save_quantiser(quantiser, Path(folder))
         checkpoint = ray.train.Checkpoint.from_directory(folder) if peers.rank == 0 else None

@@ -42,12 +42,26 @@ def test_local_sh_is_valid_shell_and_stops_on_the_first_error():
 def test_the_image_copies_the_packages_and_its_ignore_file_lets_them_through():
     lines = (ROOT / "cluster" / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
-    assert {"digr", "jobs", "serve", "configs", "pyproject.toml", "requirements.lock"} <= copied
+    assert {"digr", "jobs", "serve", "configs", "pyproject.toml", "requirements.lock", "requirements-gpu.lock"} <= copied
     allowed = {
         line[1:] for line in (ROOT / "cluster" / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
     }
     assert copied == allowed
     assert all((ROOT / name).exists() for name in copied)
+
+
+@pytest.mark.parametrize(("accelerator", "lock"), [("cpu", "requirements.lock"), ("gpu", "requirements-gpu.lock")])
+def test_the_image_installs_a_role_from_the_lock_of_that_role(tmp_path, accelerator, lock):
+    """The GPU image was built under the lock of the CPU image, which has no solution."""
+    steps = (ROOT / "cluster" / "Dockerfile").read_text().replace("\\\n", "")
+    (install,) = (line.removeprefix("RUN ") for line in steps.splitlines() if "pip install" in line)
+    (tmp_path / "pip").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "pip").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ACCELERATOR": accelerator}
+    done = subprocess.run(["bash", "-c", install], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    commands = done.stdout.splitlines()
+    assert f"install --no-cache-dir --constraint {lock} .[{accelerator}]" in commands
+    assert ("download.pytorch.org" in done.stdout) == (accelerator == "cpu")
 
 
 def test_the_dashboard_asks_for_metrics_that_this_ray_exports():

@@ -13,6 +13,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from digr.interests.images import show_images
+from tests.patience import CEILING_SECONDS
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ class _Meeting(SimpleHTTPRequestHandler):
         """Keep the test's output clean."""
 
     def do_GET(self):
-        self.met.wait(timeout=20)
+        self.met.wait(CEILING_SECONDS)
         super().do_GET()
 
 

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 import warnings
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from tests.patience import CEILING_SECONDS, POLL_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if "main(run)" in path.read_text())
@@ -98,7 +99,7 @@ def test_a_job_skips_what_is_done_refuses_what_is_stale_and_rebuilds_by_force(jo
 
 def test_the_exit_code_reaches_the_shell():
     command = [sys.executable, "-m", "jobs.prepare_data", "--config", "configs/nowhere.toml"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
     assert json.loads(result.stdout.splitlines()[-1])["status"] == "failed"
 
@@ -132,29 +133,27 @@ def ray_head(tmp_path_factory) -> Iterator[tuple[str, dict[str, str]]]:
             command = ["bash", "cluster/local.sh", *options]
             head = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
         try:
-            _wait_for(f"http://127.0.0.1:{dashboard}/api/version", head, log)
+            wait_until(lambda: head.poll() is not None or _answers(f"http://127.0.0.1:{dashboard}/api/version"), log.read_text)
+            assert head.poll() is None, log.read_text()
             yield f"http://127.0.0.1:{dashboard}", environment
         finally:
             head.terminate()
-            head.wait(timeout=60)
+            head.wait(CEILING_SECONDS)
 
 
-def _wait_for(address: str, head: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
-        assert head.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(address, timeout=5)
-            return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(log.read_text())
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=POLL_SECONDS)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _submit(address: str, environment: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess:
     command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *entrypoint]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.ray
@@ -195,4 +194,4 @@ def test_the_cluster_refuses_a_submission_without_the_token(ray_head, tmp_path):
     assert result.returncode != 0
     assert "should not run" not in result.stdout
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{address}/api/jobs/", timeout=10)
+        urllib.request.urlopen(f"{address}/api/jobs/", timeout=CEILING_SECONDS)

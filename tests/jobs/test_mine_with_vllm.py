@@ -6,7 +6,6 @@ import runpy
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +24,11 @@ from digr.tables import STATUSES, flat_interests
 from jobs import label_interests, mine_interests
 from jobs.runtime.session import Options
 from tests.nested_interests import nest_rows
+from tests.patience import CEILING_SECONDS, POLL_SECONDS, wait_until
 from tests.tiny_models import make_text_model, make_vision_model
 
 # the engines start four times, which on a busy machine takes minutes
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(3600)]
 
 
 def _write_items(store, folder):
@@ -69,18 +69,19 @@ def _vllm_server(model: Path, log: Path) -> Iterator[str]:
         environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
         server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)
     try:
-        deadline = time.monotonic() + 600
-        while True:
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                httpx.get(f"http://127.0.0.1:{port}/health").raise_for_status()
-                break
-            except httpx.HTTPError:
-                time.sleep(1)
+        wait_until(lambda: server.poll() is not None or _is_healthy(port), lambda: log.read_text()[-3000:], pause_seconds=1)
+        assert server.poll() is None, log.read_text()[-3000:]
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
-        server.wait(timeout=60)
+        server.wait(CEILING_SECONDS)
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=POLL_SECONDS).is_success
+    except httpx.TransportError:
+        return False
 
 
 def test_an_endpoint_that_vllm_itself_serves_loses_no_row_and_keeps_to_the_schema(tmp_path, ray_local, monkeypatch):

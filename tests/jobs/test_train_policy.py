@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,7 @@ from jobs.training.policy_training import make_engine
 from jobs.training.workers import fit
 from tests.jobs.training.zero_workers import SIZES
 from tests.nested_interests import nest_rows
+from tests.patience import wait_until
 from tests.tiny_models import make_text_model
 
 pytestmark = pytest.mark.ray
@@ -225,10 +225,12 @@ def test_a_job_killed_while_training_and_then_a_worker_of_it_end_with_the_metric
 
 def _kill_a_worker(capsys: pytest.CaptureFixture[str], told: list[str], killed: list[int]) -> None:
     """Kill one of this session's training workers, without a chance to clean up, once it trains."""
-    deadline = time.monotonic() + 120
-    while "epoch 12," not in "".join(told) and time.monotonic() < deadline:
+
+    def is_far_enough() -> bool:
         told.append(capsys.readouterr().out)
-        time.sleep(0.05)
+        return "epoch 12," in "".join(told)
+
+    wait_until(is_far_enough)
     children = psutil.Process().children(recursive=True)
     workers = [child for child in children if any("RayTrainWorker" in word for word in child.cmdline())]
     assert len(workers) == 2

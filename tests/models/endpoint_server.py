@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.patience import CEILING_SECONDS
+
 ANSWER = json.dumps({"reasoning": "", "interests": [{"interest": "weekend trout fishing", "confidence": 0.9}]})
 
 
@@ -22,7 +24,7 @@ class Endpoint(ThreadingHTTPServer):
         self.seen: Counter[str] = Counter()
         self.times: list[tuple[str, float, float]] = []
         """Model, arrival and departure of every request."""
-        self.meeting = threading.Barrier(2, timeout=50)
+        self.meeting = threading.Barrier(2, timeout=CEILING_SECONDS)
         """Lets requests with the word meet go two by two."""
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 

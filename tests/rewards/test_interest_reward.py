@@ -17,7 +17,7 @@ VECTORS = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [0.0, 0.0]])
 def _terms(rollouts: list[list[int]], targets: list[int], **options):
     index, target = torch.tensor(rollouts), torch.tensor(targets)
     codes = torch.where(index[..., None] >= 0, CODES[index.clamp(min=0)], -1)
-    return reward_terms(codes, CODES[target], index, target, QUALITY, VECTORS, num_levels=3, **options)
+    return reward_terms(codes, CODES[target], index, target, QUALITY, interest_embeddings=VECTORS, num_levels=3, **options)
 
 
 def test_each_term_of_one_group_is_what_its_definition_says():
@@ -50,7 +50,7 @@ def test_sampled_rollouts_are_ranked_by_their_log_probability():
 
 def test_without_interest_vectors_the_term_is_zero():
     index = torch.tensor([[0, 1]])
-    terms = reward_terms(CODES[index], CODES[[0]], index, torch.tensor([0]), QUALITY, None)
+    terms = reward_terms(CODES[index], CODES[[0]], index, torch.tensor([0]), QUALITY)
     assert terms["interest"].tolist() == [[0.0, 0.0]]
 
 
@@ -64,7 +64,7 @@ def test_terms_equal_a_brute_force_loop_on_random_groups():
     index = torch.randint(-1, num_items, (batch, group), generator=generator)
     target = torch.randint(0, num_items, (batch,), generator=generator)
     rolled = torch.where(index[..., None] >= 0, codes[index.clamp(min=0)], -1)
-    terms = reward_terms(rolled, codes[target], index, target, quality, vectors, num_levels=3)
+    terms = reward_terms(rolled, codes[target], index, target, quality, interest_embeddings=vectors, num_levels=3)
     for b in range(batch):
         for g in range(group):
             item, wanted = int(index[b, g]), int(target[b])

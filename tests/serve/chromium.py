@@ -14,6 +14,8 @@ from typing import Any, Self
 import httpx
 from websockets.sync.client import ClientConnection, connect
 
+from tests.patience import CEILING_SECONDS, wait_until
+
 FLAGS = [
     "--headless=new",
     "--remote-debugging-port=0",
@@ -52,7 +54,7 @@ class Page:
         number = next(self._ids)
         self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=20))
+            message = json.loads(self._socket.recv(timeout=CEILING_SECONDS))
             if message.get("id") == number:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
@@ -64,12 +66,10 @@ class Page:
         assert "exceptionDetails" not in found, f"{expression}: {found['exceptionDetails']}"
         return found["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 20) -> None:
+    def wait(self, expression: str) -> None:
         """Wait until an expression is true."""
-        end = time.monotonic() + seconds
-        while not self.js(f"Boolean({expression})"):
-            assert time.monotonic() < end, f"{self.js('document.body.innerText')}\nnot within {seconds} s: {expression}"
-            time.sleep(0.02)
+        shown = "document.body.innerText"
+        wait_until(lambda: self.js(f"Boolean({expression})"), lambda: f"{expression}: {self.js(shown)}", pause_seconds=0.02)
 
     def open(self, url: str) -> Self:
         """Go to an address and wait for it to load."""
@@ -150,7 +150,7 @@ def chromium(profile: Path) -> Iterator[Page]:
     with (profile / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             port = _port(profile / "DevToolsActivePort", process)
-            target = httpx.put(f"http://127.0.0.1:{port}/json/new?about:blank", timeout=20).json()
+            target = httpx.put(f"http://127.0.0.1:{port}/json/new?about:blank", timeout=CEILING_SECONDS).json()
             with connect(target["webSocketDebuggerUrl"], max_size=None) as socket:
                 yield Page(socket)
         finally:
@@ -158,8 +158,9 @@ def chromium(profile: Path) -> Iterator[Page]:
 
 
 def _port(file: Path, process: subprocess.Popen) -> int:
-    end = time.monotonic() + 60
-    while not (file.exists() and file.read_text().count("\n")):
-        assert process.poll() is None and time.monotonic() < end, f"Chromium did not start:\n{(file.parent / 'log').read_text()}"
-        time.sleep(0.05)
+    def is_there() -> bool:
+        return file.exists() and file.read_text().count("\n") > 0
+
+    wait_until(lambda: is_there() or process.poll() is not None, (file.parent / "log").read_text)
+    assert is_there(), f"Chromium did not start:\n{(file.parent / 'log').read_text()}"
     return int(file.read_text().splitlines()[0])

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from serve.client import main
+from tests.patience import CEILING_SECONDS
 from tests.serve.explorer_server import serve_two_versions
 
 
@@ -19,7 +20,7 @@ def url(tmp_path_factory) -> Iterator[str]:
 def test_recommend_prints_the_list_of_a_history_or_a_user(url, capsys):
     assert main(["--url", url, "recommend", "--history", "item05", "item06", "--k", "3", "--model", "two"]) == 0
     body = {"history": ["item05", "item06"], "k": 3, "model": "two"}
-    items = httpx.post(f"{url}/v1/recommend", json=body, timeout=20).json()["items"]
+    items = httpx.post(f"{url}/v1/recommend", json=body, timeout=CEILING_SECONDS).json()["items"]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines] == [item["item_id"] for item in items]
     assert lines[0].startswith(f"  1  {items[0]['score']:8.3f}  {items[0]['item_id']}  Title {items[0]['item_id']}")

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from serve.keys import make_key
+from tests.patience import CEILING_SECONDS
 from tests.serve.chromium import Page, chromium
 from tests.serve.explorer_server import HOSTILE, serve_two_versions
 
@@ -50,7 +51,7 @@ def _settled(page: Page) -> None:
 
 
 def _listed(url: str, **body) -> list[dict]:
-    return httpx.post(f"{url}/v1/recommend", json={"k": 10, **body}, timeout=20).json()["items"]
+    return httpx.post(f"{url}/v1/recommend", json={"k": 10, **body}, timeout=CEILING_SECONDS).json()["items"]
 
 
 def _shown(page: Page, column: int = 1) -> list[str]:

@@ -30,7 +30,7 @@ def run(tiny_run):
 
 def _offline(run, history: list[str], k: int, beam_width: int = BEAM_WIDTH, allowed=None) -> list[str]:
     prompt = run.prompt(run.facts.ids.find(history).tolist())
-    return recommend(run.policy, run.trie, [prompt], k, beam_width, allowed)[0].item_ids
+    return recommend(run.policy, run.trie, [prompt], k, beam_width, allowed=allowed)[0].item_ids
 
 
 def test_the_list_is_the_one_of_the_beam_search(client, run):

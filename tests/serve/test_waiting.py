@@ -1,6 +1,7 @@
 """The line of waiting requests: bounded, with deadlines, and left by those that go away; and what a server that fails says."""
 
 import asyncio
+import contextlib
 import threading
 import time
 
@@ -15,6 +16,7 @@ from serve.problems import ProblemError
 from serve.service import Service
 from serve.settings import AppArguments
 from serve.waiting import Line
+from tests.patience import CEILING_SECONDS
 from tests.serve.tiny_run import BEAM_WIDTH, client_of, start_service
 
 
@@ -27,11 +29,11 @@ class Decoder:
 
     def __call__(self, jobs: list[Job]) -> list[Recommendation | Exception]:
         self.batches.append([job.prompt for job in jobs if job.is_wanted])
-        assert self.go.wait(10)
+        assert self.go.wait(CEILING_SECONDS)
         return [Recommendation([job.prompt], [0.0], None) if job.is_wanted else TimeoutError() for job in jobs]
 
 
-def _line(decoder, max_pending: int = 3, seconds: float = 5.0) -> Line:
+def _line(decoder, max_pending: int = 3, seconds: float = CEILING_SECONDS) -> Line:
     return Line(decoder, max_pending, seconds, Metrics("one", None))
 
 
@@ -84,10 +86,17 @@ def test_a_late_answer_is_a_problem_and_its_place_in_the_line_is_free_only_when_
         with pytest.raises(ProblemError, match="1 lists wait already"):
             await line.decode(_jobs(line, "b"))
         decoder.go.set()
-        await asyncio.sleep(0.1)
-        assert [one.item_ids for one in await line.decode(_jobs(line, "c"))] == [["c"]]
+        assert await _decode_at_last(line, "c") == [["c"]]
 
     asyncio.run(run())
+
+
+async def _decode_at_last(line: Line, prompt: str) -> list[list[str]]:
+    """Ask again while the line is full or the machine is slower than the deadline."""
+    while True:
+        with contextlib.suppress(ProblemError):
+            return [one.item_ids for one in await line.decode(_jobs(line, prompt))]
+        await asyncio.sleep(0.01)
 
 
 def test_a_decoder_that_fails_fails_its_batch_at_once_and_the_line_goes_on():
@@ -97,7 +106,7 @@ def test_a_decoder_that_fails_fails_its_batch_at_once_and_the_line_goes_on():
         return [Recommendation([job.prompt], [0.0], None) for job in jobs]
 
     async def run() -> None:
-        line = _line(fail_once, seconds=60.0)
+        line = _line(fail_once)
         with pytest.raises(IndexError, match="out of range"):
             await line.decode(_jobs(line, "bad"))
         assert [one.item_ids for one in await line.decode(_jobs(line, "a"))] == [["a"]]
@@ -118,7 +127,8 @@ def test_a_request_that_goes_away_is_not_decoded():
         await asyncio.gather(leaving, return_exceptions=True)
         decoder.go.set()
         await staying
-        await asyncio.sleep(0.05)
+        while len(decoder.batches) < 2:
+            await asyncio.sleep(0.001)
         assert decoder.batches == [["stays"], []]
 
     asyncio.run(run())
@@ -127,7 +137,7 @@ def test_a_request_that_goes_away_is_not_decoded():
 def test_jobs_that_nobody_waits_for_cost_no_decoding(tiny_run):
     service = start_service(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH, max_pending=1))
     _, run = service.version(None)
-    wanted, late, gone = (Job(run, run.prompt([1]), 4, None, time.monotonic() + after) for after in (60, -1, 60))
+    wanted, late, gone = (Job(run, run.prompt([1]), 4, None, time.monotonic() + after) for after in (600, -1, 600))
     gone.is_wanted = False
     found = decode([wanted, late, gone])
     assert len(found[0].item_ids) == 4
@@ -139,7 +149,7 @@ def test_requests_of_other_beams_and_filters_are_decoded_as_they_are_alone(tiny_
     _, run = service.version(None)
     rng = np.random.default_rng(0)
     jobs = [
-        Job(run, run.prompt([place]), width, None if place % 3 else rng.random(run.trie.num_items) < 0.3, time.monotonic() + 60)
+        Job(run, run.prompt([place]), width, None if place % 3 else rng.random(run.trie.num_items) < 0.3, time.monotonic() + 600)
         for place, width in enumerate([4, 12, 4, 12, 12, 3, 4, 12, 12])
     ]
     for job, together in zip(jobs, decode(jobs), strict=True):
@@ -172,7 +182,7 @@ def test_a_body_that_does_not_arrive_is_a_problem():
     sent = []
 
     async def receive():
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     async def send(message) -> None:
         sent.append(message)

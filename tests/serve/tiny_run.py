@@ -95,8 +95,8 @@ def write_run(root: str, seed: int = 3, policy: str = "policy_sft", max_tokens: 
 
 
 def start_service(arguments: AppArguments, replica: str = "one") -> Service:
-    """Start what one replica runs, without Ray."""
-    arguments = arguments.resolved()
+    """Start what one replica runs, without Ray; with the longest deadline, which no test of answers is to meet."""
+    arguments = arguments.resolved().model_copy(update={"deadline_seconds": 600.0})
     service = Service(arguments, replica=replica)
     asyncio.run(service.configure(arguments.live()))
     return service

@@ -45,6 +45,7 @@ def next_beams(
     beams: Frontier,
     logits: Float[Tensor, "B Q K"],
     width: int,
+    *,
     chosen: ItemFilter | None = None,
     generator: torch.Generator | None = None,
 ) -> Frontier:
@@ -58,7 +59,7 @@ def next_beams(
     """
     if generator is None and logits.device.type == "cpu":
         return _next_compiled(trie, beams, logits, width, chosen)
-    return _next_in_torch(trie, beams, logits, width, chosen, generator)
+    return _next_in_torch(trie, beams, logits, width, chosen=chosen, generator=generator)
 
 
 def _next_compiled(
@@ -90,6 +91,7 @@ def _next_in_torch(
     beams: Frontier,
     logits: Float[Tensor, "B Q K"],
     width: int,
+    *,
     chosen: ItemFilter | None,
     generator: torch.Generator | None,
 ) -> Frontier:

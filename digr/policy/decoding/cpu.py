@@ -20,7 +20,7 @@ _LEAST = np.float32(-87)
 
 
 @njit(cache=True, nogil=True)
-def choose(
+def choose(  # noqa: PLR0917 (a compiled function: its arrays come one by one)
     logits: Float32[np.ndarray, "B Q K"],
     node: Int64[np.ndarray, "B P"],
     score: Float32[np.ndarray, "B P"],
@@ -52,35 +52,12 @@ def choose(
     width, most, most_open = next_node.shape[1], 0, 0
     found, first_of = np.empty(4 * width, np.int64), np.empty(num_open, np.int64)
     grown, powers, scratch = np.empty(num_codes, np.float32), np.empty(num_codes, np.float32), np.empty(num_codes, np.int32)
+    work = found, first_of, grown, powers, scratch
+    nodes = first_child, num_children, node_code, item_start, item_end
     for row in range(num_rows):
-        count, worst, at = 0, np.float32(-np.inf), 0
-        for beam in range(node.shape[1]):
-            if not is_open[row, beam]:
-                continue
-            first, children = first_child[node[row, beam]], num_children[node[row, beam]]
-            for child in range(children):
-                grown[child] = logits[row, at, child if children == num_codes else node_code[first + child]]
-                powers[child] = grown[child]
-            top, total = _exponentials(powers[:children], scratch)
-            base = score[row, beam] - np.float32(math.log(total))
-            for child in range(children):
-                value = base + (grown[child] - top)
-                if value > worst and (
-                    not words.shape[1]
-                    or _any_allowed(words[row], before[row], item_start[first + child], item_end[first + child])
-                ):
-                    found[count] = _key(value, at * num_codes + child)
-                    count += 1
-                    if count == len(found):
-                        count, worst = _keep_best(found, width)
-            first_of[at] = first
-            at += 1
-        for beam in range(node.shape[1]):  # the settled ones, behind all that grow
-            if not is_open[row, beam] and score[row, beam] > worst:
-                found[count] = _key(score[row, beam], num_open * num_codes + beam)
-                count += 1
-                if count == len(found):
-                    count, worst = _keep_best(found, width)
+        beams, allowed = (logits[row], node[row], score[row], is_open[row]), (words[row], before[row])
+        state = _grow(beams, nodes, allowed, work, width)
+        count = _add_settled(beams, num_open * num_codes, found, state, width)
         best, still_open = np.sort(found[:count])[:width], 0
         for rank in range(width):
             next_node[row, rank], next_score[row, rank], next_open[row, rank] = -1, -np.inf, False
@@ -99,6 +76,61 @@ def choose(
     return most, most_open
 
 
+@njit(cache=True, nogil=True)
+def _grow(
+    beams: tuple[np.ndarray, ...],
+    nodes: tuple[np.ndarray, ...],
+    allowed: tuple[np.ndarray, ...],
+    work: tuple[np.ndarray, ...],
+    width: int,
+) -> tuple[int, np.float32]:
+    """Find what one request's open beams grow to; returns how many are found and the score that others must exceed."""
+    logits, node, score, is_open = beams
+    first_child, num_children, node_code, item_start, item_end = nodes
+    (words, before), (found, first_of, grown, powers, scratch), num_codes = allowed, work, logits.shape[1]
+    count, worst, at = 0, np.float32(-np.inf), 0
+    for beam in range(len(node)):
+        if not is_open[beam]:
+            continue
+        first, children = first_child[node[beam]], num_children[node[beam]]
+        for child in range(children):
+            grown[child] = logits[at, child if children == num_codes else node_code[first + child]]
+            powers[child] = grown[child]
+        top, total = _exponentials(powers[:children], scratch)
+        base = score[beam] - np.float32(math.log(total))
+        for child in range(children):
+            value = base + (grown[child] - top)
+            if value > worst and (
+                not len(words) or _any_allowed(words, before, item_start[first + child], item_end[first + child])
+            ):
+                count, worst = _add(found, count, worst, _key(value, at * num_codes + child), width)
+        first_of[at] = first
+        at += 1
+    return count, worst
+
+
+@njit(cache=True, nogil=True)
+def _add_settled(
+    beams: tuple[np.ndarray, ...], first_place: int, found: Int64[np.ndarray, " F"], state: tuple[int, np.float32], width: int
+) -> int:
+    """Add the beams that grow no more to what `_grow` found, with places behind it; returns how many are found."""
+    (_, node, score, is_open), (count, worst) = beams, state
+    for beam in range(len(node)):
+        if not is_open[beam] and score[beam] > worst:
+            count, worst = _add(found, count, worst, _key(score[beam], first_place + beam), width)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _add(found: Int64[np.ndarray, " F"], count: int, worst: np.float32, key: int, width: int) -> tuple[int, np.float32]:
+    """Add a key; once there is no room, only the best stay. Returns how many there are and the score that others must exceed."""
+    found[count] = key
+    if count + 1 < len(found):
+        return count + 1, worst
+    found.sort()
+    return width, _score(found[width - 1])
+
+
 @njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
 def attend_prompts(
     mixed: Float32[np.ndarray, "B T 3 H C"], prompts: Float32[np.ndarray, "2 B H T C"], seen: Float32[np.ndarray, "B T H C"]
@@ -111,27 +143,22 @@ def attend_prompts(
         seen: written.
     """
     num_rows, width, _, num_heads, dim = mixed.shape
-    query, sums, scale = np.empty((width, dim), np.float32), np.empty((width, dim), np.float32), np.float32(1 / math.sqrt(dim))
+    query, sums = np.empty((width, dim), np.float32), np.empty((width, dim), np.float32)
     weight, scratch = np.empty((width, width), np.float32), np.empty(width, np.int32)
+    scale, one = np.float32(1 / math.sqrt(dim)), np.float32(1)
     for row in range(num_rows):
         for head in range(num_heads):
             for token in range(width):
-                for c in range(dim):
-                    query[token, c] = mixed[row, token, 0, head, c] * scale
-                for part in range(2):
-                    for c in range(dim):
-                        prompts[part, row, head, token, c] = mixed[row, token, 1 + part, head, c]
+                _scale(mixed[row, token, 0, head], scale, query[token])
+                _scale(mixed[row, token, 1, head], one, prompts[0, row, head, token])
+                _scale(mixed[row, token, 2, head], one, prompts[1, row, head, token])
             np.dot(query, prompts[0, row, head].T, weight)
             for token in range(width):
-                _, total = _exponentials(weight[token, : token + 1], scratch)
-                for other in range(token + 1):
-                    weight[token, other] /= total
-                for other in range(token + 1, width):
-                    weight[token, other] = 0
+                _softmax(weight[token, : token + 1], scratch)
+                weight[token, token + 1 :] = 0
             np.dot(weight, prompts[1, row, head], sums)
             for token in range(width):
-                for c in range(dim):
-                    seen[row, token, head, c] = sums[token, c]
+                _scale(sums[token], one, seen[row, token, head])
 
 
 @njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
@@ -152,7 +179,7 @@ def attend_branches(
         seen: written.
     """
     num_rows, width, depth, _, num_heads, dim = branches.shape
-    padded, scale = prompts.shape[3], np.float32(1 / math.sqrt(dim))
+    padded, scale, one = prompts.shape[3], np.float32(1 / math.sqrt(dim)), np.float32(1)
     query, sums, weight = (
         np.empty((width, dim), np.float32),
         np.empty((width, dim), np.float32),
@@ -163,27 +190,36 @@ def attend_branches(
         prompt = length[row]
         for head in range(num_heads):
             for beam in range(width):
-                for c in range(dim):
-                    query[beam, c] = mixed[row, beam, 0, head, c] * scale
+                _scale(mixed[row, beam, 0, head], scale, query[beam])
             np.dot(query, prompts[0, row, head].T, weight)
             for beam in range(width):
-                for place in range(prompt):
-                    shares[beam, place] = weight[beam, place]
+                _scale(weight[beam, :prompt], one, shares[beam, :prompt])
                 for step in range(depth):
                     shares[beam, prompt + step] = _dot(query[beam], branches[row, beam, step, 0, head])
-                _, total = _exponentials(shares[beam, : prompt + depth], scratch)
-                for place in range(prompt + depth):
-                    shares[beam, place] /= total
+                _softmax(shares[beam, : prompt + depth], scratch)
                 for place in range(padded):
                     weight[beam, place] = shares[beam, place] if place < prompt else np.float32(0)
             np.dot(weight, prompts[1, row, head], sums)
             for beam in range(width):
-                for c in range(dim):
-                    seen[row, beam, head, c] = sums[beam, c]
+                _scale(sums[beam], one, seen[row, beam, head])
                 for step in range(depth):
                     share = shares[beam, prompt + step]
                     for c in range(dim):
                         seen[row, beam, head, c] += share * branches[row, beam, step, 1, head, c]
+
+
+@njit(cache=True, nogil=True, fastmath=_ANY_ORDER, inline="always")
+def _scale(values: Float32[np.ndarray, " V"], factor: np.float32, scaled: Float32[np.ndarray, " V"]) -> None:
+    for i in range(len(values)):
+        scaled[i] = values[i] * factor
+
+
+@njit(cache=True, nogil=True, fastmath=_ANY_ORDER, inline="always")
+def _softmax(values: Float32[np.ndarray, " V"], scratch: Int32[np.ndarray, " S"]) -> None:
+    """Turn values into shares of their exponentials' sum. S >= V."""
+    _, total = _exponentials(values, scratch)
+    for i in range(len(values)):
+        values[i] /= total
 
 
 @njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
@@ -238,13 +274,6 @@ def _key(score: np.float32, place: int) -> np.int64:
 @njit(cache=True, nogil=True)
 def _score(key: int) -> np.float32:
     return -np.int32(key >> 32).view(np.float32)
-
-
-@njit(cache=True, nogil=True)
-def _keep_best(found: Int64[np.ndarray, " F"], width: int) -> tuple[int, np.float32]:
-    """Bring the best to the front; returns how many they are and the score that others must exceed."""
-    found.sort()
-    return width, _score(found[width - 1])
 
 
 @njit(cache=True, nogil=True)

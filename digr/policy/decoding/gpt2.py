@@ -68,6 +68,7 @@ class Gpt2Steps:
         blocked: Float[Tensor, "B Q S"] | None,
         wanted: Int[Tensor, "B 1"] | None = None,
     ) -> Float[Tensor, "B P D"]:
+        """Read more tokens of the prompts, see `Steps`."""
         behind = list[KeysValues]()
         if blocked is None and not self.keys_values and self._is_small(tokens):
             attend = partial(_attend_compiled, tokens.shape, self.weights.num_heads, behind)
@@ -80,6 +81,7 @@ class Gpt2Steps:
     def branch(
         self, tokens: Int[Tensor, "B Q"], parent: Int[Tensor, "B Q"], length: Int[Tensor, "B 1"]
     ) -> Float[Tensor, "B Q D"]:
+        """Read one more token of every branch, see `Steps`."""
         if self.branches is None:
             width, dtype = self.keys_values[0].shape[3], self.weights.tokens.dtype
             small = self._is_small(tokens)

@@ -46,6 +46,7 @@ def beam_search(
     prompts: Sequence[str],
     beam_width: int,
     allowed: Bool[Tensor, "B N"] | ItemFilter | None = None,
+    *,
     generator: torch.Generator | None = None,
     cache: ContextCache | None = None,
 ) -> Beams:
@@ -73,7 +74,7 @@ def beam_search(
             break
         if level:
             hidden = context.steps.branch(policy.token_ids(level - 1)[beams.code], beams.branch, context.length)
-        beams = next_beams(trie, beams, policy.code_logits(hidden, level), beam_width, chosen, generator)
+        beams = next_beams(trie, beams, policy.code_logits(hidden, level), beam_width, chosen=chosen, generator=generator)
     return Beams(beams.node, beams.score)
 
 
@@ -124,6 +125,7 @@ def recommend(
     prompts: Sequence[str],
     k: int,
     beam_width: int,
+    *,
     allowed: Bool[Tensor, "B N"] | ItemFilter | None = None,
     cache: ContextCache | None = None,
 ) -> list[Recommendation]:

@@ -80,6 +80,7 @@ class DecoderSteps:
 
     @property
     def keys_values(self) -> list[KeysValues]:
+        """Return what every layer keeps of the prompts."""
         layers: list[Any] = self.cache.layers
         return [torch.stack([layer.keys, layer.values]) for layer in layers]
 
@@ -90,6 +91,7 @@ class DecoderSteps:
         blocked: Float[Tensor, "B Q S"] | None,
         wanted: Int[Tensor, "B 1"] | None = None,
     ) -> Float[Tensor, "B P D"]:
+        """Read more tokens of the prompts, see `Steps`."""
         hidden = self.policy.hidden(
             input_ids=tokens,
             attention_mask=None if blocked is None else blocked[:, None],
@@ -102,6 +104,7 @@ class DecoderSteps:
     def branch(
         self, tokens: Int[Tensor, "B Q"], parent: Int[Tensor, "B Q"], length: Int[Tensor, "B 1"]
     ) -> Float[Tensor, "B Q D"]:
+        """Read one more token of every branch, see `Steps`."""
         if self.branches is None:
             self.branches = BranchBias(length, self.cache.get_seq_length(), self.policy.lm.dtype)
         return self.read(tokens, *self.branches.grow(parent))

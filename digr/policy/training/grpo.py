@@ -41,7 +41,7 @@ SAMPLED_ROLLOUTS = 4
 
 
 class Prompts(NamedTuple):
-    """This worker's training prompts, each with its own target: equal histories may have different ones."""
+    """Training prompts of this worker, each with its own target: equal histories may have different ones."""
 
     example_ids: pa.StringArray
     prompts: pa.StringArray
@@ -60,7 +60,8 @@ class Rewards(NamedTuple):
 class RewardFn(Protocol):
     """Judge roll-outs against the targets of their prompts; without scores a group is ranked best first already."""
 
-    def __call__(self, rollouts: Rollouts, target_index: Int[Tensor, " B"], scores: Float[Tensor, "B G"] | None) -> Rewards: ...
+    def __call__(self, rollouts: Rollouts, target_index: Int[Tensor, " B"], scores: Float[Tensor, "B G"] | None) -> Rewards:
+        """Return a reward for each roll-out."""
 
 
 def train_grpo(
@@ -130,7 +131,7 @@ def kept_record(progress: Progress) -> dict[str, Any]:
 
 
 def _score(record: Mapping[str, float], progress: Progress, keep: Literal["ndcg", "reward"]) -> float:
-    """What the kept weights are the best in; nothing counts that ranks worse than the SFT policy."""
+    """Return what the kept weights are the best in; nothing counts that ranks worse than the SFT policy."""
     if keep == "ndcg":
         return record[SCORE]
     sft = progress.records[0] if progress.records else record

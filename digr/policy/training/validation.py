@@ -26,7 +26,7 @@ SCORE = f"ndcg@{K}"
 
 
 class ValidExamples(NamedTuple):
-    """This worker's share of the validation examples."""
+    """Validation examples of this worker."""
 
     prompts: list[str]
     target_index: Int[Tensor, " B"]

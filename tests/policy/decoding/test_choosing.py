@@ -15,11 +15,11 @@ from tests.sids.catalogues import catalogues
 
 
 def _next_compiled(trie: SidTrie, beams: Frontier, logits: torch.Tensor, width: int, chosen: ItemFilter | None) -> Frontier:
-    return choosing.next_beams(trie, beams, logits, width, chosen)
+    return choosing.next_beams(trie, beams, logits, width, chosen=chosen)
 
 
 def _next_in_torch(trie: SidTrie, beams: Frontier, logits: torch.Tensor, width: int, chosen: ItemFilter | None) -> Frontier:
-    return choosing._next_in_torch(trie, beams, logits, width, chosen, None)
+    return choosing._next_in_torch(trie, beams, logits, width, chosen=chosen, generator=None)
 
 
 @given(catalogues(), st.integers(0, 10_000), st.sampled_from([1, 2, 3, 7, 40]), st.booleans())

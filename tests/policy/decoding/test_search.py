@@ -177,7 +177,7 @@ def test_a_filter_is_never_short_never_wrong_and_keeps_the_scores(num_allowed):
     allowed = torch.zeros(2, trie.num_items, dtype=torch.bool)
     for row in range(2):
         allowed[row, torch.randperm(trie.num_items, generator=generator)[:num_allowed]] = True
-    for row, found in enumerate(recommend(policy, trie, prompts, 5, 5, allowed)):
+    for row, found in enumerate(recommend(policy, trie, prompts, 5, 5, allowed=allowed)):
         index = [trie.item_ids.to_pylist().index(item) for item in found.item_ids]
         assert len(set(index)) == len(index) == min(5, num_allowed)
         assert allowed[row, index].all()

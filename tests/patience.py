@@ -1,0 +1,28 @@
+"""How tests wait: for a condition, as long as a busy machine takes, but not for ever."""
+
+import time
+from collections.abc import Callable
+
+CEILING_SECONDS = 900.0
+"""Time for anything that must happen: far above what it takes beside many busy processes, so that only a hang reaches it."""
+POLL_SECONDS = 30.0
+"""Longest wait for one answer of something that is asked again and again until it is ready."""
+
+PATIENT_RAY = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "900",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "900",
+}
+"""Environment in which Ray does not take a process for dead that only waits for its turn on a processor."""
+
+
+def wait_until(holds: Callable[[], bool], explain: Callable[[], object] = lambda: "", pause_seconds: float = 0.05) -> None:
+    """Wait until a condition holds.
+
+    Args:
+        explain: says in what state things are if it never does.
+    """
+    end = time.monotonic() + CEILING_SECONDS
+    while not holds():
+        assert time.monotonic() < end, f"not within {CEILING_SECONDS:g} s; {explain()}"
+        time.sleep(pause_seconds)
