@@ -48,7 +48,7 @@ def dense_lists(
         score, place = grown.topk(min(beams, grown.shape[1]), dim=1)
         node, width = child.flatten(1).gather(1, place), child.shape[1]
         if level + 1 < len(tables):
-            cache.reorder_cache((rows * width + place // table.shape[1]).flatten())
+            cache.reorder_cache((rows * width + place // table.shape[1]).flatten())  # type: ignore[arg-type]
             tokens = policy.token_ids(level)[place % table.shape[1]]
             state = decoder(input_ids=tokens.view(-1, 1), past_key_values=cache, use_cache=True).last_hidden_state
             hidden = state.view(len(prompts), -1, state.shape[-1])

@@ -19,7 +19,7 @@ from digr.policy.examples import prompt_examples
 from digr.policy.model import SidPolicy, build_scratch_policy, tree_inputs
 from digr.policy.training.grpo import Prompts
 
-BAR = Bar(full=1.5, quick=2.0, quick_reason="the median of three steps")
+BAR = Bar(full=1.5, quick=2.0, quick_reason="the median of three steps, which one slow step moves")
 LEVELS = (32, 32, 32)
 
 

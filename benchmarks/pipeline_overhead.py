@@ -29,7 +29,7 @@ from digr.rewards.calibration import calibrate
 from digr.rewards.pairs import pair_tables
 from digr.rewards.training import fit_classifier
 
-BAR = Bar(full=1.5, quick=15.0, quick_reason="its stages work a second or two, and Ray's start of each takes ten times as long")
+BAR = Bar(full=1.5, quick=15.0, quick_reason="two stages of a second of work each, before which Ray starts for ten times as long")
 FIXED = ["sft.patience=1000", "sft.epochs=6", "grpo.steps=40", "ablations=[]"]
 QUICK = [
     "data.synthetic.num_items=60",
@@ -120,7 +120,7 @@ STAGES: dict[str, Callable[[Config, Store], None]] = {
 
 
 def measure(quick: bool) -> Measurement:
-    """Run the pipeline, then its Ray stages without Ray; the quick form stops after the embeddings, before any training."""
+    """Run the pipeline, then its Ray stages without Ray; the quick form stops after the classifier."""
     from jobs.pipeline import plan
     from jobs.runtime.session import Options
 

@@ -31,7 +31,7 @@ from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import load_trie
 from serve.settings import AppArguments
 
-BAR = Bar(full=1.5, quick=2.0, quick_reason="medians of twenty requests")
+BAR = Bar(full=1.5, quick=2.0, quick_reason="medians of twenty requests, which a few slow ones move")
 K = 10
 CONCURRENCY = 16
 

@@ -29,7 +29,7 @@ from digr.sids.trie import SidTrie, build_trie
 from digr.sids.trie_file import map_trie, save_trie
 from digr.sids.trie_updates import with_items
 
-BAR = Bar(full=0.05, quick=0.08, quick_reason="a tenth of the items: the search takes less time, the choice about as much")
+BAR = Bar(full=0.05, quick=0.05, quick_reason="a share of the same search, over a tenth of the items")
 MAX_BUILD_SECONDS, MAX_MEGABYTES = 10.0, 64.0
 REQUESTS, BEAMS = 32, 50
 
