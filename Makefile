@@ -60,10 +60,10 @@ test: test-setup
 	@$(MAKE) --no-print-directory test-default test-engines
 
 test-default:
-	$(PYTEST) -m "not ray and not vllm and not browser"
+	$(PYTEST) -m "not ray and not vllm and not browser and not gpu"
 
 test-engines:
-	$(PYTEST) -m "ray or vllm or browser"
+	$(PYTEST) -m "ray or vllm or browser or gpu"
 
 check: test-setup check-install
 	$(VENV)/bin/ruff check .

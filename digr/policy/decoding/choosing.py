@@ -1,9 +1,10 @@
 """Choosing the beams of a level: every beam that is not settled grows by each code that the trie allows, the best are kept.
 
 Beams with equal scores keep the order of their parents, then of their codes, in any batch; settled ones stand behind those
-that grow. On a CPU one compiled pass does it (`compiled.choose`); on other devices, and where beams are sampled, PyTorch.
+that grow. On a CPU with Numba one compiled pass does it (`cpu.choose`); on other devices, and where beams are sampled, PyTorch.
 """
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from digr.sids.filters import ItemFilter
 from digr.sids.trie import ROOT, SidTrie
+
+COMPILES = all(find_spec(name) for name in ("numba", "scipy"))
+"""Whether the loops of `cpu` can be compiled: Numba multiplies matrices by SciPy. PyTorch gives the same lists without them."""
 
 
 class Frontier(NamedTuple):
@@ -57,7 +61,7 @@ def next_beams(
         chosen: items that may come out. It does not change scores: those are normalised before.
         generator: samples without replacement, see `beam_search`.
     """
-    if generator is None and logits.device.type == "cpu":
+    if COMPILES and generator is None and logits.device.type == "cpu":
         return _next_compiled(trie, beams, logits, width, chosen)
     return _next_in_torch(trie, beams, logits, width, chosen=chosen, generator=generator)
 

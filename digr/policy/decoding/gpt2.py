@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from digr.policy.decoding.choosing import COMPILES
 from digr.policy.decoding.steps import BranchBias, KeysValues
 
 if TYPE_CHECKING:
@@ -94,9 +95,8 @@ class Gpt2Steps:
     def _is_small(self, tokens: Int[Tensor, "B Q"]) -> bool:
         """Whether compiled attention, in one thread, takes less time than PyTorch's in all of its threads, as measured on two."""
         weights = self.weights.tokens
-        return (
-            weights.device.type == "cpu" and weights.dtype == torch.float32 and tokens.numel() * torch.get_num_threads() <= 4096
-        )
+        fits = weights.device.type == "cpu" and weights.dtype == torch.float32
+        return COMPILES and fits and tokens.numel() * torch.get_num_threads() <= 4096
 
     def _attend(
         self, shape: torch.Size, mask: Float[Tensor, "B 1 Q S"] | None, behind: list[KeysValues], layer: int, mixed: Tensor
