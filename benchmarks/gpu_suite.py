@@ -167,7 +167,7 @@ def train_grpo(size: Size) -> Iterator[Found]:
     ids, targets = pa.array(map(str, range(len(texts)))), torch.from_numpy(rng.integers(trie.num_items, size=len(texts)))
     policy = random_policy(shape, size.levels, device=size.device)
     reference = random_policy(shape, size.levels, device=size.device, dtype=torch.bfloat16)
-    parts = grpo_seconds(policy, reference, trie, Prompts(ids, pa.array(texts), targets), size.grpo, "bf16")
+    parts = grpo_seconds(policy, reference, trie, Prompts(ids, pa.array(texts), targets), size.grpo, precision="bf16")
     yield {f"grpo_{shape}_{part}_seconds": round(seconds, 4) for part, seconds in parts.items()} | {
         f"grpo_{shape}_step_seconds": round(sum(parts.values()), 4),
         "grpo_prompts": size.grpo.prompts_per_step,

@@ -98,6 +98,7 @@ def grpo_seconds(
     trie: SidTrie,
     prompts: Prompts,
     config: GrpoConfig,
+    *,
     precision: Precision = "fp32",
 ) -> dict[str, float]:
     """Train a policy and return the median seconds of each part of a step, the first step left out."""

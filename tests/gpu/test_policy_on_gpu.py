@@ -89,7 +89,9 @@ def test_grpo_steps_run_in_bf16(rollouts):
     before = copy.deepcopy(policy.state_dict())
     ids, prompts, targets = toy_prompts(trie)
     config = GrpoConfig(steps=3, prompts_per_step=12, group_size=10, rollouts=rollouts, lr=1e-2)
-    parts = grpo_seconds(policy, reference, trie.to(DEVICE), Prompts(strings(ids), strings(prompts), targets), config, "bf16")
+    parts = grpo_seconds(
+        policy, reference, trie.to(DEVICE), Prompts(strings(ids), strings(prompts), targets), config, precision="bf16"
+    )
     assert set(parts) == {"rollout", "reward", "update"}
     after = policy.state_dict()
     assert all(bool(torch.isfinite(value).all()) for value in after.values())
