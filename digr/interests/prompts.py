@@ -9,7 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
 
 from digr.artifacts import digest_of
 from digr.data.texts import item_texts
@@ -57,7 +60,7 @@ PROMPT_VERSIONS: dict[tuple[Owner, Modality], str] = {
     ("item", "text"): "item-text-v1",
     ("item", "image"): "item-image-v1",
     ("item", "both"): "item-both-v1",
-    ("user", "text"): "user-text-v2",
+    ("user", "text"): "user-text-v3",
 }
 SHOWN_INTERESTS = 2
 """Interests of an item that a user's prompt shows beside its title, the strongest."""
@@ -157,23 +160,25 @@ def item_requests(items: pa.Table, key: str, modality: Modality, max_text_chars:
 def user_requests(
     histories: pa.Table, titles: Mapping[str, str], key: str, max_text_chars: int, interests: Mapping[str, Sequence[str]] = {}
 ) -> pa.Table:
-    """Return one request per user: the titles of the user's training items in order, never ids or held-out rows.
+    """Return one request per user: the titles of the user's training items in order, but the last; never ids.
 
-    The last training row holds the user's newest training history and its target; the newest items are kept where the
-    text would be too long.
+    The items are the history of the user's last training row. Its target is left out, as held-out rows are: the policy learns
+    to find that target from these interests, see `interests_known`. The newest items are kept where the text would be too
+    long, and a user whose history is empty has no request.
 
     Args:
         histories: rows of the `histories` table, each user's in time order; rows of other splits are ignored.
-        titles: item_id -> title, for at least the items of the training rows.
+        titles: item_id -> title, for at least the items of the last training rows' histories.
         interests: item_id -> interests to show beside a title.
 
     Raises:
-        ValueError: an item of a training row has no title.
+        ValueError: an item of such a history has no title.
     """
     last: dict[str, list[str]] = {}
-    for row in histories.select(["user_id", "split", "history", "target"]).to_pylist():
+    for row in histories.select(["user_id", "split", "history"]).to_pylist():
         if row["split"] == "train":
-            last[row["user_id"]] = [*row["history"], row["target"]]
+            last[row["user_id"]] = row["history"]
+    last = {user_id: item_ids for user_id, item_ids in last.items() if item_ids}
     texts = []
     for user_id, item_ids in last.items():
         missing = [item for item in item_ids if item not in titles]
@@ -181,6 +186,23 @@ def user_requests(
             raise ValueError(f"histories: user {user_id!r}: item {missing[0]!r} is not in table items; rebuild both together")
         texts.append(_history_text([_line(titles[item], interests.get(item, ())) for item in item_ids], max_text_chars))
     return _with_digests("user", pa.array(list(last), pa.string()), texts, [None] * len(texts), key)
+
+
+def interests_known(histories: pa.Table, goes_on: bool = False) -> Bool[np.ndarray, " R"]:
+    """Say for each row whether a prompt may show its user's interests: they were mined from items before its target only.
+
+    So it is for a user's last training row and for validation and test rows, see `user_requests`. Earlier training rows have
+    their targets among the items that were mined.
+
+    Args:
+        histories: rows of the `histories` table, each user's contiguous and in time order.
+        goes_on: the last row's user has training rows behind these rows.
+    """
+    train = pc.equal(histories["split"], "train").to_numpy()
+    users = histories["user_id"].combine_chunks()
+    before_another = np.full(len(train), goes_on)
+    before_another[:-1] = train[1:] & pc.equal(users[1:], users[:-1]).to_numpy(zero_copy_only=False)
+    return ~(train & before_another)
 
 
 def _line(title: str, interests: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ _SURE = 1e-4
 
 
 def owner_texts(store: Store, owners: pa.Table) -> list[str]:
-    """Return the text that each row's owner is labelled against: the item's text, or the user's training items, newest first.
+    """Return the text that each row's owner is labelled against: the item's text, or what the user was mined from, newest first.
 
     Args:
         owners: rows with owner and owner_id; users have training rows in `histories`.
@@ -42,7 +42,7 @@ def owner_texts(store: Store, owners: pa.Table) -> list[str]:
         texts |= {("item", item_id): text for item_id, text in shown}
     if user_ids:
         histories = artifacts.read_table(store, "histories", user_id=user_ids, split=["train"])
-        chosen = set(histories["target"].to_pylist()).union(*histories["history"].to_pylist())
+        chosen = set().union(*histories["history"].to_pylist())
         titles = artifacts.read_table(store, "items", ["item_id", "title"], item_id=chosen).to_pydict()
         requests = user_requests(histories, dict(zip(titles["item_id"], titles["title"], strict=True)), "", MAX_TEXT_CHARS)
         for user_id, text in zip(requests["owner_id"].to_pylist(), requests["text"].to_pylist(), strict=True):

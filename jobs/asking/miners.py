@@ -50,7 +50,7 @@ def together(miners: Sequence[Miner]) -> list[list[Miner]]:
 
 def _user_batch(users: pa.Table, store: Store, key: str, max_text_chars: int) -> pa.Table:
     histories = artifacts.read_table(store, "histories", user_id=users["user_id"].to_pylist(), split=["train"])
-    shown = {item for history in histories["history"].to_pylist() for item in history} | set(histories["target"].to_pylist())
+    shown = {item for history in histories["history"].to_pylist() for item in history}
     items = artifacts.read_table(store, "items", ["item_id", "title"], item_id=shown)
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     mined = artifacts.open_parts(f"{store.uri('interests')}/item", TABLES["interests"].schema)

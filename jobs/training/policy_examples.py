@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.interests.prompts import interests_known
 from digr.policy.codewords import codeword_texts
 from digr.policy.examples import policy_examples
 from digr.policy.tasks import (
@@ -37,24 +38,9 @@ def reads_text(config: Config) -> bool:
 
 def build_examples(config: Config, store: Store) -> Made:
     """Write `policy_examples` with Ray Data, part by part of `histories` (and of `items`)."""
-    max_history = config.data.max_history
 
     def convert(rows: pa.Table) -> pa.Table:
-        rows, sids = conform("histories", rows, store.uri("histories")), data.load_sids(store)
-        made = policy_examples(rows, sids, max_history)
-        if not reads_text(config):
-            return made
-        ends = rows.filter(
-            pc.is_in(rows["example_id"], made.filter(pc.equal(made["split"], "train"))["example_id"].combine_chunks())
-        )
-        users = ends["user_id"].combine_chunks()
-        labels = artifacts.read_table(
-            store, "interest_labels", LABEL_COLUMNS, owner=["user"], owner_id=users.unique().to_pylist()
-        )
-        interests = joined_interests(labels, "user", users, config.tasks.max_text_chars)
-        return pa.concat_tables(
-            [made, history_task_examples(ends, sids, load_texts(config, store), interests, config.tasks, max_history)]
-        )
+        return history_examples(rows, config, store)
 
     def describe(rows: pa.Table) -> pa.Table:
         return item_task_examples(
@@ -75,6 +61,34 @@ def build_examples(config: Config, store: Store) -> Made:
                 f"give more data, choose another data.split, or lower train.num_workers"
             )
     return Made(sum(counts.values()), facts={f"num_{split}": count for split, count in counts.items()})
+
+
+def history_examples(rows: pa.Table, config: Config, store: Store) -> pa.Table:
+    """Make the examples of some rows of `histories`, in their order, for a backbone that reads also the tasks in words."""
+    max_history = config.data.max_history
+    rows, sids = conform("histories", rows, store.uri("histories")), data.load_sids(store)
+    made = policy_examples(rows, sids, max_history)
+    if not reads_text(config):
+        return made
+    is_end = pc.is_in(rows["example_id"], made.filter(pc.equal(made["split"], "train"))["example_id"].combine_chunks())
+    ends, known = rows.filter(is_end), pa.array(interests_known(rows, _goes_on(rows, store))).filter(is_end.combine_chunks())
+    users = ends["user_id"].combine_chunks()
+    labels = artifacts.read_table(store, "interest_labels", LABEL_COLUMNS, owner=["user"], owner_id=users.unique().to_pylist())
+    interests = pc.if_else(known, joined_interests(labels, "user", users, config.tasks.max_text_chars), None)
+    return pa.concat_tables(
+        [made, history_task_examples(ends, sids, load_texts(config, store), interests, config.tasks, max_history)]
+    )
+
+
+def _goes_on(rows: pa.Table, store: Store) -> bool:
+    """Whether the user of the last row has training rows behind it."""
+    if not len(rows) or rows["split"][-1].as_py() != "train":
+        return False
+    users = [rows["user_id"][-1].as_py()]
+    return (
+        artifacts.read_table(store, "histories", ["example_id"], user_id=users, split=["train"])["example_id"][-1]
+        != rows["example_id"][-1]
+    )
 
 
 def load_texts(config: Config, store: Store) -> ItemTexts:

@@ -140,14 +140,14 @@ def test_a_killed_run_keeps_its_finished_batches_and_failures_are_retried_on_dem
     assert mine_interests.run(config, Options())["status"] == "skipped"
 
 
-def test_users_are_asked_about_their_training_titles_with_the_mined_interests_and_nothing_held_out(config, ray_local):
+def test_users_are_asked_about_titles_before_their_last_training_target_with_the_mined_interests(config, ray_local):
     from jobs.asking.miners import requests_of
 
     changes = {"owners": ("user", "item"), "miners": config.interests.miners[:1]}
     config = config.model_copy(update={"interests": config.interests.model_copy(update=changes)})
     mine_interests.run(config, Options())
     rows = requests_of(config, Store(config.run.dir), "user", config.interests.miners[0]).take_all()
-    lines = [f"{ITEMS['a']} (weekend trout fishing, gift giving)", f"{ITEMS['b']} (keeping warm)", ITEMS["c"]]
+    lines = [f"{ITEMS['a']} (weekend trout fishing, gift giving)", f"{ITEMS['b']} (keeping warm)"]
     assert [(row["owner_id"], row["text"].splitlines()) for row in rows] == [("u1", lines)]
     interests = artifacts.read_table(Store(config.run.dir), "interests")
     keys = list(zip(interests["owner"].to_pylist(), interests["owner_id"].to_pylist(), strict=True))

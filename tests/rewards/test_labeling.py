@@ -93,15 +93,15 @@ def test_agreement_with_a_labeler_that_always_says_the_same_is_left_open():
     assert found["correlation"] is None
 
 
-def test_a_user_is_labelled_against_its_training_items_newest_first_and_never_held_out_ones(tmp_path):
+def test_a_user_is_labelled_against_what_it_was_mined_from_newest_first_and_never_later_items(tmp_path):
     store = Store(str(tmp_path))
     titles = {"a": "rod", "b": "reel", "c": "lamp"}
     history = {
         "example_id": ["1", "2", "3"],
         "user_id": ["u"] * 3,
         "split": ["train", "train", "test"],
-        "history": pa.array([[], ["a"], ["a", "b"]], pa.list_(pa.string())),
-        "target": ["a", "b", "c"],
+        "history": pa.array([["a"], ["a", "b"], ["a", "b", "c"]], pa.list_(pa.string())),
+        "target": ["b", "c", "a"],
     }
     tables = {"items": pa.table({"item_id": list(titles), "title": list(titles.values())}), "histories": pa.table(history)}
     for name, table in tables.items():
