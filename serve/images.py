@@ -4,7 +4,7 @@ import logging
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from digr.interests.images import may_pass, open_clients, read_bytes, small_png
+from digr.interests.images import is_transient, open_clients, read_bytes, small_png
 from serve.problems import ProblemError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def item_image(item_id: str, uri: str | None, max_bytes: int, max_side: int) -> 
             return small_png(read_bytes(uri, max_bytes, clients), max_side)
     except (OSError, ValueError, BotoCoreError, ClientError) as error:
         logger.warning("image of item %r: %s", item_id, error)
-        if may_pass(error):
+        if is_transient(error):
             detail = f"the image of item {item_id!r} is not given out now; try again later"
             raise ProblemError("image-not-reached", 503, "Image not reached", detail, fields=["item_id"]) from None
         detail = f"the image of item {item_id!r} cannot be read; see image_uri in the run's items"

@@ -5,6 +5,7 @@ that its server does not give out now is tried again, and then its row waits for
 """
 
 import base64
+import errno
 import io
 import random
 import socket
@@ -28,10 +29,10 @@ TRIES = 3
 """How often an image is asked for before its row has to wait."""
 _TIMEOUT_SECONDS = 20.0
 _FIRST_PAUSE_SECONDS = 0.5
-_MOST_PAUSE_SECONDS = 10.0
-_MAY_PASS = {408, 425, 429}
+_TRANSIENT_STATUSES = {408, 425, 429}
 """HTTP statuses below 500 that another try may not meet."""
-_S3_MAY_PASS = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ExpiredToken"}
+_TRANSIENT_S3_CODES = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ExpiredToken"}
+_TRANSIENT_DISK_ERRORS = {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
 # the largest values that are white in the modes of Pillow with more than 8 bits; the first that fits an image is taken
 _WHITE = {"I": (255, 65535), "F": (1.0, 255, 65535)}
 
@@ -41,7 +42,7 @@ class Shown(NamedTuple):
 
     url: str | None
     reason: str | None
-    may_come: bool = False
+    transient: bool = False
     """Whether the reason may pass (a time-out, a busy server): then the row is not to be asked without its image."""
 
 
@@ -113,8 +114,8 @@ def _bounded(content: bytes | bytearray, uri: str, max_bytes: int) -> bytes:
     return bytes(content)
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether an error of `read_bytes` may be gone at another try: a busy or absent server, a lost connection, a full disk.
+def is_transient(error: BaseException) -> bool:
+    """Whether an error of `read_bytes` may be gone at another try: a busy or absent server, a lost connection, a shared disk that is away.
 
     What is not there, not allowed, too large or no image stays so; and so does a server whose name is not known.
     """
@@ -122,16 +123,17 @@ def may_pass(error: BaseException) -> bool:
 
     cause = error.__cause__ or error
     if isinstance(cause, httpx.HTTPStatusError):
-        return cause.response.status_code in _MAY_PASS or cause.response.status_code >= 500
+        return cause.response.status_code in _TRANSIENT_STATUSES or cause.response.status_code >= 500
     if isinstance(cause, httpx.TransportError):
         return not isinstance(cause, httpx.UnsupportedProtocol) and not _is_unknown_host(cause)
     if isinstance(cause, ClientError):
         status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status in _MAY_PASS or status >= 500 or cause.response.get("Error", {}).get("Code") in _S3_MAY_PASS
+        return (
+            status in _TRANSIENT_STATUSES or status >= 500 or cause.response.get("Error", {}).get("Code") in _TRANSIENT_S3_CODES
+        )
     if isinstance(cause, ConnectionError | HTTPClientError | IncompleteReadError | NoCredentialsError):
         return True
-    lasting = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-    return isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, lasting)
+    return isinstance(cause, OSError) and cause.errno in _TRANSIENT_DISK_ERRORS
 
 
 def _is_unknown_host(error: BaseException | None) -> bool:
@@ -192,20 +194,13 @@ def show_image(uri: str | None, max_bytes: int, max_side: int, clients: Clients)
             content = small_png(read_bytes(uri, max_bytes, clients), max_side)
             return Shown(f"data:image/png;base64,{base64.b64encode(content).decode()}", None)
         except (OSError, ValueError, BotoCoreError, ClientError) as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 return Shown(None, f"broken image: {error}"[:200])
             if not left:
-                return Shown(None, f"image not fetched in {TRIES} tries: {error}"[:200], may_come=True)
-            pause = _FIRST_PAUSE_SECONDS * 2 ** (TRIES - 1 - left) * random.uniform(1, 1.5)
-            time.sleep(min(max(pause, _asked_pause(error)), _MOST_PAUSE_SECONDS))
+                return Shown(None, f"image not fetched in {TRIES} tries: {error}"[:200], transient=True)
+            # not all at the same moment, and each pause longer than the one before
+            time.sleep(_FIRST_PAUSE_SECONDS * 3 ** (TRIES - 1 - left) * random.uniform(1, 1.5))
     raise AssertionError("the last try returns")
-
-
-def _asked_pause(error: BaseException) -> float:
-    """Seconds that a server asks to wait, 0 where it names none."""
-    cause = error.__cause__
-    asked = cause.response.headers.get("retry-after", "") if isinstance(cause, httpx.HTTPStatusError) else ""
-    return float(asked) if asked.isdecimal() else 0.0
 
 
 def show_images(uris: Sequence[str | None], max_bytes: int, max_side: int, threads: int = 16) -> list[Shown]:

@@ -61,8 +61,8 @@ def _with_messages(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: d
     messages, shown, reasons = [], [], []
     for owner, text, seen, image in zip(owners, texts, sees, images, strict=True):
         url = image.url if seen and image else None
-        may_come = bool(seen and image and image.may_come)
-        messages.append(None if may_come else json.dumps(chat_messages(owner, miner.modality, text, url)))
+        transient = bool(seen and image and image.transient)
+        messages.append(None if transient else json.dumps(chat_messages(owner, miner.modality, text, url)))
         shown.append(miner.modality if url else "text")
         reasons.append(image.reason if seen and image else None)
     columns = {"messages": messages, "modality": shown, "image_reason": pa.array(reasons, pa.string())}
