@@ -115,7 +115,7 @@ def _bounded(content: bytes | bytearray, uri: str, max_bytes: int) -> bytes:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error of `read_bytes` may be gone at another try: a busy or absent server, a lost connection, a shared disk that is away.
+    """Whether an error of `read_bytes` may be gone at another try: a server or a shared disk that is busy or away.
 
     What is not there, not allowed, too large or no image stays so; and so does a server whose name is not known.
     """
