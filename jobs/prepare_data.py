@@ -12,6 +12,7 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.data import amazon, histories, sequences, synthetic
 from digr.data.histories import Histories
+from digr.interests.images import count_images
 from jobs.runtime.session import Options, main, say
 from jobs.runtime.stage import Made, run_stage
 
@@ -84,7 +85,7 @@ def _write(
     rejected_items: dict[str, int],
     rejected_interactions: dict[str, int] = {},
 ) -> dict[str, Made]:
-    images = len(items) - items["image_uri"].null_count
+    images = _image_facts(items)
     facts = {"num_users": pc.count_distinct(interactions["user_id"]).as_py(), "num_items": len(items)}
     say("items", f"split rows {made.facts['split_rows']}")
     tables = {
@@ -97,10 +98,20 @@ def _write(
     rows = {name: artifacts.write_table(store, name, table, starts[name]) for name, table in tables.items()}
     ranges = {name: {partitions.STARTS: starts[name]} for name in tables}
     return {
-        "items": Made(rows["items"], rejected_items, {"num_images": images} | ranges["items"]),
+        "items": Made(rows["items"], rejected_items, images | ranges["items"]),
         "interactions": Made(rows["interactions"], rejected_interactions, facts | ranges["interactions"]),
         "histories": Made(rows["histories"], made.rejected, made.facts | ranges["histories"]),
     }
+
+
+def _image_facts(items: pa.Table) -> dict[str, int]:
+    """How many items have an address of an image, and of how many it opens; remote ones are counted where they are shown."""
+    uris = items["image_uri"].to_pylist()
+    opened, remote = count_images(uris)
+    counts = {"num_image_uris": sum(map(bool, uris)), "num_images": opened}
+    if broken := counts["num_image_uris"] - opened - remote:
+        say("items", f"{broken} of {counts['num_image_uris']} images do not open; their items have their text only")
+    return counts | ({"num_remote_images": remote} if remote else {})
 
 
 if __name__ == "__main__":

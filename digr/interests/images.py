@@ -1,24 +1,40 @@
-"""Read the images that prompts show: from a local path, http(s) or s3, bounded in size, decoded before any engine sees them.
+"""Read the images that prompts show: from a local path, http(s), s3 or a `data:` address, bounded, decoded before any engine.
 
-A broken image is a reason, not an exception: its row is asked with text only.
+An image that cannot be shown is a reason, not an exception. A broken one stays broken: its row is asked with text only. One
+that its server does not give out now is tried again, and then its row waits for the next run.
 """
 
 import base64
+import errno
 import io
+import random
+import socket
+import struct
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from digr.artifacts import is_remote
 
 MAX_PIXELS = 50_000_000
+TRIES = 3
+"""How often an image is asked for before its row has to wait."""
 _TIMEOUT_SECONDS = 20.0
+_FIRST_PAUSE_SECONDS = 0.5
+_TRANSIENT_STATUSES = {408, 425, 429}
+"""HTTP statuses below 500 that another try may not meet."""
+_TRANSIENT_S3_CODES = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ExpiredToken"}
+_TRANSIENT_DISK_ERRORS = {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
+# the largest values that are white in the modes of Pillow with more than 8 bits; the first that fits an image is taken
+_WHITE = {"I": (255, 65535), "F": (1.0, 255, 65535)}
 
 
 class Shown(NamedTuple):
@@ -26,6 +42,8 @@ class Shown(NamedTuple):
 
     url: str | None
     reason: str | None
+    transient: bool = False
+    """Whether the reason may pass (a time-out, a busy server): then the row is not to be asked without its image."""
 
 
 class Clients(NamedTuple):
@@ -38,31 +56,43 @@ class Clients(NamedTuple):
 
 @contextmanager
 def open_clients(uris: Iterable[str | None]) -> Iterator[Clients]:
-    """Make the clients that some addresses need."""
-    import boto3
+    """Make the clients that some addresses need; they try once, see `show_image`."""
+    s3 = None
+    if any((uri or "").startswith("s3://") for uri in uris):
+        import boto3
+        from botocore.config import Config
 
-    s3 = boto3.client("s3") if any((uri or "").startswith("s3://") for uri in uris) else None
+        limits = {"connect_timeout": _TIMEOUT_SECONDS, "read_timeout": _TIMEOUT_SECONDS}
+        s3 = boto3.client("s3", config=Config(retries={"total_max_attempts": 1}, **limits))
     with httpx.Client(timeout=_TIMEOUT_SECONDS, follow_redirects=True) as http:
         yield Clients(http, s3)
 
 
 def read_bytes(uri: str, max_bytes: int, clients: Clients) -> bytes:
-    """Read a file of at most `max_bytes` from a local path, file://, http(s):// or s3://.
+    """Read a file of at most `max_bytes` from a local path, file://, http(s)://, s3:// or a `data:` address.
 
     Raises:
         ValueError: the address is of another kind, or the file is too large.
         OSError: it cannot be read.
     """
+    if uri.startswith("data:"):
+        header, _, body = uri.partition(",")
+        raw = unquote_to_bytes(body)
+        return _bounded(base64.b64decode(raw, validate=True) if header.endswith(";base64") else raw, header, max_bytes)
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         return _read_http(uri, max_bytes, clients.http)
     if parts.scheme == "s3":
         body = clients.s3.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"]
         return _bounded(body.read(max_bytes + 1), uri, max_bytes)
-    if parts.scheme == "file" or not is_remote(uri):
-        with Path(parts.path if parts.scheme == "file" else uri).open("rb") as file:
+    if uri.startswith("file://") or not is_remote(uri):
+        with Path(_local_path(uri)).open("rb") as file:
             return _bounded(file.read(max_bytes + 1), uri, max_bytes)
-    raise ValueError(f"{uri}: expected a local path, http(s):// or s3://")
+    raise ValueError(f"{uri}: expected a local path, http(s)://, s3:// or data:")
+
+
+def _local_path(uri: str) -> str:
+    return urlsplit(uri).path if uri.startswith("file://") else uri
 
 
 def _read_http(uri: str, max_bytes: int, client: httpx.Client) -> bytes:
@@ -84,8 +114,39 @@ def _bounded(content: bytes | bytearray, uri: str, max_bytes: int) -> bytes:
     return bytes(content)
 
 
+def is_transient(error: BaseException) -> bool:
+    """Whether an error of `read_bytes` may be gone at another try: a server or a shared disk that is busy or away.
+
+    What is not there, not allowed, too large or no image stays so; and so does a server whose name is not known.
+    """
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, IncompleteReadError, NoCredentialsError
+
+    cause = error.__cause__ or error
+    if isinstance(cause, httpx.HTTPStatusError):
+        return cause.response.status_code in _TRANSIENT_STATUSES or cause.response.status_code >= 500
+    if isinstance(cause, httpx.TransportError):
+        return not isinstance(cause, httpx.UnsupportedProtocol) and not _is_unknown_host(cause)
+    if isinstance(cause, ClientError):
+        status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return (
+            status in _TRANSIENT_STATUSES or status >= 500 or cause.response.get("Error", {}).get("Code") in _TRANSIENT_S3_CODES
+        )
+    if isinstance(cause, ConnectionError | HTTPClientError | IncompleteReadError | NoCredentialsError):
+        return True
+    return isinstance(cause, OSError) and cause.errno in _TRANSIENT_DISK_ERRORS
+
+
+def _is_unknown_host(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, socket.gaierror):
+        error = error.__cause__ or error.__context__
+    return error is not None and error.errno != socket.EAI_AGAIN
+
+
 def small_png(content: bytes, max_side: int) -> bytes:
     """Decode an image whole, scale it down to at most `max_side` pixels a side, and return it as RGB PNG.
+
+    What is transparent becomes white, the rotation that a camera noted is applied, values of 16 bits are scaled to 8, of an
+    animation the first picture is taken. Nothing else of the file goes out, such as where a photo was taken.
 
     Raises:
         ValueError: it is no image, is broken, or has more than 50 million pixels.
@@ -94,30 +155,73 @@ def small_png(content: bytes, max_side: int) -> bytes:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
-            small = image.convert("RGB")
+            small = _in_8_bits(image)
+            small.thumbnail((max_side, max_side))
+            small = ImageOps.exif_transpose(small)
     # Pillow's decoders report a broken file in all these ways
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable image: {error}") from error
-    small.thumbnail((max_side, max_side))
+    if small.mode == "RGBA":
+        white = Image.new("RGBA", small.size, "white")
+        small = Image.alpha_composite(white, small).convert("RGB")
+    small.info.clear()
     sink = io.BytesIO()
     small.save(sink, "PNG")
     return sink.getvalue()
 
 
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image as RGB, or as RGBA where some of it is transparent."""
+    if image.mode.startswith(("I", "F")):  # Pillow cuts what is above 255 off: all white
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        highest = float(values.max())
+        tops = _WHITE.get(image.mode, (65535,))
+        top = next((top for top in tops if highest <= top), highest)
+        grey = Image.fromarray(np.clip(values * (255 / top), 0, 255).round().astype(np.uint8))
+        grey.info["exif"] = image.getexif().tobytes()
+        return grey.convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
 def show_image(uri: str | None, max_bytes: int, max_side: int, clients: Clients) -> Shown:
-    """Return one image for a prompt, or why there is none."""
+    """Return one image for a prompt, or why there is none; what may pass is tried `TRIES` times, with growing pauses."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     if not uri:
         return Shown(None, "no image")
-    try:
-        content = small_png(read_bytes(uri, max_bytes, clients), max_side)
-    except (OSError, ValueError, BotoCoreError, ClientError) as error:
-        return Shown(None, f"broken image: {error}"[:200])
-    return Shown(f"data:image/png;base64,{base64.b64encode(content).decode()}", None)
+    for left in reversed(range(TRIES)):
+        try:
+            content = small_png(read_bytes(uri, max_bytes, clients), max_side)
+            return Shown(f"data:image/png;base64,{base64.b64encode(content).decode()}", None)
+        except (OSError, ValueError, BotoCoreError, ClientError) as error:
+            if not is_transient(error):
+                return Shown(None, f"broken image: {error}"[:200])
+            if not left:
+                return Shown(None, f"image not fetched in {TRIES} tries: {error}"[:200], transient=True)
+            # not all at the same moment, and each pause longer than the one before
+            time.sleep(_FIRST_PAUSE_SECONDS * 3 ** (TRIES - 1 - left) * random.uniform(1, 1.5))
+    raise AssertionError("the last try returns")
 
 
 def show_images(uris: Sequence[str | None], max_bytes: int, max_side: int, threads: int = 16) -> list[Shown]:
     """Fetch and decode many images at once, in their order."""
     with open_clients(uris) as clients, ThreadPoolExecutor(threads) as pool:
         return list(pool.map(lambda uri: show_image(uri, max_bytes, max_side, clients), uris))
+
+
+def count_images(uris: Sequence[str | None], threads: int = 16) -> tuple[int, int]:
+    """Count the addresses whose file begins as an image does, and those that are not tried because they are not on this disk.
+
+    Only headers are read: a file that breaks off later is found when it is shown.
+    """
+
+    def opens(uri: str) -> bool:
+        try:
+            with Image.open(io.BytesIO(read_bytes(uri, len(uri), clients)) if uri.startswith("data:") else _local_path(uri)):
+                return True
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return False
+
+    here = [uri for uri in uris if uri and (uri.startswith(("data:", "file://")) or "://" not in uri)]
+    with open_clients([]) as clients, ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(opens, here)), sum(map(bool, uris)) - len(here)

@@ -1,5 +1,6 @@
 """What a user's text says of each item, one line per item, and the text of a user's history made of such lines."""
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -69,34 +70,32 @@ def _lines_of_part(store: Store, part: partitions.Part, with_interests: bool) ->
 def history_texts(
     histories: pa.Table, items: ItemLines, max_chars: int, newest_first: bool = False
 ) -> tuple[pa.Array, list[str]]:
-    """Return the users with training rows, in their order, and each one's text: a line for each training item.
+    """Return the users that have a text, in their order, and the text: a line for each training item but the last.
 
-    The last training row holds the user's newest training history and its target; the newest items are kept where the
-    text would be too long.
+    The items are the history of the user's last training row. Its target is left out, as held-out rows are: the policy learns
+    to find that target from the interests mined of this text, see `prompts.interests_known`. The newest items are kept where
+    the text would be too long, and a user whose history is empty has no text.
 
     Args:
-        histories: rows of the `histories` table with user_id, split, history and target, each user's in time order; rows of
-            other splits are ignored.
+        histories: rows of the `histories` table with user_id, split and history, each user's in time order; rows of other
+            splits are ignored.
         max_chars: of a text.
         newest_first: how the lines are ordered; else the oldest comes first.
 
     Raises:
-        ValueError: an item of a training row is not among `items`.
+        ValueError: an item of such a history is not among `items`.
     """
     train = histories.filter(pc.equal(histories["split"], "train"))
     coded = train["user_id"].combine_chunks().dictionary_encode()
     last = np.zeros(len(coded.dictionary), np.int64)
     last[np.asarray(coded.indices)] = np.arange(len(train))  # the last of equal places stays
     rows = train.take(pa.array(last))
+    rows = rows.filter(pc.greater(pc.list_value_length(rows["history"]), 0))
     history = rows["history"].combine_chunks()
-    lines = items.of(pa.concat_arrays([history.flatten(), rows["target"].combine_chunks()]), "histories").to_pylist()
+    lines = items.of(history.flatten(), "histories").to_pylist()
     ends = np.asarray(history.value_lengths(), np.int64).cumsum().tolist()
-    targets = lines[len(lines) - len(rows) :]
-    texts, start = [], 0
-    for end, target in zip(ends, targets, strict=True):
-        texts.append(_text([*lines[start:end], target], max_chars, newest_first))
-        start = end
-    return coded.dictionary, texts
+    spans = itertools.pairwise([0, *ends])
+    return rows["user_id"].combine_chunks(), [_text(lines[start:end], max_chars, newest_first) for start, end in spans]
 
 
 def _text(lines: list[str], max_chars: int, newest_first: bool) -> str:

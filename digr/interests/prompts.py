@@ -9,7 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
 
 from digr.artifacts import digest_of
 from digr.data.texts import item_texts
@@ -58,7 +61,7 @@ PROMPT_VERSIONS: dict[tuple[Owner, Modality], str] = {
     ("item", "text"): "item-text-v1",
     ("item", "image"): "item-image-v1",
     ("item", "both"): "item-both-v1",
-    ("user", "text"): "user-text-v2",
+    ("user", "text"): "user-text-v3",
 }
 _RULES = (
     "An interest is a phrase of 3 to 9 lower-case words naming a latent motive, project or usage context that would also "
@@ -153,7 +156,7 @@ def item_requests(items: pa.Table, key: str, modality: Modality, max_text_chars:
 
 
 def user_requests(histories: pa.Table, items: ItemLines, key: str, max_text_chars: int) -> pa.Table:
-    """Return one request per user with training rows: a line for each training item in order, never ids or held-out rows.
+    """Return one request per user: a line for each training item in order but the last, never ids or held-out rows.
 
     Args:
         histories: rows of the `histories` table, see `history_texts`.
@@ -161,3 +164,19 @@ def user_requests(histories: pa.Table, items: ItemLines, key: str, max_text_char
     """
     ids, texts = history_texts(histories, items, max_text_chars)
     return _with_digests("user", ids, texts, [None] * len(texts), key)
+
+
+def interests_known(histories: pa.Table) -> Bool[np.ndarray, " R"]:
+    """Say for each row whether a prompt may show its user's interests: they were mined from items before its target only.
+
+    So it is for a user's last training row and for validation and test rows, see `history_texts`. Earlier training rows have
+    their targets among the items that were mined.
+
+    Args:
+        histories: rows of the `histories` table, all of each user's, in time order.
+    """
+    train = pc.equal(histories["split"], "train").to_numpy()
+    users = histories["user_id"].combine_chunks()
+    before_another = np.zeros(len(train), bool)
+    before_another[:-1] = train[1:] & pc.equal(users[1:], users[:-1]).to_numpy(zero_copy_only=False)
+    return ~(train & before_another)

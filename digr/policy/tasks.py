@@ -105,7 +105,8 @@ def history_task_examples(
 
     Args:
         rows: train rows of `histories`; give each user's last, or whatever is to be learned from.
-        interests: the trusted interests of each row's user, see `joined_interests`; null where there are none.
+        interests: the trusted interests of each row's user, see `joined_interests`; null where there are none, and where they
+            are not known before the row's target, see `interests_known`.
         max_history: items kept of a history, the newest.
     """
     history, target = rows["history"].combine_chunks(), rows["target"].combine_chunks()

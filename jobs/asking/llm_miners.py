@@ -12,12 +12,15 @@ from digr.config.interests import OpenAIMiner, VllmMiner
 from digr.interests.images import show_images
 from digr.interests.ledger import raw_responses
 from digr.interests.prompts import RESPONSE_SCHEMA, Owner, chat_messages, prompt_modality, prompt_version
+from digr.models.endpoint import Answer as EndpointAnswer
 from digr.models.endpoint import Pace, api_key, ask_endpoint
 from jobs.asking import budget
 from jobs.asking.ledger_tasks import map_tables
 from jobs.asking.sink import Sink, write
 from jobs.asking.vllm_engine import Answer, run_engine
 
+NOT_ASKED = EndpointAnswer(None, "error")
+"""The answer where a chat lacks an image that may come: an error, so that it is asked again."""
 KEPT = ("owner", "owner_id", "request_digest", "modality", "image_reason")
 """Columns of a prompt that travel with its chat."""
 
@@ -50,7 +53,7 @@ def sampling_params(miner: VllmMiner) -> dict[str, Any]:
 
 
 def _with_messages(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: dict[str, int]) -> pa.Table:
-    """Add each request's chat as JSON, what it really shows, and why its image is missing."""
+    """Add each request's chat as JSON, what it really shows, and why its image is missing; no chat where the image may come."""
     owners, texts = requests["owner"].to_pylist(), requests["text"].to_pylist()
     sees = [prompt_modality(owner, miner.modality) != "text" for owner in owners]
     uris = [uri if seen else None for uri, seen in zip(requests["image_uri"].to_pylist(), sees, strict=True)]
@@ -58,7 +61,8 @@ def _with_messages(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: d
     messages, shown, reasons = [], [], []
     for owner, text, seen, image in zip(owners, texts, sees, images, strict=True):
         url = image.url if seen and image else None
-        messages.append(json.dumps(chat_messages(owner, miner.modality, text, url)))
+        transient = bool(seen and image and image.transient)
+        messages.append(None if transient else json.dumps(chat_messages(owner, miner.modality, text, url)))
         shown.append(miner.modality if url else "text")
         reasons.append(image.reason if seen and image else None)
     columns = {"messages": messages, "modality": shown, "image_reason": pa.array(reasons, pa.string())}
@@ -78,8 +82,9 @@ class _Ask:
         miner = self.miner
         schema = {"name": "interests", "schema": RESPONSE_SCHEMA, "strict": True}
         fields = {"response_format": {"type": "json_schema", "json_schema": schema}} if miner.json_schema else {}
-        chats = [json.loads(text) for text in prompts["messages"].to_pylist()]
-        answers = ask_endpoint(miner, self.key, chats, self.pace, fields=fields)
+        texts = prompts["messages"].to_pylist()
+        given = iter(ask_endpoint(miner, self.key, [json.loads(text) for text in texts if text], self.pace, fields=fields))
+        answers = [next(given) if text else NOT_ASKED for text in texts]
         prices = miner.usd_per_million_input_tokens, miner.usd_per_million_output_tokens
         raw = raw_responses(
             prompts,

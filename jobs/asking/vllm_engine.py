@@ -91,7 +91,9 @@ class _Engine:
         answers = await asyncio.gather(*map(self._answer, prompts["messages"].to_pylist()))
         return await asyncio.to_thread(self.keep, prompts, answers)
 
-    async def _answer(self, messages: str) -> Answer:
+    async def _answer(self, messages: str | None) -> Answer:
+        if messages is None:
+            return Answer(None)
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:

@@ -11,6 +11,7 @@ import ray
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.interests.prompts import interests_known
 from digr.partitions import Part, iter_aligned, iter_part, iter_users, parts_of, read_part
 from digr.policy.examples import policy_examples
 from digr.policy.tasks import (
@@ -74,12 +75,26 @@ def _examples_of_part(part: Part, config: Config, store: Store, texts: Any) -> O
         made = policy_examples(rows, sids, max_history)
         yield STAGE, made
         if texts is not None:
-            trained = made.filter(pc.equal(made["split"], "train"))["example_id"].combine_chunks()
-            ends = rows.filter(pc.is_in(rows["example_id"], trained))
-            users = ends["user_id"].combine_chunks()
-            none = pa.nulls(len(users), pa.string())
-            interests = joined_interests(labels, "user", users, config.tasks.max_text_chars) if labels is not None else none
+            ends, interests = _ends_with_interests(rows, made, labels, config.tasks.max_text_chars)
             yield STAGE, history_task_examples(ends, sids, ray.get(texts), interests, config.tasks, max_history)
+
+
+def _ends_with_interests(
+    rows: pa.Table, examples: pa.Table, labels: pa.Table | None, max_chars: int
+) -> tuple[pa.Table, pa.StringArray]:
+    """Return the rows in which training sequences end, and the interests of each one's user where they may be shown.
+
+    Args:
+        rows: of `histories`, all of each user's.
+        labels: flat rows of the users' `interest_labels`; None where users were not asked about.
+    """
+    trained = examples.filter(pc.equal(examples["split"], "train"))["example_id"].combine_chunks()
+    is_end = pc.is_in(rows["example_id"], trained).combine_chunks()
+    ends, known = rows.filter(is_end), pa.array(interests_known(rows)).filter(is_end)
+    users = ends["user_id"].combine_chunks()
+    if labels is None:
+        return ends, pa.nulls(len(users), pa.string())
+    return ends, pc.if_else(known, joined_interests(labels, "user", users, max_chars), None)
 
 
 def _users_are_labelled(config: Config) -> bool:

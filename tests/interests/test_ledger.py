@@ -50,7 +50,7 @@ PINNED = {
     "item-text-v1": "2155a72bd5b7dd97",
     "item-image-v1": "5b0e6b56ed9a84bd",
     "item-both-v1": "401d40c1f871990f",
-    "user-text-v2": "c8a1b00da46f76c9",
+    "user-text-v3": "c8a1b00da46f76c9",
 }
 
 
@@ -103,8 +103,9 @@ def test_small_parts_are_joined_without_losing_a_row_or_its_place(tmp_path, monk
     assert not list(tmp_path.glob("*/.draft-*"))
 
 
-def test_a_user_is_shown_titles_of_training_rows_in_order_the_newest_where_space_is_short():
-    rows = [("u", "train", ["a"], "b"), ("u", "valid", ["a", "b"], "c"), ("v", "test", ["a"], "b")]
+def test_a_user_is_shown_titles_before_its_last_training_target_in_order_the_newest_where_space_is_short():
+    rows = [("u", "train", ["a"], "b"), ("u", "train", ["a", "b"], "d"), ("u", "valid", ["a", "b", "d"], "c")]
+    rows += [("v", "test", ["a"], "b"), ("w", "train", [], "a")]
     histories = pa.table(dict(zip(("user_id", "split", "history", "target"), map(list, zip(*rows, strict=True)), strict=True)))
     items = ItemLines(build_id_index(pa.array(["a", "b"])), pa.array(["Rod", "Hat"]))
     assert user_requests(histories, items, "k", 100).select(["owner_id", "text"]).to_pylist() == [

@@ -1,17 +1,22 @@
 """Every answer gets a status, whatever it looks like, and what can be recovered is."""
 
+import doctest
 import json
+import time
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from digr.interests import parsing
 from digr.interests.ledger import finish_responses, raw_responses
 from digr.interests.parsing import normalise_phrase, parse_response
 from digr.tables import STATUSES
+from tests.real_data import real_folder
 
 GOOD = json.dumps(
     {
@@ -38,11 +43,79 @@ def test_a_whole_answer_gives_normalised_interests_strongest_first():
         GOOD.replace("An angler", 'An "angler"'),
         GOOD.replace("An angler", "An\n\x10angler"),
         f"<think>maybe {{}} or []</think>{GOOD}",
+        GOOD.replace('"', "'").replace("An angler", "An angler's wife"),
+        GOOD.replace("0.9}]", "0.9},],"),
+        GOOD.replace('"interests"', '"Interests"').replace('"interest"', '"Phrase"').replace('"confidence"', "score"),
+        json.dumps([{"name": name, "confidence": f"{share:.0%}"} for name, share in EXPECTED]),
+        "Here they are:\n\n1. **Weekend trout fishing** (0.9): for anglers\n2. Quiet mornings on the lake - 60%\n\nEnjoy!",
+        "* weekend trout fishing: 9/10\n* Quiet mornings on the lake: 6/10",
     ],
-    ids=["fences", "prose around", "bare list", "broken quote in the reasoning", "control characters", "thinking"],
+    ids=[
+        "fences",
+        "prose around",
+        "bare list",
+        "broken quote in the reasoning",
+        "control characters",
+        "thinking",
+        "single quotes",
+        "trailing commas",
+        "other keys",
+        "names and percent",
+        "numbered lines",
+        "bulleted lines",
+    ],
 )
 def test_wrappings_do_not_matter(text):
     assert parse_response(text)[:2] == ("ok", EXPECTED)
+
+
+DRAFT = GOOD.replace("Quiet mornings on the lake", "car racing")
+
+
+@pytest.mark.parametrize("final", [GOOD, GOOD.replace("0.9}]", "0.9},]")], ids=["whole", "broken"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        f"<think>{DRAFT}</think>",
+        f"{DRAFT}</think>",
+        f"<think>I may write <think> here. {DRAFT}</think>",
+        f"{DRAFT}\nWait, that is wrong. ",
+    ],
+    ids=["closed", "opened by the prompt", "nested", "in prose"],
+)
+def test_the_answer_behind_the_reasoning_wins(before, final):
+    """The first JSON of a text was taken, which is a reasoning model's draft."""
+    assert parse_response(before + final)[:2] == ("ok", EXPECTED)
+
+
+def test_nothing_is_taken_from_reasoning_that_never_ends():
+    """The draft of a model that thought until its tokens were spent became its answer, with status "ok"."""
+    assert parse_response(f"<think>{GOOD} but") == ("truncated", [], "the text stops inside the reasoning")
+    assert parse_response(GOOD.replace("angler", "<think> angler"))[:2] == ("ok", EXPECTED)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        GOOD,
+        GOOD.replace('"', "'"),
+        GOOD.replace("angler", '5" angler'),
+        json.dumps(json.loads(GOOD)["interests"]),
+        json.dumps({"interests": ["Quiet mornings, on the lake", "weekend trout fishing"]}),
+    ],
+    ids=["JSON", "single quotes", "a quote too many", "bare list", "strings"],
+)
+def test_an_answer_cut_anywhere_is_truncated_and_names_only_whole_interests(answer):
+    """json_repair closes what is open: a phrase that was cut in the middle would pass as an interest."""
+    whole = {phrase for phrase, _ in parse_response(answer).interests}
+    assert len(whole) == 2
+    for end in range(1, len(answer)):
+        parsed = parse_response(answer[:end])
+        assert parsed.status == "truncated" and {phrase for phrase, _ in parsed.interests} <= whole, answer[:end]
+
+
+def test_a_whole_list_stands_though_a_second_one_is_cut():
+    assert parse_response(GOOD + DRAFT[:-30])[:2] == ("ok", EXPECTED)
 
 
 def test_a_cut_answer_keeps_its_whole_interests():
@@ -64,7 +137,9 @@ def test_a_cut_answer_keeps_its_whole_interests():
         ('{"answer": 42}', "unparsable"),
         ('{"interests": "fishing"}', "unparsable"),
         ("[" * 100_000, "truncated"),
-        ('{"interests": [{"interest": "a b", "confidence": ' + "9" * 5000 + "}]}", "unparsable"),
+        ('{"interests": [{"interest": "a b", "confidence": ' + "9" * 5000 + "}]}", "ok"),
+        ("<think>An angler? [1]", "truncated"),
+        (f"<think>{GOOD}</think>\n", "empty"),
     ],
 )
 def test_failures_have_their_status(text, status):
@@ -88,6 +163,63 @@ def test_duplicates_keep_the_highest_confidence_and_confidences_are_clipped():
         ("map reading", None),
         ("knots", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([95, 90], [0.95, 0.9]),
+        ([9, 6.5], [0.9, 0.65]),
+        ([1, 0.5], [1.0, 0.5]),
+        ([1.5, 1], [1.0, 1.0]),
+        ([7, 0.5], [1.0, 0.5]),
+        (["95%", 0.9], [0.95, 0.9]),
+        (["8/10", "7/100"], [0.8, 0.07]),
+        (["90", "40"], [0.9, 0.4]),
+        (["high", "LOW"], [0.9, 0.3]),
+        ([1000, 50], [1.0, 0.5]),
+        ([float("inf"), "sure"], [None, None]),
+    ],
+)
+def test_confidences_of_one_answer_share_a_scale(values, expected):
+    """ "95%" was no confidence, and 90 and 60 of 100 were both 1.0."""
+    entries = [{"interest": f"camp cooking {letter}", "confidence": value} for letter, value in zip("ab", values, strict=True)]
+    assert [confidence for _, confidence in parse_response(json.dumps({"interests": entries})).interests] == expected
+
+
+def test_steps_and_sentences_in_lines_are_no_interests():
+    steps = "1. look at the product\n2. name interests\n\nInterests:\n- camp cooking\n- ice fishing\n"
+    assert parse_response(steps).interests == [("camp cooking", None), ("ice fishing", None)]
+    long = "- this product is for people who like to cook for their friends outdoors\n" * 2
+    assert parse_response(long).status == "unparsable"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["[", "{", "[{", "{'", "\"'", "(", "{,", "[1,{,nul", "[// x\n{", '{"a":', "a ", '{"interest": "x', "1. a b\n", "</think>"],
+)
+@pytest.mark.parametrize("start", ["", '{"interests": [', '"interests": [{"name": "'], ids=["bare", "list", "entry"])
+def test_a_megabyte_of_anything_takes_bounded_time(start, unit):
+    """json_repair alone needs over a minute for 100,000 opening brackets."""
+    text = start + unit * (1_000_000 // len(unit))
+    began = time.process_time()
+    _check(text)
+    assert time.process_time() - began < 10
+
+
+def test_the_recorded_answers_read_as_plain_json_does():
+    recorded = pq.read_table(f"{real_folder('industrial_interests')}/responses.parquet", columns=["response"])
+    for text in recorded["response"].to_pylist():
+        entries = json.loads(text)["interests"]
+        best = {}
+        for entry in entries:
+            phrase = normalise_phrase(entry["interest"])
+            best[phrase] = max(entry["confidence"], best.get(phrase, 0.0))
+        assert parse_response(text) == ("ok", sorted(best.items(), key=lambda pair: -pair[1]), None)
+
+
+def test_examples_in_docstrings_hold():
+    assert doctest.testmod(parsing).failed == 0
 
 
 def test_long_phrases_end_at_a_word():
@@ -121,6 +253,8 @@ SEEDS = (
     GOOD + GOOD,
     "I'm sorry, but I can't help with that.",
     "\n".join(f"{rank}. fishing for {rank} hours" for rank in range(9)),
+    "Interests: fishing, hiking",
+    f"<think>{GOOD}</think>{GOOD.replace(chr(34), chr(39))}",
 )
 BITS = (
     '"',

@@ -29,6 +29,7 @@ def test_the_embedded_shop_becomes_three_artifacts_and_its_images(tmp_path):
     for uri in items["image_uri"].to_pylist():
         assert Image.open(uri).size == (16, 16)
     manifest = artifacts.require(store, "items")
+    assert (manifest.facts["num_image_uris"], "num_remote_images" in manifest.facts) == (40, False)
     assert (manifest.rows, manifest.facts["num_images"], len(manifest.facts["planted_interests"])) == (40, 40, 4)
     assert artifacts.require(store, "histories").facts["split_rows"] == {"train": 60, "valid": 60, "test": 60}
     assert artifacts.read_table(store, "histories").num_rows == 180

@@ -95,15 +95,15 @@ def test_agreement_with_a_labeler_that_always_says_the_same_is_left_open():
     assert found["correlation"] is None
 
 
-def test_a_user_is_labelled_against_its_training_items_newest_first_and_never_held_out_ones(tmp_path):
+def test_a_user_is_labelled_against_what_it_was_mined_from_newest_first_and_never_later_items(tmp_path):
     store = Store(str(tmp_path))
     titles = {"a": "rod", "b": "reel", "c": "lamp"}
     history = {
         "example_id": ["1", "2", "3", "4"],
         "user_id": ["u", "u", "u", "v"],
         "split": ["train", "train", "test", "test"],
-        "history": pa.array([[], ["a"], ["a", "b"], ["c"]], pa.list_(pa.string())),
-        "target": ["a", "b", "c", "a"],
+        "history": pa.array([["a"], ["a", "b"], ["a", "b", "c"], ["c"]], pa.list_(pa.string())),
+        "target": ["b", "c", "a", "a"],
     }
     rows = [{"owner": "user", "owner_id": "u", "interest": "fishing"}, {"owner_id": "c", "interest": "light"}]
     tables = {

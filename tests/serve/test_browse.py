@@ -121,6 +121,12 @@ def test_a_file_that_is_no_image_never_goes_out(tmp_path):
         item_image("x", str(tmp_path / "large.bmp"), max_bytes=1000, max_side=64)
 
 
+def test_an_image_whose_server_is_away_is_a_problem_that_may_pass():
+    with pytest.raises(ProblemError, match="the image of item 'x' is not given out now; try again later") as raised:
+        item_image("x", "http://127.0.0.1:1/x.png", max_bytes=1000, max_side=64)
+    assert raised.value.problem.status == 503
+
+
 def test_an_item_without_image_is_a_problem(client):
     reply = client.get("/v1/items/item04/image")
     assert (reply.status_code, reply.json()["type"]) == (404, "no-image")

@@ -9,7 +9,7 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import build_config
 from digr.config.interests import OpenAIMiner
-from digr.interests import ledger
+from digr.interests import images, ledger
 from digr.interests.prompts import item_requests
 from digr.tables import conform
 from jobs.asking.llm_miners import _Ask, _with_messages, answer_with_model
@@ -35,6 +35,23 @@ def test_a_batch_is_in_the_ledger_before_the_next_one_is_sent(tmp_path):
     rows = {row["owner_id"]: row for row in artifacts.open_parts(uri).to_table().to_pylist()}
     assert {item: row["status"] for item, row in rows.items()} == {"a": "ok", "b": "error", "c": "truncated", "d": "ok"}
     assert json.loads(rows["a"]["response"])["interests"]
+
+
+def test_a_row_whose_image_may_come_is_an_error_that_was_not_asked_and_a_broken_image_is_asked_in_text(tmp_path, monkeypatch):
+    # a server that was busy for a moment made an item mined from its text only, with status "ok", for ever
+    monkeypatch.setattr(images, "_FIRST_PAUSE_SECONDS", 0.01)
+    uris = ["http://127.0.0.1:1/busy.png", str(tmp_path / "absent.png")]
+    items = conform("items", pa.table({"item_id": ["a", "b"], "title": ["fine", "fine"], "image_uri": uris}), where="test")
+    uri = ledger.open_ledger(Store(str(tmp_path)))
+    with serve_endpoint() as server:
+        miner = OpenAIMiner(name="m", base_url=server.url, model="x", max_retries=0, modality="both")
+        prompts = _with_messages(item_requests(items, "k", "both", 100), miner, {"max_bytes": 1024, "max_side": 16})
+        _Ask("item", miner, "key", Sink(uri, None))(prompts)
+        assert len(server.bodies) == 1
+    rows = {row["owner_id"]: row for row in artifacts.open_parts(uri).to_table().to_pylist()}
+    assert {item: row["status"] for item, row in rows.items()} == {"a": "error", "b": "ok"}
+    assert rows["a"]["reason"].startswith("image not fetched in 3 tries") and rows["b"]["reason"].startswith("broken image")
+    assert len(ledger.done_numbers(uri, retry_failed=True)) == 1
 
 
 @pytest.mark.ray

@@ -1,0 +1,79 @@
+"""What the examples of the policy's tasks in words may know."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config import Config, build_config
+from digr.config.run import SyntheticConfig
+from digr.data.histories import build_histories
+from digr.data.ids import build_id_index
+from digr.data.synthetic import build_shop
+from digr.interests.item_lines import ItemLines
+from digr.interests.prompts import interests_known, user_requests
+from jobs.training.policy_examples import build_examples
+from tests.nested_interests import nest_rows
+
+pytestmark = pytest.mark.ray
+
+NUM_USERS = 60
+
+
+def _commit(store: Store, name: str, table: pa.Table, **facts: object) -> None:
+    artifacts.write_table(store, name, table)
+    artifacts.commit(store, Manifest(name=name, rows=len(table), facts=facts))
+
+
+def _make_run(folder: Path, split: str) -> tuple[Config, Store, dict[str, str]]:
+    """A shop whose users each have one interest, a phrase of their own; also the text that each user was mined from."""
+    store = Store(str(folder))
+    shop = build_shop(SyntheticConfig(num_items=60, num_users=NUM_USERS, num_interests=4), 0)
+    histories = build_histories(shop.interactions, split, max_history=4).table
+    ids, titles = shop.items["item_id"].to_pylist(), shop.items["title"].to_pylist()
+    requests = user_requests(histories, ItemLines(build_id_index(pa.array(ids)), pa.array(titles)), "", 100_000)
+    texts = dict(zip(requests["owner_id"].to_pylist(), requests["text"].to_pylist(), strict=True))
+    rows = [{"owner": "user", "owner_id": user, "interest": f"needs of {user}", "label": 1} for user in texts]
+    users = histories["user_id"].unique().to_pylist()
+    _commit(store, "items", shop.items)
+    _commit(store, "histories", histories)
+    _commit(store, "interest_labels", nest_rows("interest_labels", rows, ids, users))
+    codes = pa.array([[index % 8, index // 8] for index in range(len(ids))], pa.list_(pa.int32()))
+    _commit(store, "item_sids", pa.table({"item_id": ids, "codes": codes}), level_sizes=[8, 8])
+    sections = {"run": {"dir": store.root}, "data": {"max_history": 4}, "policy": {"backbone": "hf", "base": "x"}}
+    sections |= {"interests": {"owners": ["item", "user"]}, "train": {"num_workers": 1}}
+    return build_config(sections, where="test"), store, texts
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
+def test_no_user_interest_was_mined_from_a_text_that_holds_its_target_or_a_held_out_item(tmp_path, split, ray_local):
+    """Users were mined from all their training items, and the last, or an earlier one, was what the policy had to find."""
+    config, store, texts = _make_run(tmp_path, split)
+    histories = artifacts.read_table(store, "histories")
+    items = artifacts.read_table(store, "items", ["item_id", "title"]).to_pydict()
+    titles = dict(zip(items["item_id"], items["title"], strict=True))
+    made = build_examples(config, store)
+    artifacts.commit(store, Manifest(name="policy_examples", rows=made.rows))
+    examples = artifacts.read_table(store, "policy_examples").to_pylist()
+    shown = [row for row in examples if row["task"] == "user_interest_to_sid"]
+    assert len(shown) == len({row["user_id"] for row in shown}) == len(texts) > 30
+    rows = histories.to_pylist()
+    last = {row["user_id"]: row for row in rows if row["split"] == "train"}
+    for row in shown:
+        assert row["prompt"] == f"User interests: needs of {row['user_id']}\nItem: "
+        assert row["target"] == last[row["user_id"]]["target"]
+    later = [row for row in rows if row["split"] != "train" and row["user_id"] in texts]
+    # an item that was chosen before may be chosen again
+    again = [row["target"] in last[row["user_id"]]["history"] for row in shown + later]
+    seen = [titles[row["target"]] in texts[row["user_id"]].split("\n") for row in shown + later]
+    assert seen == again and sum(seen) < len(seen) / 2
+
+
+def test_a_prompt_may_show_user_interests_from_the_last_training_target_on():
+    users, splits = list("uuuuvvw"), ["train", "train", "valid", "test", "train", "test", "train"]
+    rows = pa.table({"user_id": users, "split": splits})
+    assert interests_known(rows).tolist() == [False, True, True, True, True, True, True]
+    assert np.array_equal(interests_known(rows.slice(0, 0)), np.zeros(0, bool))
