@@ -31,6 +31,7 @@ SHARED = frozenset(
         "interests",
         "classifier",
         "interest_labels",
+        "interest_verdicts",
         "item_quality",
         "metrics",
     }
@@ -49,6 +50,7 @@ JOB_OF = {
     "interests": "mine_interests",
     "classifier": "train_classifier",
     "interest_labels": "label_interests",
+    "interest_verdicts": "label_interests",
     "item_quality": "label_interests",
     "item_embeddings": "embed_items",
     "item_sids": "build_sids",

@@ -10,7 +10,9 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.interests.ledger import VERDICTS
 from digr.models.encoders import load_encoder
+from digr.models.endpoint import check_keys
 from digr.rewards.classifier import load_classifier
 from digr.rewards.labeling import item_quality, label_interests, labeler_facts, owner_texts, quality_histogram
 from digr.tables import conform
@@ -69,18 +71,19 @@ def rate(items: pa.Table, config: Config, store: Store) -> pa.Table:
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `interest_labels` and `item_quality` with Ray Data."""
-    labels = config.labels
+    labels, has_judge = config.labels, "judge" in config.labels.labelers
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
+        check_keys([labels.judge] if has_judge else [])
         start_ray(config)
         from jobs.asking.judge import ask_judge
 
         say(LABELS, f"{artifacts.require(store, 'interests').rows} interests, labeled by {', '.join(labels.labelers)}")
-        unjudged: dict[str, int] = {}
+        judged: dict[str, Made] = {}
         if "behavioural" in labels.labelers:
             count_transitions(config, store, work)
-        if "judge" in labels.labelers:
-            unjudged = ask_judge(config, store, work)
+        if has_judge:
+            judged[VERDICTS] = ask_judge(config, store, work)
         rows = map_items(config, store, Label, LABELS, source="interests", arguments=(work,), block_rows=BLOCK_ROWS)
         rated = map_items(config, store, rate, QUALITY)
         parts, qualities = (artifacts.open_parts(store.uri(name)) for name in (LABELS, QUALITY))
@@ -90,12 +93,13 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         facts = {"trusted_rate": positive / max(1, rows), "num_interests_of_users": of_users}
         facts |= labeler_facts(parts.to_batches(), labels.labelers, labels.threshold)
         rating = quality_histogram(qualities.to_batches(columns=["quality", "num_interests"]))
-        rejected = {f"judge: {reason}": count for reason, count in unjudged.items()}
-        return {LABELS: Made(rows, rejected, facts), QUALITY: Made(rated, facts=rating)}
+        rejected = judged[VERDICTS].rejected if judged else {}
+        return {LABELS: Made(rows, rejected, facts), QUALITY: Made(rated, facts=rating)} | judged
 
     inputs = ["items", "interests"] + ["classifier"] * ("classifier" in labels.labelers)
     inputs += ["histories"] * ("behavioural" in labels.labelers or "user" in config.interests.owners)
-    return run_stage(config, options, outputs=[LABELS, QUALITY], sections=["labels"], inputs=inputs, build=build)
+    outputs = [LABELS, QUALITY] + [VERDICTS] * has_judge
+    return run_stage(config, options, outputs=outputs, sections=["labels"], inputs=inputs, keep=[VERDICTS], build=build)
 
 
 if __name__ == "__main__":

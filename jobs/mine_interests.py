@@ -13,6 +13,7 @@ from digr.config.interests import ReplayMiner
 from digr.interests import ledger
 from digr.interests.prompts import Owner
 from digr.interests.summary import add_outcomes, miner_table
+from digr.models.endpoint import check_keys
 from digr.tables import TABLES
 from jobs.runtime.session import Options, main, say, start_ray
 from jobs.runtime.stage import Made, run_stage
@@ -36,15 +37,19 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
 
 def _build(config: Config, store: Store) -> dict[str, Made]:
+    check_keys([*config.interests.miners, *([config.labels.judge] if "judge" in config.labels.labelers else [])])
     start_ray(config)
-    from jobs.asking.mining import ask
-    from jobs.asking.sink import open_sink
+    from jobs.asking.asker import open_sink
+    from jobs.asking.miners import ask_miners, check_yield
 
     sink, counted = open_sink(config.interests, store), []
     for owner in sorted(config.interests.owners):  # items before users, whose prompts show the interests of their items
-        wanted, num_requests = ask(config, store, owner, sink)
+        wanted, num_requests = ask_miners(config, store, owner, sink)
         counted.append(_merge(config, store, sink.uri, owner, wanted, num_requests))
-    return _made(config, store, sink.uri, add_outcomes(counted))
+    outcomes = add_outcomes(counted)
+    made = _made(config, store, sink.uri, outcomes)
+    check_yield(config.interests, sink.uri, outcomes, made["interests"].facts)
+    return made
 
 
 def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, num_requests: int) -> pa.Table:

@@ -1,118 +1,141 @@
-"""Ask the judge of every interest, by vLLM or an endpoint, and keep its verdicts in the label job's scratch folder."""
+"""Ask the judge about every interest, and hand its verdicts to the label job."""
 
-import json
-import time
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ray.data import ActorPoolStrategy, Dataset
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.config.interests import OpenAIJudge, VllmJudge
-from digr.models.endpoint import Pace, api_key, ask_endpoint
-from digr.rewards.judge import (
-    CHOICES,
-    JUDGED,
-    KEY,
-    TOP_TOKENS,
-    endpoint_fields,
-    judge_messages,
-    read_verdict,
-    yes_probability,
-)
+from digr.config.interests import OpenAIJudge, OpenAIMiner, VllmJudge, VllmMiner
+from digr.interests import ledger
+from digr.interests.merging import latest_responses
+from digr.models.answers import Answer
+from digr.models.endpoint import api_key
+from digr.rewards.judge import JUDGE_VERSION, JUDGED, judge_form, judge_messages, judge_requests, needs_image, read_verdict
 from digr.rewards.labeling import owner_texts
-from jobs.asking.ledger_tasks import map_tables
-from jobs.asking.vllm_engine import Answer, run_engine
-from jobs.asking.votes import keep_verdicts, read_votes
+from digr.tables import TABLES, conform
+from jobs.asking import asker
+from jobs.asking.asker import ModelRun
+from jobs.asking.ledger_tasks import Plan, filter_requests, make_plan, map_tables
 from jobs.runtime.parts import read_parts
 from jobs.runtime.session import say
+from jobs.runtime.stage import Made
 
+STAGE = "interest_labels"
 BLOCK_ROWS = 256
-"""Verdicts asked of an endpoint, and written, at once: what a killed job loses at most."""
-SAY_SECONDS = 5.0
-"""Time between two progress lines."""
+"""Interests whose requests are made at once."""
+Judge = VllmJudge | OpenAIJudge
+NO_IMAGE = "judge: only miners with an image found it, and labels.judge.modality is text"
 
 
-def ask_judge(config: Config, store: Store, work: str) -> dict[str, int]:
-    """Write the judge's verdicts, batch by batch; those that a killed run of the same job got are kept.
+def ask_judge(config: Config, store: Store, work: str) -> Made:
+    """Ask for the verdicts that the ledger `interest_verdicts` lacks, and write those of this run's interests to `{work}/judge`.
 
     Returns:
-        Status -> number of interests without a verdict.
+        What the ledger holds; interests without a verdict are rejected, by status.
+
+    Raises:
+        ValueError: as `asker.follow`, or the judge can be shown none of the interests.
     """
-    judge, uri = config.labels.judge, f"{work}/judge"
+    judge = config.labels.judge
     assert judge is not None, "the config checks it"
-    filesystem, path = artifacts.filesystem_of(uri)
-    filesystem.create_dir(path, recursive=True)
+    sink = asker.open_sink(config.interests, store, ledger.VERDICTS)
     blocks = read_parts(store.uri("interests")).repartition(target_num_rows_per_block=BLOCK_ROWS)
-    as_json = isinstance(judge, OpenAIJudge) and not judge.logprobs
-    made = map_tables(blocks, _prompts, store=store, work=work, as_json=as_json)
-    # into batches, which Ray joined on their way: each is a task of its own, whose counts come when it is done
-    prompts = made.repartition(target_num_rows_per_block=BLOCK_ROWS if isinstance(judge, OpenAIJudge) else judge.batch_size)
-    ask: Any = _judge_with_engine if isinstance(judge, VllmJudge) else _judge_with_endpoint
-    counts, start, said = Counter[str](), time.monotonic(), 0.0
-    for batch in ask(judge, prompts, uri).iter_batches(batch_size=None, batch_format="pyarrow"):
-        assert isinstance(batch, pa.Table)
-        for row in batch.to_pylist():
-            counts[row["status"]] += row["rows"]
-        if (now := time.monotonic()) - said > SAY_SECONDS:
-            said = now
-            rate = counts.total() / max(now - start, 1e-9)
-            say("interest_labels", f"judge {judge.name}: {counts.total()} answers, {rate:.1f} a second, {dict(counts)}")
-    return {status: count for status, count in counts.items() if status != "ok"}
+    requests = map_tables(blocks, _requests, store=store, judge=judge, image_miners=_image_miners(config))
+    plan = make_plan(requests, sink.uri, config.interests.retry_failed)
+    num_done = plan.num_wanted - plan.num_missing
+    say(STAGE, f"{judge.name}: {plan.num_wanted} interests, {num_done} judged, {plan.num_missing} to ask")
+    if plan.num_missing:
+        limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
+        missing = map_tables(requests, filter_requests, numbers=plan.missing)
+        prompts = map_tables(missing, judge_prompts, judge=judge, limits=limits)
+        key = api_key(judge) if isinstance(judge, OpenAIJudge) else ""
+        counts = asker.ask(judge, prompts, judge_form(judge), partial(verdict_rows, judge=judge), sink, key)
+        made: Future[Plan] = Future()
+        made.set_result(plan)
+        asker.follow(STAGE, [ModelRun(judge.name, counts, made)], sink, config.interests)
+    statuses: dict[str, int] = ray.get(ray.remote(hand_over).remote(sink.uri, plan.wanted, f"{work}/judge"))
+    rejected = {f"judge: {status}": count for status, count in sorted(statuses.items()) if status != "ok"}
+    unseen = _count_unseen(config, store) if judge.modality == "text" else 0
+    rejected |= {NO_IMAGE: unseen} if unseen else {}
+    return Made(artifacts.open_parts(sink.uri).count_rows(), rejected, {"statuses": statuses})
 
 
-def _judge_with_endpoint(judge: OpenAIJudge, prompts: Dataset, uri: str) -> Dataset:
-    return prompts.map_batches(
-        _Ask,
-        batch_size=BLOCK_ROWS,
-        batch_format="pyarrow",
-        fn_constructor_args=(judge, api_key(judge), uri),
-        compute=ActorPoolStrategy(size=1),
-        num_cpus=0.1,
-    )
+def _image_miners(config: Config) -> list[str]:
+    models = [miner for miner in config.interests.miners if isinstance(miner, VllmMiner | OpenAIMiner)]
+    return [miner.name for miner in models if miner.modality != "text"]
 
 
-def _judge_with_engine(judge: VllmJudge, prompts: Dataset, uri: str) -> Dataset:
-    # the guide leaves only tokens that begin a choice, so the first token's log-probabilities are those of the choice
-    guide = {"structured_outputs": {"choice": list(CHOICES)}, "temperature": 0.0, "max_tokens": 1, "logprobs": TOP_TOKENS}
-    return run_engine(judge, prompts, guide, partial(_keep, uri=uri))
+def _count_unseen(config: Config, store: Store) -> int:
+    """Count the interests that a judge without images is not asked about.
+
+    Raises:
+        ValueError: these are all.
+    """
+    image_miners = _image_miners(config)
+    if not image_miners:
+        return 0
+    total = unseen = 0
+    for batch in artifacts.iter_table(store, "interests", ["owner", "miners"]):
+        total += len(batch)
+        unseen += int(needs_image(pa.table(batch), image_miners).sum())
+    if total and unseen == total:
+        raise ValueError('labels.judge: only miners with an image found interests; set labels.judge.modality = "both"')
+    return unseen
 
 
-def _keep(prompts: pa.Table, answers: list[Answer], uri: str) -> pa.Table:
-    first = [one.output.outputs[0].logprobs[0].values() if one.output else () for one in answers]
-    given = [yes_probability((token.decoded_token or "", token.logprob) for token in tokens) for tokens in first]
-    both = zip(answers, given, strict=True)
-    reasons = [
-        f"error: {one.error}"[:300] if one.error else "unparsable: neither yes nor no" if p is None else None for one, p in both
-    ]
-    verdicts = {name: prompts[name] for name in KEY} | {"probability": given, "reason": reasons}
-    return keep_verdicts(pa.table(verdicts, schema=JUDGED), uri)
+def _requests(interests: pa.Table, store: Store, judge: Judge, image_miners: list[str]) -> pa.Table:
+    """Make the request of every interest that the judge can be shown, with the image where its miners were shown one alone."""
+    of_image = needs_image(interests, image_miners)
+    if judge.modality == "text":
+        interests, of_image = interests.filter(pa.array(~of_image)), np.zeros(int((~of_image).sum()), bool)
+    images: list[str | None] = [None] * len(interests)
+    if of_image.any():
+        items = artifacts.read_table(store, "items", ["item_id", "image_uri"], item_id=interests["owner_id"].to_pylist())
+        uris = dict(zip(items["item_id"].to_pylist(), items["image_uri"].to_pylist(), strict=True))
+        images = [uris[owner] if seen else None for owner, seen in zip(interests["owner_id"].to_pylist(), of_image, strict=True)]
+    return judge_requests(interests, owner_texts(store, interests), images, judge.model_dump(mode="json"))
 
 
-def _prompts(interests: pa.Table, store: Store, work: str, as_json: bool) -> pa.Table:
-    """Make the chat, as JSON, of every interest that has no verdict yet."""
-    missing = interests.filter(pa.array(np.isnan(read_votes("judge", interests, work))))
-    rows = zip(missing["owner"].to_pylist(), missing["interest"].to_pylist(), owner_texts(store, missing), strict=True)
-    messages = [json.dumps(judge_messages(owner, interest, text, as_json)) for owner, interest, text in rows]
-    return missing.select([*KEY]).append_column("messages", pa.array(messages, pa.string()))
+def judge_prompts(requests: pa.Table, judge: Judge, limits: dict[str, int]) -> pa.Table:
+    """Add to requests the chats that the judge gets; one whose image is broken is judged by its text, as it was mined."""
+    form = judge_form(judge)
+
+    def chat(row: dict, url: str | None) -> list[dict[str, Any]]:
+        return judge_messages(row["owner"], row["interest"], row["text"], form, url)
+
+    return asker.add_chats(requests, [bool(uri) for uri in requests["image_uri"].to_pylist()], chat, limits)
 
 
-class _Ask:
-    """Send batches of prompts to an endpoint, and write each one's verdicts before the next is sent."""
+def verdict_rows(prompts: pa.Table, answers: Sequence[Answer], judge: Judge) -> pa.Table:
+    """Return the rows of `interest_verdicts` that answers make."""
+    read = [read_verdict(answer) for answer in answers]
+    shown = ["both" if with_image else "text" for with_image in prompts["with_image"].to_pylist()]
+    rows = asker.answer_rows(prompts, [answer for answer, _ in read], judge, JUDGE_VERSION, shown)
+    rows = rows.append_column("interest", prompts["interest"])
+    rows = rows.append_column("probability", pa.array([probability for _, probability in read], pa.float64()))
+    return conform(ledger.VERDICTS, rows, "judge's answers")
 
-    def __init__(self, judge: OpenAIJudge, key: str, uri: str) -> None:
-        self.judge, self.key, self.uri, self.pace = judge, key, uri, Pace(judge.requests_per_minute)
 
-    def __call__(self, prompts: pa.Table) -> pa.Table:
-        conversations: list[list[dict[str, Any]]] = [json.loads(text) for text in prompts["messages"].to_pylist()]
-        fields = endpoint_fields(self.judge)
-        answers = ask_endpoint(self.judge, self.key, conversations, self.pace, fields=fields, read=read_verdict)
-        given = [float(one.response) if one.status is None and one.response else None for one in answers]
-        reasons = [f"{one.status}: {one.reason}" if one.status else None for one in answers]
-        verdicts = pa.table({name: prompts[name] for name in KEY} | {"probability": given, "reason": reasons}, schema=JUDGED)
-        return keep_verdicts(verdicts, self.uri)
+def hand_over(uri: str, wanted: np.ndarray, folder: str) -> dict[str, int]:
+    """Write the verdicts of the wanted requests as rows of `JUDGED`, by owner; returns the number of requests by status."""
+    found = artifacts.open_parts(uri, TABLES[ledger.VERDICTS].schema)
+    columns = ["request_digest", "status", *JUDGED.names]
+    batches = [batch.filter(ledger.contains(wanted, batch["request_digest"])) for batch in found.to_batches(columns=columns)]
+    rows = latest_responses(pa.Table.from_batches(batches, pa.schema([found.schema.field(name) for name in columns])))
+    given = rows.filter(pc.is_valid(rows["probability"])).select(JUDGED.names).cast(JUDGED)
+    given = given.sort_by([("owner", "ascending"), ("owner_id", "ascending")])
+    artifacts.remove(folder)
+    filesystem, path = artifacts.filesystem_of(folder)
+    filesystem.create_dir(path, recursive=True)
+    pq.write_table(given, f"{path}/part-0.parquet", filesystem=filesystem)
+    return dict(Counter(rows["status"].to_pylist()))

@@ -55,12 +55,12 @@ def _plan(digests: list[Any], uri: str, retry_failed: bool) -> tuple[np.ndarray,
 
 
 @ray.remote
-def join(*numbers: np.ndarray) -> np.ndarray:
+def join_requests(*numbers: np.ndarray) -> np.ndarray:
     """Return the sorted union of several sets of requests."""
     return np.unique(np.concatenate(numbers))
 
 
-def only(table: pa.Table, numbers: Any) -> pa.Table:
+def filter_requests(table: pa.Table, numbers: Any) -> pa.Table:
     """Keep the rows whose request is in a set, given by reference."""
     return table.filter(ledger.contains(ray.get(numbers), table["request_digest"]))
 
@@ -70,7 +70,7 @@ def by_owner(uri: str, wanted: Any, num_requests: int) -> Dataset:
     if num_requests <= _SORT_ROWS:  # one block, which a task sorts before Ray Data would have started its own
         task: Any = ray.remote(_sorted)
         return ray.data.from_arrow_refs([task.remote(uri, wanted)])
-    chosen = map_tables(read_parts(uri), only, numbers=wanted).repartition(num_requests // _SORT_ROWS)
+    chosen = map_tables(read_parts(uri), filter_requests, numbers=wanted).repartition(num_requests // _SORT_ROWS)
     # rows of equal key are in one block after a sort
     return chosen.sort("owner_id").materialize()
 

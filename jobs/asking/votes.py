@@ -1,17 +1,14 @@
 """What labelers other than the classifier say, in the label job's scratch folder."""
 
-import uuid
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.interests.ledger import write_part
 from digr.rewards.behavioural import behavioural_table
 from digr.rewards.judge import JUDGED, KEY
 from digr.rewards.labeling import votes_of
@@ -36,13 +33,3 @@ def _count(store: Store, min_lift: float, uri: str) -> None:
     filesystem, path = artifacts.filesystem_of(uri)
     filesystem.create_dir(path, recursive=True)
     pq.write_table(behavioural_table(store, min_lift), f"{path}/part-0.parquet", filesystem=filesystem)
-
-
-def keep_verdicts(answers: pa.Table, uri: str) -> pa.Table:
-    """Write the verdicts of a batch as a part, and return the number of answers of each status; without one they are not kept."""
-    given = answers.filter(pc.is_valid(answers["probability"]))
-    if len(given):
-        write_part(uri, f"part-{uuid.uuid4().hex}", given)
-    status = pc.fill_null(pc.list_element(pc.split_pattern(answers["reason"], ":", max_splits=1), 0), "ok")
-    counts = status.value_counts()
-    return pa.table({"status": counts.field("values"), "rows": counts.field("counts")})
