@@ -181,7 +181,8 @@ class _Asker:
 
     async def _ask(self, row: dict[str, Any], chat: Any) -> dict[str, Any]:
         """Ask one prompt; returns its ledger row when that is written."""
-        self.unwritten.append((row, await self.source.ask(chat)))
+        answer = await self.source.ask(chat)
+        self.unwritten.append((row, answer))
         place = len(self.unwritten) - 1
         self.writing = self.writing or asyncio.create_task(self._write())
         return (await self.writing)[place]
