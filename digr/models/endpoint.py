@@ -93,10 +93,13 @@ class Endpoint:
     """One client of one endpoint, used from one event loop.
 
     Requests go one by one until the first is answered, so that a request that the endpoint never accepts costs nothing.
+
+    Args:
+        has_answered: whether the endpoint answered in an earlier run; then prompts that fail first may just be odd ones.
     """
 
-    def __init__(self, model: EndpointModel, key: str, form: AnswerForm):
-        self.model, self.fields = model, request_fields(model, form)
+    def __init__(self, model: EndpointModel, key: str, form: AnswerForm, has_answered: bool = False):
+        self.model, self.fields, self.has_answered = model, request_fields(model, form), has_answered
         self.slots, self.probing = asyncio.Semaphore(model.concurrency), asyncio.Lock()
         self.answered, self.num_failed = False, 0
         self.stopped: ValueError | None = None
@@ -129,10 +132,11 @@ class Endpoint:
         if self.stopped:
             raise self.stopped
         answer, error = await self._send(messages)
-        self.answered = answer.status != "error"
-        self.num_failed += not self.answered
+        self.num_failed += answer.status == "error"
+        failed_all = self.num_failed == MAX_PROBES
+        self.answered = answer.status != "error" or (failed_all and self.has_answered)
         advice = _advice(self.model, error)
-        if advice or getattr(error, "status_code", 0) in _NEVER_MENDED or self.num_failed == MAX_PROBES:
+        if advice or getattr(error, "status_code", 0) in _NEVER_MENDED or (failed_all and not self.has_answered):
             place = config_key(self.model)
             todo = f"set {place}.{advice}" if advice else f"check {place}.base_url, model and the key in {self.model.api_key_env}"
             first = "the first request" if self.num_failed == 1 else f"each of the first {self.num_failed} requests"

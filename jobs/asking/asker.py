@@ -162,7 +162,12 @@ class _Asker:
 
     def __init__(self, model: LanguageModel, form: AnswerForm, key: str, to_rows: ToRows, sink: Sink) -> None:
         self.model, self.to_rows, self.sink = model, to_rows, sink
-        self.source = Endpoint(model, key, form) if isinstance(model, EndpointModel) else Engine(model, form)
+        if isinstance(model, EndpointModel):
+            self.source: Endpoint | Engine = Endpoint(
+                model, key, form, bool(ledger.example_answers(sink.uri, model.name, False, 1))
+            )
+        else:
+            self.source = Engine(model, form)
         self.unwritten: list[tuple[dict[str, Any], Answer]] = []
         self.writing: asyncio.Task[list[dict[str, Any]]] | None = None
 

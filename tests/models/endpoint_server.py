@@ -89,7 +89,10 @@ class _Handler(BaseHTTPRequestHandler):
         if "refuse" in prompt:
             message = {"role": "assistant", "content": None, "refusal": "no"}
         if "dots" in prompt:
-            message = {"role": "assistant", "content": '{"reasoning": "...", "interests": [{"interest": "...", "confidence": 0.9}]}'}
+            message = {
+                "role": "assistant",
+                "content": '{"reasoning": "...", "interests": [{"interest": "...", "confidence": 0.9}]}',
+            }
         choice = {"index": 0, "message": message, "finish_reason": finish}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         completion = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"]}
@@ -112,7 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
             return 400, {"message": text, "param": "temperature", "code": "unsupported_value"}
         schema = json.dumps(body.get("response_format", {}))
         if "limits" in refuses and (found := [keyword for keyword in LIMITS if f'"{keyword}"' in schema]):
-            text = f"Invalid schema for response_format 'interests': In context=('properties', 'x'), '{found[0]}' is not permitted."
+            text = (
+                f"Invalid schema for response_format 'interests': In context=('properties', 'x'), '{found[0]}' is not permitted."
+            )
             return 400, {"message": text, "param": "response_format", "code": None}
         if "bad" in prompt:
             text = "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens."

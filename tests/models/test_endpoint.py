@@ -79,7 +79,12 @@ def test_a_request_has_what_the_config_sets_and_nothing_else():
     common = {"base_url": "http://x/v1", "model": "x"}
     plain = request_fields(OpenAIMiner(name="m", json_schema=False, **common), FORM)
     assert plain == {"model": "x", "max_tokens": 512}
-    changes = {"token_field": "max_completion_tokens", "temperature": 0.0, "reasoning_effort": "low", "extra_body": {"top_p": 0.9}}
+    changes = {
+        "token_field": "max_completion_tokens",
+        "temperature": 0.0,
+        "reasoning_effort": "low",
+        "extra_body": {"top_p": 0.9},
+    }
     full = request_fields(OpenAIMiner(name="m", json_schema=False, **common, **changes), FORM)
     sampling = {"temperature": 0.0, "reasoning_effort": "low", "extra_body": {"top_p": 0.9}}
     assert full == {"model": "x", "max_completion_tokens": 512} | sampling
@@ -93,7 +98,12 @@ def test_a_request_has_what_the_config_sets_and_nothing_else():
 
 
 def test_the_fields_of_the_config_reach_the_endpoint():
-    changes = {"token_field": "max_completion_tokens", "temperature": 1.0, "reasoning_effort": "low", "extra_body": {"top_p": 0.9}}
+    changes = {
+        "token_field": "max_completion_tokens",
+        "temperature": 1.0,
+        "reasoning_effort": "low",
+        "extra_body": {"top_p": 0.9},
+    }
     with serve_endpoint("max_tokens", "temperature", "limits") as server:
         (answer,) = _ask(_miner(server, plain_schema=True, **changes), ["fine"])
     body = server.bodies[0]
@@ -126,6 +136,18 @@ def test_an_endpoint_that_refuses_everything_for_no_named_reason_is_sent_three_r
     with serve_endpoint("400") as server, pytest.raises(ValueError, match="failed each of the first 3 requests: BadRequestError"):
         _ask(_miner(server), ["fine"] * 20)
     assert len(server.bodies) == 3
+
+
+def test_an_endpoint_that_answered_in_an_earlier_run_is_asked_all_the_rest_although_its_first_fail():
+    # what is left of a run may be just the prompts that fail; they are counted by max_failed_rate
+    with serve_endpoint() as server:
+
+        async def ask():
+            endpoint = Endpoint(_miner(server), "key", FORM, has_answered=True)
+            return await asyncio.gather(*(endpoint.ask(chat_messages("item", "text", "bad")) for _ in range(9)))
+
+        answers = asyncio.run(ask())
+    assert [answer.status for answer in answers] == ["error"] * 9 and len(server.bodies) == 9
 
 
 def test_one_prompt_that_is_refused_first_stops_nothing_and_requests_go_one_by_one_until_one_is_answered():

@@ -26,7 +26,9 @@ LIMITS = {"max_bytes": 1024, "max_side": 16}
 
 
 def _miner(server, **changes):
-    return OpenAIMiner(**{"name": "m", "base_url": server.url, "model": "x", "max_retries": 0, "api_key_env": "DIGR_TEST_KEY"} | changes)
+    return OpenAIMiner(
+        **{"name": "m", "base_url": server.url, "model": "x", "max_retries": 0, "api_key_env": "DIGR_TEST_KEY"} | changes
+    )
 
 
 def _prompts(miner, titles):

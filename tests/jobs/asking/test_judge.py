@@ -112,7 +112,9 @@ def test_a_judge_whose_endpoint_fails_stops_the_job_with_its_reason_and_errors_a
     _commit(store, "items", pa.table({"item_id": list(TITLES), "title": ["fine", "broken", "broken", "broken"]}))
     with serve_endpoint() as server:
         config = _config(store, server.url, {"modality": "both"})
-        with pytest.raises(ValueError, match=r"judge: 3 of 4 requests failed, .*max_failed_rate = 0\.5(.|\n)*InternalServerError"):
+        with pytest.raises(
+            ValueError, match=r"judge: 3 of 4 requests failed, .*max_failed_rate = 0\.5(.|\n)*InternalServerError"
+        ):
             label_interests.run(config, Options())
     with serve_judge() as server:
         label_interests.run(_config(store, server.url, {"modality": "both"}), Options())
