@@ -189,8 +189,8 @@ def test_a_miner_that_finds_no_interest_stops_the_job_and_shows_three_answers(en
 
 def test_too_many_failures_stop_the_job_and_the_next_run_asks_them_again(endpoints, ray_local):
     # a share of any size was built, and its rows were never asked again without --force and retry_failed
-    config, server = endpoints
-    titles = {item: "broken" for item in "bcdef"} | {"a": "fine"}
+    config, _server = endpoints
+    titles = dict.fromkeys("bcdef", "broken") | {"a": "fine"}
     _write_items(Store(config.run.dir), dict(sorted(titles.items())))
     with pytest.raises(
         ValueError, match=r": [45] of 6 requests failed, more than .*max_failed_rate = 0\.5(.|\n)*InternalServerError"

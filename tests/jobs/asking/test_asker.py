@@ -18,7 +18,7 @@ from digr.config.interests import OpenAIMiner
 from digr.interests import ledger
 from digr.interests.prompts import item_requests
 from digr.tables import conform
-from jobs.asking import asker, miners
+from jobs.asking import miners
 from jobs.asking.asker import Sink, _Asker
 from tests.models.endpoint_server import serve_endpoint
 
