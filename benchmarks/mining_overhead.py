@@ -42,8 +42,8 @@ def chat(config_path: str, seconds_path: str) -> None:
     """Ask the engine all prompts at once, as a script without Ray would; writes how long its parts took."""
     import os
 
-    from jobs.asking.llm_miners import sampling_params
-    from jobs.asking.vllm_engine import CPU_ENV, engine_kwargs
+    from jobs.asking.miners import FORM
+    from jobs.asking.vllm_engine import CPU_ENV, engine_kwargs, sampling_params
     from jobs.runtime.stage import store_of
 
     os.environ.update(CPU_ENV)
@@ -57,7 +57,7 @@ def chat(config_path: str, seconds_path: str) -> None:
     start = time.monotonic()
     llm = LLM(miner.model, **engine_kwargs(miner))
     ready = time.monotonic()
-    sampling: dict[str, Any] = sampling_params(miner)
+    sampling: dict[str, Any] = sampling_params(miner, FORM)
     guide = StructuredOutputsParams(**sampling.pop("structured_outputs"))
     messages: list[Any] = [chat_messages("item", "text", text) for text in texts]
     outputs = llm.chat(messages, SamplingParams(**sampling, structured_outputs=guide), use_tqdm=False)
@@ -107,6 +107,8 @@ def measure(quick: bool) -> Measurement:
         config.write_text(
             f'[run]\ndir = "{store.root}"\n[[interests.miners]]\nkind = "vllm"\nname = "tiny"\nmodel = "{model}"\n'
             f"on_cpu = true\nmax_model_len = 2048\nmax_tokens = {MAX_TOKENS}\n"
+            # a random model's answers are cut before their first interest
+            "[interests]\nmin_yield_rate = 0.0\n"
         )
         call = f"from benchmarks.mining_overhead import chat; chat({str(config)!r}, {str(folder / 'chat.json')!r})"
         with ThreadPoolExecutor(2 if quick else 1) as at_once:

@@ -38,6 +38,7 @@ SHARED = frozenset(
         "interests",
         "classifier",
         "interest_labels",
+        "interest_verdicts",
         "metrics",
     }
 )
@@ -55,6 +56,7 @@ JOB_OF = {
     "interests": "mine_interests",
     "classifier": "train_classifier",
     "interest_labels": "label_interests",
+    "interest_verdicts": "label_interests",
     "item_embeddings": "embed_items",
     "item_sids": "build_sids",
     "quantiser": "build_sids",

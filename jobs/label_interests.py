@@ -12,7 +12,9 @@ from digr.config import Config
 from digr.config.interests import VllmJudge
 from digr.config.models import ModelConfig
 from digr.interests.item_lines import read_item_lines
+from digr.interests.ledger import VERDICTS
 from digr.models.encoders import load_encoder
+from digr.models.endpoint import check_keys
 from digr.partitions import Part, parts_of
 from digr.rewards.classifier import load_classifier
 from digr.rewards.labeling import MAX_TEXT_CHARS, label_facts, label_interests, labelled_texts
@@ -67,9 +69,10 @@ class Label:
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `interest_labels` with Ray."""
-    labels, owners = config.labels, config.interests.owners
+    labels, owners, has_judge = config.labels, config.interests.owners, "judge" in config.labels.labelers
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
+        check_keys([labels.judge] if has_judge else [])
         start_ray(config)
         import ray
 
@@ -78,25 +81,33 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         num_owners = artifacts.require(store, "interests").rows or 0
         say(STAGE, f"interests of {num_owners} items and users, labeled by {', '.join(labels.labelers)}")
         items = ray.remote(read_item_lines).remote(store, MAX_TEXT_CHARS, False) if "user" in owners else None
-        unjudged: dict[str, int] = {}
+        judged: dict[str, Made] = {}
         if "behavioural" in labels.labelers:
             count_transitions(config, store, work)
-        if "judge" in labels.labelers:
-            unjudged = ask_judge(config, store, work, items)
+        if has_judge:
+            judged[VERDICTS] = ask_judge(config, store, work, items)
         parts = [part for owner in owners for part in parts_of(store, owner)]
         rows = map_parts(config, store, Label, parts, [STAGE], arguments=(work, items))[STAGE]
         if rows != num_owners:
             raise ValueError(f"{store.uri(STAGE)}: {rows} rows, {num_owners} expected; interests changed: mine with --force")
         facts = label_facts(artifacts.open_parts(store.uri(STAGE)).to_batches(), labels.labelers, labels.threshold)
         say(STAGE, f"{facts['trusted_rate']:.1%} of {facts['num_interests']} interests trusted")
-        rejected = {f"judge: {reason}": count for reason, count in unjudged.items()}
-        return {STAGE: Made(rows, rejected, facts)}
+        return {STAGE: Made(rows, judged[VERDICTS].rejected if judged else {}, facts)} | judged
 
     inputs = ["items", "interests"] + ["classifier"] * ("classifier" in labels.labelers)
     inputs += ["histories"] * ("behavioural" in labels.labelers or "user" in owners)
     models: dict[str, ModelConfig] = {"classifier.base": config.classifier.base} if "classifier" in labels.labelers else {}
     models |= {"labels.judge": ModelConfig(name=labels.judge.model)} if isinstance(labels.judge, VllmJudge) else {}
-    return run_stage(config, options, outputs=[STAGE], sections=["labels"], inputs=inputs, models=models, build=build)
+    return run_stage(
+        config,
+        options,
+        outputs=[STAGE] + [VERDICTS] * has_judge,
+        sections=["labels"],
+        inputs=inputs,
+        models=models,
+        keep=[VERDICTS],
+        build=build,
+    )
 
 
 if __name__ == "__main__":

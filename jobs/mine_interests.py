@@ -15,6 +15,7 @@ from digr.config.models import ModelConfig
 from digr.interests import ledger
 from digr.interests.prompts import Owner
 from digr.interests.summary import add_outcomes, miner_table
+from digr.models.endpoint import check_keys
 from digr.partitions import SOURCES, part_starts
 from digr.tables import TABLES, flat_interests
 from jobs.runtime.session import Options, main, say, start_ray
@@ -42,22 +43,26 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
 
 def _build(config: Config, store: Store, work: str) -> dict[str, Made]:
+    check_keys([*config.interests.miners, *([config.labels.judge] if "judge" in config.labels.labelers else [])])
     start_ray(config)
-    from jobs.asking.mining import ask
-    from jobs.asking.sink import open_sink
+    from jobs.asking.asker import open_sink
+    from jobs.asking.miners import ask_miners, check_yield
 
     sink, counted = open_sink(config.interests, store), []
     for owner in sorted(config.interests.owners):  # items before users, whose prompts show the interests of their items
-        wanted, num_requests = ask(config, store, owner, sink)
+        wanted, num_requests = ask_miners(config, store, owner, sink)
         counted.append(_merge(config, store, sink.uri, owner, wanted, num_requests, f"{work}/{owner}"))
-    return _made(config, store, sink.uri, add_outcomes(counted))
+    outcomes = add_outcomes(counted)
+    made = _made(config, store, sink.uri, outcomes)
+    check_yield(config.interests, sink.uri, outcomes, made["interests"].facts)
+    return made
 
 
 def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, num_requests: int, folder: str) -> pa.Table:
     """Merge the ledger's answers to the wanted requests owner by owner; returns how they ended."""
     from jobs.asking import ledger_tasks, phrase_tasks
 
-    outcomes = ledger_tasks.answers_by_part(uri, wanted, num_requests, part_starts(store, SOURCES[owner]), folder)
+    outcomes = ledger_tasks.answers_by_part(uri, wanted, num_requests, owner, part_starts(store, SOURCES[owner]), folder)
     if (found := pc.sum(outcomes["rows"]).as_py()) != num_requests:
         raise ValueError(f"{uri}: {num_requests} requests have {found} answers; run the job again")
     phrase_tasks.merge(config, store, owner, folder)

@@ -146,3 +146,17 @@ def make_image_encoder(folder: Path, kind: str) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def make_model_that_dies(folder: Path) -> tuple[Path, str]:
+    """Write the text model with a tokenizer of more tokens than it has embeddings; returns it and a text of which it dies.
+
+    Such folders exist: tokens were added to the tokenizer and the model was not resized. vLLM lets the token through, because
+    the tokenizer knows it, and the engine's process ends with an index out of range.
+    """
+    make_text_model(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    # vLLM pads its embeddings to a multiple of 64
+    tokenizer.add_tokens([f"<|added_{index}|>" for index in range(200)])
+    tokenizer.save_pretrained(folder)
+    return folder, "<|added_199|>"

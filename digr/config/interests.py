@@ -1,6 +1,6 @@
 """Mining of interests, their reward labels, and the item vectors made of them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,8 +8,8 @@ from digr.config.base import Section
 from digr.config.models import EncoderConfig, ModelConfig, PairEncoderConfig, PhraseEncoderConfig
 
 
-class VllmMiner(Section):
-    """A local language or vision-language model run by vLLM through Ray Data."""
+class VllmModel(Section):
+    """A local language or vision-language model that vLLM runs on the cluster."""
 
     kind: Literal["vllm"] = "vllm"
     name: str
@@ -20,22 +20,27 @@ class VllmMiner(Section):
     """What the prompt shows."""
     max_model_len: int = Field(4096, ge=64)
     """Context of the engine, tokens."""
-    max_tokens: int = Field(512, ge=8)
-    """Longest response, tokens."""
-    temperature: float = Field(0.0, ge=0.0, le=2.0)
-    """Sampling temperature."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs of one engine, all of one node."""
+    """GPUs of one engine, all of one node; more than a node has is an error."""
     concurrency: int = Field(1, ge=1)
-    """Engines."""
+    """Engines, at most: fewer run where the cluster has room for fewer."""
     batch_size: int = Field(64, ge=1)
-    """Prompts handed to an engine, and answers written, at once; it works on up to eight such batches."""
+    """Prompts handed to an engine at once; it works on up to eight such batches."""
     on_cpu: bool = False
     """Run the CPU build of vLLM: one logical CPU per engine, eager mode."""
 
 
-class OpenAIMiner(Section):
-    """Any endpoint that speaks the OpenAI chat protocol."""
+class VllmMiner(VllmModel):
+    """A local model that mines interests."""
+
+    max_tokens: int = Field(512, ge=8)
+    """Longest response, tokens."""
+    temperature: float = Field(0.0, ge=0.0, le=2.0)
+    """Sampling temperature."""
+
+
+class EndpointModel(Section):
+    """A model behind an endpoint that speaks the OpenAI chat protocol."""
 
     kind: Literal["openai"] = "openai"
     name: str
@@ -50,10 +55,18 @@ class OpenAIMiner(Section):
     """What the prompt shows."""
     json_schema: bool = True
     """Ask the endpoint to hold the response to the JSON schema."""
+    plain_schema: bool = False
+    """Leave lengths and ranges out of the schema (minLength, maxItems, maximum and so on), which some endpoints refuse."""
     max_tokens: int = Field(512, ge=8)
-    """Longest response, tokens."""
-    temperature: float = Field(0.0, ge=0.0, le=2.0)
-    """Sampling temperature."""
+    """Longest response, tokens; a reasoning model's thoughts count."""
+    token_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Field of the request that carries `max_tokens`; newer models of OpenAI take only the second."""
+    temperature: float | None = Field(None, ge=0.0, le=2.0)
+    """Sampling temperature; unset leaves it out of the request, so that the endpoint's own holds."""
+    reasoning_effort: str = ""
+    """How long a reasoning model thinks, in the endpoint's words, such as "low"; empty leaves it out of the request."""
+    extra_body: dict[str, Any] = Field({})
+    """Further fields of the request's body, such as {top_p = 0.9}."""
     concurrency: int = Field(8, ge=1, le=1024)
     """Requests in flight."""
     requests_per_minute: float = Field(0.0, ge=0)
@@ -63,9 +76,13 @@ class OpenAIMiner(Section):
     timeout_seconds: float = Field(60.0, gt=0)
     """Longest wait for one response."""
     usd_per_million_input_tokens: float = Field(0.0, ge=0)
-    """Price, for the cost columns."""
+    """Price, for the cost columns and the budget."""
     usd_per_million_output_tokens: float = Field(0.0, ge=0)
-    """Price, for the cost columns."""
+    """Price, for the cost columns and the budget."""
+
+
+class OpenAIMiner(EndpointModel):
+    """An endpoint that mines interests."""
 
 
 class ReplayMiner(Section):
@@ -115,11 +132,19 @@ class InterestsConfig(Section):
     max_image_side: int = Field(448, ge=16, le=4096)
     """Images are scaled down to this side before a miner sees them, pixels."""
     max_tokens_total: int = Field(0, ge=0, exclude=True)
-    """Tokens, read and written, that this run's ledger may hold; mining stops there and can go on. 0 is no cap."""
+    """Tokens, read and written, that this run's ledgers may hold: miners and the judge of `labels` together. The job stops
+    there and can go on. 0 is no cap."""
     max_usd: float = Field(0.0, ge=0, exclude=True)
-    """Money that this run's ledger may hold, USD; mining stops there and can go on. 0 is no cap."""
+    """Money that this run's ledgers may hold, USD: miners and the judge of `labels` together. The job stops there and can
+    go on. 0 is no cap."""
+    max_failed_rate: float = Field(0.5, ge=0, le=1, exclude=True)
+    """Share of a miner's or the judge's requests that may end as "error" (no answer came); above it the job stops. The next
+    run asks them again."""
+    min_yield_rate: float = Field(0.05, ge=0, le=1, exclude=True)
+    """Share of the owners asked that must get an interest, overall and from each language model; below it the job stops and
+    shows three answers. With 0 it never does."""
     retry_failed: bool = Field(False, exclude=True)
-    """Ask again for what failed; give it with --force. Not part of the result's identity."""
+    """Ask again also for what was answered without an interest; give it with --force. Not part of the result's identity."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "InterestsConfig":
@@ -150,22 +175,36 @@ class ClassifierConfig(Section):
     """Share of items held out for calibration and evaluation."""
 
 
-class VllmJudge(VllmMiner):
-    """A language model run by vLLM that answers yes or no; its probability of "yes" is the label's."""
+class VllmJudge(VllmModel):
+    """A language model run by vLLM that answers yes or no; its probability of "yes" is the label's.
+
+    It writes one token, whose probabilities are read: there is neither a temperature nor a length to choose.
+    """
 
     name: str = "judge"
-    """Name of the judge in messages."""
+    """Name of the judge in messages and in `interest_verdicts`."""
+    modality: Literal["text", "both"] = "text"
+    """With "both" an interest that only miners with an image found is judged with the item's image beside its text; with
+    "text" it is left without a verdict, counted."""
+    max_tokens: ClassVar[int] = 1
 
 
-class OpenAIJudge(OpenAIMiner):
+class OpenAIJudge(EndpointModel):
     """An endpoint that answers yes or no."""
 
     name: str = "judge"
-    """Name of the judge in messages."""
+    """Name of the judge in messages and in `interest_verdicts`."""
+    modality: Literal["text", "both"] = "text"
+    """With "both" an interest that only miners with an image found is judged with the item's image beside its text; with
+    "text" it is left without a verdict, counted."""
     logprobs: bool = True
     """Read the probability of "yes" from log-probabilities; false asks for JSON, for an endpoint that gives none."""
     max_tokens: int = Field(16, ge=1)
-    """Longest answer, tokens."""
+    """Longest answer, tokens; a reasoning model's thoughts count."""
+
+
+LanguageModel = VllmMiner | VllmJudge | EndpointModel
+"""A model that is asked by prompts."""
 
 
 class LabelsConfig(Section):

@@ -1,7 +1,9 @@
 """The ledger of responses: an append-only folder of Parquet parts that says what was asked and what came back.
 
-Every finished batch is one part that appears whole or not at all, so a killed run keeps all but the batch in flight. A
-request may be in the ledger twice, after a retry or a killed worker; `merging.latest_responses` picks one.
+Miners have one, `interest_responses`, and the judge has one, `interest_verdicts`, whose rows also hold the verdict.
+
+Answers are written in parts that appear whole or not at all, so a killed run keeps all but the last moment's. A request
+may be in the ledger twice, after a retry or a killed worker; `merging.latest_responses` picks one.
 """
 
 import hashlib
@@ -22,7 +24,7 @@ from digr.interests.parsing import parse_response
 from digr.interests.spending import Spending
 from digr.tables import TABLES, conform
 
-LEDGER = "interest_responses"
+LEDGER, VERDICTS = "interest_responses", "interest_verdicts"
 _SCHEMA = TABLES[LEDGER].schema
 _JOINED_BYTES = 32 << 20
 _MIN_JOINED = 16
@@ -32,12 +34,12 @@ RAW_SCHEMA = pa.schema(
 """What a miner returns: the ledger's columns, with `status` null where the text of the response decides."""
 
 
-def open_ledger(store: Store) -> str:
+def open_ledger(store: Store, name: str = LEDGER) -> str:
     """Return the address of the ledger's folder, ready to be appended to; its earlier parts stay.
 
     Its manifest goes, so that nobody reads the ledger as finished while it grows, and so do drafts of a killed run.
     """
-    uri = store.uri(LEDGER)
+    uri = store.uri(name)
     fs, path = filesystem_of(uri)
     fs.create_dir(path, recursive=True)
     for entry in fs.get_file_info(pafs.FileSelector(path)):
@@ -80,7 +82,7 @@ def join_parts(uri: str) -> None:
         if group and (entry is None or size + entry.size > _JOINED_BYTES):
             if len(group) >= _MIN_JOINED:
                 # sorts right behind the newest of them
-                write_part(uri, f"{Path(group[-1]).stem}j", pads.dataset(group, filesystem=fs, schema=_SCHEMA).to_table())
+                write_part(uri, f"{Path(group[-1]).stem}j", pads.dataset(group, filesystem=fs).to_table())
                 for joined in group:
                     fs.delete_file(joined)
             group, size = [], 0
@@ -118,13 +120,12 @@ def done_numbers(uri: str, retry_failed: bool = False) -> UInt64[np.ndarray, " N
     Streams two columns of the parts, so memory is 8 bytes per row of the ledger.
 
     Args:
-        retry_failed: count only "ok" rows as done; otherwise every answer, also a failure, is one.
+        retry_failed: count only "ok" rows as done; otherwise every answer is one. An "error", where no answer came, never is.
     """
     numbers = [np.empty(0, np.uint64)]
     for batch in artifacts.open_parts(uri, _SCHEMA).to_batches(columns=["request_digest", "status"]):
-        if retry_failed:
-            batch = batch.filter(pc.equal(batch["status"], "ok"))
-        numbers.append(digest_numbers(batch["request_digest"]))
+        done = pc.equal(batch["status"], "ok") if retry_failed else pc.not_equal(batch["status"], "error")
+        numbers.append(digest_numbers(batch.filter(done)["request_digest"]))
     return np.unique(np.concatenate(numbers))
 
 
@@ -137,6 +138,17 @@ def spent_so_far(uri: str, free_miners: Sequence[str] = ()) -> Spending:
         tokens, written, usd = (pc.sum(batch[column]).as_py() or 0 for column in columns[1:])
         spent = spent.plus(Spending(tokens + written, usd))
     return spent
+
+
+def example_answers(uri: str, miner: str, failed: bool, num: int = 3) -> list[str]:
+    """Return a miner's newest answers that are an "error", or that are none, each as its status, reason and text."""
+    wanted = (pads.field("miner") == miner) & ((pads.field("status") == "error") == failed)
+    rows: list[dict] = []
+    for part in reversed(list(artifacts.open_parts(uri, _SCHEMA).get_fragments())):
+        rows += part.head(num - len(rows), columns=["status", "reason", "response"], filter=wanted).to_pylist()
+        if len(rows) >= num:
+            break
+    return [f"{row['status']} ({row['reason']}): {(row['response'] or '')[:200]!r}" for row in rows]
 
 
 def contains(numbers: UInt64[np.ndarray, " N"], digests: pa.Array | pa.ChunkedArray) -> pa.Array:

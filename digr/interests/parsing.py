@@ -194,7 +194,7 @@ def _in_words(line: str) -> tuple[str, str | None]:
 
 
 def _behind_reasoning(text: str) -> tuple[str, bool]:
-    """Return the answer without its reasoning, and whether the reasoning is left open; its opening tag may be the prompt's own."""
+    """Return the answer without its reasoning, and whether the reasoning is left open. The prompt may hold its opening tag."""
     try:
         _DECODER.decode(text)
         return text, False  # a tag inside a string of the answer is no tag

@@ -1,14 +1,13 @@
 """What mining spends: a budget that is never overrun by more than a wrong guess, and the text of a progress line."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import pyarrow as pa
+from digr.config.interests import EndpointModel, LanguageModel
 
-from digr.config.interests import OpenAIMiner, VllmMiner
-
-_CHARS_PER_TOKEN = 3
-_PROMPT_TOKENS = 450
+_BYTES_PER_TOKEN = 3
+_PROMPT_TOKENS = 100
+"""Tokens of the chat's frame and of the answer's schema."""
 _IMAGE_TOKENS = 1500
 
 
@@ -67,18 +66,22 @@ class Budget:
         return (not self.caps.tokens or tokens <= self.caps.tokens) and (not self.caps.usd or usd <= self.caps.usd)
 
 
-def worst_cases(requests: pa.Table, miner: VllmMiner | OpenAIMiner) -> dict[str, Spending]:
-    """Return the most that each request may spend: a generous guess of its prompt, and the longest answer allowed."""
-    prices = (
-        (miner.usd_per_million_input_tokens, miner.usd_per_million_output_tokens) if isinstance(miner, OpenAIMiner) else (0, 0)
-    )
-    found = {}
-    rows = requests.select(["request_digest", "text", "image_uri"]).to_pylist()
-    for row in rows:
-        read = _PROMPT_TOKENS + len(row["text"]) // _CHARS_PER_TOKEN + (_IMAGE_TOKENS if row["image_uri"] else 0)
-        usd = (read * prices[0] + miner.max_tokens * prices[1]) / 1e6
-        found[row["request_digest"]] = Spending(read + miner.max_tokens, usd)
-    return found
+def cost_usd(model: LanguageModel, input_tokens: float, output_tokens: float) -> float:
+    """Return the price of some tokens; a model on the own cluster costs nothing."""
+    if not isinstance(model, EndpointModel):
+        return 0.0
+    return (input_tokens * model.usd_per_million_input_tokens + output_tokens * model.usd_per_million_output_tokens) / 1e6
+
+
+def worst_case(messages: Sequence[Mapping[str, Any]], model: LanguageModel) -> Spending:
+    """Return the most that a chat may spend: a generous guess of its prompt, and the longest answer allowed."""
+    read = _PROMPT_TOKENS
+    for message in messages:
+        content = message["content"]
+        for part in [{"text": content}] if isinstance(content, str) else content:
+            # bytes, because a letter of many scripts is a token of its own
+            read += len(part["text"].encode()) // _BYTES_PER_TOKEN if "text" in part else _IMAGE_TOKENS
+    return Spending(read + model.max_tokens, cost_usd(model, read, model.max_tokens))
 
 
 def progress_text(done: int, expected: int, seconds: float, spent: Spending, first: tuple[int, float] = (0, 0.0)) -> str:

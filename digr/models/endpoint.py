@@ -4,37 +4,73 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import openai
 
-from digr.config.interests import OpenAIMiner
+from digr.config.interests import EndpointModel, OpenAIJudge
+from digr.models.answers import TOP_TOKENS, Answer, AnswerForm, read_completion
+
+SCHEMA_LIMITS = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
+"""Keywords of a JSON schema that bound lengths and ranges."""
+MAX_PROBES = 3
+"""Failed first requests after which the others are not sent."""
+_NEVER_MENDED = (401, 403, 404)
+"""Statuses that no other prompt changes: the key, the right to the model, the address or the model's name is wrong."""
 
 
-class Answer(NamedTuple):
-    """What came back for one request; `status` is None where the text decides."""
-
-    response: str | None
-    status: str | None = None
-    reason: str | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
+def config_key(model: EndpointModel) -> str:
+    """Return where a model stands in the config."""
+    return "labels.judge" if isinstance(model, OpenAIJudge) else f"interests.miners.{model.name}"
 
 
-def api_key(miner: OpenAIMiner) -> str:
-    """Return the key of a miner's endpoint from the environment variable its config names.
+def api_key(model: EndpointModel) -> str:
+    """Return the key of a model's endpoint from the environment variable its config names.
 
     Raises:
         ValueError: the variable is empty.
     """
-    key = os.environ.get(miner.api_key_env, "")
+    key = os.environ.get(model.api_key_env, "")
     if not key:
         raise ValueError(
-            f"miner {miner.name}: environment variable {miner.api_key_env} is empty; set it to the key of {miner.base_url} "
+            f"{config_key(model)}: environment variable {model.api_key_env} is empty; set it to the key of {model.base_url} "
             f"(any word where the endpoint needs none)"
         )
     return key
+
+
+def check_keys(models: Iterable[Any]) -> None:
+    """Check that the environment has the key of every endpoint among some models, before any of them is asked.
+
+    Raises:
+        ValueError: as `api_key`.
+    """
+    for model in models:
+        if isinstance(model, EndpointModel):
+            api_key(model)
+
+
+def request_fields(model: EndpointModel, form: AnswerForm) -> dict[str, Any]:
+    """Return what every request has beside its messages: length, sampling and the form of the answer."""
+    fields: dict[str, Any] = {"model": model.model, model.token_field: model.max_tokens}
+    if model.temperature is not None:
+        fields["temperature"] = model.temperature
+    if model.reasoning_effort:
+        fields["reasoning_effort"] = model.reasoning_effort
+    if form.words:
+        fields |= {"logprobs": True, "top_logprobs": TOP_TOKENS}
+    elif model.json_schema:
+        schema = _without_limits(form.schema) if model.plain_schema else form.schema
+        named = {"name": form.name, "schema": schema, "strict": True}
+        fields["response_format"] = {"type": "json_schema", "json_schema": named}
+    return fields | ({"extra_body": dict(model.extra_body)} if model.extra_body else {})
+
+
+def _without_limits(schema: Any) -> Any:
+    if isinstance(schema, Mapping):
+        return {key: _without_limits(value) for key, value in schema.items() if key not in SCHEMA_LIMITS}
+    return [_without_limits(value) for value in schema] if isinstance(schema, list | tuple) else schema
 
 
 class Pace:
@@ -53,83 +89,85 @@ class Pace:
             await asyncio.sleep(moment - now)
 
 
-def ask_endpoint(
-    miner: OpenAIMiner,
-    key: str,
-    conversations: Sequence[list[dict[str, Any]]],
-    pace: Pace,
-    *,
-    fields: Mapping[str, Any],
-    read: Callable[[Any], Answer] | None = None,
-) -> list[Answer]:
-    """Send chat conversations, `miner.concurrency` in flight, and return the answers in their order.
+class Endpoint:
+    """One client of one endpoint, used from one event loop.
 
-    The client retries 408, 409, 429, 5xx and lost connections with growing pauses, and heeds Retry-After; what still
-    fails is an answer of status "error".
+    Requests go one by one until the first is answered, so that a request that the endpoint never accepts costs nothing.
 
     Args:
-        pace: of the miner, kept between calls; it holds back every request that is sent, retries too.
-        fields: what a request asks beside the messages, such as the JSON schema of its answer.
-        read: makes an answer of a completion's body, if not `read_completion`.
+        has_answered: whether the endpoint answered in an earlier run; then prompts that fail first may just be odd ones.
     """
-    return asyncio.run(_ask_all(miner, key, conversations, pace, fields, read or read_completion))
 
-
-async def _ask_all(
-    miner: OpenAIMiner,
-    key: str,
-    conversations: Sequence[list[dict[str, Any]]],
-    pace: Pace,
-    fields: Mapping[str, Any],
-    read: Callable[[Any], Answer],
-) -> list[Answer]:
-    slots = asyncio.Semaphore(miner.concurrency)
-    async with openai.AsyncOpenAI(
-        base_url=miner.base_url,
-        api_key=key,
-        max_retries=miner.max_retries,
-        timeout=miner.timeout_seconds,
-        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [pace.wait]}),
-    ) as client:
-
-        async def ask(messages: list[dict[str, Any]]) -> Answer:
-            async with slots:
-                return await _ask_one(client, miner, messages, fields, read)
-
-        return list(await asyncio.gather(*(ask(messages) for messages in conversations)))
-
-
-async def _ask_one(
-    client: openai.AsyncOpenAI, miner: OpenAIMiner, messages: Any, fields: Mapping[str, Any], read: Callable[[Any], Answer]
-) -> Answer:
-    try:
-        raw = await client.chat.completions.with_raw_response.create(
-            model=miner.model, messages=messages, max_tokens=miner.max_tokens, temperature=miner.temperature, **fields
+    def __init__(self, model: EndpointModel, key: str, form: AnswerForm, has_answered: bool = False):
+        self.model, self.fields, self.has_answered = model, request_fields(model, form), has_answered
+        self.slots, self.probing = asyncio.Semaphore(model.concurrency), asyncio.Lock()
+        self.answered, self.num_failed = False, 0
+        self.stopped: ValueError | None = None
+        self.client = openai.AsyncOpenAI(
+            base_url=model.base_url,
+            api_key=key,
+            max_retries=model.max_retries,
+            timeout=model.timeout_seconds,
+            # the pace holds back every request that is sent, retries too
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [Pace(model.requests_per_minute).wait]}),
         )
-        body = json.loads(raw.content)
-    except openai.OpenAIError as error:
-        return Answer(None, "error", f"{type(error).__name__}: {error}"[:300])
-    except (ValueError, RecursionError) as error:
-        return Answer(None, "error", f"the endpoint answered no JSON: {error}"[:300])
-    return read(body)
+
+    async def ask(self, messages: Any) -> Answer:
+        """Send one chat as soon as fewer than `concurrency` are in flight.
+
+        The client retries 408, 409, 429, 5xx and lost connections with growing pauses, and heeds Retry-After; what still
+        fails is an answer of status "error".
+
+        Raises:
+            ValueError: none of the first requests was answered, or the first was refused for a reason that holds for all.
+        """
+        async with self.slots:
+            while not self.answered:
+                async with self.probing:
+                    if not self.answered:
+                        return await self._probe(messages)
+            return (await self._send(messages))[0]
+
+    async def _probe(self, messages: Any) -> Answer:
+        if self.stopped:
+            raise self.stopped
+        answer, error = await self._send(messages)
+        self.num_failed += answer.status == "error"
+        failed_all = self.num_failed == MAX_PROBES
+        self.answered = answer.status != "error" or (failed_all and self.has_answered)
+        advice = _advice(self.model, error)
+        if advice or getattr(error, "status_code", 0) in _NEVER_MENDED or (failed_all and not self.has_answered):
+            place = config_key(self.model)
+            todo = f"set {place}.{advice}" if advice else f"check {place}.base_url, model and the key in {self.model.api_key_env}"
+            first = "the first request" if self.num_failed == 1 else f"each of the first {self.num_failed} requests"
+            self.stopped = ValueError(f"{place}: {self.model.base_url} failed {first}: {answer.reason}; {todo}")
+            raise self.stopped
+        return answer
+
+    async def _send(self, messages: Any) -> tuple[Answer, openai.OpenAIError | None]:
+        try:
+            raw = await self.client.chat.completions.with_raw_response.create(messages=messages, **self.fields)
+            return read_completion(json.loads(raw.content)), None
+        except openai.OpenAIError as error:
+            return Answer(None, "error", f"{type(error).__name__}: {error}"[:300]), error
+        except (ValueError, RecursionError) as error:
+            return Answer(None, "error", f"the endpoint answered no JSON: {error}"[:300]), None
 
 
-def read_completion(body: Any) -> Answer:
-    """Read the body of a chat completion; whatever does not have its form is an answer of status "error".
-
-    "length" as finish reason means truncated, "content_filter" or a refusal means refused; a cut text keeps what the
-    parser finds whole in it.
-    """
-    try:
-        choice = body["choices"][0]
-        message, finish = choice["message"], choice.get("finish_reason")
-        text, refusal = message.get("content"), message.get("refusal")
-        usage = body.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        if not isinstance(text, str | None):
-            raise TypeError(f"content is {type(text).__name__}")
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        return Answer(None, "error", f"not a chat completion: {type(error).__name__}: {error}"[:300])
-    if refusal or finish == "content_filter":
-        return Answer(text, "refused", str(refusal or "content filter")[:300], *tokens)
-    return Answer(text, None, "stopped at max_tokens" if finish == "length" else None, *tokens)
+def _advice(model: EndpointModel, error: openai.OpenAIError | None) -> str | None:
+    """Return the field of the config, with its value, that a refusal of 400 or 422 speaks of; None where it names none."""
+    if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+        return None
+    body: Mapping[str, Any] = error.body if isinstance(error.body, Mapping) else {}
+    other = "max_completion_tokens" if model.token_field == "max_tokens" else "max_tokens"
+    changes = dict.fromkeys(SCHEMA_LIMITS, "plain_schema = true") if not model.plain_schema else {}
+    changes |= {model.token_field: f'token_field = "{other}"', "reasoning_effort": 'reasoning_effort = ""'}
+    changes |= {} if model.temperature is None else {"temperature": "temperature: remove it, so that the endpoint's own holds"}
+    changes |= dict.fromkeys(("logprobs", "top_logprobs"), "logprobs = false")
+    changes |= dict.fromkeys(("response_format", "json_schema"), "json_schema = false")
+    changes |= {name: f"extra_body without {name}" for name in model.extra_body}
+    quoted = [name for name in changes if any(f"{mark}{name}{mark}" in str(error) for mark in "'\"`")]
+    # a message may quote what to use instead, so the parameter it is about comes first, but for a schema's keyword
+    param = str(body.get("param") or "").split(".")[0]
+    found = [name for name in quoted if name in SCHEMA_LIMITS] + [name for name in changes if name == param] + quoted
+    return changes[found[0]] if found else None

@@ -3,33 +3,26 @@
 The prompt's words and its version change together.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from digr.config.interests import OpenAIJudge
-from digr.models.endpoint import Answer, read_completion
+from digr.artifacts import digest_of
+from digr.config.interests import OpenAIJudge, VllmJudge
+from digr.interests.summary import found_without
+from digr.models.answers import Answer, AnswerForm
 
 JUDGE_VERSION = "judge-v1"
 CHOICES = ("yes", "no")
-JUDGED = pa.schema(
-    [
-        pa.field("owner", pa.string(), nullable=False),
-        pa.field("part", pa.int32(), nullable=False),
-        pa.field("owner_id", pa.string(), nullable=False),
-        pa.field("rank", pa.int32(), nullable=False),
-        pa.field("probability", pa.float64()),
-        pa.field("reason", pa.string()),
-    ]
-)
-"""One row per verdict; where the probability is missing, `reason` says why."""
-KEY = ("owner", "part", "owner_id", "rank")
-"""Columns that say which interest a verdict is about, and in which part of `interests` it is."""
-TOP_TOKENS = 20
-"""Most probable first tokens asked for."""
+KEY = ("owner", "owner_id", "interest")
+"""Columns that say which interest a verdict is about."""
+JUDGED = pa.schema([pa.field(name, pa.string(), nullable=False) for name in KEY] + [pa.field("probability", pa.float64())])
+"""One row per verdict."""
 VERDICT_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"answer": {"type": "string", "enum": list(CHOICES)}},
@@ -40,25 +33,61 @@ VERDICT_SCHEMA: dict[str, Any] = {
 _RULES = (
     "You check interests that were proposed as motives behind {owner}. Answer yes only if the interest is specific (it names a "
     "motive, project or usage context, not something true of anything), actionable (it would lead the same person to other "
-    "products) and grounded in the text you are shown. Otherwise answer no."
+    "products) and grounded in the {shown} you are shown. Otherwise answer no."
 )
 _OWNERS = {"item": ("buying a product", "Product"), "user": ("what a person chose", "Products chosen, newest first")}
 
 
-def judge_messages(owner: Literal["item", "user"], interest: str, text: str, as_json: bool = False) -> list[dict[str, str]]:
+def judge_form(judge: VllmJudge | OpenAIJudge) -> AnswerForm:
+    """Return the form of a judge's answers: one of two words with its probability, or JSON where an endpoint gives none."""
+    as_json = isinstance(judge, OpenAIJudge) and not judge.logprobs
+    return AnswerForm("verdict", VERDICT_SCHEMA, () if as_json else CHOICES)
+
+
+def judge_messages(
+    owner: Literal["item", "user"], interest: str, text: str, form: AnswerForm, image_url: str | None = None
+) -> list[dict[str, Any]]:
     """Return the chat that asks for one verdict.
 
     Args:
-        as_json: ask for an object of VERDICT_SCHEMA instead of one word.
+        form: from `judge_form`.
+        image_url: a `data:` address of the item's image, shown above its text.
     """
     motive, heading = _OWNERS[owner]
-    form = (
-        'Answer with one JSON object: {"answer": "yes"} or {"answer": "no"}.' if as_json else "Answer with one word: yes or no."
-    )
-    return [
-        {"role": "system", "content": f"{_RULES.format(owner=motive)} {form}"},
-        {"role": "user", "content": f"{heading}:\n{text}\n\nInterest: {interest}"},
-    ]
+    wanted = "one word: yes or no." if form.words else 'one JSON object: {"answer": "yes"} or {"answer": "no"}.'
+    rules = _RULES.format(owner=motive, shown="image and text" if image_url else "text")
+    words = f"{heading}:\n{text}\n\nInterest: {interest}"
+    image = {"type": "image_url", "image_url": {"url": image_url}}
+    content: Any = [image, {"type": "text", "text": words}] if image_url else words
+    return [{"role": "system", "content": f"{rules} Answer with {wanted}"}, {"role": "user", "content": content}]
+
+
+def needs_image(interests: pa.Table, image_miners: Sequence[str]) -> np.ndarray:
+    """Say for each row of `interests` whether only miners that were shown an item's image found it.
+
+    Args:
+        image_miners: the miners whose prompts show images; users have none.
+    """
+    of_item = np.asarray(pc.equal(interests["owner"], "item"))
+    return of_item & ~found_without(interests["miners"], image_miners)
+
+
+def judge_requests(interests: pa.Table, texts: Sequence[str], images: Sequence[str | None], judge: dict[str, Any]) -> pa.Table:
+    """Return one request per interest: the columns of a miner's request, and the interest.
+
+    Args:
+        texts: of each row's owner.
+        images: address of the image that is shown with it, if any.
+        judge: its config as JSON values; what changes only speed or price is left out of the digest.
+    """
+    decisive = "kind name model json_schema plain_schema logprobs max_tokens temperature reasoning_effort extra_body"
+    chosen = {name: judge[name] for name in decisive.split() if name in judge}
+    key = digest_of({"judge": chosen, "prompt": JUDGE_VERSION}).encode()
+    columns: dict[str, Any] = {name: interests[name].to_pylist() for name in KEY}
+    rows = zip(*columns.values(), texts, images, strict=True)
+    digests = [hashlib.sha256(key + json.dumps(row).encode()).hexdigest()[:16] for row in rows]
+    columns |= {"text": list(texts), "image_uri": list(images), "request_digest": digests}
+    return pa.table(columns, schema=pa.schema({name: pa.string() for name in columns}))
 
 
 def yes_probability(tokens: Iterable[tuple[str, float]]) -> float | None:
@@ -76,36 +105,20 @@ def yes_probability(tokens: Iterable[tuple[str, float]]) -> float | None:
     return mass["yes"] / total if total > 0 else None
 
 
-def endpoint_fields(judge: OpenAIJudge) -> dict[str, Any]:
-    """Return what a request to an endpoint asks beside the messages."""
-    if judge.logprobs:
-        return {"logprobs": True, "top_logprobs": TOP_TOKENS}
-    schema = {"name": "verdict", "schema": VERDICT_SCHEMA, "strict": True}
-    return {"response_format": {"type": "json_schema", "json_schema": schema}} if judge.json_schema else {}
-
-
-def read_verdict(body: Any) -> Answer:
-    """Read a completion; the response of an answer without status is the probability of yes, as text.
+def read_verdict(answer: Answer) -> tuple[Answer, float | None]:
+    """Return an answer with its status, and the probability of yes where it says one.
 
     Log-probabilities decide where there are any, else the words: yes is 1, no is 0, alone or as VERDICT_SCHEMA.
     """
-    answer = read_completion(body)
     if answer.status is not None:
-        return answer
-    probability = _from_logprobs(body)
+        return answer, None
+    probability = yes_probability(answer.first_tokens)
     if probability is None:
         probability = _from_text(answer.response or "")
     if probability is None:
-        return answer._replace(status="unparsable", reason=f"neither yes nor no: {answer.response!r}"[:300])
-    return answer._replace(response=repr(probability))
-
-
-def _from_logprobs(body: Any) -> float | None:
-    try:
-        first = body["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        return yes_probability([(str(one["token"]), float(one["logprob"])) for one in first])
-    except (KeyError, IndexError, TypeError, ValueError):
-        return None
+        cut = f"{answer.reason}; " if answer.reason else ""
+        return answer._replace(status="unparsable", reason=f"{cut}neither yes nor no: {answer.response!r}"[:300]), None
+    return answer._replace(status="ok"), probability
 
 
 def _from_text(text: str) -> float | None:

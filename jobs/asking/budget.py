@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import Dataset
 
-from digr.config.interests import InterestsConfig, OpenAIMiner, ReplayMiner, VllmMiner
-from digr.interests.ledger import spent_so_far
-from digr.interests.spending import Budget, Spending, worst_cases
+from digr.artifacts import Store
+from digr.config.interests import InterestsConfig, ReplayMiner
+from digr.interests.ledger import LEDGER, VERDICTS, spent_so_far
+from digr.interests.spending import Budget, Spending
 
 
 class _Meter:
@@ -31,38 +31,25 @@ class _Meter:
         return self.budget.spent, self.budget.stopped
 
 
-def open_meter(interests: InterestsConfig, uri: str) -> Any:
-    """Return a handle of the run's meter, which starts from what the ledger holds; None where nothing is capped."""
+def open_meter(interests: InterestsConfig, store: Store) -> Any:
+    """Return a handle of the run's meter, which starts from what miners and judge have spent; None where nothing is capped."""
     caps = Spending(interests.max_tokens_total, interests.max_usd)
     if not any(caps):
         return None
     free = [miner.name for miner in interests.miners if isinstance(miner, ReplayMiner)]
-    return ray.remote(_Meter).options(num_cpus=0).remote(caps, spent_so_far(uri, free))
+    spent = spent_so_far(store.uri(LEDGER), free).plus(spent_so_far(store.uri(VERDICTS)))
+    return ray.remote(_Meter).options(num_cpus=0).remote(caps, spent)
 
 
-def gate(requests: Dataset, meter: Any, miner: VllmMiner | OpenAIMiner) -> Dataset:
-    """Let through the requests that the budget allows, batch by batch in their order; without a meter, all."""
-    if meter is None:
-        return requests
-    arguments: dict[str, Any] = {"meter": meter, "miner": miner}
-    admit: Any = _admit
-    return requests.map_batches(admit, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments, concurrency=1, num_cpus=0.1)
+def settle(meter: Any, rows: pa.Table) -> None:
+    """Count in the meter what the requests of some rows really spent."""
+    if meter is not None and len(rows):
+        tokens = pc.sum(rows["input_tokens"]).as_py() + pc.sum(rows["output_tokens"]).as_py()
+        real = Spending(tokens, pc.sum(rows["cost_usd"]).as_py())
+        ray.get(meter.settle.remote(rows["request_digest"].to_pylist(), real))
 
 
-def _admit(requests: pa.Table, meter: Any, miner: VllmMiner | OpenAIMiner) -> pa.Table:
-    admitted = ray.get(meter.admit.remote(worst_cases(requests, miner)))
-    return requests.filter(pc.is_in(requests["request_digest"], pa.array(admitted, pa.string())))
-
-
-def settle(meter: Any, responses: pa.Table) -> None:
-    """Tell the meter what some answers really spent."""
-    if meter is not None and len(responses):
-        tokens = pc.sum(responses["input_tokens"]).as_py() + pc.sum(responses["output_tokens"]).as_py()
-        real = Spending(tokens, pc.sum(responses["cost_usd"]).as_py())
-        ray.get(meter.settle.remote(responses["request_digest"].to_pylist(), real))
-
-
-def check(meter: Any, interests: InterestsConfig, num_left: int) -> None:
+def check_budget(meter: Any, interests: InterestsConfig, num_left: int) -> None:
     """Stop the job where the budget stopped the asking.
 
     Raises:

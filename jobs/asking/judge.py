@@ -1,129 +1,140 @@
-"""Ask the judge of every interest, by vLLM or an endpoint, and keep its verdicts in the label job's scratch folder."""
+"""Ask the judge about every interest, and hand its verdicts to the label job."""
 
-import json
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Dataset
 
+from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.config.interests import OpenAIJudge, VllmJudge
-from digr.models.endpoint import Pace, api_key, ask_endpoint
-from digr.partitions import parts_of
-from digr.rewards.judge import (
-    CHOICES,
-    JUDGED,
-    KEY,
-    TOP_TOKENS,
-    endpoint_fields,
-    judge_messages,
-    read_verdict,
-    yes_probability,
-)
+from digr.config.interests import OpenAIJudge, OpenAIMiner, VllmJudge, VllmMiner
+from digr.interests import ledger
+from digr.models.answers import Answer
+from digr.models.endpoint import api_key
+from digr.partitions import SOURCES, part_starts, parts_of, read_part
+from digr.rewards.judge import JUDGE_VERSION, judge_form, judge_messages, judge_requests, needs_image, read_verdict
 from digr.rewards.labeling import labelled_texts
-from digr.tables import flat_interests
-from jobs.asking.ledger_tasks import map_tables
-from jobs.asking.vllm_engine import Answer, run_engine
-from jobs.asking.votes import keep_verdicts, read_votes
+from digr.tables import conform, flat_interests
+from jobs.asking import asker
+from jobs.asking.asker import ModelRun
+from jobs.asking.ledger_tasks import Plan, answers_by_part, filter_requests, make_plan, map_tables
+from jobs.asking.votes import judge_folder
 from jobs.runtime.datasets import part_dataset, parts_in
 from jobs.runtime.session import say
+from jobs.runtime.stage import Made
 
-BLOCK_ROWS = 256
-"""Verdicts asked of an endpoint, and written, at once: what a killed job loses at most."""
-SAY_SECONDS = 5.0
-"""Time between two progress lines."""
+STAGE = "interest_labels"
+BATCH_OWNERS = 256
+"""Owners of whose interests requests are made at once."""
+Judge = VllmJudge | OpenAIJudge
+NO_IMAGE = "judge: only miners with an image found it, and labels.judge.modality is text"
 
 
-def ask_judge(config: Config, store: Store, work: str, items: Any) -> dict[str, int]:
-    """Write the judge's verdicts, batch by batch; those that a killed run of the same job got are kept.
+def ask_judge(config: Config, store: Store, work: str, items: Any) -> Made:
+    """Ask for the verdicts that the ledger `interest_verdicts` lacks, and write those of this run's interests for `read_votes`.
 
     Args:
         items: reference to the titles of all items; None if no interest is a user's.
 
     Returns:
-        Status -> number of interests without a verdict.
+        What the ledger holds; interests without a verdict are rejected, by status.
+
+    Raises:
+        ValueError: as `asker.follow`, or the judge can be shown none of the interests.
     """
     judge = config.labels.judge
     assert judge is not None, "the config checks it"
-    as_json = isinstance(judge, OpenAIJudge) and not judge.logprobs
-    parts = [part for owner in config.interests.owners for part in parts_of(store, owner)]
-    made = map_tables(part_dataset(parts), _prompts, store=store, work=work, as_json=as_json, items=items)
-    # into batches, which Ray joined on their way: each is a task of its own, whose counts come when it is done
-    prompts = made.repartition(target_num_rows_per_block=BLOCK_ROWS if isinstance(judge, OpenAIJudge) else judge.batch_size)
-    ask: Any = _judge_with_engine if isinstance(judge, VllmJudge) else _judge_with_endpoint
-    counts, start, said = Counter[str](), time.monotonic(), 0.0
-    for batch in ask(judge, prompts, work).iter_batches(batch_size=None, batch_format="pyarrow"):
-        assert isinstance(batch, pa.Table)
-        for row in batch.to_pylist():
-            counts[row["status"]] += row["rows"]
-        if (now := time.monotonic()) - said > SAY_SECONDS:
-            said = now
-            rate = counts.total() / max(now - start, 1e-9)
-            say("interest_labels", f"judge {judge.name}: {counts.total()} answers, {rate:.1f} a second, {dict(counts)}")
-    return {status: count for status, count in counts.items() if status != "ok"}
+    sink = asker.open_sink(config.interests, store, ledger.VERDICTS)
+    parts = part_dataset([part for owner in config.interests.owners for part in parts_of(store, owner)])
+    requests = map_tables(parts, _requests, store=store, judge=judge, image_miners=_image_miners(config), items=items)
+    plan = make_plan(requests, sink.uri, config.interests.retry_failed)
+    num_done = plan.num_wanted - plan.num_missing
+    say(STAGE, f"{judge.name}: {plan.num_wanted} interests, {num_done} judged, {plan.num_missing} to ask")
+    if plan.num_missing:
+        limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
+        missing = map_tables(requests, filter_requests, numbers=plan.missing)
+        prompts = map_tables(missing, judge_prompts, judge=judge, limits=limits)
+        key = api_key(judge) if isinstance(judge, OpenAIJudge) else ""
+        counts = asker.ask(judge, prompts, judge_form(judge), partial(verdict_rows, judge=judge), sink, key)
+        made: Future[Plan] = Future()
+        made.set_result(plan)
+        asker.follow(STAGE, [ModelRun(judge.name, counts, made)], sink, config.interests)
+    statuses = Counter[str]()
+    for owner in config.interests.owners:
+        starts, folder = part_starts(store, SOURCES[owner]), judge_folder(work, owner)
+        ended = answers_by_part(sink.uri, plan.wanted, plan.num_wanted, owner, starts, folder, ledger.VERDICTS)
+        for row in ended.to_pylist():
+            statuses[row["status"]] += row["rows"]
+    rejected = {f"judge: {status}": count for status, count in sorted(statuses.items()) if status != "ok"}
+    unseen = _count_unseen(config, store) if judge.modality == "text" else 0
+    rejected |= {NO_IMAGE: unseen} if unseen else {}
+    return Made(artifacts.open_parts(sink.uri).count_rows(), rejected, {"statuses": dict(statuses)})
 
 
-def _judge_with_endpoint(judge: OpenAIJudge, prompts: Dataset, work: str) -> Dataset:
-    return prompts.map_batches(
-        _Ask,
-        batch_size=BLOCK_ROWS,
-        batch_format="pyarrow",
-        fn_constructor_args=(judge, api_key(judge), work),
-        compute=ActorPoolStrategy(size=1),
-        num_cpus=0.1,
-    )
+def _image_miners(config: Config) -> list[str]:
+    models = [miner for miner in config.interests.miners if isinstance(miner, VllmMiner | OpenAIMiner)]
+    return [miner.name for miner in models if miner.modality != "text"]
 
 
-def _judge_with_engine(judge: VllmJudge, prompts: Dataset, work: str) -> Dataset:
-    # the guide leaves only tokens that begin a choice, so the first token's log-probabilities are those of the choice
-    guide = {"structured_outputs": {"choice": list(CHOICES)}, "temperature": 0.0, "max_tokens": 1, "logprobs": TOP_TOKENS}
-    return run_engine(judge, prompts, guide, partial(_keep, work=work))
+def _count_unseen(config: Config, store: Store) -> int:
+    """Count the interests that a judge without images is not asked about.
+
+    Raises:
+        ValueError: these are all.
+    """
+    image_miners = _image_miners(config)
+    if not image_miners:
+        return 0
+    total = unseen = 0
+    for batch in artifacts.dataset_of(store, "interests").to_batches():
+        flat = flat_interests(batch)
+        total += len(flat)
+        unseen += int(needs_image(flat, image_miners).sum())
+    if total and unseen == total:
+        raise ValueError('labels.judge: only miners with an image found interests; set labels.judge.modality = "both"')
+    return unseen
 
 
-def _keep(prompts: pa.Table, answers: list[Answer], work: str) -> pa.Table:
-    first = [one.output.outputs[0].logprobs[0].values() if one.output else () for one in answers]
-    given = [yes_probability((token.decoded_token or "", token.logprob) for token in tokens) for tokens in first]
-    both = zip(answers, given, strict=True)
-    reasons = [
-        f"error: {one.error}"[:300] if one.error else "unparsable: neither yes nor no" if p is None else None for one, p in both
-    ]
-    verdicts = {name: prompts[name] for name in KEY} | {"probability": given, "reason": reasons}
-    return keep_verdicts(pa.table(verdicts, schema=JUDGED), work)
-
-
-def _prompts(parts: pa.Table, store: Store, work: str, as_json: bool, items: Any) -> Iterator[pa.Table]:
-    """Make the chat, as JSON, of every interest of some parts that has no verdict yet."""
+def _requests(parts: pa.Table, store: Store, judge: Judge, image_miners: list[str], items: Any) -> Iterator[pa.Table]:
+    """Make the request of every interest that the judge can be shown, with the image where its miners were shown one alone."""
     for part in parts_in(parts):
-        is_missing, start = np.isnan(read_votes("judge", store, part, work)), 0
-        titles = ray.get(items) if part.owner == "user" else None
-        for interests, texts in labelled_texts(store, part, titles, BLOCK_ROWS):
+        titles, start, uris = None, 0, pa.array([], pa.string())
+        if part.owner == "user":
+            titles = ray.get(items)
+        elif judge.modality != "text" and image_miners:
+            uris = read_part(store, "items", part, ["image_uri"])["image_uri"].combine_chunks()
+        for interests, texts in labelled_texts(store, part, titles, BATCH_OWNERS):
             flat = flat_interests(interests)
-            missing = flat.filter(pa.array(is_missing[start : start + len(flat)]))
-            start += len(flat)
-            rows = zip(missing["interest"].to_pylist(), missing["row"].to_pylist(), strict=True)
-            messages = [json.dumps(judge_messages(part.owner, interest, texts[row], as_json)) for interest, row in rows]
-            numbered = missing.append_column("part", pa.array([part.number] * len(missing), pa.int32()))
-            yield numbered.select([*KEY]).append_column("messages", pa.array(messages, pa.string()))
+            of_image = needs_image(flat, image_miners)
+            if judge.modality == "text":
+                flat, of_image = flat.filter(pa.array(~of_image)), np.zeros(int((~of_image).sum()), bool)
+            rows = flat["row"].to_pylist()
+            images = [uris[start + row].as_py() if seen else None for row, seen in zip(rows, of_image, strict=True)]
+            yield judge_requests(flat, [texts[row] for row in rows], images, judge.model_dump(mode="json"))
+            start += len(interests)
 
 
-class _Ask:
-    """Send batches of prompts to an endpoint, and write each one's verdicts before the next is sent."""
+def judge_prompts(requests: pa.Table, judge: Judge, limits: dict[str, int]) -> pa.Table:
+    """Add to requests the chats that the judge gets; one whose image is broken is judged by its text, as it was mined."""
+    form = judge_form(judge)
 
-    def __init__(self, judge: OpenAIJudge, key: str, work: str) -> None:
-        self.judge, self.key, self.work, self.pace = judge, key, work, Pace(judge.requests_per_minute)
+    def chat(row: dict, url: str | None) -> list[dict[str, Any]]:
+        return judge_messages(row["owner"], row["interest"], row["text"], form, url)
 
-    def __call__(self, prompts: pa.Table) -> pa.Table:
-        conversations: list[list[dict[str, Any]]] = [json.loads(text) for text in prompts["messages"].to_pylist()]
-        fields = endpoint_fields(self.judge)
-        answers = ask_endpoint(self.judge, self.key, conversations, self.pace, fields=fields, read=read_verdict)
-        given = [float(one.response) if one.status is None and one.response else None for one in answers]
-        reasons = [f"{one.status}: {one.reason}" if one.status else None for one in answers]
-        verdicts = pa.table({name: prompts[name] for name in KEY} | {"probability": given, "reason": reasons}, schema=JUDGED)
-        return keep_verdicts(verdicts, self.work)
+    return asker.add_chats(requests, [bool(uri) for uri in requests["image_uri"].to_pylist()], chat, limits)
+
+
+def verdict_rows(prompts: pa.Table, answers: Sequence[Answer], judge: Judge) -> pa.Table:
+    """Return the rows of `interest_verdicts` that answers make."""
+    read = [read_verdict(answer) for answer in answers]
+    shown = ["both" if with_image else "text" for with_image in prompts["with_image"].to_pylist()]
+    rows = asker.answer_rows(prompts, [answer for answer, _ in read], judge, JUDGE_VERSION, shown)
+    rows = rows.append_column("interest", prompts["interest"])
+    rows = rows.append_column("probability", pa.array([probability for _, probability in read], pa.float64()))
+    return conform(ledger.VERDICTS, rows, "judge's answers")

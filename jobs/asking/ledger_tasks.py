@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
@@ -17,7 +18,7 @@ from digr.interests import ledger
 from digr.interests.merging import latest_responses
 from digr.interests.summary import add_outcomes, count_outcomes
 from digr.partitions import part_numbers
-from digr.tables import TABLES
+from digr.tables import TABLES, Owner
 from jobs.runtime.datasets import read_parts
 
 _BLOCK_ANSWERS = 20_000
@@ -58,26 +59,29 @@ def _plan(digests: list[Any], uri: str, retry_failed: bool) -> tuple[np.ndarray,
 
 
 @ray.remote
-def join(*numbers: np.ndarray) -> np.ndarray:
+def join_requests(*numbers: np.ndarray) -> np.ndarray:
     """Return the sorted union of several sets of requests."""
     return np.unique(np.concatenate(numbers))
 
 
-def only(table: pa.Table, numbers: Any) -> pa.Table:
+def filter_requests(table: pa.Table, numbers: Any) -> pa.Table:
     """Keep the rows whose request is in a set, given by reference."""
     return table.filter(ledger.contains(ray.get(numbers), table["request_digest"]))
 
 
-def answers_by_part(uri: str, wanted: Any, num_requests: int, starts: Sequence[str], folder: str) -> pa.Table:
-    """Write the ledger's answers to the wanted requests of one kind of owner, each request's last, into a file for each part.
+def answers_by_part(
+    uri: str, wanted: Any, num_requests: int, owner: Owner, starts: Sequence[str], folder: str, name: str = ledger.LEDGER
+) -> pa.Table:
+    """Write a ledger's answers to the wanted requests about one kind of owner, each request's last, into a file for each part.
 
     Ray Data sorts the answers by their owners' parts, so a task holds those of a few parts. A part without any answer has no
     file.
 
     Args:
-        wanted: reference to the requests.
+        wanted: reference to the requests, of this owner or others too.
         starts: first id of each part of the owners.
         folder: address of the files, which `artifacts.part_name` names.
+        name: of the ledger.
 
     Returns:
         How the requests ended, see `count_outcomes`.
@@ -85,23 +89,24 @@ def answers_by_part(uri: str, wanted: Any, num_requests: int, starts: Sequence[s
     artifacts.remove(folder)  # a killed run's
     if len(starts) == 1:  # what a task does before Ray Data would have started its own
         task: Any = ray.remote(_only_part)
-        return ray.get(task.remote(uri, wanted, folder))
-    chosen = map_tables(read_parts(uri), _numbered, numbers=wanted, starts=starts)
+        return ray.get(task.remote(uri, wanted, owner, folder, name))
+    chosen = map_tables(read_parts(uri), _numbered, numbers=wanted, owner=owner, starts=starts)
     blocks = chosen.repartition(max(1, min(len(starts), num_requests // _BLOCK_ANSWERS))).sort("part")  # parts stay whole
     counted = map_tables(blocks, _write_answers, folder=folder).iter_batches(batch_size=None, batch_format="pyarrow")
     return add_outcomes([batch for batch in counted if isinstance(batch, pa.Table)])
 
 
-def _numbered(answers: pa.Table, numbers: Any, starts: Sequence[str]) -> pa.Table:
-    chosen = only(answers, numbers)
+def _numbered(answers: pa.Table, numbers: Any, owner: Owner, starts: Sequence[str]) -> pa.Table:
+    chosen = filter_requests(answers.filter(pc.equal(answers["owner"], owner)), numbers)
     return chosen.append_column("part", pa.array(part_numbers(starts, chosen["owner_id"])))
 
 
-def _only_part(uri: str, wanted: np.ndarray, folder: str) -> pa.Table:
-    schema = TABLES[ledger.LEDGER].schema
+def _only_part(uri: str, wanted: np.ndarray, owner: Owner, folder: str, name: str) -> pa.Table:
+    schema = TABLES[name].schema
     batches = artifacts.open_parts(uri, schema).to_batches()
     found = [batch.filter(ledger.contains(wanted, batch["request_digest"])) for batch in batches]
     answers = pa.Table.from_batches(found, schema)
+    answers = answers.filter(pc.equal(answers["owner"], owner))
     return _write_answers(answers.append_column("part", pa.array(np.zeros(len(answers), np.int64))), folder)
 
 

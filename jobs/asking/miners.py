@@ -1,6 +1,9 @@
-"""How a miner of the config becomes a function from a Ray Dataset of requests to one of responses."""
+"""The miners of the config: the requests of each, which of them the ledger lacks, and how each kind answers them."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -10,20 +13,35 @@ from ray.data import Dataset
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.config.interests import ExtractiveMiner, Miner, OpenAIMiner, ReplayMiner, VllmMiner
+from digr.config.interests import ExtractiveMiner, InterestsConfig, Miner, OpenAIMiner, ReplayMiner, VllmMiner
 from digr.config.models import ModelConfig
+from digr.interests import ledger
 from digr.interests.item_lines import read_item_lines
-from digr.interests.prompts import Owner, item_requests, prompt_modality, request_key, user_requests
+from digr.interests.prompts import (
+    RESPONSE_SCHEMA,
+    Owner,
+    chat_messages,
+    item_requests,
+    prompt_modality,
+    prompt_version,
+    request_key,
+    user_requests,
+)
 from digr.interests.replay import open_recording, replay
+from digr.models.answers import Answer, AnswerForm
+from digr.models.endpoint import api_key
 from digr.models.loading import weights_digest
 from digr.partitions import iter_users, parts_of
-from jobs.asking import llm_miners, phrase_tasks
-from jobs.asking.ledger_tasks import map_tables
-from jobs.asking.sink import Sink, write
+from jobs.asking import asker, phrase_tasks
+from jobs.asking.asker import ModelRun, Sink
+from jobs.asking.ledger_tasks import Plan, filter_requests, join_requests, make_plan, map_tables
 from jobs.runtime.datasets import READ_ROWS, part_dataset, parts_in, read_parts
+from jobs.runtime.session import say
 
+STAGE = "interests"
 BLOCK_ROWS = 1024
 """Requests made, and answers written, at once by miners that do not wait for a model."""
+FORM = AnswerForm("interests", RESPONSE_SCHEMA)
 
 
 def item_lines_of(config: Config, store: Store) -> Any:
@@ -67,19 +85,101 @@ def requests_of(config: Config, store: Store, owner: Owner, miner: Miner, items:
     return users.repartition(target_num_rows_per_block=BLOCK_ROWS)
 
 
-def together(miners: Sequence[Miner]) -> list[list[Miner]]:
-    """Return which miners run at once, in order: endpoints wait for others, so all of them; any other has the machine."""
-    endpoints: list[Miner] = [miner for miner in miners if isinstance(miner, OpenAIMiner)]
-    return [[miner] for miner in miners if miner not in endpoints] + ([endpoints] if endpoints else [])
-
-
 def _user_batch(parts: pa.Table, store: Store, items: Any, key: str, max_text_chars: int) -> Iterator[pa.Table]:
     for part in parts_in(parts):
-        for histories in iter_users(store, "histories", part, READ_ROWS, ["user_id", "split", "history", "target"]):
+        for histories in iter_users(store, "histories", part, READ_ROWS, ["user_id", "split", "history"]):
             yield user_requests(histories, ray.get(items), key, max_text_chars)
 
 
-def answer(
+def ask_miners(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[Any, int]:
+    """Ask each miner for what the ledger lacks; returns a reference to all its requests' digests, and their number.
+
+    Raises:
+        ValueError: as `asker.follow`.
+    """
+
+    def plan(miner: Miner, requests: Any) -> Plan:
+        found = make_plan(requests, sink.uri, config.interests.retry_failed)
+        num_done = found.num_wanted - found.num_missing
+        say(STAGE, f"{miner.name}: {found.num_wanted} {owner} requests, {num_done} answered, {found.num_missing} to ask")
+        return found
+
+    ray.data.DataContext.get_current().execution_options.preserve_order = False  # a slow batch holds none back
+    items = item_lines_of(config, store) if owner == "user" else None
+    plans: list[Future[Plan]] = []
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    num_gpus = sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
+    with ThreadPoolExecutor(1) as background:
+        for miners in side_by_side(config.interests.miners, num_gpus, len(nodes)):
+            runs = []
+            for miner in miners:
+                requests = requests_of(config, store, owner, miner, items)
+                made = background.submit(plan, miner, requests)
+                plans.append(made)
+                if isinstance(miner, VllmMiner) and not artifacts.list_parts(sink.uri):
+                    # an empty ledger lacks all: an engine takes longer to start than the plan to be made
+                    runs.append(ModelRun(miner.name, _ask_model(config, owner, miner, requests, sink), made))
+                elif (found := made.result()).num_missing:
+                    missing = map_tables(requests, filter_requests, numbers=found.missing)
+                    counts = _answer(config, owner, miner, missing, requests, found.num_wanted, sink)
+                    runs.append(ModelRun(miner.name, counts, made))
+            if runs:
+                asker.follow(STAGE, runs, sink, config.interests)
+    every = [one.result() for one in plans]
+    return join_requests.remote(*(one.wanted for one in every)), sum(one.num_wanted for one in every)
+
+
+def side_by_side(miners: Sequence[Miner], num_gpus: int, num_nodes: int) -> list[list[Miner]]:
+    """Return groups of miners; those of a group run at the same time, as far as the cluster has room for one engine of each.
+
+    Miners without a model come first, one after another. Endpoints need no room. An engine takes the GPUs of its tensor
+    parallelism, on CPU a whole node; one for which there is never room waits for it in a group of its own.
+    """
+    groups: list[list[Miner]] = [[miner] for miner in miners if not isinstance(miner, VllmMiner | OpenAIMiner)]
+    asked: list[list[Miner]] = [[miner for miner in miners if isinstance(miner, OpenAIMiner)]]
+    used = [(0, 0)]
+    for miner in miners:
+        if not isinstance(miner, VllmMiner):
+            continue
+        gpus, nodes = (0, 1) if miner.on_cpu else (miner.tensor_parallel, 0)
+        fits = [place for place, (g, n) in enumerate(used) if g + gpus <= num_gpus and n + nodes <= num_nodes]
+        if not fits and used[0] != (0, 0):
+            asked, used, fits = [*asked, []], [*used, (0, 0)], [len(used)]
+        place = fits[0] if fits else 0
+        asked[place].append(miner)
+        used[place] = (used[place][0] + gpus, used[place][1] + nodes)
+    return groups + [group for group in asked if group]
+
+
+def check_yield(interests: InterestsConfig, uri: str, outcomes: pa.Table, facts: Mapping[str, Any]) -> None:
+    """Stop where too few owners got an interest, from all miners or from one language model.
+
+    Args:
+        outcomes: rows by miner and status. A cut answer counts for its miner, since its whole interests are used.
+        facts: of the artifact `interests`.
+
+    Raises:
+        ValueError: it names the miner and shows three of its answers.
+    """
+    asked, yielded = dict.fromkeys((miner.name for miner in interests.miners), 0), Counter[str]()
+    for row in outcomes.to_pylist():
+        asked[row["miner"]] += row["rows"]
+        yielded[row["miner"]] += row["rows"] * (row["status"] in ("ok", "truncated"))
+    rate, models = interests.min_yield_rate, (VllmMiner, OpenAIMiner)
+    poor = [one.name for one in interests.miners if isinstance(one, models) and yielded[one.name] < rate * asked[one.name]]
+    found = [f"{yielded[name]} of {asked[name]} answers of miner {name} list an interest" for name in poor]
+    num_owners, num_with = facts["num_owners"], facts["num_owners_with_interests"]
+    if num_with < rate * num_owners:
+        poor, found = poor or list(asked), [f"{num_with} of {num_owners} owners got an interest", *found]
+    if found:
+        shown = "\n  ".join(line for name in poor for line in ledger.example_answers(uri, name, failed=False))
+        raise ValueError(
+            f"interests: {'; '.join(found)}, fewer than interests.min_yield_rate = {rate} asks for. Answers:\n  {shown}\n"
+            f"Change the model or its max_tokens, or lower the rate, and run the job again"
+        )
+
+
+def _answer(
     config: Config, owner: Owner, miner: Miner, missing: Dataset, everything: Dataset, num_owners: int, sink: Sink
 ) -> Dataset:
     """Write a miner's responses to the requests that are missing, batch by batch; returns their counts.
@@ -88,9 +188,39 @@ def answer(
         everything: all requests of the miner, `num_owners` of them; key phrases are counted over all owners.
     """
     if isinstance(miner, VllmMiner | OpenAIMiner):
-        return llm_miners.answer_with_model(config, owner, miner, missing, sink)
+        return _ask_model(config, owner, miner, missing, sink)
     if isinstance(miner, ReplayMiner):
         open_recording(miner.path)
-        names = {"miner": miner.name, "recorded_miner": miner.recorded_miner}
-        return map_tables(map_tables(missing, replay, path=miner.path, **names), write, sink=sink)
-    return map_tables(phrase_tasks.extract(config, owner, miner, missing, everything, num_owners), write, sink=sink)
+        raw = map_tables(missing, replay, path=miner.path, miner=miner.name, recorded_miner=miner.recorded_miner)
+    else:
+        raw = phrase_tasks.extract(config, owner, miner, missing, everything, num_owners)
+    return map_tables(raw, _write_raw, sink=sink)
+
+
+def _write_raw(raw: pa.Table, sink: Sink) -> pa.Table:
+    return asker.write_rows(ledger.finish_responses(raw), sink)
+
+
+def _ask_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, missing: Dataset, sink: Sink) -> Dataset:
+    limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
+    if miner.modality != "text":  # images are fetched few by few
+        missing = missing.repartition(target_num_rows_per_block=64)
+    prompts = map_tables(missing, miner_prompts, miner=miner, limits=limits)
+    key = api_key(miner) if isinstance(miner, OpenAIMiner) else ""
+    return asker.ask(miner, prompts, FORM, partial(_response_rows, owner=owner, miner=miner), sink, key)
+
+
+def miner_prompts(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: dict[str, int]) -> pa.Table:
+    """Add to requests the chats that a miner gets."""
+
+    def chat(row: dict, url: str | None) -> list[dict[str, Any]]:
+        return chat_messages(row["owner"], miner.modality, row["text"], url)
+
+    sees = [prompt_modality(owner, miner.modality) != "text" for owner in requests["owner"].to_pylist()]
+    return asker.add_chats(requests, sees, chat, limits)
+
+
+def _response_rows(prompts: pa.Table, answers: Sequence[Answer], owner: Owner, miner: VllmMiner | OpenAIMiner) -> pa.Table:
+    shown = [miner.modality if with_image else "text" for with_image in prompts["with_image"].to_pylist()]
+    raw = asker.answer_rows(prompts, answers, miner, prompt_version(owner, miner.modality), shown)
+    return ledger.finish_responses(raw)

@@ -1,6 +1,6 @@
-"""The vLLM engine inside Ray Data: chats in, guided answers out, no row lost.
+"""The vLLM engine of one worker: a chat in, a guided answer out, and a prompt that kills the engine is found and left out.
 
-An actor asks vLLM's asynchronous engine itself. `ray.data.llm` spreads the same over a process each for chat templates and the
+The worker asks vLLM's asynchronous engine itself. `ray.data.llm` spreads the same over a process each for chat templates and the
 engine, copies every prompt and its tokens between them and reads every token as it comes: on two cores a job with it took a third
 longer than `vllm.LLM.chat` alone (benchmarks/mining_overhead.py).
 """
@@ -9,102 +9,160 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyarrow as pa
-from ray.data import ActorPoolStrategy, Dataset
+import ray
 
-from digr.config.interests import VllmMiner
+from digr.config.interests import VllmJudge, VllmMiner, VllmModel
+from digr.models.answers import CUT, TOP_TOKENS, Answer, AnswerForm
 
 CPU_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 """Environment of an engine on CPU: gigabytes of its key-value cache."""
-BATCHES_IN_FLIGHT = 8
-"""Batches an engine works on at once."""
-BATCHES_WAITING = 4
-"""Batches that wait beside an engine, so that it never waits for one."""
+SUSPECT_GROUPS = 16
+"""Groups into which the prompts of a dead engine are split until one of them is alone."""
 
 
-class Answer(NamedTuple):
-    """What the engine says to one prompt: vLLM's `RequestOutput`, or why there is none."""
+def check_tensor_parallel(model: VllmModel) -> None:
+    """Check that an engine fits on some node of the cluster that Ray has joined.
 
-    output: Any
-    error: str | None = None
+    Raises:
+        ValueError: the model wants more GPUs than the largest node has. Where no node has one yet, the engine waits for one.
+    """
+    gpus = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    largest = max(gpus, default=0)
+    if not model.on_cpu and 0 < largest < model.tensor_parallel:
+        raise ValueError(
+            f"{model.name}: tensor_parallel = {model.tensor_parallel}, but the largest node has {largest} GPUs and an engine "
+            f"stays on one node; set tensor_parallel to at most {largest} or add a larger node"
+        )
 
 
-def engine_kwargs(miner: VllmMiner) -> dict[str, Any]:
-    """Return the arguments of a miner's engine, without its model."""
-    engine: dict[str, Any] = {"max_model_len": miner.max_model_len, "tensor_parallel_size": miner.tensor_parallel}
+def engine_kwargs(model: VllmModel) -> dict[str, Any]:
+    """Return the arguments of a model's engine, without the model's name."""
+    engine: dict[str, Any] = {"max_model_len": model.max_model_len, "tensor_parallel_size": model.tensor_parallel}
     # a guided model may otherwise pad its JSON with blanks until its tokens are used up
     engine["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
-    return engine | ({"enforce_eager": True} if miner.on_cpu else {})
+    return engine | ({"enforce_eager": True} if model.on_cpu else {})
 
 
-def run_engine(
-    miner: VllmMiner, prompts: Dataset, sampling: dict[str, Any], keep: Callable[[pa.Table, list[Answer]], pa.Table]
-) -> Dataset:
-    """Run engines over the chats of prompts; returns what `keep` made of each batch and its answers.
+def sampling_params(model: VllmMiner | VllmJudge, form: AnswerForm) -> dict[str, Any]:
+    """Return the arguments of a model's `SamplingParams`; every answer is held to its form."""
+    if form.words:
+        # the guide leaves only tokens that begin a word, so the first token's log-probabilities are those of the words
+        guide: dict[str, Any] = {"choice": list(form.words)}
+        return {"temperature": 0.0, "max_tokens": 1, "logprobs": TOP_TOKENS, "structured_outputs": guide}
+    guide = {"json": json.dumps(form.schema)}
+    temperature = model.temperature if isinstance(model, VllmMiner) else 0.0
+    return {"temperature": temperature, "max_tokens": model.max_tokens, "structured_outputs": guide}
 
-    A batch is kept as soon as its last answer is there. An engine works on several at once, so that it stays full, and a
-    kill loses what these have in common: at most `BATCHES_IN_FLIGHT` batches an engine.
 
-    Args:
-        prompts: rows with `messages`, chats as JSON.
-        sampling: arguments of `SamplingParams`.
-        keep: runs inside the engine's process.
+class Engine:
+    """One engine, in a process of its own below this one, used from one event loop.
+
+    When the engine dies, it is started again and the prompts it had are asked in groups, nothing else beside them; the groups
+    that it dies of are split further. So a prompt that kills it ends alone, as an answer of status "error", and the others
+    are answered.
     """
-    needs: dict[str, Any] = {"num_cpus": 1} if miner.on_cpu else {"num_gpus": miner.tensor_parallel}
-    return prompts.map_batches(
-        _Engine,
-        batch_size=miner.batch_size,
-        batch_format="pyarrow",
-        fn_constructor_args=(miner, sampling, keep),
-        compute=ActorPoolStrategy(
-            min_size=1, max_size=miner.concurrency, max_tasks_in_flight_per_actor=BATCHES_IN_FLIGHT + BATCHES_WAITING
-        ),
-        max_concurrency=BATCHES_IN_FLIGHT,
-        **needs,
-    )
 
-
-class _Engine:
-    """One engine, in a process of its own below this one, which makes tokens of chats and text of tokens."""
-
-    def __init__(self, miner: VllmMiner, sampling: dict[str, Any], keep: Callable[[pa.Table, list[Answer]], pa.Table]):
-        os.environ.update(CPU_ENV if miner.on_cpu else {})
-        from vllm import AsyncEngineArgs, SamplingParams
+    def __init__(self, model: VllmMiner | VllmJudge, form: AnswerForm):
+        os.environ.update(CPU_ENV if model.on_cpu else {})
+        from vllm import SamplingParams
         from vllm.renderers import ChatParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        self.model, self.form = model, form
+        sampling = sampling_params(model, form)
+        guide = StructuredOutputsParams(**sampling["structured_outputs"])
+        last = RequestOutputKind.FINAL_ONLY
+        self.sampling = SamplingParams(**sampling | {"structured_outputs": guide, "output_kind": last})
+        self.chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True, "tokenize": False})
+        self.num_in_flight = 0
+        self.suspects: list[tuple[Any, asyncio.Future[Answer]]] = []
+        self.healthy = asyncio.Event()
+        self.healthy.set()
+        self.recovery: asyncio.Task[None] | None = None
+        self._start()
+
+    def _start(self) -> None:
+        from vllm import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = AsyncEngineArgs(miner.model, disable_log_stats=True, **engine_kwargs(miner))
+        arguments = AsyncEngineArgs(self.model.model, disable_log_stats=True, **engine_kwargs(self.model))
         # LLM_CLASS has the batch sizes of vLLM's own offline class, which are twice those of a server
         self.engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
-        guide = StructuredOutputsParams(**sampling["structured_outputs"])
-        last_only = RequestOutputKind.FINAL_ONLY
-        self.sampling = SamplingParams(**sampling | {"structured_outputs": guide, "output_kind": last_only})
-        self.chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True, "tokenize": False})
-        self.keep = keep
 
-    async def __call__(self, prompts: pa.Table) -> pa.Table:
-        answers = await asyncio.gather(*map(self._answer, prompts["messages"].to_pylist()))
-        return await asyncio.to_thread(self.keep, prompts, answers)
+    async def ask(self, messages: Any) -> Answer:
+        """Answer one chat; what the engine refuses, such as a text too long or an odd image, is an answer of status "error"."""
+        await self.healthy.wait()
+        self.num_in_flight += 1
+        try:
+            answer = await self._generate(messages)
+        finally:
+            self.num_in_flight -= 1
+        if answer is not None:
+            return answer
+        suspect = asyncio.get_running_loop().create_future()
+        self.suspects.append((messages, suspect))
+        if self.healthy.is_set():
+            self.healthy.clear()
+            self.recovery = asyncio.create_task(self._recover())
+        return await suspect
 
-    async def _answer(self, messages: str | None) -> Answer:
-        if messages is None:
-            return Answer(None)
+    async def _generate(self, messages: Any) -> Answer | None:
+        """Return the engine's answer, or None where the engine died."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            _, rendered = await self.engine.renderer.render_chat_async([json.loads(messages)], self.chat)
-            outputs = self.engine.generate(rendered[0], self.sampling, uuid.uuid4().hex)
-            return Answer([one async for one in outputs][-1])
+            _, rendered = await self.engine.renderer.render_chat_async([messages], self.chat)
+            *_, output = [one async for one in self.engine.generate(rendered[0], self.sampling, uuid.uuid4().hex)]
         except EngineDeadError:
-            os._exit(1)  # so that Ray starts another engine and gives it the batch: this one would fail all that come
-        except Exception as error:  # noqa: BLE001  whatever it is, it is one row's fault: a text too long, an odd image
-            return Answer(None, f"{type(error).__name__}: {error}")
+            return None
+        except Exception as error:  # noqa: BLE001  whatever it is, it is one prompt's fault
+            return Answer(None, "error", f"{type(error).__name__}: {error}"[:300])
+        written = output.outputs[0]
+        first = written.logprobs[0].values() if written.logprobs else ()
+        return Answer(
+            written.text,
+            reason=CUT if written.finish_reason == "length" and not self.form.words else None,
+            input_tokens=len(output.prompt_token_ids or ()),
+            output_tokens=len(written.token_ids),
+            first_tokens=tuple((token.decoded_token or "", token.logprob) for token in first),
+        )
+
+    async def _recover(self) -> None:
+        """Start the engine again and answer the prompts it died with; an engine that does not start fails them all."""
+        while self.num_in_flight:  # the others notice the death a moment later
+            await asyncio.sleep(0.01)
+        suspects, self.suspects = self.suspects, []
+        try:
+            self._restart()
+            await self._ask_apart(suspects)
+        except Exception as error:  # noqa: BLE001  it is raised where the prompts are waited for
+            for _, suspect in suspects:
+                if not suspect.done():
+                    suspect.set_exception(error)
+        self.healthy.set()
+
+    async def _ask_apart(self, suspects: list[tuple[Any, asyncio.Future[Answer]]]) -> None:
+        size = -(-len(suspects) // SUSPECT_GROUPS)
+        for group in (suspects[start : start + size] for start in range(0, len(suspects), size)):
+            answers = await asyncio.gather(*(self._generate(messages) for messages, _ in group))
+            dead = [suspect for suspect, answer in zip(group, answers, strict=True) if answer is None]
+            for (_, suspect), answer in zip(group, answers, strict=True):
+                if answer is not None or len(group) == 1:
+                    suspect.set_result(answer or Answer(None, "error", "the engine died of this prompt, asked alone"))
+            if dead:
+                self._restart()
+                if len(group) > 1:
+                    await self._ask_apart(dead)
+
+    def _restart(self) -> None:
+        """Start another engine; this process waits, as nothing can be asked meanwhile."""
+        self.engine.shutdown()
+        self._start()
 
     def __del__(self) -> None:
+        """Stop the engine's processes."""
         if hasattr(self, "engine"):
             self.engine.shutdown()

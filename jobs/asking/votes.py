@@ -1,7 +1,6 @@
 """What labelers other than the classifier say, in the label job's scratch folder, in the same parts as `interests`."""
 
 import itertools
-import uuid
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,27 +18,33 @@ from digr.rewards.behavioural import behavioural_table
 from digr.rewards.judge import JUDGED
 from digr.tables import Owner, flat_interests
 
-_ROW = ("owner_id", "rank")
+_KEY = ("owner_id", "interest")
 """Columns that say which interest of a part a verdict is about."""
 
 
 def read_votes(labeler: Literal["judge", "behavioural"], store: Store, part: Part, work: str) -> Float[np.ndarray, " P"]:
     """Return the probability that a labeler gave each interest of a part, in their order, NaN where it gave none."""
     if labeler == "behavioural":
-        found = artifacts.open_parts(_folder(work, labeler, part)).to_table()["probability"]
+        found = artifacts.open_parts(_behavioural_folder(work, part)).to_table()["probability"]
         return np.asarray(found.fill_null(np.nan), np.float64)
-    given = artifacts.open_parts(_folder(work, labeler, part), JUDGED).to_table(columns=[*_ROW, "probability"])
+    uri = f"{judge_folder(work, part.owner)}/{artifacts.part_name(part.number)}"
+    given = artifacts.open_parts(uri, JUDGED).to_table(columns=[*_KEY, "probability"])
     given = given.filter(given["probability"].is_valid())
     place = pc.index_in(_joined(flat_interests(read_part(store, "interests", part))), _joined(given))
     return np.asarray(pc.fill_null(given["probability"].take(place), np.nan), np.float64)
 
 
-def _folder(work: str, labeler: str, part: Part) -> str:
-    return f"{work}/{labeler}/{part.owner}/{part.number}"
+def judge_folder(work: str, owner: Owner) -> str:
+    """Return the address of the judge's verdicts about items or users, a file for each part that has any."""
+    return f"{work}/judge/{owner}"
+
+
+def _behavioural_folder(work: str, part: Part) -> str:
+    return f"{work}/behavioural/{part.owner}/{part.number}"
 
 
 def _joined(rows: pa.Table) -> pa.Array:
-    return pc.binary_join_element_wise(*(pc.cast(rows[name], pa.string()) for name in _ROW), "\x1f").combine_chunks()
+    return pc.binary_join_element_wise(*(pc.cast(rows[name], pa.string()) for name in _KEY), "\x1f").combine_chunks()
 
 
 def count_transitions(config: Config, store: Store, work: str) -> None:
@@ -59,19 +64,4 @@ def _count(store: Store, min_lift: float, work: str, owners: Sequence[Owner]) ->
         votes = phrases["probability"].combine_chunks().take(places)
         ends = np.cumsum([0, *map(len, named)]).tolist()
         for part, (start, end) in zip(parts, itertools.pairwise(ends), strict=True):
-            write_part(_folder(work, "behavioural", part), "part-0", pa.table({"probability": votes[start:end]}))
-
-
-def keep_verdicts(answers: pa.Table, work: str) -> pa.Table:
-    """Write a batch's verdicts beside those of the same parts, and return the number of answers of each status.
-
-    An answer without a verdict is not written.
-    """
-    given = answers.filter(pc.is_valid(answers["probability"]))
-    for row in given.group_by(["owner", "part"]).aggregate([]).to_pylist():
-        of_part = pc.and_(pc.equal(given["owner"], row["owner"]), pc.equal(given["part"], row["part"]))
-        folder = _folder(work, "judge", Part(row["owner"], row["part"]))
-        write_part(folder, f"part-{uuid.uuid4().hex}", given.filter(of_part))
-    status = pc.fill_null(pc.list_element(pc.split_pattern(answers["reason"], ":", max_splits=1), 0), "ok")
-    counts = status.value_counts()
-    return pa.table({"status": counts.field("values"), "rows": counts.field("counts")})
+            write_part(_behavioural_folder(work, part), "part-0", pa.table({"probability": votes[start:end]}))

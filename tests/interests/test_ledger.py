@@ -140,10 +140,10 @@ def _responses(statuses):
     return ledger.finish_responses(ledger.raw_responses(requests, "m", "v1", "text", response=["x", "y"], status=statuses))
 
 
-def test_done_requests_survive_and_failures_are_asked_again_only_on_demand(tmp_path):
+def test_done_requests_survive_errors_are_asked_again_and_poor_answers_only_on_demand(tmp_path):
     store = Store(str(tmp_path))
     uri = ledger.open_ledger(store)
-    rows = _responses(["ok", "error"])
+    rows = _responses(["ok", "refused"])
     ledger.append(uri, rows)
     artifacts.commit(store, Manifest(name="interest_responses"))
     (tmp_path / "interest_responses" / ".draft-x").write_text("killed")
@@ -153,6 +153,21 @@ def test_done_requests_survive_and_failures_are_asked_again_only_on_demand(tmp_p
     assert ledger.done_numbers(uri).tolist() == sorted(numbers.tolist())
     assert ledger.done_numbers(uri, retry_failed=True).tolist() == numbers[:1].tolist()
     assert ledger.done_numbers(str(tmp_path / "none")).tolist() == []
+    # a time-out was taken for an answer, and never asked again without --force and retry_failed
+    ledger.append(f"{tmp_path}/interest_responses", _responses(["error", "error"]))
+    assert ledger.done_numbers(uri).tolist() == sorted(numbers.tolist())
+    other = ledger.open_ledger(Store(str(tmp_path / "other")))
+    ledger.append(other, _responses(["error", "empty"]))
+    assert ledger.done_numbers(other).tolist() == numbers[1:].tolist()
+
+
+def test_the_newest_answers_of_a_miner_are_shown(tmp_path):
+    uri = ledger.open_ledger(Store(str(tmp_path)))
+    for status in ("empty", "unparsable"):
+        ledger.append(uri, _responses([status, "error"]))
+    assert ledger.example_answers(uri, "m", failed=False) == ["unparsable (None): 'x'", "empty (None): 'x'"]
+    assert ledger.example_answers(uri, "m", failed=True) == ["error (None): 'y'"] * 2
+    assert ledger.example_answers(uri, "other", failed=True) == [] == ledger.example_answers(f"{uri}-none", "m", failed=True)
 
 
 def test_text_that_is_no_unicode_does_not_break_the_ledger():

@@ -3,15 +3,12 @@
 import doctest
 
 import numpy as np
-import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digr.config.interests import OpenAIMiner
+from digr.config.interests import OpenAIJudge, OpenAIMiner, VllmJudge
 from digr.interests import spending
-from digr.interests.prompts import item_requests
-from digr.interests.spending import Budget, Spending, progress_text, worst_cases
-from digr.tables import conform
+from digr.interests.spending import Budget, Spending, cost_usd, progress_text, worst_case
 
 
 def _batch(*names, tokens=10.0, usd=0.0):
@@ -59,20 +56,21 @@ def test_what_is_spent_never_exceeds_the_cap_where_answers_keep_to_their_worst_c
     assert not cap or budget.spent.tokens <= cap + 1e-6
 
 
-def test_the_worst_case_is_the_prompt_and_the_longest_answer():
-    items = conform("items", pa.table({"item_id": ["a"], "title": ["x" * 300], "image_uri": ["y.png"]}), where="test")
-    miner = OpenAIMiner(
-        name="m",
-        base_url="http://x/v1",
-        model="x",
-        max_tokens=100,
-        usd_per_million_input_tokens=1e6,
-        usd_per_million_output_tokens=2e6,
-    )
-    (text,) = worst_cases(item_requests(items, "k", "text", 1000), miner).values()
-    assert text == Spending(450 + 100 + 100, 450 + 100 + 200)
-    (both,) = worst_cases(item_requests(items, "k", "both", 1000), miner).values()
-    assert both.tokens == text.tokens + 1500
+def test_the_worst_case_is_the_chat_and_the_longest_answer():
+    prices = {"usd_per_million_input_tokens": 1e6, "usd_per_million_output_tokens": 2e6}
+    miner = OpenAIMiner(name="m", base_url="http://x/v1", model="x", max_tokens=100, **prices)
+    text = worst_case([{"role": "system", "content": "x" * 300}, {"role": "user", "content": "é" * 300}], miner)
+    assert text == Spending(100 + 100 + 200 + 100, 400 + 200)
+    parts = [{"type": "image_url", "image_url": {"url": "data:x"}}, {"type": "text", "text": "x" * 300}]
+    assert worst_case([{"role": "user", "content": parts}], miner).tokens == 100 + 1500 + 100 + 100
+
+
+def test_the_judge_costs_what_its_endpoint_asks_for_and_one_token_of_an_engine():
+    # the judge's prices were accepted and ignored
+    judge = OpenAIJudge(base_url="http://x/v1", model="x", usd_per_million_input_tokens=2.0, usd_per_million_output_tokens=4.0)
+    assert cost_usd(judge, 1e6, 1e6) == 6.0
+    engine = VllmJudge(model="x")
+    assert cost_usd(engine, 1e6, 1e6) == 0.0 and worst_case([{"role": "user", "content": ""}], engine) == Spending(101, 0.0)
 
 
 def test_progress_says_nothing_it_does_not_know():

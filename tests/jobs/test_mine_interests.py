@@ -179,6 +179,52 @@ def endpoints(tmp_path, monkeypatch):
         yield build_config({"run": {"dir": store.root}, "interests": {"miners": [text, both]}}, where="test"), server
 
 
+def test_a_miner_that_finds_no_interest_stops_the_job_and_shows_three_answers(endpoints, ray_local):
+    # a small model copied the dots of the prompt's form: the stage ended as built, with 0 interests of 30 owners
+    config, server = endpoints
+    _write_items(Store(config.run.dir), {item: f"dots {item}" for item in "abcdef"})
+    with pytest.raises(ValueError, match="0 of 6 owners got an interest; 0 of 6 answers of miner text list an interest") as error:
+        mine_interests.run(config, Options())
+    assert str(error.value).count("the answer lists no interest)") == 6 and "min_yield_rate = 0.05" in str(error.value)
+    asked = len(server.bodies)
+    relaxed = _interests(config, min_yield_rate=0.0)
+    summary = mine_interests.run(relaxed, Options())
+    assert summary["facts"]["interests"]["num_owners_with_interests"] == 0 and len(server.bodies) == asked == 12
+
+
+def test_too_many_failures_stop_the_job_and_the_next_run_asks_them_again(endpoints, ray_local):
+    # a share of any size was built, and its rows were never asked again without --force and retry_failed
+    config, _server = endpoints
+    titles = dict.fromkeys("bcdef", "broken") | {"a": "fine"}
+    _write_items(Store(config.run.dir), dict(sorted(titles.items())))
+    with pytest.raises(
+        ValueError, match=r": [45] of 6 requests failed, more than .*max_failed_rate = 0\.5(.|\n)*InternalServerError"
+    ):
+        mine_interests.run(config, Options())
+    assert artifacts.read_manifest(Store(config.run.dir), "interests") is None
+    before = [row for row in _rows(config) if row["status"] == "ok"]
+    summary = mine_interests.run(_interests(config, max_failed_rate=0.9), Options())
+    assert summary["facts"]["interest_responses"]["statuses"] == {"error": 10, "ok": 2}
+    assert [row for row in _rows(config) if row["status"] == "ok"][: len(before)] == before
+
+
+def test_keys_of_all_endpoints_are_checked_before_anything_starts(endpoints, ray_local, monkeypatch):
+    # the judge's key was missed after days of mining, an endpoint's after the engines
+    config, server = endpoints
+    judge = {"kind": "openai", "base_url": server.url, "model": "m", "api_key_env": "NO_SUCH_KEY"}
+    judged = build_config(config.model_dump() | {"labels": {"labelers": ["judge"], "judge": judge}}, where="test")
+    with pytest.raises(ValueError, match=r"labels\.judge: environment variable NO_SUCH_KEY is empty"):
+        mine_interests.run(judged, Options())
+    monkeypatch.delenv("DIGR_TEST_KEY")
+    with pytest.raises(ValueError, match=r"interests\.miners\.text: environment variable DIGR_TEST_KEY is empty"):
+        mine_interests.run(config, Options())
+    assert not server.bodies and not _parts(config)
+
+
+def _interests(config, **changes):
+    return config.model_copy(update={"interests": config.interests.model_copy(update=changes)})
+
+
 def test_a_budget_stops_the_asking_and_a_larger_one_asks_the_rest_of_all_endpoints_at_once(endpoints, ray_local, capsys):
     config, server = endpoints
     capped = config.model_copy(update={"interests": config.interests.model_copy(update={"max_tokens_total": 1600})})
@@ -189,8 +235,8 @@ def test_a_budget_stops_the_asking_and_a_larger_one_asks_the_rest_of_all_endpoin
     first = len(server.bodies)
 
     mine_interests.run(config, Options())
-    # each of the twelve once, and once more for both busy prompts and both broken ones
-    assert first >= 3 and len(server.bodies) == 12 + 4
+    # each of the twelve once, once more for both busy prompts and both broken ones, and twice for the one that had failed
+    assert first == 5 and len(server.bodies) == 12 + 4 + 2
     rows = {(row["miner"], row["owner_id"]): row for row in _rows(config)}
     expected = {"a": "ok", "b": "ok", "c": "error", "d": "error", "e": "truncated", "f": "ok"}
     assert {key: row["status"] for key, row in rows.items()} == {

@@ -23,6 +23,7 @@ from digr.interests.prompts import RESPONSE_SCHEMA
 from digr.tables import STATUSES, flat_interests
 from jobs import label_interests, mine_interests
 from jobs.runtime.session import Options
+from tests.models.endpoint_server import serve_endpoint
 from tests.nested_interests import nest_rows
 from tests.patience import CEILING_SECONDS, POLL_SECONDS, wait_until
 from tests.tiny_models import make_text_model, make_vision_model
@@ -90,7 +91,7 @@ def test_an_endpoint_that_vllm_itself_serves_loses_no_row_and_keeps_to_the_schem
     _write_items(store, tmp_path)
     with _vllm_server(make_text_model(tmp_path / "text"), tmp_path / "server.log") as url:
         miner = {"kind": "openai", "name": "served", "base_url": url, "model": "tiny", "api_key_env": "DIGR_TEST_KEY"}
-        interests = {"miners": [miner | {"max_tokens": 192}], "max_text_chars": 5000}
+        interests = {"miners": [miner | {"max_tokens": 192}], "max_text_chars": 5000, "min_yield_rate": 0.0}
         mine_interests.run(build_config({"run": {"dir": store.root}, "interests": interests}, where="test"), Options())
         asked = {"kind": "openai", "base_url": url, "model": "tiny", "api_key_env": "DIGR_TEST_KEY"}
         judged = _judge(tmp_path / "judged", asked | {"logprobs": False, "max_tokens": 64})
@@ -103,17 +104,24 @@ def test_an_endpoint_that_vllm_itself_serves_loses_no_row_and_keeps_to_the_schem
     assert [row["labeler"] for row in judged] == ["judge"] * 6
 
 
-def test_tiny_random_models_with_and_without_images_lose_no_row_and_keep_to_the_schema(tmp_path, ray_local):
+def test_tiny_random_models_with_and_without_images_lose_no_row_and_keep_to_the_schema(tmp_path, ray_local, monkeypatch):
+    monkeypatch.setenv("DIGR_TEST_KEY", "any")
     runpy.run_path(str(Path(__file__).parents[1] / "vllm_support" / "sitecustomize.py"))
     store = Store(str(tmp_path / "run"))
     _write_items(store, tmp_path)
     common = {"kind": "vllm", "on_cpu": True, "max_model_len": 2048, "max_tokens": 192, "batch_size": 8}
     text = common | {"name": "text", "model": str(make_text_model(tmp_path / "text"))}
     both = common | {"name": "both", "model": str(make_vision_model(tmp_path / "both")), "modality": "both"}
-    interests = {"miners": [text, both], "max_text_chars": 5000}
-    mine_interests.run(build_config({"run": {"dir": store.root}, "interests": interests}, where="test"), Options())
+    with serve_endpoint() as server:
+        endpoint = {"kind": "openai", "name": "endpoint", "base_url": server.url, "model": "x", "api_key_env": "DIGR_TEST_KEY"}
+        interests = {"miners": [text, both, endpoint], "max_text_chars": 5000, "min_yield_rate": 0.0}
+        mine_interests.run(build_config({"run": {"dir": store.root}, "interests": interests}, where="test"), Options())
 
+    responses = artifacts.open_parts(store.uri("interest_responses")).to_table()["miner"].to_pylist()
+    # endpoints came last, after every engine: now the first engine and they are asked side by side
+    assert responses.index("endpoint") < responses.index("both")
     rows = {(row["miner"], row["owner_id"]): row for row in artifacts.read_table(store, "interest_responses").to_pylist()}
+    assert all(rows.pop(("endpoint", item))["status"] == "ok" for item in "abcdef")
     assert set(rows) == {(miner, item) for miner in ("text", "both") for item in "abcdef"}
     assert {row["status"] for row in rows.values()} <= set(STATUSES)
     for (_, item), row in rows.items():
@@ -145,5 +153,7 @@ def test_a_tiny_random_judge_gives_a_probability_of_yes_for_all_but_the_text_tha
     assert by_item.pop("e") is None
     assert all(0 < probability < 1 for probability in by_item.values())
     assert len(set(by_item.values())) > 1
-    rejected = artifacts.require(Store(str(tmp_path / "judged" / "run")), "interest_labels").rejected
-    assert rejected == {"judge: error": 1}
+    store = Store(str(tmp_path / "judged" / "run"))
+    assert artifacts.require(store, "interest_labels").rejected == {"judge: error": 1}
+    verdicts = artifacts.read_table(store, "interest_verdicts")
+    assert sorted(verdicts["output_tokens"].to_pylist()) == [0, 1, 1, 1, 1, 1]

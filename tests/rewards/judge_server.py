@@ -28,7 +28,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.bodies.append(body)
-        text, interest = body["messages"][1]["content"].split("\n\nInterest: ")
+        content = body["messages"][1]["content"]
+        text, interest = (content if isinstance(content, str) else content[-1]["text"]).split("\n\nInterest: ")
         yes = 0.9 if set(text.split()) & set(interest.split()) else 0.2
         content = json.dumps({"answer": "yes" if yes > 0.5 else "no"})
         choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
@@ -38,6 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
             top = [{"token": "yes", "logprob": math.log(yes / 2)}, {"token": "No", "logprob": math.log((1 - yes) / 2)}]
             choice["logprobs"] = {"content": [top[0] | {"top_logprobs": top}]}
         completion = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice]}
+        completion["usage"] = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
         answer = json.dumps(completion).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
