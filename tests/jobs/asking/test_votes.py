@@ -38,8 +38,8 @@ def test_a_verdict_is_read_in_the_part_of_its_interest_and_absent_where_there_is
 
 def test_a_behavioural_vote_is_that_of_the_phrase_in_whichever_part_it_stands(store, tmp_path):
     steps = [("a", "b")] * 30 + [("c", "a")] * 3
-    rows = [{"user_id": "u", "split": "train", "history": [one], "target": other} for one, other in steps]
-    histories = pa.Table.from_pylist([row | {"example_id": str(place)} for place, row in enumerate(rows)])
+    rows = [{"user_id": f"u{user:02d}", "history": [one], "target": other} for user, (one, other) in enumerate(steps)]
+    histories = pa.Table.from_pylist([row | {"example_id": row["user_id"], "split": "train"} for row in rows])
     artifacts.write_table(store, "histories", histories)
     artifacts.commit(store, Manifest(name="histories", rows=len(rows)))
     phrases = [{"owner_id": item, "interest": phrase} for item, phrase in (("a", "x"), ("b", "x"), ("c", "x"), ("c", "new"))]
