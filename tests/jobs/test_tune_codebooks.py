@@ -13,7 +13,7 @@ from digr.config import build_config
 from digr.sids import sweep
 from jobs import tune_codebooks
 from jobs.runtime.session import Options
-from jobs.training.codebook_trials import room, train_policies
+from jobs.training.codebook_trials import max_trials_at_once, train_policies
 
 pytestmark = pytest.mark.ray
 
@@ -116,5 +116,5 @@ def test_the_best_few_are_trained_to_ndcg_early_stopping_ends_some_and_a_second_
 
 
 def test_concurrency_is_that_of_the_machine_not_of_the_logical_cpus(ray_local):
-    assert room({"cpu": 1.0, "gpu": 0.0}) == min(8, os.cpu_count() or 1)
-    assert room({"cpu": 1000.0, "gpu": 0.0}) == 1
+    assert max_trials_at_once({"cpu": 1.0, "gpu": 0.0}) == min(8, os.cpu_count() or 1)
+    assert max_trials_at_once({"cpu": 1000.0, "gpu": 0.0}) == 1
