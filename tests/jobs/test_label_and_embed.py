@@ -84,7 +84,7 @@ def test_new_weights_in_the_encoders_folder_make_the_vectors_stale(config, tmp_p
     assert embed_items.run(config, Options())["status"] == "skipped"
     with (folder / "model.safetensors").open("r+b") as weights:
         weights.seek(-1, os.SEEK_END)
-        weights.write(b"?")
+        weights.write(b"\x07")
     with pytest.raises(StaleArtifact, match=r"different: input model embeddings.encoder\)"):
         embed_items.run(config, Options())
 
