@@ -302,6 +302,13 @@ def checkpoint_activations(policy: SidPolicy) -> None:
     policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+def train_without_dropout(policy: SidPolicy) -> None:
+    """Put a policy into evaluation mode, but for the layers that compute their activations again."""
+    for module in policy.eval().modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True  # of the layer itself, not of what is in it
+
+
 def load_policy(folder: str | Path, device: str = "cpu", dtype: Dtype = "auto", attention: Attention = "sdpa") -> SidPolicy:
     """Load a saved policy, in evaluation mode.
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from digr.config import build_config
 from digr.config.policy import PolicyConfig, SftConfig
 from digr.policy.decoding.search import recommend
-from digr.policy.model import SidPolicy, adapt, build_policy, checkpoint_activations, load_policy
+from digr.policy.model import SidPolicy, adapt, build_policy, checkpoint_activations, load_policy, train_without_dropout
 from digr.policy.training.batches import make_batch
 from digr.policy.training.engine import PlainEngine, make_optimizer
 from digr.policy.training.sft import train_sft
@@ -193,7 +193,9 @@ def test_gradient_checkpointing_gives_the_same_gradients_of_trees_and_of_sequenc
         torch.testing.assert_close(checkpointed[name], gradient, msg=name)
 
 
-def test_gradient_checkpointing_keeps_fewer_activations(config):
+@pytest.mark.parametrize("start", [SidPolicy.train, train_without_dropout], ids=["sft", "grpo"])
+def test_gradient_checkpointing_keeps_fewer_activations(config, start):
+    """GRPO trains in evaluation mode, in which transformers keeps all activations whatever it was told."""
     config = config.model_copy(update={"lora_rank": 0})
     sizes = []
     for is_on in (False, True):
@@ -201,7 +203,8 @@ def test_gradient_checkpointing_keeps_fewer_activations(config):
         if is_on:
             checkpoint_activations(policy)
         with torch.autograd.graph.saved_tensors_hooks(lambda one, to=saved: to.append(one.nbytes) or one, lambda one: one):
-            _log_probs(policy.train())
+            start(policy)
+            _log_probs(policy)
         sizes.append(sum(saved))
     assert sizes[1] < 0.7 * sizes[0]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from digr.config.policy import GrpoConfig
 from digr.policy.decoding.search import Beams
-from digr.policy.model import SidPolicy
+from digr.policy.model import SidPolicy, train_without_dropout
 from digr.policy.training.advantages import Advantages, group_advantages, group_loss
 from digr.policy.training.engine import Engine, learning_rate, policy_of
 from digr.policy.training.rollouts import Rollouts, best_rollouts, rollout
@@ -150,7 +150,6 @@ def train_step(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Roll out, judge and update once; returns the step's metrics over all workers and a few of this worker's roll-outs."""
     clock, policy = [time.monotonic()], policy_of(engine)
-    policy.eval()
     rows = rows_of_step(len(prompts.target_index), max(config.prompts_per_step // engine.world_size, 1), step, seed)
     texts = prompts.prompts.take(pa.array(rows)).to_pylist()
     targets = prompts.target_index[torch.from_numpy(rows)].to(policy.device)
@@ -222,6 +221,7 @@ def _update(
     own = [Advantages(*pair) for pair in zip(advantages.values.split(sizes), advantages.live.split(sizes), strict=True)]
     groups = torch.tensor([float(advantages.live.sum()), float(sum(sizes))], dtype=torch.float64)
     num_live, num_groups = engine.total(groups).tolist()
+    train_without_dropout(policy_of(engine))
     old, sums = list[Tensor](), torch.zeros(3, dtype=torch.float64)
     for _ in range(config.updates_per_rollout):
         for index, (part, reference) in enumerate(zip(parts, references, strict=True)):

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from digr.config.policy import GrpoConfig, PolicyConfig, SftConfig, TrainConfig
 from digr.policy.decoding.search import recommend
-from digr.policy.model import SidPolicy, adapt, build_policy, load_policy
+from digr.policy.model import SidPolicy, adapt, build_policy, checkpoint_activations, load_policy
 from digr.policy.training.batches import Texts, TokenSequences, pack_sequences
 from digr.policy.training.engine import Engine, PlainEngine, make_optimizer
 from digr.policy.training.grpo import Prompts, Rewards, train_grpo
@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tied zero-3 with lora": {"head": "tied", "zero_stage": 3, "lora_rank": 4},
     "untied zero-3 with lora": {"head": "untied", "zero_stage": 3, "lora_rank": 4},
     "tied zero-3 with all offloaded": {"head": "tied", "zero_stage": 3, "offload": "all"},
+    "untied zero-3 with checkpoints": {"head": "untied", "zero_stage": 3, "gradient_checkpointing": True},
     "untied zero-3 in bf16": {"head": "untied", "zero_stage": 3, "precision": "bf16"},
 }
 SFT = SftConfig(epochs=6, lr=3e-3, batch_tokens=10**6, eval_every_epochs=2)
@@ -59,8 +60,9 @@ def plain_engine(policy: SidPolicy, lr: float, reference: SidPolicy | None) -> E
 def _deepspeed_engine(case: dict[str, Any], policy: SidPolicy, lr: float, reference: SidPolicy | None) -> Engine:
     from jobs.training.deepspeed_engine import DeepSpeedEngine
 
-    keys = ("zero_stage", "offload", "precision")
-    train = TrainConfig(**{key: value for key, value in case.items() if key in keys})
+    train = TrainConfig(**{key: value for key, value in case.items() if key in TrainConfig.model_fields})
+    if train.gradient_checkpointing:
+        checkpoint_activations(policy)
     return DeepSpeedEngine(train, policy, make_optimizer(policy, lr, 0.0), max_grad_norm=1.0, reference=reference)
 
 
