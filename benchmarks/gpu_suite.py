@@ -222,8 +222,8 @@ def _milliseconds(work: Callable[[], object], repeats: int) -> float | str:
 
 
 SECTIONS = (
-    Section("lists", 60, compare_lists),
-    Section("sft", 80, train_sft),
+    Section("lists", 50, compare_lists),
+    Section("sft", 100, train_sft),
     Section("grpo", 50, train_grpo),
     Section("decode", 140, decode),
     Section("transformers", 100, decode_with_transformers, may_be_cut=True),
