@@ -47,19 +47,20 @@ def map_parts(
             `cluster.encode_workers` actors; or a function `(part, config, store, *arguments) -> OutputTables` for tasks.
         arguments: of the worker; give what is large as a reference of Ray's.
     """
-    given = {"worker": worker, "config": config, "store": store, "outputs": tuple(outputs), "arguments": arguments}
+    dataset, outputs = part_dataset(parts), tuple(outputs)
     if isinstance(worker, type):
-        made = part_dataset(parts).map_batches(
+        made = dataset.map_batches(
             _PartWriter,
             batch_size=None,
             batch_format="pyarrow",
-            fn_constructor_kwargs=given,
+            fn_constructor_args=(lambda: worker(config, store, *arguments), store, outputs),
             compute=ActorPoolStrategy(size=min(config.cluster.encode_workers, len(parts))),
             num_gpus=1 if config.cluster.use_gpu else None,
         )
     else:
-        write: Any = _write_with
-        made = part_dataset(parts).map_batches(write, batch_size=None, batch_format="pyarrow", fn_kwargs=given)
+        write: Any = _write_parts
+        given = (lambda part: worker(part, config, store, *arguments), store, outputs)
+        made = dataset.map_batches(write, batch_size=None, batch_format="pyarrow", fn_args=given)
     rows = Counter[str](dict.fromkeys(outputs, 0))
     for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(batch, pa.Table)
@@ -81,28 +82,14 @@ def parts_in(block: pa.Table) -> list[Part]:
 class _PartWriter:
     """A worker in an actor, and the outputs it writes."""
 
-    def __init__(
-        self, *, worker: Callable[..., Any], config: Config, store: Store, outputs: Sequence[str], arguments: tuple[Any, ...]
-    ) -> None:
-        self.make, self.store, self.outputs = worker(config, store, *arguments), store, outputs
+    def __init__(self, make_worker: Callable[[], Callable[[Part], OutputTables]], store: Store, outputs: Sequence[str]) -> None:
+        self.worker, self.store, self.outputs = make_worker(), store, outputs
 
     def __call__(self, parts: pa.Table) -> pa.Table:
-        return _write(parts, self.make, self.store, self.outputs)
+        return _write_parts(parts, self.worker, self.store, self.outputs)
 
 
-def _write_with(
-    parts: pa.Table,
-    *,
-    worker: Callable[..., Any],
-    config: Config,
-    store: Store,
-    outputs: Sequence[str],
-    arguments: tuple[Any, ...],
-) -> pa.Table:
-    return _write(parts, lambda part: worker(part, config, store, *arguments), store, outputs)
-
-
-def _write(parts: pa.Table, make: Callable[[Part], OutputTables], store: Store, outputs: Sequence[str]) -> pa.Table:
+def _write_parts(parts: pa.Table, worker: Callable[[Part], OutputTables], store: Store, outputs: Sequence[str]) -> pa.Table:
     rows = dict.fromkeys(outputs, 0)
     for part in parts_in(parts):
         with ExitStack() as stack:
@@ -110,7 +97,7 @@ def _write(parts: pa.Table, make: Callable[[Part], OutputTables], store: Store, 
                 name: stack.enter_context(artifacts.open_part(part_uri(store, name, part), table_spec(name).schema))
                 for name in outputs
             }
-            for name, table in make(part):
+            for name, table in worker(part):
                 writers[name].write_table(conform(name, table, store.uri(name)))
                 rows[name] += len(table)
     return pa.table({"output": list(rows), "rows": list(rows.values())})
