@@ -180,16 +180,12 @@ class _Asker:
     async def __call__(self, prompts: pa.Table) -> pa.Table:
         self.schema = prompts.drop_columns("messages").schema
         rows = prompts.to_pylist()
-        texts = [row.pop("messages") for row in rows]
-        chats = [json.loads(text) if text else None for text in texts]
+        chats = {row["request_digest"]: json.loads(row.pop("messages") or "[]") for row in rows}
         if self.sink.meter is not None:
-            digests = prompts["request_digest"].to_pylist()
-            worst = {digest: worst_case(chat, self.model) for digest, chat in zip(digests, chats, strict=True) if chat}
+            worst = {digest: worst_case(chat, self.model) if chat else Spending() for digest, chat in chats.items()}
             admitted = set(await self.sink.meter.admit.remote(worst))
-            kept = [digest in admitted or not chat for digest, chat in zip(digests, chats, strict=True)]
-            rows = [row for row, passed in zip(rows, kept, strict=True) if passed]
-            chats = [chat for chat, passed in zip(chats, kept, strict=True) if passed]
-        written = await asyncio.gather(*map(self._ask, rows, chats))
+            rows = [row for row in rows if row["request_digest"] in admitted]
+        written = await asyncio.gather(*(self._ask(row, chats[row["request_digest"]]) for row in rows))
         return count_rows(pa.Table.from_pylist(written, COUNTED))
 
     async def _ask(self, row: dict[str, Any], chat: Any) -> dict[str, Any]:
