@@ -16,7 +16,6 @@ from digr.artifacts import Manifest, Store
 from digr.config import build_config
 from digr.config.interests import OpenAIMiner
 from digr.interests import ledger
-from digr.interests.images import Shown
 from digr.interests.prompts import item_requests
 from digr.tables import conform
 from jobs.asking import miners
@@ -68,16 +67,18 @@ def test_an_answer_is_in_the_ledger_while_another_of_its_batch_is_still_to_come(
     assert sum(row["cost_usd"] for row in counted) == 40 and sum(row["input_tokens"] for row in counted) == 400
 
 
-def test_a_prompt_whose_image_may_still_come_is_not_asked_and_stays_to_be_asked(tmp_path, monkeypatch):
+def test_a_prompt_without_a_chat_is_not_asked_and_stays_to_be_asked(tmp_path):
+    # such is one whose image's server was busy
     uri = ledger.open_ledger(Store(str(tmp_path)))
-    shown = [Shown(None, "image not fetched", transient=True), Shown(None, "broken image: none")]
-    monkeypatch.setattr("jobs.asking.asker.show_images", lambda uris, **limits: shown)
     with serve_endpoint() as server:
-        miner = _miner(server, modality="both")
+        miner = _miner(server)
+        prompts = _prompts(miner, ["fine", "fine"])
+        for name, values in (("messages", [None, prompts["messages"][1]]), ("image_reason", ["image not fetched", None])):
+            prompts = prompts.set_column(prompts.column_names.index(name), name, pa.array(values, pa.string()))
         worker = _Asker(miner, miners.FORM, "key", partial(miners._response_rows, owner="item", miner=miner), Sink(uri, None))
-        asyncio.run(worker(_prompts(miner, ["fine", "fine"])))
+        asyncio.run(worker(prompts))
     rows = {row["owner_id"]: (row["status"], row["reason"]) for row in artifacts.open_parts(uri).to_table().to_pylist()}
-    assert rows == {"000": ("error", "image not fetched"), "001": ("ok", "broken image: none")}
+    assert rows == {"000": ("error", "image not fetched"), "001": ("ok", None)}
     assert len(server.bodies) == 1 and len(ledger.done_numbers(uri)) == 1
 
 
