@@ -156,8 +156,12 @@ def ask(model: LanguageModel, prompts: Dataset, form: AnswerForm, to_rows: ToRow
         batch_size=rows,
         batch_format="pyarrow",
         fn_constructor_args=(model, form, key, to_rows, sink),
-        compute=ActorPoolStrategy(min_size=1, max_size=most_workers, max_tasks_in_flight_per_actor=at_once + BATCHES_WAITING),
-        max_concurrency=at_once,
+        compute=ActorPoolStrategy(
+            min_size=1,
+            max_size=most_workers,
+            max_tasks_in_flight_per_actor=at_once + BATCHES_WAITING,
+            max_concurrent_calls_per_actor=at_once,
+        ),
         max_task_retries=3,  # a batch that ends its worker again and again stops the job
         **needs,
     )
@@ -169,9 +173,8 @@ class _Asker:
     def __init__(self, model: LanguageModel, form: AnswerForm, key: str, to_rows: ToRows, sink: Sink) -> None:
         self.model, self.to_rows, self.sink = model, to_rows, sink
         if isinstance(model, EndpointModel):
-            self.source: Endpoint | Engine = Endpoint(
-                model, key, form, bool(ledger.example_answers(sink.uri, model.name, False, 1))
-            )
+            has_answered = bool(ledger.example_answers(sink.uri, model.name, failed=False))
+            self.source: Endpoint | Engine = Endpoint(model, key, form, has_answered)
         else:
             self.source = Engine(model, form)
         self.unwritten: list[tuple[dict[str, Any], Answer]] = []
