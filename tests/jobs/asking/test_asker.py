@@ -15,7 +15,7 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import build_config
 from digr.config.interests import OpenAIMiner
-from digr.interests import ledger
+from digr.interests import images, ledger
 from digr.interests.prompts import item_requests
 from digr.tables import conform
 from jobs.asking import miners
@@ -31,9 +31,11 @@ def _miner(server, **changes):
     )
 
 
-def _prompts(miner, titles):
-    items = pa.table({"item_id": [f"{index:03d}" for index in range(len(titles))], "title": titles})
-    return miners.miner_prompts(item_requests(conform("items", items, where="test"), "k", "text", 100), miner, LIMITS)
+def _prompts(miner, titles, uris=None):
+    ids = [f"{index:03d}" for index in range(len(titles))]
+    items = pa.table({"item_id": ids, "title": titles, "image_uri": uris or [None] * len(ids)})
+    requests = item_requests(conform("items", items, where="test"), "k", miner.modality, 100)
+    return miners.miner_prompts(requests, miner, LIMITS)
 
 
 def _wait_for_rows(uri, rows):
@@ -67,19 +69,20 @@ def test_an_answer_is_in_the_ledger_while_another_of_its_batch_is_still_to_come(
     assert sum(row["cost_usd"] for row in counted) == 40 and sum(row["input_tokens"] for row in counted) == 400
 
 
-def test_a_prompt_without_a_chat_is_not_asked_and_stays_to_be_asked(tmp_path):
-    # such is one whose image's server was busy
+def test_a_row_whose_image_may_come_is_an_error_that_was_not_asked_and_a_broken_image_is_asked_in_text(tmp_path, monkeypatch):
+    # a server that was busy for a moment made an item mined from its text only, with status "ok", for ever
+    monkeypatch.setattr(images, "_FIRST_PAUSE_SECONDS", 0.01)
     uri = ledger.open_ledger(Store(str(tmp_path)))
+    uris = ["http://127.0.0.1:1/busy.png", str(tmp_path / "absent.png")]
     with serve_endpoint() as server:
-        miner = _miner(server)
-        prompts = _prompts(miner, ["fine", "fine"])
-        for name, values in (("messages", [None, prompts["messages"][1]]), ("image_reason", ["image not fetched", None])):
-            prompts = prompts.set_column(prompts.column_names.index(name), name, pa.array(values, pa.string()))
+        miner = _miner(server, modality="both")
         worker = _Asker(miner, miners.FORM, "key", partial(miners._response_rows, owner="item", miner=miner), Sink(uri, None))
-        asyncio.run(worker(prompts))
-    rows = {row["owner_id"]: (row["status"], row["reason"]) for row in artifacts.open_parts(uri).to_table().to_pylist()}
-    assert rows == {"000": ("error", "image not fetched"), "001": ("ok", None)}
-    assert len(server.bodies) == 1 and len(ledger.done_numbers(uri)) == 1
+        asyncio.run(worker(_prompts(miner, ["fine", "fine"], uris)))
+    assert len(server.bodies) == 1
+    rows = {row["owner_id"]: row for row in artifacts.open_parts(uri).to_table().to_pylist()}
+    assert {item: row["status"] for item, row in rows.items()} == {"000": "error", "001": "ok"}
+    assert rows["000"]["reason"].startswith("image not fetched in 3 tries") and rows["001"]["reason"].startswith("broken image")
+    assert len(ledger.done_numbers(uri)) == 1
 
 
 @pytest.fixture
