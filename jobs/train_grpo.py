@@ -87,12 +87,11 @@ def facts_of(progress: Progress) -> dict[str, Any]:
         "best_step": progress.best_position,
         "better_than_sft": progress.best_position > 0,
     }
-    sft, kept = progress.records[0], kept_record(progress)
-    facts |= {f"sft_valid_{SCORE}": sft[SCORE], f"valid_{SCORE}": kept[SCORE]}
-    facts |= {"sft_valid_reward": sft["valid_reward"], "valid_reward": kept["valid_reward"]}
+    for name, record in (("sft_valid", progress.records[0]), ("valid", kept_record(progress))):
+        facts |= {f"{name}_{SCORE}": record[SCORE], f"{name}_reward": record["valid_reward"]}
     facts |= {"first_reward": mean("reward", steps[:tenth]), "last_reward": mean("reward", steps[-tenth:])}
-    keys = ("dead_group_rate", "rollout_seconds", "reward_seconds", "update_seconds")
-    return facts | {key: mean(key, steps) for key in keys}
+    parts = ("dead_group_rate", "rollout_seconds", "reward_seconds", "update_seconds")
+    return facts | {key: mean(key, steps) for key in parts}
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
@@ -113,8 +112,9 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=print_record)
         return {STAGE: Made(facts=facts_of(progress) | data.count_cut(config, store, ("train", "valid")))}
 
-    keys = training.MAY_CHANGE
-    return run_stage(config, options, outputs=[STAGE], sections=["train", "grpo"], inputs=INPUTS, build=build, may_change=keys)
+    return run_stage(
+        config, options, outputs=[STAGE], sections=["train", "grpo"], inputs=INPUTS, build=build, may_change=training.MAY_CHANGE
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_suite import QUICK, SECTIONS, Section, Size, measure, run_section
 from benchmarks.shapes import peak_tflops, random_policy, training_flops
+from tests.patience import CEILING_SECONDS
 from tests.test_imports import BLOCKER
 
 ABSENT = {"ray", "vllm", "deepspeed", "faiss", "peft", "accelerate", "sklearn", "boto3", "fastapi", "openai", "PIL"}
@@ -26,7 +27,7 @@ main(measure, BAR, ["--quick"])
 
 def test_its_tiny_form_runs_on_a_cpu_without_ray_vllm_deepspeed_and_faiss():
     code = BLOCKER.format(modules=["benchmarks.gpu_suite"], blocked=ABSENT) + RUN
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=CEILING_SECONDS)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert lines[0] == "[]"

@@ -77,12 +77,9 @@ def test_planted_interests_in_many_wordings_are_trusted_on_the_embedded_shop(tmp
     # as language models write: each interest in eight wordings, so that few items share one
     true = [(row["item_id"], f"{row['interest']} {rng.integers(8)}") for row in shop.planted.to_pylist()]
     false = [(str(rng.choice(item_ids)), f"anything {rng.integers(8 * 24)}") for _ in true]
-    interests = [
-        {"owner": "item", "owner_id": item, "rank": rank, "interest": phrase, "miners": ["m"], "consensus": 1.0}
-        for rank, (item, phrase) in enumerate(true + false)
-    ]
+    interests = nest_rows("interests", [{"owner_id": item, "interest": phrase} for item, phrase in true + false], item_ids)
     histories = build_histories(shop.interactions, "leave_one_out", 10).table
-    _commit(store, {"items": shop.items, "interests": pa.Table.from_pylist(interests), "histories": histories})
+    _commit(store, {"items": shop.items, "interests": interests, "histories": histories})
     table = behavioural_table(store, min_lift=2.0).to_pydict()
     trusted = {phrase for phrase, p in zip(table["interest"], table["probability"], strict=True) if p is not None and p >= 0.5}
     true_rate, false_rate = (np.mean([phrase in trusted for _, phrase in pairs]) for pairs in (true, false))

@@ -10,7 +10,7 @@ from digr.models.answers import AnswerForm
 from jobs.asking.vllm_engine import Engine
 from tests.tiny_models import make_model_that_dies
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.vllm
 
 FORM = AnswerForm("interests", RESPONSE_SCHEMA)
 

@@ -24,7 +24,7 @@ from tests.jobs.training.zero_workers import (
 )
 from tests.tiny_models import make_text_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
