@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "meet" in prompt:
             self.server.meeting.wait()
         if "wait" in prompt:
-            self.server.release.wait(50)
+            self.server.release.wait(CEILING_SECONDS)
         if "slow" in prompt:
             time.sleep(1.5)
         dots = '{"reasoning": "...", "interests": [{"interest": "...", "confidence": 0.9}]}'

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from functools import partial
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from digr.tables import conform
 from jobs.asking import miners
 from jobs.asking.asker import Sink, _Asker
 from tests.models.endpoint_server import serve_endpoint
+from tests.patience import wait_until
 
 LIMITS = {"max_bytes": 1024, "max_side": 16}
 
@@ -39,11 +39,8 @@ def _prompts(miner, titles, uris=None):
 
 
 def _wait_for_rows(uri, rows):
-    deadline = time.monotonic() + 60
-    while len(found := artifacts.open_parts(uri).to_table()) < rows:
-        assert time.monotonic() < deadline, f"{len(found)} rows of {rows}"
-        time.sleep(0.05)
-    return found
+    wait_until(lambda: artifacts.open_parts(uri).count_rows() >= rows, lambda: artifacts.open_parts(uri).to_table())
+    return artifacts.open_parts(uri).to_table()
 
 
 def test_an_answer_is_in_the_ledger_while_another_of_its_batch_is_still_to_come(tmp_path):
