@@ -125,6 +125,7 @@ TABLES: dict[str, TableSpec] = {
         owner=pa.string(),
         owner_id=pa.string(),
         interests=_structs(interest=pa.string(), confidence=(pa.float64(), "?"), miners=_STRINGS, consensus=pa.float64()),
+        caption=(pa.string(), "?"),
     ),
     "interest_labels": _spec(
         ["owner", "owner_id"],

@@ -185,7 +185,7 @@ class VllmJudge(VllmModel):
     """Name of the judge in messages and in `interest_verdicts`."""
     modality: Literal["text", "both"] = "text"
     """With "both" an interest that only miners with an image found is judged with the item's image beside its text; with
-    "text" it is left without a verdict, counted."""
+    "text" by a caption that a miner of modality "image" wrote, and without one it is left without a verdict, counted."""
     max_tokens: ClassVar[int] = 1
 
 
@@ -196,7 +196,7 @@ class OpenAIJudge(EndpointModel):
     """Name of the judge in messages and in `interest_verdicts`."""
     modality: Literal["text", "both"] = "text"
     """With "both" an interest that only miners with an image found is judged with the item's image beside its text; with
-    "text" it is left without a verdict, counted."""
+    "text" by a caption that a miner of modality "image" wrote, and without one it is left without a verdict, counted."""
     logprobs: bool = True
     """Read the probability of "yes" from log-probabilities; false asks for JSON, for an endpoint that gives none."""
     max_tokens: int = Field(16, ge=1)

@@ -4,6 +4,7 @@ Phrases of different miners whose vectors are close count as one interest; phras
 miner's own list is already unique.
 """
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -95,6 +96,8 @@ def merge_responses(
 ) -> pa.Table:
     """Return the `interests` rows of some owners, in their order; one without interests has an empty list.
 
+    `caption` is the reasoning of a miner that was shown the image alone, whose prompt asks it to note what is visible.
+
     `encode` is called only where at least two miners named different phrases for an owner.
 
     Args:
@@ -105,11 +108,14 @@ def merge_responses(
     """
     mined: dict[str, list[Mined]] = {}
     asked: dict[str, set[str]] = {}
-    for row in responses.select(["owner_id", "miner", "response", "status"]).to_pylist():
+    captions: dict[str, str] = {}
+    for row in responses.select(["owner_id", "miner", "response", "status", "modality"]).to_pylist():
         asked.setdefault(row["owner_id"], set()).add(row["miner"])
         if row["status"] in ("ok", "truncated"):
             found = [Mined(row["miner"], *pair) for pair in parse_response(row["response"]).interests]
             mined.setdefault(row["owner_id"], []).extend(found)
+            if row["modality"] == "image" and (caption := _reasoning(row["response"])):
+                captions.setdefault(row["owner_id"], caption)
     compared = [named for named in mined.values() if len({entry.miner for entry in named}) > 1]
     phrases = sorted({entry.interest for named in compared for entry in named})
     vectors = dict(zip(phrases, encode(phrases), strict=True)) if phrases else {}
@@ -120,4 +126,14 @@ def merge_responses(
         rows += [row] * len(strongest)
     fields = {name: [getattr(one, name) for one in merged] for name in Merged._fields}
     owners = {"owner": pa.array([owner] * len(owner_ids), pa.string()), "owner_id": owner_ids}
+    owners["caption"] = pa.array([captions.get(owner_id) for owner_id in owner_ids.to_pylist()], pa.string())
     return nest_interests("interests", owners, np.array(rows, np.int64), fields)
+
+
+def _reasoning(response: str) -> str | None:
+    try:
+        found = json.loads(response, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    reasoning = found.get("reasoning") if isinstance(found, dict) else None
+    return " ".join(reasoning.split()) if isinstance(reasoning, str) else None

@@ -26,7 +26,8 @@ _SURE = 1e-4
 def labelled_texts(store: Store, part: Part, items: ItemLines | None, batch_rows: int) -> Iterator[tuple[pa.Table, list[str]]]:
     """Stream a part of `interests` with the text that each owner is labelled against, an item's own or a user's history.
 
-    A user's text has the titles of the training items, the newest first; it is empty for a user without training rows.
+    An item's text has the caption of its image, where a miner wrote one. A user's text has the titles of the training items,
+    the newest first; it is empty for a user without training rows.
 
     Args:
         items: titles of all items, for a part of users.
@@ -37,7 +38,7 @@ def labelled_texts(store: Store, part: Part, items: ItemLines | None, batch_rows
     """
     if part.owner == "item":
         for interests, own in iter_aligned(store, ("interests", "items"), part, batch_rows):
-            yield interests, item_texts(own, MAX_TEXT_CHARS)
+            yield interests, item_texts(own, MAX_TEXT_CHARS, interests["caption"].to_pylist())
         return
     assert items is not None, "users are labelled against the titles of their items"
     known: dict[str, str] = {}

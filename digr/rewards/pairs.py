@@ -71,7 +71,7 @@ def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: 
     items, interests = _sampled_items(store, share)
     if config.judged_run:
         interests = without_rejected(interests, Store(config.judged_run))
-    ids, texts = items["item_id"].to_pylist(), np.array(item_texts(items), dtype=object)
+    ids, texts = items["item_id"].to_pylist(), np.array(item_texts(items, captions=items["caption"].to_pylist()), dtype=object)
     item_index = pc.index_in(interests["owner_id"], items["item_id"].combine_chunks()).to_numpy()
     phrases = np.array(interests["interest"].to_pylist(), dtype=object)
     held_out = id_numbers(ids, "held out") < config.valid_share
@@ -104,12 +104,14 @@ def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: 
 
 
 def _sampled_items(store: Store, share: float) -> tuple[pa.Table, pa.Table]:
-    """Return a share of the items, chosen by the hash of their ids, and a row for each of their interests."""
+    """Return a share of the items, chosen by the hash of their ids, with captions, and a row for each of their interests."""
     sampled = []
     for part in parts_of(store, "item"):
         for items, interests in iter_aligned(store, ("items", "interests"), part, BATCH_ITEMS):
             chosen = pa.array(id_numbers(items["item_id"].to_pylist(), "sample") < share)
-            sampled.append((items.filter(chosen), flat_interests(interests.filter(chosen)).drop_columns("row")))
+            items, interests = items.filter(chosen), interests.filter(chosen)
+            captioned = items.append_column("caption", interests["caption"])
+            sampled.append((captioned, flat_interests(interests).drop_columns("row")))
     items, interests = zip(*sampled, strict=True)
     return pa.concat_tables(items), pa.concat_tables(interests)
 

@@ -33,7 +33,7 @@ STAGE = "interest_labels"
 BATCH_OWNERS = 256
 """Owners of whose interests requests are made at once."""
 Judge = VllmJudge | OpenAIJudge
-NO_IMAGE = "judge: only miners with an image found it, and labels.judge.modality is text"
+NO_IMAGE = "judge: only miners with an image found it, none wrote a caption, and labels.judge.modality is text"
 
 
 def ask_judge(config: Config, store: Store, work: str, items: Any) -> Made:
@@ -95,7 +95,7 @@ def _count_unseen(config: Config, store: Store) -> int:
     for batch in artifacts.dataset_of(store, "interests").to_batches():
         flat = flat_interests(batch)
         total += len(flat)
-        unseen += int(needs_image(flat, image_miners).sum())
+        unseen += int((needs_image(flat, image_miners) & ~_has_caption(batch, flat)).sum())
     if total and unseen == total:
         raise ValueError('labels.judge: only miners with an image found interests; set labels.judge.modality = "both"')
     return unseen
@@ -113,11 +113,17 @@ def _requests(parts: pa.Table, store: Store, judge: Judge, image_miners: list[st
             flat = flat_interests(interests)
             of_image = needs_image(flat, image_miners)
             if judge.modality == "text":
-                flat, of_image = flat.filter(pa.array(~of_image)), np.zeros(int((~of_image).sum()), bool)
+                flat = flat.filter(pa.array(~of_image | _has_caption(interests, flat)))
+                of_image = np.zeros(len(flat), bool)
             rows = flat["row"].to_pylist()
             images = [uris[start + row].as_py() if seen else None for row, seen in zip(rows, of_image, strict=True)]
             yield judge_requests(flat, [texts[row] for row in rows], images, judge.model_dump(mode="json"))
             start += len(interests)
+
+
+def _has_caption(interests: pa.Table | pa.RecordBatch, flat: pa.Table) -> np.ndarray:
+    """Say for each row of `flat_interests(interests)` whether its owner's text says what the image shows."""
+    return np.asarray(interests["caption"].is_valid())[np.asarray(flat["row"])]
 
 
 def judge_prompts(requests: pa.Table, judge: Judge, limits: dict[str, int]) -> pa.Table:

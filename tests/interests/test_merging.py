@@ -24,6 +24,7 @@ def _responses(*rows):
             "request_digest": [row[4] if len(row) > 4 else f"{row[0]}-{row[1]}" for row in rows],
             "response": [row[2] if isinstance(row[2], str | None) else _answer(row[2]) for row in rows],
             "status": [row[3] if len(row) > 3 else "ok" for row in rows],
+            "modality": ["image" if row[1] == "sees" else "text" for row in rows],
         }
     )
 
@@ -46,6 +47,14 @@ def test_close_phrases_of_two_miners_are_one_interest_with_full_consensus():
         common | {"rank": 0, "interest": "trout fishing", "confidence": 0.7, "miners": ["x", "y"], "consensus": 1.0},
         common | {"rank": 1, "interest": "home baking", "confidence": 0.8, "miners": ["x"], "consensus": 0.5},
     ]
+
+
+def test_what_a_miner_noted_of_the_image_alone_is_the_caption():
+    # an interest that was read from an image was judged by a text that says nothing of it
+    noted = json.dumps({"reasoning": "a man at a\n river", "interests": [{"interest": "trout fishing"}]})
+    rows = [("a", "reads", noted), ("b", "reads", noted), ("b", "sees", noted), ("c", "sees", '["trout fishing"]')]
+    merged = merge_responses(_responses(*rows), "item", pa.array(list("abc")), _encode, similarity=0.9, max_interests=5)
+    assert merged["caption"].to_pylist() == [None, "a man at a river", None]
 
 
 def test_phrases_of_one_miner_never_merge_and_need_no_encoder():

@@ -106,10 +106,12 @@ def test_a_user_is_labelled_against_what_it_was_mined_from_newest_first_and_neve
         "target": ["b", "c", "a", "a"],
     }
     rows = [{"owner": "user", "owner_id": "u", "interest": "fishing"}, {"owner_id": "c", "interest": "light"}]
+    interests = nest_rows("interests", rows, list(titles), ["u", "v"])
+    captions = pa.array([None, "it shines", None, None, None], pa.string())
     tables = {
         "items": pa.table({"item_id": list(titles), "title": list(titles.values())}),
         "histories": pa.table(history),
-        "interests": nest_rows("interests", rows, list(titles), ["u", "v"]),
+        "interests": interests.set_column(interests.column_names.index("caption"), "caption", captions),
     }
     for name, table in tables.items():
         artifacts.write_table(store, name, table)
@@ -117,7 +119,7 @@ def test_a_user_is_labelled_against_what_it_was_mined_from_newest_first_and_neve
     lines = read_item_lines(store, 1200, with_interests=False)
     found = [texts for _, texts in labelled_texts(store, Part("user", 0), lines, 1)]
     assert found == [["reel\nrod"], [""]]
-    assert [texts for _, texts in labelled_texts(store, Part("item", 0), None, 10)] == [["rod", "reel", "lamp"]]
+    assert [texts for _, texts in labelled_texts(store, Part("item", 0), None, 10)] == [["rod", "reel. Image: it shines", "lamp"]]
     artifacts.write_table(store, "items", tables["items"].slice(1))
     with pytest.raises(ValueError, match=r"items/part-00000\.parquet: not the same owners as in .*interests/item/part-00000"):
         list(labelled_texts(store, Part("item", 0), None, 10))

@@ -73,8 +73,18 @@ def test_a_judge_that_sees_no_images_is_not_asked_about_what_only_an_image_showe
     with serve_judge() as server:
         label_interests.run(_config(store, server.url), Options())
     assert len(server.bodies) == 2 and _probabilities(store) == pytest.approx({"a": 0.9, "b": None, "c": None, "d": 0.9})
-    rejected = {"judge: only miners with an image found it, and labels.judge.modality is text": 2}
+    rejected = {"judge: only miners with an image found it, none wrote a caption, and labels.judge.modality is text": 2}
     assert artifacts.require(store, "interest_labels").rejected == rejected
+
+
+def test_a_judge_that_sees_no_images_reads_the_caption_that_the_miner_wrote(store):
+    interests = artifacts.read_table(store, "interests")
+    captions = pa.array([None, "trout at dusk", None, None], pa.string())
+    _commit(store, "interests", interests.set_column(interests.column_names.index("caption"), "caption", captions))
+    with serve_judge() as server:
+        label_interests.run(_config(store, server.url), Options())
+    assert len(server.bodies) == 3 and _probabilities(store) == pytest.approx({"a": 0.9, "b": 0.9, "c": None, "d": 0.9})
+    assert sum("reel. Image: trout at dusk" in body["messages"][1]["content"] for body in server.bodies) == 1
 
 
 def test_verdicts_outlive_a_kill_and_a_forced_run_and_only_what_is_missing_is_asked(store):
