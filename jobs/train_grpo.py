@@ -82,11 +82,8 @@ def facts_of(progress: Progress) -> dict[str, Any]:
     def mean(key: str, records: list[dict[str, Any]]) -> float:
         return sum(record[key] for record in records) / len(records)
 
-    facts: dict[str, Any] = {
-        "steps": progress.step,
-        "best_step": progress.best_position,
-        "better_than_sft": progress.best_position > 0,
-    }
+    best = progress.best_position
+    facts: dict[str, Any] = {"steps": progress.step, "best_step": best, "better_than_sft": best > 0}
     for name, record in (("sft_valid", progress.records[0]), ("valid", kept_record(progress))):
         facts |= {f"{name}_{SCORE}": record[SCORE], f"{name}_reward": record["valid_reward"]}
     facts |= {"first_reward": mean("reward", steps[:tenth]), "last_reward": mean("reward", steps[-tenth:])}
