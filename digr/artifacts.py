@@ -40,6 +40,7 @@ SHARED = frozenset(
         "interest_labels",
         "interest_verdicts",
         "metrics",
+        "report",
     }
 )
 """Artifacts that every variant of a run uses; all others are made once per variant."""
@@ -66,6 +67,7 @@ JOB_OF = {
     "policy_grpo": "train_grpo",
     "recommendations": "recommend",
     "metrics": "evaluate",
+    "report": "evaluate",
 }
 
 

@@ -42,12 +42,12 @@ def run(config: Config, options: Options) -> dict:
     summary = run_stage(
         config,
         options,
-        outputs=["metrics"],
+        outputs=["metrics", "report"],
         sections=["evaluation", "ablations"],
         inputs=["items", "histories", *(f"{folder}_{split}" for folder in folders for split in SPLITS)],
         build=partial(_build, config, systems),
     )
-    return summary | {"report": f"{store_of(config).uri('metrics')}/report.html"}
+    return summary | {"report": f"{store_of(config).uri('report')}/report.html"}
 
 
 def find_systems(config: Config, options: Options) -> list[System]:
@@ -83,12 +83,8 @@ def _build(config: Config, trained: Sequence[System], store: Store, work: str) -
     )
     _write(store, "report.html", build_report(store, description, rows, comparisons))
     print(metrics_text(rows, "test"), flush=True)
-    return {
-        "metrics": Made(
-            rows=len(rows),
-            facts={"systems": [*systems], "examples": len(examples.targets), "users": len(np.unique(examples.user))},
-        )
-    }
+    facts = {"systems": [*systems], "examples": len(examples.targets), "users": len(np.unique(examples.user))}
+    return {"metrics": Made(len(rows), facts=facts), "report": Made()}
 
 
 def _histories(store: Store, split: str) -> Iterator[pa.RecordBatch]:
@@ -111,7 +107,7 @@ def _trained(config: Config, systems: Sequence[System], split: str) -> dict[str,
 
 
 def _write(store: Store, name: str, text: str) -> None:
-    fs, path = artifacts.filesystem_of(store.uri("metrics"))
+    fs, path = artifacts.filesystem_of(store.uri("report"))
     with fs.open_output_stream(f"{path}/{name}") as stream:
         stream.write(text.encode())
 

@@ -48,14 +48,14 @@ def _from_folder(config: Config, store: Store) -> dict[str, Made]:
 def _from_shop(config: Config, store: Store) -> dict[str, Made]:
     shop = synthetic.build_shop(config.data.synthetic, config.run.seed)
     with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder) / "images"
+        images = Path(folder) / "_images"
         images.mkdir()
         synthetic.draw_images(shop, config.data.synthetic.image_size, images)
         artifacts.put_files(store, "items", Path(folder))
     say("items", f"generated {len(shop.items)} items with images and {len(shop.interactions)} interactions")
     uri = store.uri("items")
     base = uri if artifacts.is_remote(uri) else artifacts.filesystem_of(uri)[1]
-    items = synthetic.with_images(shop.items, f"{base}/images")
+    items = synthetic.with_images(shop.items, f"{base}/_images")
     made = _split(config, store, items, shop.interactions, {})
     planted = sorted(set(shop.planted["interest"].to_pylist()))
     return made | {"items": made["items"]._replace(facts=dict(made["items"].facts) | {"planted_interests": planted})}

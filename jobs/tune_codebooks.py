@@ -110,7 +110,7 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
     say(STAGE, f"best by {facts['metric']}: {facts['best']}")
     artifacts.write_table(store, STAGE, pa.Table.from_pylist(rows))
     filesystem, path = artifacts.filesystem_of(store.uri(STAGE))
-    with filesystem.open_output_stream(f"{path}/sweep.html") as stream:
+    with filesystem.open_output_stream(f"{path}/_sweep.html") as stream:
         stream.write(sweep_page(ranked, correlation).encode())
     rejected = Counter(f"trial {row['status']}" for row in rows if row["status"] != "ok")
     return {STAGE: Made(len(rows), rejected, facts | {"rank_correlation": correlation, "num_policies": len(scores)})}

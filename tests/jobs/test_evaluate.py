@@ -152,17 +152,17 @@ def test_metrics_json_is_strict_json(run_dir):
     def refuse(constant):
         raise AssertionError(constant)
 
-    found = json.loads((run_dir / "metrics" / "metrics.json").read_text(), parse_constant=refuse)
+    found = json.loads((run_dir / "report" / "metrics.json").read_text(), parse_constant=refuse)
     compared = {row["baseline"] for row in found["comparisons"] if row["system"] == "sid_grpo"}
     assert compared == {"popularity", "transition_counts", "transition_counts_history", "sid_sft[plain]", "sid_sft"}
 
 
 def test_a_second_run_is_skipped_and_equal_seeds_give_equal_tables(run_dir):
     run(_config(run_dir), Options())
-    first = (run_dir / "metrics" / "metrics.json").read_text()
+    first = (run_dir / "report" / "metrics.json").read_text()
     assert run(_config(run_dir), Options())["status"] == "skipped"
     run(_config(run_dir), Options(force="all"))
-    assert (run_dir / "metrics" / "metrics.json").read_text() == first
+    assert (run_dir / "report" / "metrics.json").read_text() == first
 
 
 def test_an_ablation_that_has_no_lists_is_named(run_dir):

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import build_config
+from digr.tables import TABLES
 from jobs.pipeline import MINING, MODEL, plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,6 +126,16 @@ def test_a_killed_run_goes_on_where_it_was(finished):
     assert [job["status"] for job in json.loads(lines[-1])["jobs"]] == ["skipped"] * 6 + ["built"] * 8
     first_epoch = next(line for line in lines if "policy_sft: epoch" in line)
     assert "epoch 3," in first_epoch or "epoch 5," in first_epoch  # checkpoints are written after every second epoch
+
+
+@pytest.mark.ray
+def test_other_tools_open_the_folder_of_every_table_as_it_is(finished):
+    """A reader of Parquet folders took `manifest.json`, the shop's images and the report for parts of the tables."""
+    run_dir = json.loads(finished[0][-1])["run_dir"]
+    found = {name: Path(run_dir, name) for name in TABLES if Path(run_dir, name).is_dir()}
+    assert {"items", "interactions", "histories", "interests", "interest_labels", "item_sids", "metrics"} <= set(found)
+    for name, folder in found.items():
+        assert len(pd.read_parquet(folder)) == artifacts.require(Store(run_dir), name).rows
 
 
 @pytest.mark.ray

@@ -56,7 +56,7 @@ def test_every_candidate_is_a_row_and_the_best_has_the_fewest_collisions(config,
     best = min(table, key=lambda row: row["raw_collision_rate"])
     assert summary["facts"]["codebook_sweep"]["best"] == best["trial"]
     assert f"best by raw_collision_rate: {best['trial']}" in capsys.readouterr().out
-    page = (tmp_path / "codebook_sweep" / "sweep.html").read_text()
+    page = (tmp_path / "codebook_sweep" / "_sweep.html").read_text()
     assert "rqvae-4-8x8" in page and "http" not in page.replace(get_plotlyjs(), "").replace("http://www.w3.org", "")
     assert tune_codebooks.run(config, Options())["status"] == "skipped"
 
