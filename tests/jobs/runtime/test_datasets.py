@@ -90,7 +90,7 @@ def run(tmp_path):
 @pytest.mark.ray
 def test_a_worker_that_dies_in_a_part_writes_it_again_whole(run, tmp_path, ray_local):
     config, store, parts = run
-    rows = datasets.map_parts(config, store, _Twice, parts, ["item_embeddings"], (str(tmp_path / "died"),))
+    rows = datasets.map_parts(config, store, _Twice, parts, ["item_embeddings"], arguments=(str(tmp_path / "died"),))
     assert rows == {"item_embeddings": 7} and (tmp_path / "died").exists()
     for part in parts:
         assert read_part(store, "item_embeddings", part)["item_id"].equals(read_part(store, "items", part)["item_id"])
@@ -99,5 +99,5 @@ def test_a_worker_that_dies_in_a_part_writes_it_again_whole(run, tmp_path, ray_l
 @pytest.mark.ray
 def test_a_part_without_rows_is_written_too(run, ray_local):
     config, store, parts = run
-    assert datasets.map_parts(config, store, _by_function, parts, ["item_embeddings"], (2,)) == {"item_embeddings": 1}
+    assert datasets.map_parts(config, store, _by_function, parts, ["item_embeddings"], arguments=(2,)) == {"item_embeddings": 1}
     assert [len(read_part(store, "item_embeddings", part)) for part in parts] == [1, 0, 0]
