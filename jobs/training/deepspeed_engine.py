@@ -91,11 +91,11 @@ class DeepSpeedEngine:
     @contextmanager
     def _gathered(self, source: SidPolicy, twin: SidPolicy) -> Iterator[SidPolicy]:
         """Fill the second model, one weight after the other, if it does not hold these weights already."""
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
         if self.in_twin is not source:
             for parameter, copied in zip(source.parameters(), twin.parameters(), strict=True):
-                with torch.no_grad(), GatheredParameters([parameter]):
+                with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter]):
                     copied.copy_(parameter)
             self.in_twin = source
         yield twin
