@@ -101,7 +101,7 @@ def test_an_endpoint_that_vllm_itself_serves_loses_no_row_and_keeps_to_the_schem
         _check(item, row)
         assert (row["input_tokens"] > 0) == (row["output_tokens"] > 0) == (item != "e")
     assert {row["judge_probability"] for row in judged} <= {0.0, 1.0}
-    assert [row["labeler"] for row in judged] == ["judge"] * 6
+    assert [row["labelers"] for row in judged] == [["judge"]] * 6
 
 
 def test_tiny_random_models_with_and_without_images_lose_no_row_and_keep_to_the_schema(tmp_path, ray_local, monkeypatch):
