@@ -43,9 +43,8 @@ def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Ma
             f"{built.facts['num_retired_items']} SIDs are retired"
         )
     else:
-        device = "cuda" if config.cluster.use_gpu else "cpu"
         fit = _fit_with_workers(config, store, work, report)
-        built = fit_and_assign(store, config.sids, seed=seed, report=report, device=device, fit=fit)
+        built = fit_and_assign(store, config.sids, seed=seed, report=report, fit=fit)
     sizes, facts = list(config.sids.level_sizes), built.facts
     usage = ", ".join(f"{rate:.1%}" for rate in facts["usage_rate"])
     report(
@@ -65,13 +64,15 @@ def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Ma
 
 
 def _fit_with_workers(config: Config, store: Store, work: str, report: Callable[[str], None]) -> Callable[[Any], Any] | None:
-    """Return what fits the quantiser on Ray Train's workers; None where one process is enough."""
+    """Return what fits the quantiser on Ray Train's workers; None where this process is enough, which needs no GPU."""
     sids = config.sids
-    if sids.quantiser != "rqvae" or min(num_vectors(store), sids.max_fit_items) <= sids.workers_above:
+    many = sids.quantiser == "rqvae" and min(num_vectors(store), sids.max_fit_items) > sids.workers_above
+    if not many and not config.cluster.use_gpu:
         return None
     from jobs.training.sid_workers import fit_with_workers
 
-    return lambda fusion: fit_with_workers(config, store, work, fusion, report)
+    num_workers = config.train.num_workers if many else 1
+    return lambda fusion: fit_with_workers(config, store, work, fusion, report, num_workers=num_workers)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray.train.torch
+import torch
 
 from digr import artifacts
 from digr.artifacts import Store
@@ -18,7 +20,7 @@ from digr.config.interests import ClassifierConfig
 from digr.models.encoders import load_encoder
 from digr.rewards.calibration import EVALUATION, calibrate, held_out_evaluation
 from digr.rewards.classifier import save_classifier
-from digr.rewards.pairs import pair_tables
+from digr.rewards.pairs import PairTables, pair_tables
 from digr.rewards.training import fit_classifier
 from jobs.runtime.session import Options, main, say, start_ray
 from jobs.runtime.stage import Made, run_stage
@@ -31,10 +33,6 @@ PAIR_VECTOR_TOKENS = 32
 
 def train_loop(values: dict[str, Any]) -> None:
     """Train on this worker's share of the pairs; the first worker calibrates on held-out items and saves."""
-    import ray.train
-    import ray.train.torch
-    import torch
-
     if ray.train.get_checkpoint():
         return
     config, context = ClassifierConfig.model_validate(values["classifier"]), ray.train.get_context()
@@ -67,12 +65,10 @@ def train_loop(values: dict[str, Any]) -> None:
 
 
 def _gather(value: Any, num_workers: int) -> list[Any]:
-    import torch.distributed as dist
-
     if num_workers == 1:
         return [value]
     gathered: list[Any] = [None] * num_workers
-    dist.all_gather_object(gathered, value)
+    torch.distributed.all_gather_object(gathered, value)
     return gathered
 
 
@@ -81,18 +77,25 @@ def _read(work: str, side: str) -> pa.Table:
     return pq.read_table(path, filesystem=filesystem)
 
 
+def draw_pairs(config: Config, store: Store, device: str) -> PairTables:
+    """Draw the pairs from a bounded sample of items, in a task, as the driver may have no GPU."""
+    torch.set_num_threads(config.cluster.encode_threads)
+    encode = load_encoder(config.classifier.base.model_copy(update={"max_tokens": PAIR_VECTOR_TOKENS}), device)
+    return pair_tables(store, config.classifier, encode=encode, rng=np.random.default_rng(config.run.seed))
+
+
 def _report(epochs: int, metrics: dict[str, Any]) -> None:
     if metrics.get("epoch", epochs) == epochs:
         say(STAGE, ", ".join(f"{name} {value:.3f}".removesuffix(".000") for name, value in metrics.items()))
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
-    """Build `classifier`; pairs are drawn on the driver from a bounded sample of items and read by the workers."""
+    """Build `classifier`; a task draws the pairs, and the workers read them."""
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
-        encode = load_encoder(config.classifier.base.model_copy(update={"max_tokens": PAIR_VECTOR_TOKENS}))
-        sides = pair_tables(store, config.classifier, encode=encode, rng=np.random.default_rng(config.run.seed))
+        draw: Any = ray.remote(num_gpus=int(config.cluster.use_gpu))(draw_pairs)
+        sides = ray.get(draw.remote(config, store, "cuda" if config.cluster.use_gpu else "cpu"))
         filesystem, path = artifacts.filesystem_of(work)
         filesystem.create_dir(path, recursive=True)
         for side, table in sides._asdict().items():

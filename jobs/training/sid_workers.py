@@ -1,4 +1,4 @@
-"""An RQ-VAE fitted by the workers of Ray Train, each on the vectors that it reads itself."""
+"""A quantiser fitted by the workers of Ray Train, each on the vectors that it reads itself."""
 
 import tempfile
 from collections.abc import Callable
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.torch
 
 from digr.artifacts import Store
-from digr.config import Config
+from digr.config import Config, apply_overrides
 from digr.sids.building import sample_of_worker
 from digr.sids.fitting import Quantiser, fit_quantiser, load_quantiser, save_quantiser
 from digr.sids.fusion import Fusion
@@ -17,17 +18,24 @@ from jobs.runtime.session import start_ray
 from jobs.training.workers import fit
 
 
-def fit_with_workers(config: Config, store: Store, work: str, fusion: Fusion | None, report: Callable[[str], None]) -> Quantiser:
-    """Fit the configured RQ-VAE on `train.num_workers` workers of a Ray that is joined or started.
+def fit_with_workers(
+    config: Config, store: Store, work: str, fusion: Fusion | None, report: Callable[[str], None], *, num_workers: int
+) -> Quantiser:
+    """Fit the configured quantiser on workers of a Ray that is joined or started, with a GPU each if any section wants one.
 
-    A killed fit starts anew: it takes minutes, and only its end is kept.
+    The quantiser comes back on the CPU, as the driver may have no GPU. A killed fit starts anew: it takes minutes, and only
+    its end is kept.
+
+    Args:
+        num_workers: k-means has one.
     """
     start_ray(config)
     values = {"config": config, "store": store, "fusion": fusion}
-    result = fit(config, _fit, values, work, name="quantiser", report=lambda told: report(told["text"]))
+    placed = apply_overrides(config, {"train.use_gpu": config.train.use_gpu or config.cluster.use_gpu})
+    result = fit(placed, _fit, values, work, name="quantiser", num_workers=num_workers, report=lambda told: report(told["text"]))
     assert result.checkpoint is not None, "the loop ends with one"
     with result.checkpoint.as_directory() as folder:
-        return load_quantiser(Path(folder), "cuda" if config.cluster.use_gpu else "cpu")
+        return load_quantiser(Path(folder))
 
 
 def _fit(values: dict[str, Any]) -> None:
@@ -40,7 +48,7 @@ def _fit(values: dict[str, Any]) -> None:
     def report_epoch(text: str) -> None:
         ray.train.report({"text": text})
 
-    device = "cuda" if config.train.use_gpu else "cpu"
+    device = str(ray.train.torch.get_device())
     quantiser = fit_quantiser(vectors, config.sids, config.run.seed, report_epoch, device=device, peers=peers)
     with tempfile.TemporaryDirectory() as folder:
         save_quantiser(quantiser, Path(folder))
