@@ -11,11 +11,12 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.data.ids import build_id_index
-from digr.partitions import Part, iter_part, parts_of
+from digr.partitions import Part, iter_part, parts_of, read_part
 from digr.policy.decoding.search import Recommendation, recommend
 from digr.policy.examples import Sids, prompt_examples
 from digr.policy.model import load_policy
 from digr.policy.reasons import load_item_interests, shared_interests
+from digr.policy.user_interests import shown_interests
 from digr.policy.vocabulary import sid_texts
 from digr.sids.trie import load_trie
 from digr.tables import conform
@@ -38,30 +39,32 @@ class Recommend:
         torch.set_num_threads(config.cluster.encode_threads)
         device = "cuda" if config.cluster.use_gpu else "cpu"
         self.config, self.store, self.names = config, store, names_of(policy)
-        self.trie = load_trie(store)
+        self.learned = artifacts.require(store, f"policy_{policy}").config
+        self.trie = load_trie(store).to(device)
         self.ids = build_id_index(self.trie.item_ids)
         self.interests = load_item_interests(store, self.trie.item_ids)
-        self.sids = Sids(self.ids, sid_texts(self.trie.codes.numpy()))
-        self.trie = self.trie.to(device)
+        self.sids = Sids(self.ids, sid_texts(self.trie.codes.cpu().numpy()))
         with artifacts.local_files(store, f"policy_{policy}") as folder:
             self.policy = load_policy(folder, device, config.decoding.dtype, config.policy.attention)
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
         """Rank items for a part."""
+        shown = shown_interests(self.learned, lambda: read_part(self.store, "interest_labels", part))
         for rows in iter_part(self.store, "histories", part, BATCH_HISTORIES):
             histories = rows.filter(pc.is_in(rows["split"], pa.array(SPLITS)))
             if len(histories):
-                found = self.recommend(histories)
+                found = self.recommend(histories, shown.of_rows(histories))
                 for split in SPLITS:
                     yield self.names[split], found.filter(pc.equal(histories["split"], split))
 
-    def recommend(self, histories: pa.Table) -> pa.Table:
-        """Rank items for some histories."""
-        found = self._search(prompt_examples(histories, self.sids, self.config.data.max_history)["prompt"].to_pylist())
+    def recommend(self, histories: pa.Table, interests: pa.Array) -> pa.Table:
+        """Rank items for some histories, whose prompts show `interests`."""
+        found = self._search(prompt_examples(histories, self.sids, self.config.data.max_history, interests)["prompt"].to_pylist())
         history = histories["history"].combine_chunks()
         places, ends = self.ids.find(history.flatten()), history.value_lengths().to_numpy().cumsum()
         spans = np.split(places, ends)[: len(found)]  # behind the last end stands an empty piece
-        shared = [shared_interests(self.interests, span, one.places) for span, one in zip(spans, found, strict=True)]
+        told = zip(spans, (one.places for one in found), interests.to_pylist(), strict=True)
+        shared = [shared_interests(self.interests, *each) for each in told]
         columns = {
             "example_id": histories["example_id"].combine_chunks(),
             "item_ids": pa.array([one.item_ids for one in found], pa.list_(pa.string())),
@@ -95,8 +98,7 @@ def run_one(config: Config, options: Options, policy: str) -> dict[str, Any]:
         histories = artifacts.dataset_of(store, "histories")
         expected = {name: histories.count_rows(filter=pc.field("split") == split) for split, name in names.items()}
         counts = ", ".join(f"{expected[name]} {split}" for split, name in names.items())
-        beams, workers = config.decoding.beam_width, config.cluster.encode_workers
-        say(names[SPLITS[0]], f"{counts} histories, beam {beams}, {workers} workers")
+        say(names[SPLITS[0]], f"{counts} histories, beam {config.decoding.beam_width}, {config.cluster.encode_workers} workers")
         rows = map_parts(config, store, Recommend, parts_of(store, "user"), list(names.values()), arguments=(policy,))
         for name in names.values():
             if rows[name] != expected[name]:

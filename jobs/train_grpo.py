@@ -3,17 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.policy.examples import prompt_examples
 from digr.policy.model import load_policy
 from digr.policy.training.grpo import Prompts, kept_record, train_grpo
 from digr.policy.training.validation import SCORE, Decoding, Progress
 from digr.sids.trie import load_trie
-from digr.tables import conform
 from jobs.runtime.session import Options, main, say, start_ray
 from jobs.runtime.stage import Made, run_stage
 from jobs.training import policy_data as data
@@ -98,19 +94,13 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     def build(store: Store, work: str) -> Mapping[str, Made]:
         start_ray(config)
-
-        def convert(rows: pa.Table) -> pa.Table:
-            return prompt_examples(conform("histories", rows, "histories"), data.load_sids(store), config.data.max_history)
-
-        datasets = {
-            split: data.read_split(store, "histories", split).map_batches(convert, batch_size=None, batch_format="pyarrow")
-            for split in ("train", "valid")
-        }
+        datasets = {split: data.read_prompts(config, store, split) for split in ("train", "valid")}
         progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=print_record)
         return {STAGE: Made(facts=facts_of(progress) | data.count_cut(config, store, ("train", "valid")))}
 
+    sections = ["policy", "tasks", "train", "grpo"]
     return run_stage(
-        config, options, outputs=[STAGE], sections=["train", "grpo"], inputs=INPUTS, build=build, may_change=training.MAY_CHANGE
+        config, options, outputs=[STAGE], sections=sections, inputs=INPUTS, build=build, may_change=training.MAY_CHANGE
     )
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,11 +17,12 @@ from digr.data.ids import build_id_index
 from digr.data.transitions import count_items, read_sequences
 from digr.policy.model import SidPolicy, load_policy
 from digr.policy.reasons import ItemInterests, index_interests, shared_interests
+from digr.policy.user_interests import shown_interests
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.serving.facts import ItemFacts, index_facts, matching_items
 from digr.serving.users import UserHistories, index_histories
 from digr.sids.trie import SidTrie, build_trie, codes_of
-from digr.tables import flat_interests, table_spec
+from digr.tables import Owner, flat_interests, table_spec
 from serve.schemas import ItemFilter
 from serve.settings import VersionSettings
 
@@ -45,6 +47,8 @@ class RunTables(NamedTuple):
     counts: Int[np.ndarray, " N"]
     """Occurrences in the training interactions."""
     users: UserHistories
+    user_interests: pa.StringArray
+    """What prompts show of each user's interests, null for none."""
     max_history: int
     loaded_at: float
 
@@ -72,14 +76,19 @@ class ServedRun(NamedTuple):
     """Newest items of a history that the policy was trained to see."""
     num_new_items: int
 
-    def prompt(self, places: Sequence[int]) -> str:
-        """Write the newest items of a history as the policy's prompt."""
-        newest = torch.as_tensor(list(places[-self.max_history :]), device=self.trie.codes.device)
-        return history_prompt(sid_texts(self.trie.codes[newest].cpu().numpy()))
+    def shown_interests(self, user_id: str | None) -> str | None:
+        """Return what a prompt shows of a user's interests; None for nothing."""
+        user = -1 if user_id is None else int(self.users.users.find([user_id])[0])
+        return None if user < 0 else self.tables.user_interests[user].as_py()
 
-    def explain(self, history: Sequence[int], items: Int[np.ndarray, " M"]) -> list[list[str]]:
+    def prompt(self, places: Sequence[int], interests: str | None = None) -> str:
+        """Write the newest items of a history as the policy's prompt, behind what it shows of the user's interests."""
+        newest = torch.as_tensor(list(places[-self.max_history :]), device=self.trie.codes.device)
+        return history_prompt(sid_texts(self.trie.codes[newest].cpu().numpy()), interests)
+
+    def explain(self, history: Sequence[int], items: Int[np.ndarray, " M"], interests: str | None = None) -> list[list[str]]:
         """Return the reasons for each item."""
-        return shared_interests(self.interests, history[-self.max_history :], items)
+        return shared_interests(self.interests, history[-self.max_history :], items, interests)
 
     def matching(self, wanted: ItemFilter) -> Bool[np.ndarray, " N"]:
         """Mark the items that a filter means."""
@@ -108,9 +117,11 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     coded = artifacts.read_table(store, "item_sids")
     ids = coded["item_id"].combine_chunks()
     items = artifacts.read_table(store, "items")
-    labels = flat_interests(artifacts.read_table(store, "interest_labels", ["owner", "owner_id", "interests"], owner=["item"]))
+    labels = flat_interests(_read_labels(store, "item"))
     index = build_id_index(ids)
     interactions = artifacts.read_table(store, "interactions", ["user_id", "position", "item_id"])
+    users = index_histories(interactions, index, max_history)
+    shown = shown_interests(manifest.config, partial(_read_labels, store, "user"))
     return RunTables(
         policy_name=name,
         policy_digest=manifest.digest,
@@ -121,10 +132,15 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
         codes=codes_of(coded, len(level_sizes)),
         labels=labels.filter(pc.equal(labels["label"], 1)).select(LABEL_COLUMNS),
         counts=count_items(read_sequences(store, index.find), len(index)),
-        users=index_histories(interactions, index, max_history),
+        users=users,
+        user_interests=shown.of_users(users.users.ids),
         max_history=max_history,
         loaded_at=time.time(),
     )
+
+
+def _read_labels(store: Store, owner: Owner) -> pa.Table:
+    return artifacts.read_table(store, "interest_labels", ["owner", "owner_id", "interests"], owner=[owner])
 
 
 def digests_of(version: VersionSettings) -> tuple[str, ...]:

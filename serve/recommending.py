@@ -25,6 +25,8 @@ class CheckedRequest(NamedTuple):
     ignored: list[str]
     beam_width: int
     allowed: Bool[np.ndarray, " N"] | None
+    interests: str | None
+    """What the prompt shows of a known user's interests."""
 
 
 async def answer_request(service: Service, request: RecommendRequest) -> RecommendReply:
@@ -63,7 +65,8 @@ async def answer_requests(service: Service, requests: list[RecommendRequest]) ->
 
 
 def _job(service: Service, checked: CheckedRequest) -> Job:
-    return service.line.job(checked.run, checked.run.prompt(checked.places), checked.beam_width, checked.allowed)
+    prompt = checked.run.prompt(checked.places, checked.interests)
+    return service.line.job(checked.run, prompt, checked.beam_width, checked.allowed)
 
 
 def _reply(service: Service, checked: CheckedRequest, ranked: Recommendation | None) -> RecommendReply:
@@ -74,7 +77,7 @@ def _reply(service: Service, checked: CheckedRequest, ranked: Recommendation | N
     else:
         listed = run.popular if checked.allowed is None else run.popular[checked.allowed[run.popular]]
         places, scores = listed[:k], [None] * k
-    reasons = run.explain(checked.places, places) if checked.request.explain else [[]] * len(places)
+    reasons = run.explain(checked.places, places, checked.interests) if checked.request.explain else [[]] * len(places)
     source: Source = "popularity" if ranked is None else "policy"
     service.metrics.count_list(checked.model, source)
     items = _items(run, places, scores, reasons)
@@ -106,7 +109,8 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
     places = [place for place in found if place >= 0]
     if request.user_id is not None:
         places = (run.users.find(request.user_id) or []) + places
-    return CheckedRequest(model, run, request, places, ignored, beam_width, _allowed(run, request, places))
+    interests = run.shown_interests(request.user_id)
+    return CheckedRequest(model, run, request, places, ignored, beam_width, _allowed(run, request, places), interests)
 
 
 def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:

@@ -34,6 +34,9 @@ class PolicyConfig(Section):
     decoding alike; a completion in words that is longer than half of it is cut at its end."""
     init_from_texts: bool = True
     """Start each SID token from the interests and titles of its items, not at random (hf)."""
+    prompt_interests: int = Field(0, ge=0, le=20)
+    """Trusted interests of the user that a prompt shows before the history, the strongest so many; 0 shows none (hf). They
+    are shown from the user's last training target on: earlier ones are among the items that were mined."""
     lora_rank: int = Field(0, ge=0)
     """Rank of LoRA adapters on every linear layer, trained beside the SID tokens; 0 trains all weights (hf)."""
     lora_alpha: float = Field(32.0, gt=0)
@@ -47,10 +50,14 @@ class PolicyConfig(Section):
         return ModelConfig(name=self.base, revision=self.revision)
 
     @model_validator(mode="after")
-    def _lora_needs_a_trained_model(self) -> "PolicyConfig":
+    def _language_model_is_there(self) -> "PolicyConfig":
         if self.lora_rank and self.backbone != "hf":
             raise ValueError(
                 f'policy: lora_rank = {self.lora_rank} needs backbone = "hf"; a scratch policy trains all its weights'
+            )
+        if self.prompt_interests and self.backbone != "hf":
+            raise ValueError(
+                f'policy: prompt_interests = {self.prompt_interests} needs backbone = "hf"; a scratch policy reads no words'
             )
         return self
 
@@ -75,6 +82,9 @@ class TasksConfig(Section):
     """Titles of the history -> SID of the next item."""
     user_interest_to_sid: float = Field(1.0, ge=0, le=10)
     """Trusted interests of the user -> SID of the user's last training item; only where users were mined."""
+    interest_history_to_sid: float = Field(1.0, ge=0, le=10)
+    """Trusted interests of the user and SID history -> SID of the user's last training item; only with
+    policy.prompt_interests above 0."""
     max_text_chars: int = Field(100, ge=8)
     """Characters kept of a title, and of a list of interests."""
 

@@ -43,6 +43,15 @@ class Config(Section):
             raise ValueError(f"embeddings.without_miners: no miner is called {unknown[0]!r}, expected some of {names}")
         return self
 
+    @model_validator(mode="after")
+    def _prompts_have_users_interests(self) -> "Config":
+        if self.policy.prompt_interests and "user" not in self.interests.owners:
+            raise ValueError(
+                f"policy.prompt_interests = {self.policy.prompt_interests} shows users' interests, but interests.owners is "
+                f'{list(self.interests.owners)}; add "user" to it, or set policy.prompt_interests = 0'
+            )
+        return self
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file and apply `section.key=value` overrides.

@@ -27,7 +27,7 @@ class Sids(NamedTuple):
     """Text of each of `item_index.ids`, see `vocabulary.sid_texts`."""
 
 
-def policy_examples(histories: pa.Table, sids: Sids, max_history: int) -> pa.Table:
+def policy_examples(histories: pa.Table, sids: Sids, max_history: int, shown: pa.Array | None = None) -> pa.Table:
     """Make the `policy_examples` rows of a part of `histories`: train sequences and validation prompts.
 
     Args:
@@ -35,13 +35,15 @@ def policy_examples(histories: pa.Table, sids: Sids, max_history: int) -> pa.Tab
             a part would become two sequences: those targets of the second that lie in its first row's history occur twice.
         sids: text of every item's SID.
         max_history: items of a prompt at most; a training sequence has one more.
+        shown: the interests that each row's prompt shows, see `ShownInterests`; a training sequence shows none.
 
     Raises:
         ValueError: a row names an item without SID or has an empty history, or a user's train rows are out of order.
     """
     train = histories.filter(pc.equal(histories["split"], "train"))
-    valid = histories.filter(pc.equal(histories["split"], "valid"))
-    return pa.concat_tables([sequence_examples(train, sids, max_history), prompt_examples(valid, sids, max_history)])
+    is_valid = pc.equal(histories["split"], "valid").combine_chunks()
+    valid = prompt_examples(histories.filter(is_valid), sids, max_history, None if shown is None else shown.filter(is_valid))
+    return pa.concat_tables([sequence_examples(train, sids, max_history), valid])
 
 
 def sequence_examples(train: pa.Table, sids: Sids, max_history: int) -> pa.Table:
@@ -72,8 +74,12 @@ def sequence_examples(train: pa.Table, sids: Sids, max_history: int) -> pa.Table
     )
 
 
-def prompt_examples(rows: pa.Table, sids: Sids, max_history: int) -> pa.Table:
-    """Make one example per row: its history as prompt, its target's SID as completion."""
+def prompt_examples(rows: pa.Table, sids: Sids, max_history: int, shown: pa.Array | None = None) -> pa.Table:
+    """Make one example per row: its history as prompt, its target's SID as completion.
+
+    Args:
+        shown: the interests that each row's prompt shows before its history, null for none; see `ShownInterests`.
+    """
     _check_histories(rows)
     example_ids, history = rows["example_id"].combine_chunks(), rows["history"].combine_chunks()
     ends = np.cumsum(history.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64))
@@ -81,12 +87,12 @@ def prompt_examples(rows: pa.Table, sids: Sids, max_history: int) -> pa.Table:
     targets = item_places(rows["target"].combine_chunks(), sids, lambda at: f"of example {example_ids[at]} ")
     starts = np.maximum(np.append(0, ends[:-1])[: len(ends)], ends - max_history)
     texts = np.array(sids.texts, object)
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    spans = zip(starts.tolist(), ends.tolist(), [None] * len(rows) if shown is None else shown.to_pylist(), strict=True)
     return _table(
         example_ids=example_ids,
         user_ids=rows["user_id"].combine_chunks(),
         split=rows["split"].combine_chunks(),
-        prompts=[history_prompt(texts[items[start:end]].tolist()) for start, end in spans],
+        prompts=[history_prompt(texts[items[start:end]].tolist(), interests) for start, end, interests in spans],
         completions=texts[targets].tolist(),
         targets=rows["target"].combine_chunks(),
     )

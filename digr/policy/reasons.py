@@ -1,4 +1,4 @@
-"""Why an item is recommended: the trusted interests it shares with the history."""
+"""Why an item is recommended: the trusted interests it shares with the history, or with its user."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from digr import artifacts
 from digr.artifacts import Store
+from digr.policy.tasks import INTEREST_SEPARATOR
 from digr.tables import flat_interests
 
 
@@ -38,7 +39,7 @@ def index_interests(labels: pa.Table, item_ids: pa.Array) -> ItemInterests:
     known = trusted.append_column("place", place).filter(pc.is_valid(place))
     known = known.sort_by([("place", "ascending"), ("probability", "descending"), ("rank", "ascending")])
     texts = known["interest"].combine_chunks()
-    words = pc.utf8_lower(pc.utf8_trim_whitespace(texts)).dictionary_encode()
+    words = _words(texts).dictionary_encode()
     offsets = np.searchsorted(known["place"].to_numpy(), np.arange(len(item_ids) + 1))
     return ItemInterests(texts, words.indices.to_numpy(zero_copy_only=False), offsets)
 
@@ -50,23 +51,34 @@ def load_item_interests(store: Store, item_ids: pa.Array) -> ItemInterests:
 
 
 def shared_interests(
-    interests: ItemInterests, history: Sequence[int] | Int[np.ndarray, " T"], items: Sequence[int] | Int[np.ndarray, " M"]
+    interests: ItemInterests,
+    history: Sequence[int] | Int[np.ndarray, " T"],
+    items: Sequence[int] | Int[np.ndarray, " M"],
+    own: str | None = None,
 ) -> list[list[str]]:
-    """Return for each item its interests that some item of the history has too, strongest first.
+    """Return for each item its interests that some item of the history, or the user, has too, strongest first.
 
     Args:
         history: places of the history's items in the indexed order.
         items: places of the recommended items.
+        own: the user's interests as the prompt showed them, see `ShownInterests`.
     """
     wanted = interests.keys[_rows_of(interests, np.asarray(history, np.int64))[0]]
     rows, owner = _rows_of(interests, np.asarray(items, np.int64))
     shared = np.isin(interests.keys[rows], wanted)
+    if own:
+        said = _words(interests.texts.take(pa.array(rows)))
+        shared |= np.asarray(pc.is_in(said, value_set=_words(pa.array(own.split(INTEREST_SEPARATOR)))))
     rows, owner = rows[shared], owner[shared]
     pair = owner * (int(interests.keys.max(initial=0)) + 1) + interests.keys[rows]
     first = np.sort(np.unique(pair, return_index=True)[1])
     texts = interests.texts.take(pa.array(rows[first])).to_pylist()
     ends = np.searchsorted(owner[first], np.arange(len(items) + 1))
     return [texts[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _words(texts: pa.Array) -> pa.Array:
+    return pc.utf8_lower(pc.utf8_trim_whitespace(texts))
 
 
 def _rows_of(interests: ItemInterests, items: Int[np.ndarray, " M"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from digr.config.policy import TasksConfig
 from digr.policy.examples import Sids, item_places
 from digr.policy.prompts import TITLES
-from digr.policy.vocabulary import history_prompt
+from digr.policy.vocabulary import USER_INTERESTS, history_prompt
 from digr.tables import table_spec
 
 INTEREST_SEPARATOR = "; "
@@ -40,17 +40,20 @@ def plain_text(texts: pa.Array, max_chars: int) -> pa.Array:
     return pc.if_else(pc.equal(pc.utf8_length(texts), 0), None, texts)
 
 
-def joined_interests(labels: pa.Table, owner: str, owner_ids: pa.Array, max_chars: int) -> pa.Array:
+def joined_interests(labels: pa.Table, owner: str, owner_ids: pa.Array, max_chars: int, most: int | None = None) -> pa.Array:
     """Return the trusted interests of some items or users, one text each, strongest first; null where there is none.
 
     Args:
         labels: rows of `interest_labels` as `flat_interests` makes them, others' and untrusted ones included.
         owner: "item" or "user".
+        most: interests of a text, None for all.
     """
     chosen = labels.filter(pc.and_(pc.equal(labels["owner"], owner), pc.equal(labels["label"], 1)))
     chosen = chosen.sort_by([("owner_id", "ascending"), ("probability", "descending"), ("rank", "ascending")])
     lists = chosen.group_by("owner_id", use_threads=False).aggregate([("interest", "list")])
-    joined = plain_text(pc.binary_join(lists["interest_list"].combine_chunks(), INTEREST_SEPARATOR), max_chars)
+    phrases = lists["interest_list"].combine_chunks()
+    phrases = phrases if most is None else pc.list_slice(phrases, 0, most)
+    joined = plain_text(pc.binary_join(phrases, INTEREST_SEPARATOR), max_chars)
     return joined.take(pc.index_in(owner_ids, value_set=lists["owner_id"].combine_chunks()))
 
 
@@ -99,7 +102,7 @@ def item_task_examples(item_ids: pa.Array, sids: Sids, texts: ItemTexts, tasks: 
 
 
 def history_task_examples(
-    rows: pa.Table, sids: Sids, texts: ItemTexts, interests: pa.Array, tasks: TasksConfig, max_history: int
+    rows: pa.Table, sids: Sids, texts: ItemTexts, interests: pa.Array, tasks: TasksConfig, max_history: int, *, shown: pa.Array
 ) -> pa.Table:
     """Make the `policy_examples` rows that tie histories and users to words.
 
@@ -108,20 +111,24 @@ def history_task_examples(
         interests: the trusted interests of each row's user, see `joined_interests`; null where there are none, and where they
             are not known before the row's target, see `interests_known`.
         max_history: items kept of a history, the newest.
+        shown: what each row's prompt shows of these interests, see `ShownInterests`; null where it shows none.
     """
     history, target = rows["history"].combine_chunks(), rows["target"].combine_chunks()
     places, ends = item_places(history.flatten(), sids), np.cumsum(history.value_lengths().to_numpy())
     starts = np.maximum(np.r_[0, ends[:-1]], ends - max_history)
     spans = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
     sid_texts, titles = np.array(sids.texts, object), texts.titles.take(pa.array(places)).fill_null("").to_pylist()
-    prompts = pa.array([history_prompt(sid_texts[places[span]].tolist()) for span in spans], pa.string())
+    written = [sid_texts[places[span]].tolist() for span in spans]
+    prompts = pa.array([history_prompt(sids) for sids in written], pa.string())
+    both = [history_prompt(sids, text) if text else None for sids, text in zip(written, shown.to_pylist(), strict=True)]
     titled = pa.array(["\n".join(titles[span]) for span in spans], pa.string())
     goal = pa.array(item_places(target, sids))
     own = pa.array(sids.texts, pa.string()).take(goal)
     parts = {
         "history_to_title": (_prompt("", prompts, "\nTitle:"), _line(texts.titles.take(goal))),
         "titles_to_sid": (_prompt(TITLES, titled, "\nItem: "), own),
-        "user_interest_to_sid": (_prompt("User interests: ", interests, "\nItem: "), own),
+        "user_interest_to_sid": (_prompt(USER_INTERESTS, interests, "\nItem: "), own),
+        "interest_history_to_sid": (pa.array(both, pa.string()), own),
     }
     ids = rows["example_id"].combine_chunks()
     return _rows(tasks, parts, example_ids=ids, user_ids=rows["user_id"].combine_chunks(), targets=target)

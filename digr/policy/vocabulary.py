@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, UNKNOWN = "<pad>", "<bos>", "<unk>"
+USER_INTERESTS = "User interests: "
 _SID_TOKEN = re.compile(r"<([a-z])_(\d+)>")
 
 
@@ -54,9 +55,9 @@ def sid_texts(codes: Int[np.ndarray, "N L"]) -> list[str]:
     return ["".join(sid_token(level, code) for level, code in enumerate(row) if code >= 0) for row in codes.tolist()]
 
 
-def history_prompt(sids: Sequence[str]) -> str:
-    """Write a history, oldest first, as the prompt that the next item's SID completes."""
-    return "".join(sids)
+def history_prompt(sids: Sequence[str], interests: str | None = None) -> str:
+    """Write a history, oldest first, as the prompt that the next item's SID completes, behind its user's interests if any."""
+    return (f"{USER_INTERESTS}{interests}\n" if interests else "") + "".join(sids)
 
 
 def scratch_tokenizer(level_sizes: Sequence[int]) -> "PreTrainedTokenizerFast":

@@ -14,15 +14,20 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.data.ids import build_id_index
-from digr.policy.examples import Sids
+from digr.partitions import iter_users, parts_of, read_part
+from digr.policy.examples import Sids, prompt_examples
 from digr.policy.prompts import items_that_fit
 from digr.policy.training.grpo import RewardFn, Rewards
 from digr.policy.training.rollouts import Rollouts
 from digr.policy.training.validation import ValidExamples
+from digr.policy.user_interests import shown_interests
 from digr.policy.vocabulary import sid_texts
 from digr.rewards.interest_reward import reward_terms, reward_weights, total_reward
 from digr.sids.trie import SidTrie, codes_of
-from jobs.runtime.datasets import read_parts
+from jobs.runtime.datasets import part_dataset, parts_in, read_parts
+
+BATCH_ROWS = 16_384
+"""Rows of `histories` or `items` turned into examples at once."""
 
 
 def load_sids(store: Store) -> Sids:
@@ -84,6 +89,21 @@ def read_valid(name: str, trie: SidTrie, max_examples: int, seed: int) -> ValidE
 def read_split(store: Store, name: str, split: str) -> Dataset:
     """Open one split of an artifact as a Ray Dataset."""
     return read_parts(store.uri(name), wanted=pc.field("split") == split)
+
+
+def read_prompts(config: Config, store: Store, split: str) -> Dataset:
+    """Make the prompts of one split's histories, as the SFT policy read them, into a Ray Dataset."""
+    learned = artifacts.require(store, "policy_sft").config
+
+    def convert(parts: pa.Table) -> Iterator[pa.Table]:
+        for part in parts_in(parts):
+            shown = shown_interests(learned, lambda part=part: read_part(store, "interest_labels", part))
+            for histories in iter_users(store, "histories", part, BATCH_ROWS):
+                wanted = pc.equal(histories["split"], split).combine_chunks()
+                texts = shown.of_rows(histories).filter(wanted)
+                yield prompt_examples(histories.filter(wanted), load_sids(store), config.data.max_history, texts)
+
+    return part_dataset(parts_of(store, "user")).map_batches(convert, batch_size=None, batch_format="pyarrow")
 
 
 def concat(columns: Sequence[str], batches: Iterator[pa.Table]) -> pa.Table:

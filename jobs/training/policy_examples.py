@@ -11,7 +11,6 @@ import ray
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.interests.prompts import interests_known
 from digr.partitions import Part, iter_aligned, iter_part, iter_users, parts_of, read_part
 from digr.policy.examples import policy_examples
 from digr.policy.tasks import (
@@ -24,15 +23,15 @@ from digr.policy.tasks import (
     plain_text,
 )
 from digr.policy.training.batches import Texts
+from digr.policy.user_interests import ShownInterests
 from digr.sids.trie import SidTrie
 from digr.tables import Owner, flat_interests
 from jobs.runtime.datasets import OutputTables, map_parts
 from jobs.runtime.stage import Made
 from jobs.training import policy_data as data
+from jobs.training.policy_data import BATCH_ROWS
 
 STAGE = "policy_examples"
-BATCH_ROWS = 16_384
-"""Rows of `histories` or `items` turned into examples at once."""
 
 
 def reads_text(config: Config) -> bool:
@@ -71,30 +70,22 @@ def _examples_of_part(part: Part, config: Config, store: Store, texts: Any) -> O
             yield STAGE, item_task_examples(items["item_id"].combine_chunks(), sids, ray.get(texts), config.tasks)
         return
     labels = flat_interests(read_part(store, "interest_labels", part)) if _users_are_labelled(config) else None
+    most, max_chars = config.policy.prompt_interests, config.tasks.max_text_chars
+    known, shown = ShownInterests(labels, None, max_chars), ShownInterests(labels if most else None, most, max_chars)
     for rows in iter_users(store, "histories", part, BATCH_ROWS):  # a user's rows become sequences together
-        made = policy_examples(rows, sids, max_history)
+        in_prompts = shown.of_rows(rows)
+        made = policy_examples(rows, sids, max_history, in_prompts)
         yield STAGE, made
         if texts is not None:
-            ends, interests = _ends_with_interests(rows, made, labels, config.tasks.max_text_chars)
-            yield STAGE, history_task_examples(ends, sids, ray.get(texts), interests, config.tasks, max_history)
-
-
-def _ends_with_interests(
-    rows: pa.Table, examples: pa.Table, labels: pa.Table | None, max_chars: int
-) -> tuple[pa.Table, pa.StringArray]:
-    """Return the rows in which training sequences end, and the interests of each one's user where they may be shown.
-
-    Args:
-        rows: of `histories`, all of each user's.
-        labels: flat rows of the users' `interest_labels`; None where users were not asked about.
-    """
-    trained = examples.filter(pc.equal(examples["split"], "train"))["example_id"].combine_chunks()
-    is_end = pc.is_in(rows["example_id"], trained).combine_chunks()
-    ends, known = rows.filter(is_end), pa.array(interests_known(rows)).filter(is_end)
-    users = ends["user_id"].combine_chunks()
-    if labels is None:
-        return ends, pa.nulls(len(users), pa.string())
-    return ends, pc.if_else(known, joined_interests(labels, "user", users, max_chars), None)
+            trained = made.filter(pc.equal(made["split"], "train"))["example_id"].combine_chunks()
+            ends = pc.is_in(rows["example_id"], trained).combine_chunks()  # the rows in which training sequences end
+            interests, in_prompts = known.of_rows(rows).filter(ends), in_prompts.filter(ends)
+            yield (
+                STAGE,
+                history_task_examples(
+                    rows.filter(ends), sids, ray.get(texts), interests, config.tasks, max_history, shown=in_prompts
+                ),
+            )
 
 
 def _users_are_labelled(config: Config) -> bool:

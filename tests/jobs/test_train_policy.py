@@ -25,6 +25,7 @@ from digr.policy.decoding.search import recommend
 from digr.policy.model import build_policy, load_policy
 from digr.policy.training.engine import Engine, PlainEngine, make_optimizer, policy_of
 from digr.sids.trie import SidTrie, load_trie
+from jobs import recommend as recommend_job
 from jobs import train_grpo, train_sft
 from jobs.runtime.session import Options
 from jobs.training.policy_training import make_engine
@@ -77,7 +78,7 @@ def _make_run(folder: Path) -> Config:
     _commit(store, "item_sids", pa.table({"item_id": ids, "codes": pa.array(codes, pa.list_(pa.int32()))}), level_sizes=[4, 4, 4])
     needs = [{"owner_id": item, "interest": f"need {place % 4}"} for place, item in enumerate(ids)]
     users = sorted(set(_histories()["user_id"].to_pylist()))
-    needs.append({"owner": "user", "owner_id": "u00", "interest": "buys in a row"})
+    needs.append({"owner": "user", "owner_id": "u00", "interest": "need 3"})
     quality = [0.5] * (len(ids) + len(users))
     _commit(store, "interest_labels", nest_rows("interest_labels", needs, ids, users, quality))
     lists = [None if index % 5 == 0 else row.tolist() for index, row in enumerate(vectors)]
@@ -189,6 +190,35 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_under_zero_3_and_ends_as_a_p
         policy = load_policy(Path(config.run.dir) / name)
         assert not any("lora_" in name for name, _ in policy.named_parameters())
         assert [len(set(found.item_ids)) for found in recommend(policy, trie, prompts, 10, 10)] == [10, 10, 10]
+
+
+def test_a_users_interests_reach_the_prompts_of_training_and_of_recommendation_and_the_reasons(config, tmp_path, ray_local):
+    """What users were mined for changed nothing that was recommended."""
+    store = Store(config.run.dir)
+    ids = [f"i{item:02d}" for item in range(NUM_ITEMS)]
+    _commit(store, "items", pa.table({"item_id": ids, "title": ids}))
+    choices = {"interests.owners": ["item", "user"], "policy.backbone": "hf", "policy.prompt_interests": 3}
+    choices |= {"policy.base": str(make_text_model(tmp_path / "base", **SIZES)), "policy.max_tokens": 96}
+    choices |= {"train.num_workers": 1, "train.engine": "plain", "sft.batch_tokens": 1024, "sft.epochs": 1}
+    choices |= {"decoding.beam_width": 20, "decoding.k": 10, "tasks.titles_to_sid": 0, "grpo.enabled": False}
+    config = apply_overrides(config, choices)
+    train_sft.run(config, Options())
+    examples = artifacts.read_table(store, "policy_examples")
+    added = examples.filter(pc.equal(examples["task"], "interest_history_to_sid"))["prompt"].to_pylist()
+    texts = ["".join(f"<{level}_{code}>" for level, code in zip("abc", (item, 0, 0), strict=True)) for item in range(3)]
+    assert added == ["User interests: need 3\n" + "".join(texts[:2])]
+    shown = examples.filter(pc.equal(examples["split"], "valid")).slice(0, 3)
+    assert shown["prompt"][0].as_py() == "User interests: need 3\n" + "".join(texts)
+    # at inference the number is the trained policy's, whatever the config says by then
+    recommend_job.run(apply_overrides(config, {"policy.prompt_interests": 0}), Options())
+    found = artifacts.read_table(store, "recommendations/sft_valid").slice(0, 3).to_pylist()
+    policy, trie = load_policy(Path(config.run.dir) / "policy_sft"), load_trie(store)
+    alone = recommend(policy, trie, shown["prompt"].to_pylist(), 10, 20)
+    assert [row["item_ids"] for row in found] == [one.item_ids for one in alone]
+    assert found[0]["scores"] == pytest.approx(alone[0].scores, abs=1e-4)
+    assert found[0]["scores"] != pytest.approx(recommend(policy, trie, ["".join(texts)], 10, 20)[0].scores, abs=1e-4)
+    # the history has items of needs 0, 1 and 2
+    assert found[0]["reasons"] == [[f"need {int(item[1:]) % 4}"] for item in found[0]["item_ids"]]
 
 
 def test_a_job_killed_while_training_and_then_a_worker_of_it_end_with_the_metrics_of_a_whole_run(

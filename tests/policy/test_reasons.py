@@ -41,6 +41,12 @@ def test_an_untrusted_interest_is_no_reason():
     assert "gifts" not in shared_interests(INDEX, [0], [1])[0]
 
 
+def test_the_users_own_interests_count_as_the_histories_do():
+    """An item that had just what its user was mined for came without a reason, if no item of the history had it."""
+    assert shared_interests(INDEX, [], [0, 2], "Night photos; light packs") == [["Light packs "], ["night photos"]]
+    assert shared_interests(INDEX, [1], [0, 2], "unheard of") == shared_interests(INDEX, [1], [0, 2])
+
+
 def test_any_item_of_the_history_counts_and_an_empty_history_gives_none():
     assert shared_interests(INDEX, [3, 2, 1], [2]) == [["night photos"]]
     assert shared_interests(INDEX, [], [0, 1]) == [[], []]

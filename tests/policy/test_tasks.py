@@ -47,11 +47,12 @@ def _histories(*rows: tuple[str, str, str]) -> pa.Table:
 
 def test_history_tasks_read_the_newest_items_and_the_users_interests():
     rows, interests = _histories(("u", "rpq", "p"), ("v", "p", "r")), pa.array(["camping", None], pa.string())
-    assert _pairs(history_task_examples(rows, SIDS, TEXTS, interests, TasksConfig(), 2)) == [
+    assert _pairs(history_task_examples(rows, SIDS, TEXTS, interests, TasksConfig(), 2, shown=pa.array([None, "trips"]))) == [
         ("history_to_title", "<a_0><b_1><a_1><b_0>\nTitle:", " Rod\n"),
         ("titles_to_sid", "Titles:\nRod\nTent\nItem: ", "<a_0><b_1>"),
         ("titles_to_sid", "Titles:\nRod\nItem: ", "<a_1><b_1>"),
         ("user_interest_to_sid", "User interests: camping\nItem: ", "<a_0><b_1>"),
+        ("interest_history_to_sid", "User interests: trips\n<a_0><b_1>", "<a_1><b_1>"),
     ]
 
 
@@ -59,7 +60,8 @@ def test_a_task_of_rate_zero_is_left_out():
     tasks = TasksConfig(title_to_sid=0, sid_to_title=0, interest_to_sid=0)
     assert set(item_task_examples(pa.array(["p"]), SIDS, TEXTS, tasks)["task"].to_pylist()) == {"sid_to_interest"}
     tasks = TasksConfig(history_to_title=0, titles_to_sid=0, user_interest_to_sid=0)
-    assert len(history_task_examples(_histories(("u", "p", "q")), SIDS, TEXTS, pa.nulls(1, pa.string()), tasks, 2)) == 0
+    none = pa.nulls(1, pa.string())
+    assert len(history_task_examples(_histories(("u", "p", "q")), SIDS, TEXTS, none, tasks, 2, shown=none)) == 0
 
 
 def test_texts_lose_what_reads_like_a_sid_token_and_are_cut():
@@ -78,6 +80,7 @@ def test_only_trusted_interests_of_the_asked_owners_are_read_strongest_first():
         dict(zip(["owner", "owner_id", "rank", "interest", "probability", "label"], zip(*rows, strict=True), strict=True))
     )
     assert joined_interests(labels, "item", pa.array(["q", "p"]), 50).to_pylist() == [None, "trout; rivers"]
+    assert joined_interests(labels, "item", pa.array(["q", "p"]), 50, most=1).to_pylist() == [None, "trout"]
     assert joined_interests(labels.slice(0, 0), "item", pa.array(["q"]), 50).to_pylist() == [None]
 
 

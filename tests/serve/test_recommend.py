@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from digr import artifacts
+from digr.artifacts import Manifest
 from digr.policy.decoding.search import recommend
 from digr.policy.vocabulary import sid_texts
 from serve.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
-from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray, write_run
+from tests.nested_interests import nest_rows
+from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, put, serve_without_ray, write_run
 
 
 def _ask(client, **body):
@@ -116,6 +118,26 @@ def test_the_reasons_are_the_shared_interests_unless_they_are_not_wanted(client)
         assert item["reasons"] == (["interest 0"] if shares else [])
     silent = _ask(client, history=["item03"], k=12, explain=False).json()["items"]
     assert [item["reasons"] for item in silent] == [[]] * 12
+
+
+def test_a_known_users_interests_stand_before_the_history_and_are_reasons(tmp_path):
+    store = write_run(str(tmp_path))
+    ids = artifacts.read_table(store, "items")["item_id"].to_pylist()
+    labels = [{"owner_id": item, "interest": f"interest {index % 3}"} for index, item in enumerate(ids)]
+    labels += [{"owner": "user", "owner_id": "u2", "interest": text} for text in ("Interest 1", "Interest 7", "Interest 0")]
+    put(store, "interest_labels", nest_rows("interest_labels", labels, ids, ["u2"]))
+    trained = {"policy": {"prompt_interests": 2}, "tasks": {"max_text_chars": 100}}
+    artifacts.commit(store, Manifest(name="policy_sft", config=trained))
+    client = serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH))
+    run = assemble(read_run(VersionSettings(run_dir=store.root), "cpu"))
+    prompt = run.prompt(run.facts.ids.find(["item05"]).tolist(), run.shown_interests("u2"))
+    assert prompt == "User interests: Interest 1; Interest 7\n" + run.prompt(run.facts.ids.find(["item05"]).tolist())
+    assert run.shown_interests("u1") is run.shown_interests("ghost") is run.shown_interests(None) is None
+    items = _ask(client, user_id="u2", k=12).json()["items"]
+    assert [item["item_id"] for item in items] == recommend(run.policy, run.trie, [prompt], 12, BEAM_WIDTH)[0].item_ids
+    # item05, the history, has interest 2; the user has interest 1, and in the prompt no more than one other
+    reasons = {0: [], 1: ["interest 1"], 2: ["interest 2"]}
+    assert [item["reasons"] for item in items] == [reasons[int(item["item_id"][4:]) % 3] for item in items]
 
 
 def test_an_item_of_a_list_says_what_it_is(client, run):

@@ -8,13 +8,14 @@ import pytest
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
-from digr.config import Config, build_config
+from digr.config import Config, apply_overrides, build_config
 from digr.config.run import SyntheticConfig
 from digr.data.histories import build_histories
 from digr.data.ids import build_id_index
 from digr.data.synthetic import build_shop
 from digr.interests.item_lines import ItemLines
 from digr.interests.prompts import interests_known, user_requests
+from jobs.training.policy_data import read_prompts
 from jobs.training.policy_examples import build_examples
 from tests.nested_interests import nest_rows
 
@@ -70,6 +71,45 @@ def test_no_user_interest_was_mined_from_a_text_that_holds_its_target_or_a_held_
     again = [row["target"] in last[row["user_id"]]["history"] for row in shown + later]
     seen = [titles[row["target"]] in texts[row["user_id"]].split("\n") for row in shown + later]
     assert seen == again and sum(seen) < len(seen) / 2
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
+def test_prompts_show_interests_from_the_last_training_target_on_and_nothing_else_changes(tmp_path, split, ray_local):
+    """User interests reached one task in words, and no prompt that the policy decodes from."""
+    config, store, texts = _make_run(tmp_path, split)
+    _, plain = build_examples(config, store), artifacts.open_parts(store.uri("policy_examples")).to_table().to_pylist()
+    config = apply_overrides(config, {"policy.prompt_interests": 2})
+    _, made = build_examples(config, store), artifacts.open_parts(store.uri("policy_examples")).to_table().to_pylist()
+    added = {row["user_id"]: row for row in made if row["task"] == "interest_history_to_sid"}
+    validation = [row for row in made if row["split"] == "valid"]
+    assert added.keys() == texts.keys() and all(
+        row["prompt"].startswith("User") == (row["user_id"] in texts) for row in validation
+    )
+
+    def without(row: dict) -> dict:
+        shown = f"User interests: needs of {row['user_id']}\n<"
+        return row | {"prompt": row["prompt"].replace(shown, "<")}
+
+    # training sequences and the other tasks are as they were
+    assert [without(row) for row in made if row["user_id"] not in added or row != added[row["user_id"]]] == plain
+    assert all(row == without(row) for row in made if row["task"] == "sequence" and row["split"] == "train")
+
+    artifacts.commit(store, Manifest(name="policy_sft", config=config.model_dump(mode="json")))
+    rows = {row["example_id"]: row for row in artifacts.read_table(store, "histories").to_pylist()}
+    last = {row["user_id"]: row["example_id"] for row in rows.values() if row["split"] == "train"}
+    titles = dict(zip(*artifacts.read_table(store, "items", ["item_id", "title"]).to_pydict().values(), strict=True))
+    for part in ("train", "valid"):
+        prompts = read_prompts(config, store, part).take_all()
+        assert [row["example_id"] for row in prompts] == [name for name, row in rows.items() if row["split"] == part]
+        for row in prompts:
+            user, name = row["user_id"], row["example_id"]
+            known = user in texts and (part == "valid" or last[user] == name)
+            assert row["prompt"].startswith(f"User interests: needs of {user}\n<a_") == known
+            if known:
+                again = row["target"] in rows[last[user]]["history"]
+                assert (titles[row["target"]] in texts[user].split("\n")) == again
+            if known and part == "train":
+                assert row["prompt"] == added[user]["prompt"] and row["completion"] == added[user]["completion"]
 
 
 def test_a_prompt_may_show_user_interests_from_the_last_training_target_on():
