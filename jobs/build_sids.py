@@ -12,15 +12,15 @@ from digr.config import Config
 from digr.sids.assignment import sid_table
 from digr.sids.building import fit_and_assign, keep_and_assign, num_vectors, save_built
 from digr.sids.diagnostics import check_usage
-from jobs.runtime.session import Options, main, say
-from jobs.runtime.stage import Made, run_stage
+from jobs.runtime.session import Options, log, main
+from jobs.runtime.stage import Output, run_stage
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `item_sids` and `quantiser`."""
     earlier = Store(config.sids.keep_from, config.run.variant) if config.sids.keep_from else None
 
-    def build(store: Store, work: str) -> Mapping[str, Made]:
+    def build(store: Store, work: str) -> Mapping[str, Output]:
         return _build(config, store, work, earlier)
 
     return run_stage(
@@ -34,8 +34,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     )
 
 
-def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Mapping[str, Made]:
-    report, seed = partial(say, "item_sids"), config.run.seed
+def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Mapping[str, Output]:
+    report, seed = partial(log, "item_sids"), config.run.seed
     if earlier:
         built = keep_and_assign(store, earlier, config.sids, seed=seed)
         report(
@@ -58,8 +58,8 @@ def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Ma
         save_built(built, Path(folder))
         artifacts.put_files(store, "quantiser", Path(folder))
     return {
-        "item_sids": Made(len(built.item_ids), facts=facts),
-        "quantiser": Made(facts={"kind": config.sids.quantiser, "level_sizes": sizes, "num_retired_sids": len(built.retired)}),
+        "item_sids": Output(len(built.item_ids), facts=facts),
+        "quantiser": Output(facts={"kind": config.sids.quantiser, "level_sizes": sizes, "num_retired_sids": len(built.retired)}),
     }
 
 

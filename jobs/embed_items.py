@@ -19,8 +19,8 @@ from digr.partitions import STARTS, Part, iter_aligned, part_starts, parts_of
 from digr.sids.item_vectors import image_vectors, item_vectors
 from digr.tables import conform, flat_interests
 from jobs.runtime.datasets import map_parts
-from jobs.runtime.session import Options, main, say, start_ray
-from jobs.runtime.stage import Made, run_stage
+from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.stage import Output, run_stage
 
 STAGE = "item_embeddings"
 BATCH_ITEMS = 1024
@@ -87,10 +87,10 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `item_embeddings` with Ray; an item without chosen interests falls back to its text, counted."""
     chosen = config.embeddings
 
-    def build(store: Store, work: str) -> Mapping[str, Made]:
+    def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
         num_items = artifacts.require(store, "items").rows or 0
-        say(STAGE, f"{num_items} items, encoder {chosen.encoder.name}, interests {chosen.interests}")
+        log(STAGE, f"{num_items} items, encoder {chosen.encoder.name}, interests {chosen.interests}")
         rows = map_parts(config, store, Embed, parts_of(store, "item"), [STAGE])[STAGE]
         parts = artifacts.open_parts(store.uri(STAGE))
         without_trusted = parts.count_rows(filter=pc.field("interest_embedding").is_null())
@@ -100,7 +100,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         facts[STARTS] = part_starts(store, "items")
         if chosen.image_encoder.name:
             facts["num_without_image"] = parts.count_rows(filter=pc.field("image_embedding").is_null())
-        return {STAGE: Made(rows, facts=facts)}
+        return {STAGE: Output(rows, facts=facts)}
 
     models: dict[str, ModelConfig] = {"embeddings.encoder": chosen.encoder}
     models |= {"embeddings.image_encoder": chosen.image_encoder} if chosen.image_encoder.name else {}

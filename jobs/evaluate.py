@@ -19,8 +19,8 @@ from digr.evaluation.baselines import BASELINES, collect_examples, count_trainin
 from digr.evaluation.metrics import evaluate_split
 from digr.evaluation.report import RunDescription, build_report, metrics_json, metrics_text
 from digr.tables import table_spec
-from jobs.runtime.session import Options, main, say
-from jobs.runtime.stage import Made, run_stage, store_of, trained_policies
+from jobs.runtime.session import Options, log, main
+from jobs.runtime.stage import Output, run_stage, store_of, trained_policies
 
 SPLITS = ("valid", "test")
 System = tuple[str, str, str]  # name, variant, policy
@@ -59,7 +59,7 @@ def find_systems(config: Config, options: Options) -> list[System]:
     return found + [(f"sid_{policy}", "", policy) for policy in trained_policies(config, options, evidence)]
 
 
-def _build(config: Config, trained: Sequence[System], store: Store, work: str) -> Mapping[str, Made]:
+def _build(config: Config, trained: Sequence[System], store: Store, work: str) -> Mapping[str, Output]:
     rng = np.random.default_rng(config.run.seed)
     items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
     counts = count_training(read_sequences(store, partial(items.find_all, where="histories")), items, rng)
@@ -67,7 +67,7 @@ def _build(config: Config, trained: Sequence[System], store: Store, work: str) -
     for split in SPLITS:
         examples = collect_examples(_histories(store, split), counts, f"histories, {split}")
         systems = _baselines(store, split, counts, max(config.evaluation.ks)) | _trained(config, trained, split)
-        say("metrics", f"{split}: {len(examples.targets)} examples, {len(systems)} systems")
+        log("metrics", f"{split}: {len(examples.targets)} examples, {len(systems)} systems")
         found = evaluate_split(
             systems, examples, items, split, ks=config.evaluation.ks, resamples=config.evaluation.bootstrap, rng=rng
         )
@@ -84,7 +84,7 @@ def _build(config: Config, trained: Sequence[System], store: Store, work: str) -
     _write(store, "report.html", build_report(store, description, rows, comparisons))
     print(metrics_text(rows, "test"), flush=True)
     facts = {"systems": [*systems], "examples": len(examples.targets), "users": len(np.unique(examples.user))}
-    return {"metrics": Made(len(rows), facts=facts), "report": Made()}
+    return {"metrics": Output(len(rows), facts=facts), "report": Output()}
 
 
 def _histories(store: Store, split: str) -> Iterator[pa.RecordBatch]:

@@ -21,8 +21,8 @@ from digr.rewards.labeling import MAX_TEXT_CHARS, label_facts, label_interests, 
 from digr.tables import flat_interests
 from jobs.asking.votes import count_transitions, read_votes
 from jobs.runtime.datasets import map_parts
-from jobs.runtime.session import Options, main, say, start_ray
-from jobs.runtime.stage import Made, run_stage
+from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.stage import Output, run_stage
 
 STAGE = "interest_labels"
 BATCH_OWNERS = 1024
@@ -71,7 +71,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `interest_labels` with Ray."""
     labels, owners, has_judge = config.labels, config.interests.owners, "judge" in config.labels.labelers
 
-    def build(store: Store, work: str) -> Mapping[str, Made]:
+    def build(store: Store, work: str) -> Mapping[str, Output]:
         check_keys([labels.judge] if has_judge else [])
         start_ray(config)
         import ray
@@ -79,9 +79,9 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         from jobs.asking.judge import ask_judge
 
         num_owners = artifacts.require(store, "interests").rows or 0
-        say(STAGE, f"interests of {num_owners} items and users, labeled by {', '.join(labels.labelers)}")
+        log(STAGE, f"interests of {num_owners} items and users, labeled by {', '.join(labels.labelers)}")
         items = ray.remote(read_item_lines).remote(store, MAX_TEXT_CHARS, False) if "user" in owners else None
-        judged: dict[str, Made] = {}
+        judged: dict[str, Output] = {}
         if "behavioural" in labels.labelers:
             count_transitions(config, store, work)
         if has_judge:
@@ -91,8 +91,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         if rows != num_owners:
             raise ValueError(f"{store.uri(STAGE)}: {rows} rows, {num_owners} expected; interests changed: mine with --force")
         facts = label_facts(artifacts.open_parts(store.uri(STAGE)).to_batches(), labels.labelers, labels.threshold)
-        say(STAGE, f"{facts['trusted_rate']:.1%} of {facts['num_interests']} interests trusted")
-        return {STAGE: Made(rows, judged[VERDICTS].rejected if judged else {}, facts)} | judged
+        log(STAGE, f"{facts['trusted_rate']:.1%} of {facts['num_interests']} interests trusted")
+        return {STAGE: Output(rows, judged[VERDICTS].rejected if judged else {}, facts)} | judged
 
     inputs = ["items", "interests"] + ["classifier"] * ("classifier" in labels.labelers)
     inputs += ["histories"] * ("behavioural" in labels.labelers or "user" in owners)

@@ -18,8 +18,8 @@ from digr.interests.summary import add_outcomes, miner_table
 from digr.models.endpoint import check_keys
 from digr.partitions import SOURCES, part_starts
 from digr.tables import TABLES, flat_interests
-from jobs.runtime.session import Options, main, say, start_ray
-from jobs.runtime.stage import Made, run_stage
+from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.stage import Output, run_stage
 
 STAGE = "interests"
 
@@ -42,7 +42,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     )
 
 
-def _build(config: Config, store: Store, work: str) -> dict[str, Made]:
+def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
     check_keys([*config.interests.miners, *([config.labels.judge] if "judge" in config.labels.labelers else [])])
     start_ray(config)
     from jobs.asking.asker import open_sink
@@ -69,7 +69,7 @@ def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, nu
     return outcomes
 
 
-def _made(config: Config, store: Store, uri: str, outcomes: pa.Table) -> dict[str, Made]:
+def _made(config: Config, store: Store, uri: str, outcomes: pa.Table) -> dict[str, Output]:
     counted = Counter[str]()
 
     def flat() -> Iterator[pa.Table]:
@@ -85,7 +85,7 @@ def _made(config: Config, store: Store, uri: str, outcomes: pa.Table) -> dict[st
     for row in outcomes.to_pylist():
         statuses[row["status"]] += row["rows"]
     owners, with_any = counted["owners"], counted["with_any"]
-    say(STAGE, f"{counted['interests']} interests of {with_any} of {owners} owners; responses {dict(statuses)}")
+    log(STAGE, f"{counted['interests']} interests of {with_any} of {owners} owners; responses {dict(statuses)}")
     failed = {f"response {status}": count for status, count in sorted(statuses.items()) if status != "ok"}
     broken = pc.sum(outcomes["broken_images"]).as_py()
     failed |= {"broken image, asked without it": broken} if broken else {}
@@ -93,7 +93,7 @@ def _made(config: Config, store: Store, uri: str, outcomes: pa.Table) -> dict[st
     facts = {"num_interests": counted["interests"], "num_owners": owners, "num_owners_with_interests": with_any, "miners": worth}
     ended = {"num_requests": statuses.total(), "statuses": dict(sorted(statuses.items()))}
     in_ledger = artifacts.open_parts(uri).count_rows()
-    return {"interests": Made(owners, without, facts), ledger.LEDGER: Made(in_ledger, failed, ended)}
+    return {"interests": Output(owners, without, facts), ledger.LEDGER: Output(in_ledger, failed, ended)}
 
 
 if __name__ == "__main__":

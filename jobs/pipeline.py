@@ -5,7 +5,7 @@ import time
 from typing import Any, NamedTuple
 
 from digr.config import Config, apply_overrides
-from jobs.runtime.session import Options, main, say
+from jobs.runtime.session import Options, log, main
 
 MINING = ("prepare_data", "mine_interests", "train_classifier", "label_interests")
 MODEL = ("embed_items", "build_sids", "train_sft", "train_grpo", "recommend")
@@ -41,17 +41,17 @@ def plan(config: Config) -> list[Step]:
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Run the plan; the summary lists each job with its status and seconds, and has the report's path."""
     steps = plan(config)
-    say("pipeline", f"{len(steps)} jobs into {config.run.dir}")
+    log("pipeline", f"{len(steps)} jobs into {config.run.dir}")
     start, done, summary = time.monotonic(), [], {}
     for number, step in enumerate(steps, 1):
         begun = time.monotonic()
         summary = importlib.import_module(f"jobs.{step.job}").run(step.config, options)
         seconds = round(time.monotonic() - begun, 1)
         status = summary.get("status", "done")
-        say("pipeline", f"{number}/{len(steps)} {step.label}: {status} in {seconds:.1f} s")
+        log("pipeline", f"{number}/{len(steps)} {step.label}: {status} in {seconds:.1f} s")
         done.append({"job": step.job, "variant": step.config.run.variant, "status": status, "seconds": seconds})
     total = round(time.monotonic() - start, 1)
-    say("pipeline", f"all {len(steps)} jobs in {total:.1f} s")
+    log("pipeline", f"all {len(steps)} jobs in {total:.1f} s")
     if "report" in summary:
         print(f"report: {summary['report']}")
     status = "would build" if options.dry_run else "done"

@@ -13,8 +13,8 @@ from digr.config import Config
 from digr.data import amazon, histories, sequences, synthetic
 from digr.data.histories import Histories
 from digr.interests.images import count_images
-from jobs.runtime.session import Options, main, say
-from jobs.runtime.stage import Made, run_stage
+from jobs.runtime.session import Options, log, main
+from jobs.runtime.stage import Output, run_stage
 
 OUTPUTS = ("items", "interactions", "histories")
 
@@ -29,30 +29,30 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         raise ValueError(f"data.core: official splits are taken as they are, found core = {data.core}; set it to 0")
     files = amazon.source_files(data.path, official) if data.source == "parquet" else {}
 
-    def build(store: Store, work: str) -> dict[str, Made]:
+    def build(store: Store, work: str) -> dict[str, Output]:
         return _from_folder(config, store) if data.source == "parquet" else _from_shop(config, store)
 
     return run_stage(config, options, outputs=OUTPUTS, sections=["data"], files=files, build=build)
 
 
-def _from_folder(config: Config, store: Store) -> dict[str, Made]:
+def _from_folder(config: Config, store: Store) -> dict[str, Output]:
     data = config.data
     source = amazon.read_folder(data.path, data.split == "official")
-    say("items", f"read {len(source.items)} items and {len(source.interactions)} interactions from {data.path}")
+    log("items", f"read {len(source.items)} items and {len(source.interactions)} interactions from {data.path}")
     if data.split == "official":
         made = histories.from_official_splits(source.interactions, source.splits, data.max_history)
         return _write(config, store, source.items, source.interactions, made, rejected_items=source.rejected)
     return _split(config, store, source.items, source.interactions, source.rejected)
 
 
-def _from_shop(config: Config, store: Store) -> dict[str, Made]:
+def _from_shop(config: Config, store: Store) -> dict[str, Output]:
     shop = synthetic.build_shop(config.data.synthetic, config.run.seed)
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "_images"
         images.mkdir()
         synthetic.draw_images(shop, config.data.synthetic.image_size, images)
         artifacts.put_files(store, "items", Path(folder))
-    say("items", f"generated {len(shop.items)} items with images and {len(shop.interactions)} interactions")
+    log("items", f"generated {len(shop.items)} items with images and {len(shop.interactions)} interactions")
     uri = store.uri("items")
     base = uri if artifacts.is_remote(uri) else artifacts.filesystem_of(uri)[1]
     items = synthetic.with_images(shop.items, f"{base}/_images")
@@ -61,7 +61,7 @@ def _from_shop(config: Config, store: Store) -> dict[str, Made]:
     return made | {"items": made["items"]._replace(facts=dict(made["items"].facts) | {"planted_interests": planted})}
 
 
-def _split(config: Config, store: Store, items: pa.Table, interactions: pa.Table, rejected: dict[str, int]) -> dict[str, Made]:
+def _split(config: Config, store: Store, items: pa.Table, interactions: pa.Table, rejected: dict[str, int]) -> dict[str, Output]:
     data = config.data
     assert data.split != "official"
     kept = sequences.k_core(interactions, data.core)
@@ -84,10 +84,10 @@ def _write(
     *,
     rejected_items: dict[str, int],
     rejected_interactions: dict[str, int] = {},
-) -> dict[str, Made]:
+) -> dict[str, Output]:
     images = _image_facts(items)
     facts = {"num_users": pc.count_distinct(interactions["user_id"]).as_py(), "num_items": len(items)}
-    say("items", f"split rows {made.facts['split_rows']}")
+    log("items", f"split rows {made.facts['split_rows']}")
     tables = {
         "items": items.sort_by("item_id"),
         "interactions": interactions.sort_by([("user_id", "ascending"), ("position", "ascending")]),
@@ -98,9 +98,9 @@ def _write(
     rows = {name: artifacts.write_table(store, name, table, starts[name]) for name, table in tables.items()}
     ranges = {name: {partitions.STARTS: starts[name]} for name in tables}
     return {
-        "items": Made(rows["items"], rejected_items, images | ranges["items"]),
-        "interactions": Made(rows["interactions"], rejected_interactions, facts | ranges["interactions"]),
-        "histories": Made(rows["histories"], made.rejected, made.facts | ranges["histories"]),
+        "items": Output(rows["items"], rejected_items, images | ranges["items"]),
+        "interactions": Output(rows["interactions"], rejected_interactions, facts | ranges["interactions"]),
+        "histories": Output(rows["histories"], made.rejected, made.facts | ranges["histories"]),
     }
 
 
@@ -110,7 +110,7 @@ def _image_facts(items: pa.Table) -> dict[str, int]:
     opened, remote = count_images(uris)
     counts = {"num_image_uris": sum(map(bool, uris)), "num_images": opened}
     if broken := counts["num_image_uris"] - opened - remote:
-        say("items", f"{broken} of {counts['num_image_uris']} images do not open; their items have their text only")
+        log("items", f"{broken} of {counts['num_image_uris']} images do not open; their items have their text only")
     return counts | ({"num_remote_images": remote} if remote else {})
 
 

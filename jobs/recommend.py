@@ -21,8 +21,8 @@ from digr.policy.vocabulary import sid_texts
 from digr.sids.trie import load_trie
 from digr.tables import conform
 from jobs.runtime.datasets import map_parts
-from jobs.runtime.session import Options, main, say, start_ray
-from jobs.runtime.stage import Made, run_stage, trained_policies
+from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.stage import Output, run_stage, trained_policies
 from jobs.training.policy_data import count_cut
 
 SPLITS = ("valid", "test")
@@ -93,17 +93,17 @@ def run_one(config: Config, options: Options, policy: str) -> dict[str, Any]:
     """Build the recommendations of one policy with Ray: one model start, all splits in one pass."""
     names = names_of(policy)
 
-    def build(store: Store, work: str) -> Mapping[str, Made]:
+    def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
         histories = artifacts.dataset_of(store, "histories")
         expected = {name: histories.count_rows(filter=pc.field("split") == split) for split, name in names.items()}
         counts = ", ".join(f"{expected[name]} {split}" for split, name in names.items())
-        say(names[SPLITS[0]], f"{counts} histories, beam {config.decoding.beam_width}, {config.cluster.encode_workers} workers")
+        log(names[SPLITS[0]], f"{counts} histories, beam {config.decoding.beam_width}, {config.cluster.encode_workers} workers")
         rows = map_parts(config, store, Recommend, parts_of(store, "user"), list(names.values()), arguments=(policy,))
         for name in names.values():
             if rows[name] != expected[name]:
                 raise ValueError(f"{store.uri(name)}: {rows[name]} rows written, {expected[name]} histories of its split")
-        return {name: Made(rows[name], facts=count_cut(config, store, [split])) for split, name in names.items()}
+        return {name: Output(rows[name], facts=count_cut(config, store, [split])) for split, name in names.items()}
 
     inputs = ["histories", "item_sids", "interest_labels", f"policy_{policy}"]
     return run_stage(config, options, outputs=list(names.values()), sections=["decoding"], inputs=inputs, build=build)

@@ -22,8 +22,8 @@ from digr.rewards.calibration import EVALUATION, calibrate, held_out_evaluation
 from digr.rewards.classifier import save_classifier
 from digr.rewards.pairs import PairTables, pair_tables
 from digr.rewards.training import fit_classifier
-from jobs.runtime.session import Options, main, say, start_ray
-from jobs.runtime.stage import Made, run_stage
+from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.stage import Output, run_stage
 from jobs.training.workers import fit
 
 STAGE = "classifier"
@@ -86,13 +86,13 @@ def draw_pairs(config: Config, store: Store, device: str) -> PairTables:
 
 def _report(epochs: int, metrics: dict[str, Any]) -> None:
     if metrics.get("epoch", epochs) == epochs:
-        say(STAGE, ", ".join(f"{name} {value:.3f}".removesuffix(".000") for name, value in metrics.items()))
+        log(STAGE, ", ".join(f"{name} {value:.3f}".removesuffix(".000") for name, value in metrics.items()))
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `classifier`; a task draws the pairs, and the workers read them."""
 
-    def build(store: Store, work: str) -> Mapping[str, Made]:
+    def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
         draw: Any = ray.remote(num_gpus=int(config.cluster.use_gpu))(draw_pairs)
         sides = ray.get(draw.remote(config, store, "cuda" if config.cluster.use_gpu else "cpu"))
@@ -100,14 +100,14 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         filesystem.create_dir(path, recursive=True)
         for side, table in sides._asdict().items():
             pq.write_table(table, f"{path}/{side}.parquet", filesystem=filesystem)
-        say(STAGE, f"{len(sides.train)} mined pairs to train on, {len(sides.held_out)} of held-out items")
+        log(STAGE, f"{len(sides.train)} mined pairs to train on, {len(sides.held_out)} of held-out items")
         values = {"classifier": config.classifier.model_dump(), "work": work, "seed": config.run.seed}
         result = fit(config, train_loop, values, work, report=partial(_report, config.classifier.epochs))
         assert result.checkpoint is not None, "the loop reports a checkpoint last"
         with result.checkpoint.as_directory() as folder:
             artifacts.put_files(store, STAGE, Path(folder))
             metrics = json.loads((Path(folder) / EVALUATION).read_text())["metrics"]
-        return {STAGE: Made(len(sides.train), facts={"num_held_out_pairs": len(sides.held_out), **metrics})}
+        return {STAGE: Output(len(sides.train), facts={"num_held_out_pairs": len(sides.held_out), **metrics})}
 
     inputs, judged = ["items", "interests"], config.classifier.judged_run
     files = {"interest_labels of classifier.judged_run": Store(judged).uri("interest_labels")} if judged else {}

@@ -10,8 +10,8 @@ from digr.policy.model import load_policy
 from digr.policy.training.grpo import Prompts, kept_record, train_grpo
 from digr.policy.training.validation import SCORE, Decoding, Progress
 from digr.sids.trie import load_trie
-from jobs.runtime.session import Options, main, say, start_ray
-from jobs.runtime.stage import Made, run_stage
+from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.stage import Output, run_stage
 from jobs.training import policy_data as data
 from jobs.training import policy_training as training
 
@@ -67,7 +67,7 @@ def print_record(record: Mapping[str, Any]) -> None:
     if SCORE in record:
         line += f"; valid {SCORE} {record[SCORE]:.4f} (kept {record['best']:.4f}), reward {record['valid_reward']:.4f}, "
         line += f"{record['valid_seconds']:.1f} s"
-    say(STAGE, line)
+    log(STAGE, line)
 
 
 def facts_of(progress: Progress) -> dict[str, Any]:
@@ -92,11 +92,11 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     if not config.grpo.enabled:
         raise ValueError("grpo.enabled = false: this run has no GRPO; set it to true to train policy_grpo")
 
-    def build(store: Store, work: str) -> Mapping[str, Made]:
+    def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
         datasets = {split: data.read_prompts(config, store, split) for split in ("train", "valid")}
         progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=print_record)
-        return {STAGE: Made(facts=facts_of(progress) | data.count_cut(config, store, ("train", "valid")))}
+        return {STAGE: Output(facts=facts_of(progress) | data.count_cut(config, store, ("train", "valid")))}
 
     sections = ["policy", "tasks", "train", "grpo"]
     return run_stage(

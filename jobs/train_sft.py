@@ -12,8 +12,8 @@ from digr.policy.training.batches import pack_sequences
 from digr.policy.training.sft import NUM_CUT, train_sft
 from digr.policy.training.validation import SCORE, Decoding
 from digr.sids.trie import load_trie
-from jobs.runtime.session import Options, main, say, start_ray
-from jobs.runtime.stage import Made, run_stage
+from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.stage import Output, run_stage
 from jobs.training import policy_data as data
 from jobs.training import policy_training as training
 from jobs.training.policy_examples import STAGE as EXAMPLES
@@ -57,23 +57,23 @@ def print_record(record: Mapping[str, Any]) -> None:
     line += f", {record['seconds']:.1f} s"
     if SCORE in record:
         line += f"; valid {SCORE} {record[SCORE]:.4f} (best {record['best']:.4f}), {record['valid_seconds']:.1f} s"
-    say(STAGE, line)
+    log(STAGE, line)
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `policy_examples`, then `policy_sft`; a killed training goes on from its last checkpoint."""
 
-    def examples(store: Store, work: str) -> Mapping[str, Made]:
+    def examples(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
         return {EXAMPLES: build_examples(config, store)}
 
-    def build(store: Store, work: str) -> Mapping[str, Made]:
+    def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
         datasets = {split: data.read_split(store, EXAMPLES, split) for split in ("train", "valid")}
         progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=print_record)
         facts = {"best_epoch": progress.best_position, "epochs": progress.position, "steps": progress.step}
         last = {key: progress.records[-1][key] for key in ("loss", "tokens_per_second", "num_valid", *NUM_CUT)}
-        return {STAGE: Made(facts=facts | {f"valid_{SCORE}": progress.best} | last)}
+        return {STAGE: Output(facts=facts | {f"valid_{SCORE}": progress.best} | last)}
 
     words, mix = (["items", "interest_labels"], ["tasks"]) if reads_text(config) else ([], [])
     inputs = ["histories", "item_sids", *words]

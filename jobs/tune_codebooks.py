@@ -14,8 +14,8 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.evaluation.sid_charts import sweep_page
 from digr.sids import sweep
-from jobs.runtime.session import Options, main, say, start_ray
-from jobs.runtime.stage import Made, run_stage
+from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.stage import Output, run_stage
 from jobs.training.codebook_trials import fit_candidate, max_trials_at_once, train_policies
 
 STAGE = "codebook_sweep"
@@ -27,17 +27,17 @@ class TrialProgress(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print one line."""
         found = trial.last_result
-        say(STAGE, f"{sweep.candidate_name(trial.config['candidate'])}: score {found['score']:.4f} at epoch {found['epoch']}")
+        log(STAGE, f"{sweep.candidate_name(trial.config['candidate'])}: score {found['score']:.4f} at epoch {found['epoch']}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print one line."""
-        say(STAGE, f"{sweep.candidate_name(trial.config['candidate'])} failed")
+        log(STAGE, f"{sweep.candidate_name(trial.config['candidate'])} failed")
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `codebook_sweep`."""
 
-    def build(store: Store, work: str) -> Mapping[str, Made]:
+    def build(store: Store, work: str) -> Mapping[str, Output]:
         return _build(config, store, work)
 
     sections, inputs = ["sids", "tune", "policy", "sft", "decoding"], ["item_embeddings", "histories"]
@@ -65,7 +65,7 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     needs = {"cpu": chosen.cpus_per_trial, "gpu": float(config.cluster.use_gpu)}
     trainable, tried = tune.with_resources(trial, needs), sweep.candidates(config.sids, chosen)
     if tune.Tuner.can_restore(f"{path}/sweep", storage_filesystem=filesystem):
-        say(STAGE, "going on with the sweep that was interrupted")
+        log(STAGE, "going on with the sweep that was interrupted")
         return tune.Tuner.restore(f"{path}/sweep", trainable, restart_errored=True, storage_filesystem=filesystem).fit()
     steps: dict[str, Any] = {"max_t": epochs, "grace_period": max(1, epochs // 10), "reduction_factor": chosen.reduction_factor}
     asha = tune.schedulers.ASHAScheduler(time_attr="epoch", **steps)
@@ -84,7 +84,7 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     ).fit()
 
 
-def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
+def _build(config: Config, store: Store, work: str) -> Mapping[str, Output]:
     start_ray(config)
     rows, results = [], _sweep(config, store, work)
     for result in map(results.__getitem__, range(len(results))):
@@ -103,17 +103,17 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Made]:
     rows = [row | {sweep.NDCG: scores.get(row["trial"])} for row in rows]
     ranked, correlation = sweep.rank_rows(rows, config.tune.metric), sweep.correlations(rows)
     for done in ranked:
-        say(STAGE, sweep.row_text(done))
+        log(STAGE, sweep.row_text(done))
     for name, value in correlation.items():
-        say(STAGE, f"rank correlation with NDCG@10 of {len(scores)} candidates: {name} {value}")
+        log(STAGE, f"rank correlation with NDCG@10 of {len(scores)} candidates: {name} {value}")
     facts = {"metric": sweep.NDCG if scores else config.tune.metric, "best": ranked[0]["trial"]}
-    say(STAGE, f"best by {facts['metric']}: {facts['best']}")
+    log(STAGE, f"best by {facts['metric']}: {facts['best']}")
     artifacts.write_table(store, STAGE, pa.Table.from_pylist(rows))
     filesystem, path = artifacts.filesystem_of(store.uri(STAGE))
     with filesystem.open_output_stream(f"{path}/_sweep.html") as stream:
         stream.write(sweep_page(ranked, correlation).encode())
     rejected = Counter(f"trial {row['status']}" for row in rows if row["status"] != "ok")
-    return {STAGE: Made(len(rows), rejected, facts | {"rank_correlation": correlation, "num_policies": len(scores)})}
+    return {STAGE: Output(len(rows), rejected, facts | {"rank_correlation": correlation, "num_policies": len(scores)})}
 
 
 if __name__ == "__main__":

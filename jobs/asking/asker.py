@@ -26,7 +26,7 @@ from digr.models.endpoint import Endpoint
 from jobs.asking.budget import check_budget, open_meter, settle
 from jobs.asking.ledger_tasks import Plan
 from jobs.asking.vllm_engine import Engine, check_tensor_parallel
-from jobs.runtime.session import say
+from jobs.runtime.session import log
 
 WRITE_SECONDS = 0.5
 """Answers wait this long for others, to be written as one part: what a killed worker loses."""
@@ -247,7 +247,7 @@ def follow(stage: str, runs: Sequence[ModelRun], sink: Sink, interests: Interest
             if done >= plan.num_missing or now - reported[name] > _REPORT_SECONDS:
                 reported[name] = now
                 text = progress_text(done, plan.num_missing, now - start, spent[name], began)
-                say(stage, f"{name}: {text}, {dict(counts[name])}")
+                log(stage, f"{name}: {text}, {dict(counts[name])}")
             _check_failures(name, counts[name]["error"], plan.num_wanted, sink.uri, interests.max_failed_rate)
     ray.get(joined)
     ray.get(join_parts.remote(sink.uri))

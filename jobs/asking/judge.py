@@ -26,8 +26,8 @@ from jobs.asking.asker import ModelRun
 from jobs.asking.ledger_tasks import Plan, answers_by_part, filter_requests, make_plan, map_tables
 from jobs.asking.votes import judge_folder
 from jobs.runtime.datasets import part_dataset, parts_in
-from jobs.runtime.session import say
-from jobs.runtime.stage import Made
+from jobs.runtime.session import log
+from jobs.runtime.stage import Output
 
 STAGE = "interest_labels"
 BATCH_OWNERS = 256
@@ -36,7 +36,7 @@ Judge = VllmJudge | OpenAIJudge
 NO_IMAGE = "judge: only miners with an image found it, none wrote a caption, and labels.judge.modality is text"
 
 
-def ask_judge(config: Config, store: Store, work: str, items: Any) -> Made:
+def ask_judge(config: Config, store: Store, work: str, items: Any) -> Output:
     """Ask for the verdicts that the ledger `interest_verdicts` lacks, and write those of this run's interests for `read_votes`.
 
     Args:
@@ -55,7 +55,7 @@ def ask_judge(config: Config, store: Store, work: str, items: Any) -> Made:
     requests = map_tables(parts, _requests, store=store, judge=judge, image_miners=_image_miners(config), items=items)
     plan = make_plan(requests, sink.uri, config.interests.retry_failed)
     num_done = plan.num_wanted - plan.num_missing
-    say(STAGE, f"{judge.name}: {plan.num_wanted} interests, {num_done} judged, {plan.num_missing} to ask")
+    log(STAGE, f"{judge.name}: {plan.num_wanted} interests, {num_done} judged, {plan.num_missing} to ask")
     if plan.num_missing:
         limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
         missing = map_tables(requests, filter_requests, numbers=plan.missing)
@@ -74,7 +74,7 @@ def ask_judge(config: Config, store: Store, work: str, items: Any) -> Made:
     rejected = {f"judge: {status}": count for status, count in sorted(statuses.items()) if status != "ok"}
     unseen = _count_unseen(config, store) if judge.modality == "text" else 0
     rejected |= {NO_IMAGE: unseen} if unseen else {}
-    return Made(artifacts.open_parts(sink.uri).count_rows(), rejected, {"statuses": dict(statuses)})
+    return Output(artifacts.open_parts(sink.uri).count_rows(), rejected, {"statuses": dict(statuses)})
 
 
 def _image_miners(config: Config) -> list[str]:

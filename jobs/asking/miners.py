@@ -36,7 +36,7 @@ from jobs.asking import asker, phrase_tasks
 from jobs.asking.asker import ModelRun, Sink
 from jobs.asking.ledger_tasks import Plan, filter_requests, join_requests, make_plan, map_tables
 from jobs.runtime.datasets import READ_ROWS, part_dataset, parts_in, read_parts
-from jobs.runtime.session import say
+from jobs.runtime.session import log
 
 STAGE = "interests"
 BLOCK_ROWS = 1024
@@ -101,7 +101,7 @@ def ask_miners(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[
     def plan(miner: Miner, requests: Any) -> Plan:
         found = make_plan(requests, sink.uri, config.interests.retry_failed)
         num_done = found.num_wanted - found.num_missing
-        say(STAGE, f"{miner.name}: {found.num_wanted} {owner} requests, {num_done} answered, {found.num_missing} to ask")
+        log(STAGE, f"{miner.name}: {found.num_wanted} {owner} requests, {num_done} answered, {found.num_missing} to ask")
         return found
 
     ray.data.DataContext.get_current().execution_options.preserve_order = False  # a slow batch holds none back

@@ -19,7 +19,7 @@ class Options(NamedTuple):
     dry_run: bool = False
 
 
-def say(stage: str, text: str) -> None:
+def log(stage: str, text: str) -> None:
     """Print one progress line at once."""
     print(f"[{time.strftime('%H:%M:%S')}] {stage}: {text}", flush=True)
 

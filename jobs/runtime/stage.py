@@ -11,12 +11,12 @@ from digr.artifacts import Manifest, StaleArtifact, Store
 from digr.config import Config
 from digr.config.models import ModelConfig
 from digr.models.loading import weights_digest
-from jobs.runtime.session import Options, say
+from jobs.runtime.session import Options, log
 
 VERSIONED = ("digr", "torch", "ray", "transformers", "pyarrow")
 
 
-class Made(NamedTuple):
+class Output(NamedTuple):
     """What a build says of one artifact it wrote."""
 
     rows: int | None = None
@@ -43,9 +43,9 @@ def trained_policies(config: Config, options: Options, evidence: Sequence[str] =
     if grpo and (options.dry_run or any(artifacts.read_manifest(store, name) for name in evidence)):
         return ["sft", "grpo"]
     if grpo:
-        say("policy_grpo", f"left out: {store.uri('policy_grpo')} does not exist; run `python -m jobs.train_grpo` to have it")
+        log("policy_grpo", f"left out: {store.uri('policy_grpo')} does not exist; run `python -m jobs.train_grpo` to have it")
     elif not config.run.variant:
-        say("policy_grpo", "left out: grpo.enabled = false")
+        log("policy_grpo", "left out: grpo.enabled = false")
     return ["sft"]
 
 
@@ -55,7 +55,7 @@ def run_stage(
     *,
     outputs: Sequence[str],
     sections: Sequence[str],
-    build: Callable[[Store, str], Mapping[str, Made]],
+    build: Callable[[Store, str], Mapping[str, Output]],
     inputs: Sequence[str] = (),
     files: Mapping[str, str] = {},
     models: Mapping[str, ModelConfig] = {},
@@ -97,12 +97,12 @@ def run_stage(
         for name in outputs
     ]
     if options.force != "all" and all(_is_current(store, manifest, options) for manifest in wanted):
-        say(stage, "up to date, skipped")
+        log(stage, "up to date, skipped")
         return {"stage": stage, "status": "skipped", "outputs": {name: store.uri(name) for name in outputs}}
     if options.dry_run:
-        say(stage, f"would build {', '.join(outputs)}")
+        log(stage, f"would build {', '.join(outputs)}")
         return {"stage": stage, "status": "would build", "outputs": {name: store.uri(name) for name in outputs}}
-    say(stage, "started")
+    log(stage, "started")
     start = time.monotonic()
     for name in outputs:
         if name not in keep:
@@ -117,7 +117,7 @@ def run_stage(
         update = made[manifest.name]._asdict() | {"versions": versions, "seconds": seconds}
         artifacts.commit(store, Manifest.model_validate(manifest.model_dump() | update))
     artifacts.remove(work)
-    say(stage, f"done in {seconds:.1f} s: " + ", ".join(f"{name} {made[name].rows or ''}".strip() for name in outputs))
+    log(stage, f"done in {seconds:.1f} s: " + ", ".join(f"{name} {made[name].rows or ''}".strip() for name in outputs))
     return {
         "stage": stage,
         "status": "built",

@@ -14,7 +14,7 @@ from digr.artifacts import Store
 from digr.config import Config, apply_overrides
 from digr.sids.building import Built, fit_and_assign
 from digr.sids.sweep import candidate_name
-from jobs.runtime.session import say
+from jobs.runtime.session import log
 
 
 def fit_candidate(
@@ -67,7 +67,7 @@ def train_policies(config: Config, store: Store, work: str, rows: Sequence[Mappi
         known[trial] = score
         with filesystem.open_output_stream(f"{path}/ndcg-{trial}.json") as stream:
             stream.write(json.dumps(score).encode())
-        say("codebook_sweep", f"{trial}: NDCG@10 {score:.4f} on validation")
+        log("codebook_sweep", f"{trial}: NDCG@10 {score:.4f} on validation")
     return known
 
 

@@ -27,7 +27,7 @@ from digr.policy.user_interests import ShownInterests
 from digr.sids.trie import SidTrie
 from digr.tables import Owner, flat_interests
 from jobs.runtime.datasets import OutputTables, map_parts
-from jobs.runtime.stage import Made
+from jobs.runtime.stage import Output
 from jobs.training import policy_data as data
 from jobs.training.policy_data import BATCH_ROWS
 
@@ -39,7 +39,7 @@ def reads_text(config: Config) -> bool:
     return config.policy.backbone == "hf"
 
 
-def build_examples(config: Config, store: Store) -> Made:
+def build_examples(config: Config, store: Store) -> Output:
     """Write `policy_examples` with Ray, part by part of `histories` (and of `items`)."""
     owners: list[Owner] = ["item", "user"] if reads_text(config) else ["user"]
     parts = [part for owner in owners for part in parts_of(store, owner)]
@@ -55,7 +55,7 @@ def build_examples(config: Config, store: Store) -> Made:
                 f"give more data, choose another data.split, or lower train.num_workers"
             )
     facts = {f"num_{split}": count for split, count in counts.items()} | {"max_history": data.max_history(config, store)}
-    return Made(sum(counts.values()), facts=facts | data.count_cut(config, store, tuple(counts)))
+    return Output(sum(counts.values()), facts=facts | data.count_cut(config, store, tuple(counts)))
 
 
 def _examples_of_part(part: Part, config: Config, store: Store, texts: Any) -> OutputTables:

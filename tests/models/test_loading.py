@@ -13,7 +13,7 @@ from digr.config.models import ModelConfig
 from digr.models.loading import CACHED_BYTES, weights_digest
 from jobs.asking.miners import what_else_decides
 from jobs.runtime.session import Options
-from jobs.runtime.stage import Made, run_stage
+from jobs.runtime.stage import Output, run_stage
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_new_weights_in_an_old_folder_make_a_stage_stale_and_touching_nothing_sk
 
     def run() -> str:
         models = {"embeddings.encoder": ModelConfig(name=str(folder))}
-        build = lambda store, work: {"classifier": Made(1)}  # noqa: E731
+        build = lambda store, work: {"classifier": Output(1)}  # noqa: E731
         return run_stage(config, Options(), outputs=["classifier"], sections=["run"], build=build, models=models)["status"]
 
     assert [run(), run()] == ["built", "skipped"]

@@ -10,7 +10,7 @@ from digr.artifacts import Manifest, Store
 from digr.config import Config, build_config
 from jobs import recommend, train_grpo
 from jobs.runtime.session import Options
-from jobs.runtime.stage import Made, run_stage, trained_policies
+from jobs.runtime.stage import Output, run_stage, trained_policies
 
 
 def _config(root: Path, **sections) -> Config:
@@ -21,14 +21,14 @@ def _build(config: Config, options: Options, die: bool) -> list[str]:
     """Run a stage that leaves a checkpoint in its scratch folder; returns what it found there."""
     found: list[str] = []
 
-    def build(store: Store, work: str) -> Mapping[str, Made]:
+    def build(store: Store, work: str) -> Mapping[str, Output]:
         folder = Path(work)
         found.extend(path.name for path in folder.glob("*"))
         folder.mkdir(exist_ok=True)
         (folder / f"checkpoint-{len(found)}").touch()
         if die:
             raise KeyboardInterrupt
-        return {"policy_sft": Made()}
+        return {"policy_sft": Output()}
 
     try:
         run_stage(config, options, outputs=["policy_sft"], sections=["sft"], build=build)
