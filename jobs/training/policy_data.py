@@ -1,7 +1,7 @@
 """What the workers of `train_sft` and `train_grpo` read: shards through Ray Data, and tables by item."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -97,7 +97,7 @@ def read_prompts(config: Config, store: Store, split: str) -> Dataset:
 
     def convert(parts: pa.Table) -> Iterator[pa.Table]:
         for part in parts_in(parts):
-            shown = shown_interests(learned, lambda part=part: read_part(store, "interest_labels", part))
+            shown = shown_interests(learned, partial(read_part, store, "interest_labels", part))
             for histories in iter_users(store, "histories", part, BATCH_ROWS):
                 wanted = pc.equal(histories["split"], split).combine_chunks()
                 texts = shown.of_rows(histories).filter(wanted)
