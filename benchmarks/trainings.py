@@ -125,7 +125,7 @@ def random_reward(trie: SidTrie) -> RewardFn:
     vectors = torch.nn.functional.normalize(torch.randn(trie.num_items, 384, generator=generator), dim=1).to(device)
     weights = reward_weights(RewardConfig())
 
-    def reward(rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None) -> Rewards:
+    def reward(rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None, user_ids: object) -> Rewards:
         targets = trie.codes[target_index]
         terms = reward_terms(
             rollouts.codes, targets, rollouts.item_index, target_index, quality, interest_embeddings=vectors, scores=scores

@@ -31,9 +31,10 @@ def train_loop(values: dict[str, Any]) -> None:
         policy = load_policy(folder, str(device), "fp32", config.policy.attention)
         # adapters start anew: without them the policy is its own reference
         reference = None if config.policy.lora_rank else load_policy(folder, str(device), "fp32", config.policy.attention)
-    rows = data.concat(["example_id", "prompt", "target"], data.read_shard("train"))
+    rows = data.concat(["example_id", "user_id", "prompt", "target"], data.read_shard("train"))
     targets = data.item_positions(trie, rows["target"])
-    prompts = Prompts(rows["example_id"].combine_chunks(), rows["prompt"].combine_chunks(), targets)
+    ids, texts, users = (rows[name].combine_chunks() for name in ("example_id", "prompt", "user_id"))
+    prompts = Prompts(ids, texts, targets, users.to_pylist())
     valid = data.read_valid("valid", trie, grpo.max_valid_examples, seed)
     engine = training.make_engine(config, policy, grpo, weight_decay=0.0, reference=reference)
 
@@ -48,7 +49,7 @@ def train_loop(values: dict[str, Any]) -> None:
             prompts,
             valid,
             grpo,
-            reward_fn=data.load_reward(config, store, trie, device),
+            reward_fn=data.load_reward(config, store, trie, device, [*prompts.user_ids, *valid.user_ids]),
             decoding=Decoding(max(grpo.valid_beam_width, grpo.group_size), config.decoding.batch_size),
             seed=seed,
             best_folder=best_folder,

@@ -172,6 +172,8 @@ class RewardConfig(Section):
     """Target's interest quality, on an exact hit."""
     interest: float | None = None
     """Cosine of trusted-interest vectors of roll-out and target, times the roll-out's quality."""
+    user_interest: float | None = None
+    """Cosine of the trusted-interest vectors of roll-out and user; in no preset. Only where users were mined."""
 
 
 class GrpoConfig(Section):

@@ -44,12 +44,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _prompts_have_users_interests(self) -> "Config":
-        if self.policy.prompt_interests and "user" not in self.interests.owners:
-            raise ValueError(
-                f"policy.prompt_interests = {self.policy.prompt_interests} shows users' interests, but interests.owners is "
-                f'{list(self.interests.owners)}; add "user" to it, or set policy.prompt_interests = 0'
-            )
+    def _users_are_mined(self) -> "Config":
+        read = {"policy.prompt_interests": self.policy.prompt_interests}
+        read |= {"grpo.reward.user_interest": self.grpo.reward.user_interest or 0}
+        for key, value in read.items():
+            if value and "user" not in self.interests.owners:
+                raise ValueError(
+                    f"{key} = {value:g} reads users' interests, but interests.owners is {list(self.interests.owners)}; "
+                    f'add "user" to it, or set {key} = 0'
+                )
         return self
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from digr.config.policy import RewardConfig
 
-TERMS = ("exact", "rank", "valid", "prefix", "quality", "interest")
+TERMS = ("exact", "rank", "valid", "prefix", "quality", "interest", "user_interest")
 
 PRESETS: dict[str, dict[str, float]] = {
     # DeepInterestGR (2602.18907): the hit, and the quality of the target's interests on a hit; alpha as its successor gives it
@@ -42,10 +42,11 @@ def reward_terms(
     quality: Float[Tensor, " N"],
     *,
     interest_embeddings: Float[Tensor, "N D"] | None = None,
+    user_embeddings: Float[Tensor, "B D"] | None = None,
     num_levels: int | None = None,
     scores: Float[Tensor, "B G"] | None = None,
 ) -> dict[str, Float[Tensor, "B G"]]:
-    """Compute every reward term of B groups of G roll-outs; a missing `interest_embeddings` makes `interest` zero.
+    """Compute every reward term of B groups of G roll-outs; terms without their embeddings are zero.
 
     A hit is decided by item, not by codes: without a suffix level several items may share them.
 
@@ -57,6 +58,7 @@ def reward_terms(
     - quality: the target's interest quality for the target, else 0.
     - interest: cosine of the roll-out's and the target's trusted-interest vectors, clipped at 0, times the roll-out's
       quality; 0 where either has none.
+    - user_interest: cosine of the roll-out's and the user's trusted-interest vectors, clipped at 0; 0 where either has none.
 
     Args:
         codes: roll-outs, -1 padded.
@@ -65,6 +67,7 @@ def reward_terms(
         target_index: items of the targets.
         quality: interest quality of all N items, in [0, 1].
         interest_embeddings: unit vectors of all N items, zero rows where an item has none.
+        user_embeddings: unit vectors of the groups' users, zero rows where a user has none; needs `interest_embeddings`.
         num_levels: semantic levels, without the suffix; all L if not given.
         scores: log-probabilities that rank a group; if not given a group is already best first, as beams are.
     """
@@ -73,11 +76,13 @@ def reward_terms(
     exact = valid & (item_index == target_index[:, None])
     real = item_index.clamp(min=0)
     same = (codes == target_codes[:, None])[..., :levels] & (target_codes >= 0)[:, None, :levels]
-    if interest_embeddings is None:
-        interest = torch.zeros_like(quality[real])
-    else:
+    interest = user_interest = torch.zeros_like(quality[real])
+    if interest_embeddings is not None:
         cosine = torch.einsum("bgd,bd->bg", interest_embeddings[real], interest_embeddings[target_index])
         interest = cosine.clamp(min=0) * quality[real] * valid
+        if user_embeddings is not None:
+            cosine = torch.einsum("bgd,bd->bg", interest_embeddings[real], user_embeddings)
+            user_interest = cosine.clamp(min=0) * valid
     return {
         "exact": exact.to(quality.dtype),
         "rank": _rank_penalty(exact, scores).to(quality.dtype),
@@ -85,6 +90,7 @@ def reward_terms(
         "prefix": same.cumprod(-1).sum(-1).to(quality.dtype) / levels,
         "quality": exact * quality[target_index][:, None],
         "interest": interest,
+        "user_interest": user_interest,
     }
 
 

@@ -13,7 +13,9 @@ from ray.data import Dataset
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
-from digr.data.ids import build_id_index
+from digr.config.models import EncoderConfig
+from digr.data.ids import IdIndex, build_id_index
+from digr.models.encoders import load_encoder
 from digr.partitions import iter_users, parts_of, read_part
 from digr.policy.examples import Sids, prompt_examples
 from digr.policy.prompts import items_that_fit
@@ -24,6 +26,7 @@ from digr.policy.user_interests import shown_interests
 from digr.policy.vocabulary import sid_texts
 from digr.rewards.interest_reward import reward_terms, reward_weights, total_reward
 from digr.sids.trie import SidTrie, codes_of
+from digr.tables import flat_interests
 from jobs.runtime.datasets import part_dataset, parts_in, read_parts
 
 BATCH_ROWS = 16_384
@@ -79,11 +82,12 @@ def item_positions(trie: SidTrie, item_ids: pa.ChunkedArray, name: str = "histor
 def read_valid(name: str, trie: SidTrie, max_examples: int, seed: int) -> ValidExamples:
     """Draw this worker's part of the validation examples."""
     context = ray.train.get_context()
-    table = concat(["prompt", "target"], read_shard(name))
+    table = concat(["user_id", "prompt", "target"], read_shard(name))
     share = -(-max_examples // context.get_world_size())
     chosen = np.random.default_rng([seed, context.get_world_rank()]).permutation(len(table))[:share]
     table = table.take(pa.array(np.sort(chosen)))
-    return ValidExamples(table["prompt"].to_pylist(), item_positions(trie, table["target"], "histories"))
+    targets = item_positions(trie, table["target"], "histories")
+    return ValidExamples(table["prompt"].to_pylist(), targets, table["user_id"].to_pylist())
 
 
 def read_split(store: Store, name: str, split: str) -> Dataset:
@@ -112,16 +116,24 @@ def concat(columns: Sequence[str], batches: Iterator[pa.Table]) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *(batch.select(columns).cast(schema) for batch in batches)])
 
 
-def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.device) -> RewardFn:
-    """Read qualities and trusted-interest vectors into the trie's order, and close the reward over them."""
+def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.device, user_ids: Sequence[str] = ()) -> RewardFn:
+    """Read qualities and trusted-interest vectors into the trie's order, and close the reward over them.
+
+    Args:
+        user_ids: users whose prompts will be judged; their interests are embedded if the reward reads them.
+    """
     weights = reward_weights(config.grpo.reward)
     table = artifacts.read_table(store, "interest_labels", ["owner_id", "quality"], owner=["item"])
     found, quality = torch.tensor(table["quality"].to_numpy()), torch.zeros(trie.num_items)
     quality[item_positions(trie, table["owner_id"], "interest_labels")] = found.float()
-    vectors = _trusted_vectors(store, trie).to(device) if weights["interest"] else None
+    vectors = _trusted_vectors(store, trie, device) if weights["interest"] or weights["user_interest"] else None
+    users = build_id_index(pa.array(sorted(set(user_ids) if weights["user_interest"] else ()), pa.string()))
+    of_users = _user_vectors(config, store, users, device) if len(users) else None
     quality, codes, num_levels = quality.to(device), trie.codes.to(device), len(config.sids.level_sizes)
 
-    def reward(rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None) -> Rewards:
+    def reward(
+        rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None, user_ids: Sequence[str], /
+    ) -> Rewards:
         terms = reward_terms(
             rollouts.codes,
             codes[target_index],
@@ -129,6 +141,7 @@ def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.devic
             target_index,
             quality,
             interest_embeddings=vectors,
+            user_embeddings=None if of_users is None else of_users[users.find_all(user_ids, "prompts")],
             num_levels=num_levels,
             scores=scores,
         )
@@ -137,13 +150,27 @@ def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.devic
     return reward
 
 
-def _trusted_vectors(store: Store, trie: SidTrie) -> torch.Tensor:
-    """Read the unit vector of every item's trusted interests; zero where there is none."""
+def _trusted_vectors(store: Store, trie: SidTrie, device: torch.device) -> torch.Tensor | None:
+    """Read the unit vector of every item's trusted interests, zero where there is none; None if no item has any."""
     table = artifacts.read_table(store, "item_embeddings", ["item_id", "interest_embedding"])
     table = table.filter(table["interest_embedding"].is_valid())
     if not len(table):
-        return torch.zeros(trie.num_items, 1)
+        return None
     flat = table["interest_embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     vectors = torch.zeros(trie.num_items, flat.shape[1])
     vectors[item_positions(trie, table["item_id"], "item_embeddings")] = torch.tensor(flat)
-    return vectors
+    return vectors.to(device)
+
+
+def _user_vectors(config: Config, store: Store, users: IdIndex, device: torch.device) -> torch.Tensor:
+    """Embed the trusted interests of users with the items' encoder; returns unit means, zero for a user without any."""
+    labels = [read_part(store, "interest_labels", part) for part in parts_of(store, "user")]
+    found = flat_interests(pa.concat_tables(part.filter(pc.is_in(part["owner_id"], users.ids)) for part in labels))
+    found = found.filter(pc.equal(found["label"], 1))
+    encoder = EncoderConfig.model_validate(artifacts.require(store, "item_embeddings").config["embeddings"]["encoder"])
+    phrases = found["interest"].combine_chunks().dictionary_encode()
+    encode = load_encoder(encoder, str(device), config.cluster.encode_batch_size)
+    vectors = torch.from_numpy(encode(phrases.dictionary.to_pylist())[np.asarray(phrases.indices)]).to(device)
+    means = torch.zeros(len(users), vectors.shape[1], device=device)
+    means.index_add_(0, torch.from_numpy(users.find(found["owner_id"])).to(device), vectors)
+    return torch.nn.functional.normalize(means, dim=-1)

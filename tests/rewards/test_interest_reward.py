@@ -99,4 +99,4 @@ def test_no_near_miss_earns_as_much_as_a_hit_under_our_preset():
 
 def test_a_given_weight_replaces_the_presets_even_when_it_is_zero():
     weights = reward_weights(RewardConfig(preset="minionerec", rank=0.0, interest=0.1))
-    assert weights == {"exact": 1.0, "rank": 0.0, "valid": 0.0, "prefix": 0.0, "quality": 0.0, "interest": 0.1}
+    assert weights == dict.fromkeys(TERMS, 0.0) | {"exact": 1.0, "interest": 0.1}

@@ -6,7 +6,7 @@ trained is the policy that is sampled, and the ratio of a roll-out's first updat
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -47,6 +47,8 @@ class Prompts(NamedTuple):
     prompts: pa.StringArray
     target_index: Int[Tensor, " S"]
     """Position of each target in `trie.item_ids`."""
+    user_ids: Sequence[str] = ()
+    """Whose prompts they are, for a reward that reads it."""
 
 
 class Rewards(NamedTuple):
@@ -60,8 +62,10 @@ class Rewards(NamedTuple):
 class RewardFn(Protocol):
     """Judge roll-outs against the targets of their prompts; without scores a group is ranked best first already."""
 
-    def __call__(self, rollouts: Rollouts, target_index: Int[Tensor, " B"], scores: Float[Tensor, "B G"] | None) -> Rewards:
-        """Return a reward for each roll-out."""
+    def __call__(
+        self, rollouts: Rollouts, target_index: Int[Tensor, " B"], scores: Float[Tensor, "B G"] | None, user_ids: Sequence[str], /
+    ) -> Rewards:
+        """Return a reward for each roll-out; `user_ids` is empty where it is not known whose the prompts are."""
 
 
 def train_grpo(
@@ -96,8 +100,8 @@ def train_grpo(
         report: called after each step.
     """
 
-    def mean_reward(beams: Beams, targets: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-        return reward_fn(best_rollouts(trie, beams, config.group_size), targets, None).total.mean(1)
+    def mean_reward(beams: Beams, targets: Int[Tensor, " B"], user_ids: Sequence[str]) -> Float[Tensor, " B"]:
+        return reward_fn(best_rollouts(trie, beams, config.group_size), targets, None, user_ids).total.mean(1)
 
     def validate_and_save(progress: Progress, record: dict[str, Any]) -> None:
         start = time.monotonic()
@@ -163,7 +167,8 @@ def train_step(
     rollouts = Rollouts(*(torch.cat(tensors) for tensors in zip(*(part.rollouts for part in parts), strict=True)))
     scores = None if config.rollouts == "beam" else torch.cat([part.scores for part in parts if part.scores is not None])
     clock.append(time.monotonic())
-    rewards = reward_fn(rollouts, targets, scores)
+    user_ids = [prompts.user_ids[row] for row in rows] if prompts.user_ids else []
+    rewards = reward_fn(rollouts, targets, scores, user_ids)
     advantages = group_advantages(rewards.total, scale_by_deviation=config.loss != "dr_grpo")
     clock.append(time.monotonic())
     update = _update(engine, trie, parts, advantages, config, step=step)

@@ -7,7 +7,7 @@ there is a policy to return.
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,8 @@ class ValidExamples(NamedTuple):
     prompts: list[str]
     target_index: Int[Tensor, " B"]
     """Position of each target in `trie.item_ids`."""
+    user_ids: Sequence[str] = ()
+    """Whose examples they are, for a reward that reads it."""
 
 
 class Decoding(NamedTuple):
@@ -70,8 +72,8 @@ Save = Callable[[dict[str, Any], Callable[[Path], None]], None]
 """Keep a checkpoint: gets the metrics and a function that writes this worker's files into an empty folder."""
 Report = Callable[[dict[str, Any]], None]
 """Say how it goes; called by all workers alike."""
-MeanReward = Callable[[Beams, Int[Tensor, " B"]], Float[Tensor, " B"]]
-"""Mean reward of the best items of each example, given its target."""
+MeanReward = Callable[[Beams, Int[Tensor, " B"], Sequence[str]], Float[Tensor, " B"]]
+"""Mean reward of the best items of each example, given its target and its user."""
 
 
 @torch.no_grad()
@@ -94,7 +96,8 @@ def validate(
             found, targets = rank_items(trie, beams, K).item_index.cpu(), valid.target_index[torch.from_numpy(chosen)]
             hits = found == targets[:, None]
             gains = hits / torch.log2(torch.arange(2, found.shape[1] + 2))
-            reward = mean_reward(beams, targets.to(policy.device)).sum().item() if mean_reward else 0.0
+            user_ids = [valid.user_ids[row] for row in chosen] if valid.user_ids else []
+            reward = mean_reward(beams, targets.to(policy.device), user_ids).sum().item() if mean_reward else 0.0
             sums += torch.tensor([len(chosen), hits.sum().item(), gains.sum().item(), reward], dtype=torch.float64)
     count, hit, gain, reward = engine.total(sums).tolist()
     if not count:

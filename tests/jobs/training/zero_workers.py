@@ -147,7 +147,7 @@ def _valid(worker: int | None) -> ValidExamples:
     return ValidExamples(prompts[own], targets[own])
 
 
-def _reward(rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None) -> Rewards:
+def _reward(rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None, user_ids: object) -> Rewards:
     """Reward items late in the catalogue; all groups of the second worker are dead."""
     first = torch.isin(target_index, toy_prompts(TRIE)[2][: NUM_ITEMS // NUM_WORKERS])
     late = torch.where(first[:, None], rollouts.item_index / NUM_ITEMS, 1.0)

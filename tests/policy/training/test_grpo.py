@@ -19,7 +19,7 @@ CONFIG = GrpoConfig(
 )
 
 
-def exact_reward(rollouts, target_index, scores):
+def exact_reward(rollouts, target_index, scores, user_ids):
     exact = (rollouts.item_index == target_index[:, None]).float()
     return Rewards(exact, {"exact": exact})
 
@@ -62,7 +62,7 @@ def _weights(folder):
     ("loss", "rollouts"), [("grpo", "sample"), ("grpo", "beam"), ("dr_grpo", "sample"), ("dapo", "beam"), ("gspo", "sample")]
 )
 def test_every_loss_raises_the_mean_reward(tmp_path, loss, rollouts):
-    def high_items(found, target_index, scores):
+    def high_items(found, target_index, scores, user_ids):
         return Rewards(found.item_index / 24, {"high": found.item_index / 24})
 
     config = CONFIG.model_copy(update={"loss": loss, "rollouts": rollouts, "steps": 15})
@@ -81,7 +81,7 @@ def test_grpo_with_an_exact_reward_improves_validation_and_keeps_its_best_weight
 
 
 def test_a_reward_that_ruins_the_policy_returns_the_sft_weights(tmp_path):
-    def wrong(rollouts, target_index, scores):
+    def wrong(rollouts, target_index, scores, user_ids):
         total = -(rollouts.item_index == target_index[:, None]).float() - rollouts.item_index
         return Rewards(total, {"wrong": total})
 
@@ -94,7 +94,7 @@ def test_a_reward_that_ruins_the_policy_returns_the_sft_weights(tmp_path):
 
 
 def test_keeping_by_reward_takes_the_highest_reward_that_ranks_no_worse_than_the_sft_policy(tmp_path):
-    def near(rollouts, target_index, scores):
+    def near(rollouts, target_index, scores, user_ids):
         exact = (rollouts.item_index == target_index[:, None]).float()
         return Rewards(exact + rollouts.item_index / 24, {"exact": exact})
 
@@ -110,7 +110,7 @@ def test_keeping_by_reward_takes_the_highest_reward_that_ranks_no_worse_than_the
 
 
 def test_groups_of_equal_rewards_are_counted_and_change_nothing(tmp_path):
-    def constant(rollouts, target_index, scores):
+    def constant(rollouts, target_index, scores, user_ids):
         total = torch.ones(rollouts.item_index.shape)
         return Rewards(total, {"constant": total})
 
@@ -136,7 +136,7 @@ def test_several_updates_of_one_roll_out_leave_the_ratio_one(tmp_path):
 
 
 def test_a_step_in_several_parts_moves_the_weights_as_one_large_part():
-    def late(rollouts, target_index, scores):
+    def late(rollouts, target_index, scores, user_ids):
         return Rewards(rollouts.item_index / 24, {"late": rollouts.item_index / 24})
 
     trie, weights = toy_trie(), []
