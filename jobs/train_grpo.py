@@ -99,7 +99,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=print_record)
         return {STAGE: Output(facts=facts_of(progress) | data.count_cut(config, store, ("train", "valid")))}
 
-    sections = ["policy", "tasks", "train", "grpo"]
+    sections = ["policy", *(["tasks"] if config.policy.prompt_interests else []), "train", "grpo"]
     return run_stage(
         config, options, outputs=[STAGE], sections=sections, inputs=INPUTS, build=build, may_change=training.MAY_CHANGE
     )

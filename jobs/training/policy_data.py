@@ -96,16 +96,26 @@ def read_split(store: Store, name: str, split: str) -> Dataset:
 
 
 def read_prompts(config: Config, store: Store, split: str) -> Dataset:
-    """Make the prompts of one split's histories, as the SFT policy read them, into a Ray Dataset."""
+    """Make the prompts of one split's histories, as the SFT policy read them, into a Ray Dataset.
+
+    Raises:
+        ValueError: `policy.prompt_interests` has changed since.
+    """
     learned = artifacts.require(store, "policy_sft").config
+    wanted, found = config.policy.prompt_interests, learned.get("policy", {}).get("prompt_interests", 0)
+    if wanted != found:
+        raise ValueError(
+            f"policy.prompt_interests = {wanted}, but the prompts of {store.uri('policy_sft')} had {found}; set it to {found}, "
+            f"or run `python -m jobs.train_sft ... --force`"
+        )
 
     def convert(parts: pa.Table) -> Iterator[pa.Table]:
         for part in parts_in(parts):
             shown = shown_interests(learned, partial(read_part, store, "interest_labels", part))
             for histories in iter_users(store, "histories", part, BATCH_ROWS):
-                wanted = pc.equal(histories["split"], split).combine_chunks()
-                texts = shown.of_rows(histories).filter(wanted)
-                yield prompt_examples(histories.filter(wanted), load_sids(store), config.data.max_history, texts)
+                chosen = pc.equal(histories["split"], split).combine_chunks()
+                texts = shown.of_rows(histories).filter(chosen)
+                yield prompt_examples(histories.filter(chosen), load_sids(store), config.data.max_history, texts)
 
     return part_dataset(parts_of(store, "user")).map_batches(convert, batch_size=None, batch_format="pyarrow")
 

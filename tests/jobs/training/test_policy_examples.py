@@ -94,7 +94,10 @@ def test_prompts_show_interests_from_the_last_training_target_on_and_nothing_els
     assert [without(row) for row in made if row["user_id"] not in added or row != added[row["user_id"]]] == plain
     assert all(row == without(row) for row in made if row["task"] == "sequence" and row["split"] == "train")
 
+    artifacts.begin(store, "policy_sft")
     artifacts.commit(store, Manifest(name="policy_sft", config=config.model_dump(mode="json")))
+    with pytest.raises(ValueError, match=r"policy\.prompt_interests = 1, but the prompts of .*policy_sft had 2; set it to 2"):
+        read_prompts(apply_overrides(config, {"policy.prompt_interests": 1}), store, "train")
     rows = {row["example_id"]: row for row in artifacts.read_table(store, "histories").to_pylist()}
     last = {row["user_id"]: row["example_id"] for row in rows.values() if row["split"] == "train"}
     titles = dict(zip(*artifacts.read_table(store, "items", ["item_id", "title"]).to_pydict().values(), strict=True))
