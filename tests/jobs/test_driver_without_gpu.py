@@ -30,7 +30,7 @@ for job in (train_classifier, build_sids):
         job.run(build_config(tree, "test"), Options())
         print("worked")
     except (ray.exceptions.RayTaskError, ray.train.TrainingFailedError) as error:
-        print("a worker failed for want of CUDA:", "CUDA" in str(error), str(error)[-1500:])
+        print("a worker failed for want of CUDA:", "CUDA" in str(error) or "NCCL" in str(error), str(error)[-1500:])
     print("driver started CUDA:", torch.cuda.is_initialized(), flush=True)
 """
 
