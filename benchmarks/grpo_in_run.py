@@ -53,7 +53,7 @@ def judge(config: Config, store: Store, max_examples: int) -> dict[str, Float[np
             beams = beam_search(policy, trie, [prompts[index] for index in chosen], config.decoding.beam_width)
             own = targets[torch.from_numpy(chosen)]
             hits = rank_items(trie, beams, K).item_index == own[:, None]
-            values[0, chosen] = reward(best_rollouts(trie, beams, config.grpo.group_size), own, None).total.mean(1)
+            values[0, chosen] = reward(best_rollouts(trie, beams, config.grpo.group_size), own, None, []).total.mean(1)
             values[1, chosen] = (hits / torch.log2(torch.arange(2, K + 2))).sum(1)
     return found
 

@@ -45,7 +45,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _users_are_mined(self) -> "Config":
-        read = {"policy.prompt_interests": self.policy.prompt_interests}
+        read: dict[str, float] = {"policy.prompt_interests": self.policy.prompt_interests}
         read |= {"grpo.reward.user_interest": self.grpo.reward.user_interest or 0}
         for key, value in read.items():
             if value and "user" not in self.interests.owners:
