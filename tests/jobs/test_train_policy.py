@@ -160,7 +160,7 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_under_zero_3_and_ends_as_a_p
         "tasks.sid_to_title": 0.5,
     }
     choices |= {
-        "policy.max_tokens": 96,
+        "policy.max_tokens": 64,
         "train.gradient_checkpointing": True,
         "train.zero_stage": 3,
         "sft.lr": 3e-3,
@@ -172,7 +172,7 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_under_zero_3_and_ends_as_a_p
     config = apply_overrides(config, choices | {"sft.eval_every_epochs": 1, "sft.patience": 99, "sft.valid_beam_width": 10})
     facts = train_sft.run(config, Options())["facts"]["policy_sft"]
     assert facts["epochs"] == 3 and facts["num_valid"] == NUM_USERS
-    assert facts["num_cut_prompts"] > 0, "seven titles of a dozen tokens each are more than 96"
+    assert facts["num_cut_prompts"] > 0, "seven titles of a dozen tokens each are more than 64"
     assert "model policy.base" in artifacts.require(store, "policy_sft").inputs
     examples = artifacts.read_table(store, "policy_examples")
     tasks = {row["values"]: row["counts"] for row in examples["task"].value_counts().to_pylist()}
