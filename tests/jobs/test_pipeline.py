@@ -132,10 +132,11 @@ def test_a_killed_run_goes_on_where_it_was(finished):
 def test_other_tools_open_the_folder_of_every_table_as_it_is(finished):
     """A reader of Parquet folders took `manifest.json`, the shop's images and the report for parts of the tables."""
     run_dir = json.loads(finished[0][-1])["run_dir"]
-    found = {name: Path(run_dir, name) for name in TABLES if Path(run_dir, name).is_dir()}
-    assert {"items", "interactions", "histories", "interests", "interest_labels", "item_sids", "metrics"} <= set(found)
-    for name, folder in found.items():
-        assert len(pd.read_parquet(folder)) == artifacts.require(Store(run_dir), name).rows
+    store = Store(run_dir)
+    manifests = {name: artifacts.read_manifest(store, name) for name in [*TABLES, "recommendations/sft_test"]}
+    rows = {name: manifest.rows for name, manifest in manifests.items() if manifest}
+    assert {"items", "interactions", "histories", "interests", "interest_labels", "item_sids", "metrics"} <= set(rows)
+    assert {name: len(pd.read_parquet(Path(run_dir, name))) for name in rows} == rows
 
 
 @pytest.mark.ray
