@@ -169,7 +169,7 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_under_zero_3_and_ends_as_a_p
         "grpo.accumulate": 3,
         "sft.batch_tokens": 1024,
     }
-    config = apply_overrides(config, choices | {"sft.eval_every_epochs": 1, "sft.patience": 99, "sft.valid_beam_width": 10})
+    config = apply_overrides(config, choices | {"sft.eval_every_epochs": 1, "sft.patience": 99})
     facts = train_sft.run(config, Options())["facts"]["policy_sft"]
     assert facts["epochs"] == 3 and facts["num_valid"] == NUM_USERS
     assert facts["num_cut_prompts"] > 0, "seven titles of a dozen tokens each are more than 64"
@@ -183,7 +183,9 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_under_zero_3_and_ends_as_a_p
     losses = [record["loss"] for record in _metrics(config, "policy_sft")]
     assert losses[-1] < losses[0]
     facts = train_grpo.run(config, Options())["facts"]["policy_grpo"]
-    assert facts["steps"] == 6 and facts["sft_valid_ndcg@10"] == pytest.approx(_metrics(config, "policy_sft")[-1]["best"])
+    # adapters that were folded in round otherwise, so near-equal scores may change places
+    assert facts["steps"] == 6
+    assert facts["sft_valid_ndcg@10"] == pytest.approx(_metrics(config, "policy_sft")[-1]["best"], abs=0.01)
     assert _metrics(config, "policy_grpo")[1]["kl"] == pytest.approx(0, abs=1e-6), "the reference is the policy without adapters"
     trie, prompts = load_trie(store), examples.filter(pc.equal(examples["split"], "valid"))["prompt"].to_pylist()[:3]
     for name in ("policy_sft", "policy_grpo"):
