@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.timeout(3600),
     pytest.mark.skipif(
         not os.environ.get("DIGR_CLUSTER_CONFIG"),
-        reason="its jobs up to the semantic IDs have been seen to pass, training and what follows not yet; set DIGR_CLUSTER_CONFIG=1",
+        reason="jobs up to the semantic IDs were seen to pass, training and the rest not yet; set DIGR_CLUSTER_CONFIG=1",
     ),
 ]
 
