@@ -69,7 +69,7 @@ def test_a_second_sweep_in_the_same_folder_runs_only_what_did_not_finish(config,
             raise RuntimeError("broken on purpose")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tune_codebooks.Progress, "on_trial_complete", break_one)
+        patch.setattr(tune_codebooks.TrialProgress, "on_trial_complete", break_one)
         before = tune_codebooks._sweep(config, store, work)
     assert before.num_errors == 1
     after = tune_codebooks._sweep(config, store, work)
