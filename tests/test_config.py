@@ -131,3 +131,11 @@ def test_a_left_out_miner_must_exist():
         ValueError, match=r"embeddings.without_miners: no miner is called 'llm', expected some of \['extractive'\]"
     ):
         build_config({"run": {"dir": "x"}, "interests": {"miners": miners}, "embeddings": {"without_miners": ["llm"]}}, "test")
+
+
+def test_overrides_keep_what_is_no_part_of_a_results_identity():
+    """Caps and rates of mining, which no dump holds, went back to their defaults in every ablation."""
+    config = build_config({"run": {"dir": "x"}, "interests": {"max_usd": 3.5, "max_failed_rate": 0.1}}, where="test")
+    changed = apply_overrides(config, {"sft.epochs": 3})
+    assert (changed.interests.max_usd, changed.interests.max_failed_rate, changed.sft.epochs) == (3.5, 0.1, 3)
+    assert apply_overrides(config, {}) == config

@@ -83,7 +83,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     """Return a new config with dotted keys replaced, checked as when read from a file."""
-    return build_config(_with_overrides(config.model_dump(mode="json"), overrides), where="overrides")
+    return build_config(_with_overrides(_tree_of(config), overrides), where="overrides")
+
+
+def _tree_of(value: Any) -> Any:
+    """Return sections as mappings with every field, also those that a dump leaves out of a result's identity."""
+    if isinstance(value, BaseModel):
+        return {name: _tree_of(getattr(value, name)) for name in type(value).model_fields}
+    return [_tree_of(item) for item in value] if isinstance(value, tuple) else value
 
 
 def build_config(tree: Mapping[str, Any], where: str) -> Config:
