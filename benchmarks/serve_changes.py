@@ -37,15 +37,15 @@ def measure(quick: bool) -> Measurement:
         asyncio.run(closed_loop(url, bodies, 4, requests=100))
         capacity = asyncio.run(closed_loop(url, bodies, 32, seconds=seconds / 4)).ok_rate
         before = served.replicas()
-        swap, seen = _swap(served, LiveSettings(models=offered), bodies, SHARE * capacity, seconds, rng)
+        swap, seen = _swap(served, LiveSettings(models=offered), bodies, rate=SHARE * capacity, seconds=seconds, rng=rng)
         assert served.replicas() == before, "the swap restarted the replica"
         figures = {"capacity_per_second": round(capacity, 1)} | told("swap", swap) | {"swap_default_versions": seen}
-        kill = _kill(served, LiveSettings(models=first), bodies, SHARE * capacity, seconds, rng)
+        kill = _kill(served, LiveSettings(models=first), bodies, rate=SHARE * capacity, seconds=seconds, rng=rng)
         figures |= told("kill", kill) | {"kill_retried": kill.retried}
     return Measurement(figures, ratio=sum(swap.failures.values()) + sum(kill.failures.values()))
 
 
-def _send(url: str, bodies: list[bytes], rate: float, seconds: float, rng: np.random.Generator, retries: int = 0) -> Summary:
+def _send(url: str, bodies: list[bytes], rate: float, seconds: float, rng: np.random.Generator, *, retries: int = 0) -> Summary:
     return asyncio.run(send_load(Load(url, bodies, rate, seconds, retries=retries), rng))
 
 
@@ -66,7 +66,7 @@ def _beside(*steps: tuple[float, Callable[[], Any]]) -> Iterator[None]:
 
 
 def _swap(
-    served: Served, live: LiveSettings, bodies: list[bytes], rate: float, seconds: float, rng: np.random.Generator
+    served: Served, live: LiveSettings, bodies: list[bytes], *, rate: float, seconds: float, rng: np.random.Generator
 ) -> tuple[Summary, list[str]]:
     """Load another version, make it the default and go back under load; also returns the defaults that were seen."""
     seen = [_default(served)]
@@ -90,7 +90,7 @@ def _default(served: Served) -> str:
 
 
 def _kill(
-    served: Served, live: LiveSettings, bodies: list[bytes], rate: float, seconds: float, rng: np.random.Generator
+    served: Served, live: LiveSettings, bodies: list[bytes], *, rate: float, seconds: float, rng: np.random.Generator
 ) -> Summary:
     """Kill one of two replicas under load, for a client that tries once more where it may."""
     served.deploy(live, num_replicas=2)

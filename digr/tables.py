@@ -14,8 +14,6 @@ from jaxtyping import Int
 
 _TIME = pa.timestamp("ms", tz="UTC")
 _STRINGS = pa.list_(pa.string())
-
-
 Owner = Literal["item", "user"]
 
 
@@ -55,6 +53,21 @@ def _structs(**fields: _Kind) -> pa.DataType:
     return pa.list_(pa.struct(_fields(fields)))
 
 
+_ANSWER: dict[str, _Kind] = {
+    "owner": pa.string(),
+    "owner_id": pa.string(),
+    "miner": pa.string(),
+    "request_digest": pa.string(),
+    "prompt_version": pa.string(),
+    "modality": pa.string(),
+    "response": (pa.string(), "?"),
+    "status": pa.string(),
+    "reason": (pa.string(), "?"),
+    "input_tokens": pa.int64(),
+    "output_tokens": pa.int64(),
+    "cost_usd": pa.float64(),
+}
+"""What a ledger keeps of an answer of a language model, whoever asked."""
 TABLES: dict[str, TableSpec] = {
     "items": _spec(
         ["item_id"],
@@ -86,38 +99,8 @@ TABLES: dict[str, TableSpec] = {
         target=pa.string(),
         target_timestamp=(_TIME, "?"),
     ),
-    "interest_responses": _spec(
-        ["request_digest"],
-        owner=pa.string(),
-        owner_id=pa.string(),
-        miner=pa.string(),
-        request_digest=pa.string(),
-        prompt_version=pa.string(),
-        modality=pa.string(),
-        response=(pa.string(), "?"),
-        status=pa.string(),
-        reason=(pa.string(), "?"),
-        input_tokens=pa.int64(),
-        output_tokens=pa.int64(),
-        cost_usd=pa.float64(),
-    ),
-    "interest_verdicts": _spec(
-        ["request_digest"],
-        owner=pa.string(),
-        owner_id=pa.string(),
-        miner=pa.string(),
-        request_digest=pa.string(),
-        prompt_version=pa.string(),
-        modality=pa.string(),
-        interest=pa.string(),
-        probability=(pa.float64(), "?"),
-        response=(pa.string(), "?"),
-        status=pa.string(),
-        reason=(pa.string(), "?"),
-        input_tokens=pa.int64(),
-        output_tokens=pa.int64(),
-        cost_usd=pa.float64(),
-    ),
+    "interest_responses": _spec(["request_digest"], **_ANSWER),
+    "interest_verdicts": _spec(["request_digest"], **_ANSWER, interest=pa.string(), probability=(pa.float64(), "?")),
     "interests": _spec(
         ["owner", "owner_id"],
         "both",

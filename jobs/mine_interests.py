@@ -51,18 +51,20 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
     sink, counted = open_sink(config.interests, store), []
     for owner in sorted(config.interests.owners):  # items before users, whose prompts show the interests of their items
         wanted, num_requests = ask_miners(config, store, owner, sink)
-        counted.append(_merge(config, store, sink.uri, owner, wanted, num_requests, f"{work}/{owner}"))
+        counted.append(_merge(config, store, sink.uri, owner, wanted, num_requests=num_requests, folder=f"{work}/{owner}"))
     outcomes = add_outcomes(counted)
     made = _made(config, store, sink.uri, outcomes)
     check_yield(config.interests, sink.uri, outcomes, made["interests"].facts)
     return made
 
 
-def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, num_requests: int, folder: str) -> pa.Table:
+def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, *, num_requests: int, folder: str) -> pa.Table:
     """Merge the ledger's answers to the wanted requests owner by owner; returns how they ended."""
     from jobs.asking import ledger_tasks, phrase_tasks
 
-    outcomes = ledger_tasks.answers_by_part(uri, wanted, num_requests, owner, part_starts(store, SOURCES[owner]), folder)
+    outcomes = ledger_tasks.answers_by_part(
+        uri, wanted, owner, part_starts(store, SOURCES[owner]), folder, num_requests=num_requests
+    )
     if (found := pc.sum(outcomes["rows"]).as_py()) != num_requests:
         raise ValueError(f"{uri}: {num_requests} requests have {found} answers; run the job again")
     phrase_tasks.merge(config, store, owner, folder)

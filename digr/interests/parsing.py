@@ -251,7 +251,7 @@ def _read_list(text: str, start: int, end: int, keyed: bool) -> _Listed:
 
 
 def _open_brackets(text: str, start: int, end: int, strings: bool) -> tuple[list[int], int]:
-    """Places of the brackets that are open where the value that begins at `start` stops, and where it stops.
+    """Find where the value that begins at `start` stops; return the places of the brackets that are open there, and its end.
 
     Args:
         strings: count no bracket between double quotes, and count an open quote.
@@ -274,7 +274,7 @@ def _open_brackets(text: str, start: int, end: int, strings: bool) -> tuple[list
 
 
 def _open_entry(text: str, opened: list[int]) -> int | None:
-    """Where the entry begins in which a list stops: the bracket or quote that is open right behind the innermost list."""
+    """Find where the entry begins in which a list stops: the first bracket or quote still open in the innermost list."""
     lists = [index for index, place in enumerate(opened) if text[place] == "["]
     return opened[lists[-1] + 1] if lists and lists[-1] + 1 < len(opened) else None
 
@@ -289,7 +289,7 @@ def _stops_inside_json(text: str) -> bool:
 
 
 def _listed_in_prose(text: str) -> list[dict[str, Any]]:
-    """Entries of the last numbered or bulleted list in a text, if it has at least two; sentences are no interests."""
+    """Return the entries of the last numbered or bulleted list in a text, if it has at least two; sentences are no interests."""
     entries: list[dict[str, Any]] = []
     ended = True
     for line in text.splitlines():

@@ -1,6 +1,7 @@
 """Files of pretrained models: where they are, what identifies them, and the number format they are loaded in."""
 
 import hashlib
+import logging
 import os
 import re
 import time
@@ -23,6 +24,7 @@ CACHED_BYTES = 1 << 20
 SETTLED_SECONDS = 2.0
 """A file changed more recently than this may change again within the resolution of its time stamp: it is not cached."""
 HUB_TIMEOUT_SECONDS = 10.0
+logger = logging.getLogger(__name__)
 
 
 def model_path(name: str) -> str:
@@ -44,8 +46,8 @@ def torch_dtype(dtype: Dtype, device: str) -> "torch.dtype":
 def weights_digest(model: ModelConfig, where: str) -> str:
     """Identify a model's weights: those of a folder by its files, those of a hub model by their commit.
 
-    A hub is asked only for a model that the local cache lacks. Where it does not answer, name and revision stand for the
-    weights. Digests of large files are kept in the user's cache folder by path, size and time of change.
+    A hub is asked only for a model that the local cache lacks. Where it does not answer, a warning says so, and name and
+    revision stand for the weights. Digests of large files are kept in the user's cache folder by path, size and time of change.
 
     Args:
         where: config key of the model, for the message.
@@ -77,8 +79,12 @@ def _commit(name: str, revision: str, where: str) -> str:
         return HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT_SECONDS).sha or revision or "main"
     except HFValidationError as error:
         raise ValueError(f"{where} = {name!r}: no such folder, and no hub name (owner/model); give one of them") from error
-    except (OSError, httpx.HTTPError):
-        return revision or "main"
+    except (OSError, httpx.HTTPError) as error:
+        known = revision or "main"
+        logger.warning(
+            "%s = %r: no answer from the hub (%s); new weights under %r would not be noticed", where, name, error, known
+        )
+        return known
 
 
 def _digest_of_file(path: Path) -> str:

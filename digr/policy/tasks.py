@@ -102,7 +102,7 @@ def item_task_examples(item_ids: pa.Array, sids: Sids, texts: ItemTexts, tasks: 
 
 
 def history_task_examples(
-    rows: pa.Table, sids: Sids, texts: ItemTexts, interests: pa.Array, tasks: TasksConfig, max_history: int, *, shown: pa.Array
+    rows: pa.Table, sids: Sids, texts: ItemTexts, interests: pa.Array, tasks: TasksConfig, *, max_history: int, shown: pa.Array
 ) -> pa.Table:
     """Make the `policy_examples` rows that tie histories and users to words.
 

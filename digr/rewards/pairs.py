@@ -220,7 +220,7 @@ def own_phrases(item_index: Int[np.ndarray, " M"], phrase_index: Int[np.ndarray,
 
 
 def _grounded_elsewhere(
-    items: np.ndarray, phrases: np.ndarray, own: Int[np.ndarray, "N R"], vectors: np.ndarray, num: int, chunk: int = 4096
+    items: np.ndarray, phrases: np.ndarray, own: Int[np.ndarray, "N R"], vectors: np.ndarray, num: int, *, chunk: int = 4096
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keep the first `num` candidates that are unlike every own interest of their item, each once."""
     _, first = np.unique(np.stack([items, phrases]), axis=1, return_index=True)

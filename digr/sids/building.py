@@ -115,7 +115,9 @@ def fit_and_assign(
 
     def watch_epoch(quantiser: Quantiser, epoch: int) -> None:
         nearest = assign_sids(quantiser, lambda: iter([vectors]), disambiguation="none")
-        facts = _facts(store, quantiser, nearest, item_ids.take(pa.array(rows)), np.arange(len(rows)), vectors, seed)
+        facts = _facts(
+            store, quantiser, nearest, item_ids.take(pa.array(rows)), rows=np.arange(len(rows)), vectors=vectors, seed=seed
+        )
         if watch:
             watch(epoch, facts)
 
@@ -126,7 +128,7 @@ def fit_and_assign(
     assigned = assign_sids(
         quantiser, lambda: vector_batches(store, fusion), disambiguation=sids.disambiguation, spread=sids.spread, seed=seed
     )
-    facts = _facts(store, quantiser, assigned, item_ids, rows, vectors, seed)
+    facts = _facts(store, quantiser, assigned, item_ids, rows=rows, vectors=vectors, seed=seed)
     return Built(quantiser, item_ids, assigned, facts, table_spec("item_sids").schema.empty_table(), fusion)
 
 
@@ -152,7 +154,7 @@ def keep_and_assign(store: Store, earlier: Store, sids: SidsConfig, *, seed: int
         seed=seed,
     )
     rows, vectors = _sample(store, sids.max_fit_items, seed, fusion)
-    facts = _facts(store, quantiser, found.assigned, item_ids, rows, vectors, seed)
+    facts = _facts(store, quantiser, found.assigned, item_ids, rows=rows, vectors=vectors, seed=seed)
     facts |= {"num_kept_items": len(item_ids) - found.num_new, "num_new_items": found.num_new}
     facts["num_retired_items"] = len(found.retired)
     return Built(quantiser, item_ids, found.assigned, facts, found.retired, fusion)
@@ -201,6 +203,7 @@ def _facts(
     quantiser: Quantiser,
     assigned: SidAssignment,
     item_ids: pa.Array,
+    *,
     rows: np.ndarray,
     vectors: np.ndarray,
     seed: int,

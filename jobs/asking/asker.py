@@ -130,7 +130,7 @@ ToRows = Callable[[pa.Table, Sequence[Answer]], pa.Table]
 """Makes ledger rows of prompts, without their chats, and the answers to them."""
 
 
-def ask(model: LanguageModel, prompts: Dataset, form: AnswerForm, to_rows: ToRows, sink: Sink, key: str = "") -> Dataset:
+def ask(model: LanguageModel, prompts: Dataset, form: AnswerForm, to_rows: ToRows, sink: Sink, *, key: str = "") -> Dataset:
     """Ask a model and write what `to_rows` makes of its answers, as far as the budget goes; returns counts of each batch.
 
     Args:
@@ -221,7 +221,7 @@ class ModelRun(NamedTuple):
     plan: Future[Plan]
 
 
-def follow(stage: str, runs: Sequence[ModelRun], sink: Sink, interests: InterestsConfig) -> None:
+def follow_runs(stage: str, runs: Sequence[ModelRun], sink: Sink, interests: InterestsConfig) -> None:
     """Let models answer side by side, with progress lines.
 
     Raises:

@@ -46,7 +46,7 @@ def ask_judge(config: Config, store: Store, work: str, items: Any) -> Output:
         What the ledger holds; interests without a verdict are rejected, by status.
 
     Raises:
-        ValueError: as `asker.follow`, or the judge can be shown none of the interests.
+        ValueError: as `asker.follow_runs`, or the judge can be shown none of the interests.
     """
     judge = config.labels.judge
     assert judge is not None, "the config checks it"
@@ -61,14 +61,14 @@ def ask_judge(config: Config, store: Store, work: str, items: Any) -> Output:
         missing = map_tables(requests, filter_requests, numbers=plan.missing)
         prompts = map_tables(missing, judge_prompts, judge=judge, limits=limits)
         key = api_key(judge) if isinstance(judge, OpenAIJudge) else ""
-        counts = asker.ask(judge, prompts, judge_form(judge), partial(verdict_rows, judge=judge), sink, key)
+        counts = asker.ask(judge, prompts, judge_form(judge), partial(verdict_rows, judge=judge), sink, key=key)
         made: Future[Plan] = Future()
         made.set_result(plan)
-        asker.follow(STAGE, [ModelRun(judge.name, counts, made)], sink, config.interests)
+        asker.follow_runs(STAGE, [ModelRun(judge.name, counts, made)], sink, config.interests)
     statuses = Counter[str]()
     for owner in config.interests.owners:
         starts, folder = part_starts(store, SOURCES[owner]), judge_folder(work, owner)
-        ended = answers_by_part(sink.uri, plan.wanted, plan.num_wanted, owner, starts, folder, ledger.VERDICTS)
+        ended = answers_by_part(sink.uri, plan.wanted, owner, starts, folder, num_requests=plan.num_wanted, name=ledger.VERDICTS)
         for row in ended.to_pylist():
             statuses[row["status"]] += row["rows"]
     rejected = {f"judge: {status}": count for status, count in sorted(statuses.items()) if status != "ok"}

@@ -70,7 +70,7 @@ def filter_requests(table: pa.Table, numbers: Any) -> pa.Table:
 
 
 def answers_by_part(
-    uri: str, wanted: Any, num_requests: int, owner: Owner, starts: Sequence[str], folder: str, name: str = ledger.LEDGER
+    uri: str, wanted: Any, owner: Owner, starts: Sequence[str], folder: str, *, num_requests: int, name: str = ledger.LEDGER
 ) -> pa.Table:
     """Write a ledger's answers to the wanted requests about one kind of owner, each request's last, into a file for each part.
 

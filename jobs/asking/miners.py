@@ -95,7 +95,7 @@ def ask_miners(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[
     """Ask each miner for what the ledger lacks; returns a reference to all its requests' digests, and their number.
 
     Raises:
-        ValueError: as `asker.follow`.
+        ValueError: as `asker.follow_runs`.
     """
 
     def plan(miner: Miner, requests: Any) -> Plan:
@@ -121,10 +121,10 @@ def ask_miners(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[
                     runs.append(ModelRun(miner.name, _ask_model(config, owner, miner, requests, sink), made))
                 elif (found := made.result()).num_missing:
                     missing = map_tables(requests, filter_requests, numbers=found.missing)
-                    counts = _answer(config, owner, miner, missing, requests, found.num_wanted, sink)
+                    counts = _answer(config, owner, miner, missing, sink, everything=requests, num_owners=found.num_wanted)
                     runs.append(ModelRun(miner.name, counts, made))
             if runs:
-                asker.follow(STAGE, runs, sink, config.interests)
+                asker.follow_runs(STAGE, runs, sink, config.interests)
     every = [one.result() for one in plans]
     return join_requests.remote(*(one.wanted for one in every)), sum(one.num_wanted for one in every)
 
@@ -180,7 +180,7 @@ def check_yield(interests: InterestsConfig, uri: str, outcomes: pa.Table, facts:
 
 
 def _answer(
-    config: Config, owner: Owner, miner: Miner, missing: Dataset, everything: Dataset, num_owners: int, sink: Sink
+    config: Config, owner: Owner, miner: Miner, missing: Dataset, sink: Sink, *, everything: Dataset, num_owners: int
 ) -> Dataset:
     """Write a miner's responses to the requests that are missing, batch by batch; returns their counts.
 
@@ -193,7 +193,7 @@ def _answer(
         open_recording(miner.path)
         raw = map_tables(missing, replay, path=miner.path, miner=miner.name, recorded_miner=miner.recorded_miner)
     else:
-        raw = phrase_tasks.extract(config, owner, miner, missing, everything, num_owners)
+        raw = phrase_tasks.extract(config, owner, miner, missing, everything=everything, num_owners=num_owners)
     return map_tables(raw, _write_raw, sink=sink)
 
 
@@ -207,7 +207,7 @@ def _ask_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, mis
         missing = missing.repartition(target_num_rows_per_block=64)
     prompts = map_tables(missing, miner_prompts, miner=miner, limits=limits)
     key = api_key(miner) if isinstance(miner, OpenAIMiner) else ""
-    return asker.ask(miner, prompts, FORM, partial(_response_rows, owner=owner, miner=miner), sink, key)
+    return asker.ask(miner, prompts, FORM, partial(_response_rows, owner=owner, miner=miner), sink, key=key)
 
 
 def miner_prompts(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: dict[str, int]) -> pa.Table:

@@ -27,7 +27,7 @@ _MERGED_OWNERS = 2048
 
 
 def extract(
-    config: Config, owner: Owner, miner: ExtractiveMiner, missing: Dataset, everything: Dataset, num_owners: int
+    config: Config, owner: Owner, miner: ExtractiveMiner, missing: Dataset, *, everything: Dataset, num_owners: int
 ) -> Dataset:
     """Answer the missing requests with key phrases, which are counted over all requests."""
     counts = _phrase_counts(everything, num_owners, miner.max_words)

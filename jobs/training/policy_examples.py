@@ -83,7 +83,7 @@ def _examples_of_part(part: Part, config: Config, store: Store, texts: Any) -> O
             yield (
                 STAGE,
                 history_task_examples(
-                    rows.filter(ends), sids, ray.get(texts), interests, config.tasks, max_history, shown=in_prompts
+                    rows.filter(ends), sids, ray.get(texts), interests, config.tasks, max_history=max_history, shown=in_prompts
                 ),
             )
 

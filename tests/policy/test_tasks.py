@@ -47,7 +47,9 @@ def _histories(*rows: tuple[str, str, str]) -> pa.Table:
 
 def test_history_tasks_read_the_newest_items_and_the_users_interests():
     rows, interests = _histories(("u", "rpq", "p"), ("v", "p", "r")), pa.array(["camping", None], pa.string())
-    assert _pairs(history_task_examples(rows, SIDS, TEXTS, interests, TasksConfig(), 2, shown=pa.array([None, "trips"]))) == [
+    assert _pairs(
+        history_task_examples(rows, SIDS, TEXTS, interests, TasksConfig(), max_history=2, shown=pa.array([None, "trips"]))
+    ) == [
         ("history_to_title", "<a_0><b_1><a_1><b_0>\nTitle:", " Rod\n"),
         ("titles_to_sid", "Titles:\nRod\nTent\nItem: ", "<a_0><b_1>"),
         ("titles_to_sid", "Titles:\nRod\nItem: ", "<a_1><b_1>"),
@@ -61,7 +63,7 @@ def test_a_task_of_rate_zero_is_left_out():
     assert set(item_task_examples(pa.array(["p"]), SIDS, TEXTS, tasks)["task"].to_pylist()) == {"sid_to_interest"}
     tasks = TasksConfig(history_to_title=0, titles_to_sid=0, user_interest_to_sid=0)
     none = pa.nulls(1, pa.string())
-    assert len(history_task_examples(_histories(("u", "p", "q")), SIDS, TEXTS, none, tasks, 2, shown=none)) == 0
+    assert len(history_task_examples(_histories(("u", "p", "q")), SIDS, TEXTS, none, tasks, max_history=2, shown=none)) == 0
 
 
 def test_texts_lose_what_reads_like_a_sid_token_and_are_cut():

@@ -132,7 +132,7 @@ def _encode_cached(policy: SidPolicy, prompts: Sequence[str], cache: ContextCach
     past_lengths = torch.tensor([0 if one is None else len(one.tokens) for one in found], device=policy.device)
     fresh = [torch.tensor(row[length:], dtype=torch.long) for row, length in zip(tokens, past_lengths.tolist(), strict=True)]
     if any(len(one) for one in fresh):
-        _read_fresh(policy, tokens, found, past_lengths, fresh, cache)
+        _read_fresh(policy, tokens, found, past_lengths, fresh, cache=cache)
     rows = [one for one in found if one is not None]
     lengths = torch.tensor([len(row) for row in tokens], device=policy.device)
     return Context(start_steps(policy, _past(rows, lengths)[0]), lengths[:, None], torch.stack([one.last for one in rows]))
@@ -144,6 +144,7 @@ def _read_fresh(
     found: list[CachedPrompt | None],
     past_lengths: Int[Tensor, " B"],
     fresh: Sequence[Int[Tensor, " T"]],
+    *,
     cache: ContextCache,
 ) -> None:
     """Read what the cached beginnings lack; the whole prompts are put into `found` and the cache."""

@@ -211,7 +211,7 @@ class _Part(NamedTuple):
 
 @torch.no_grad()
 def _roll_out(model: SidPolicy, trie: SidTrie, texts: list[str], config: GrpoConfig, generator: torch.Generator) -> _Part:
-    rollouts = rollout(model, trie, texts, config.group_size, config.rollouts, generator)
+    rollouts = rollout(model, trie, texts, config.group_size, config.rollouts, generator=generator)
     part = _Part(*model.tokenize(texts), rollouts, None)
     return part if config.rollouts == "beam" else part._replace(scores=part.log_probs(model, trie).sum(2))
 

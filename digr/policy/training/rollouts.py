@@ -28,6 +28,7 @@ def rollout(
     prompts: Sequence[str],
     group_size: int,
     mode: Literal["beam", "sample", "distinct"],
+    *,
     generator: torch.Generator,
 ) -> Rollouts:
     """Draw a group of completions per prompt.

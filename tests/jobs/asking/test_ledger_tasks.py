@@ -57,7 +57,7 @@ def test_every_owner_has_its_row_and_a_miner_that_failed_halves_the_consensus(tm
     miners = [{"kind": "extractive", "name": name} for name in ("x", "y")]
     config = build_config({"run": {"dir": store.root}, "interests": {"miners": miners}}, where="test")
     folder = f"{tmp_path}/work"
-    outcomes = ledger_tasks.answers_by_part(uri, ray.put(numbers), len(numbers), "item", starts, folder)
+    outcomes = ledger_tasks.answers_by_part(uri, ray.put(numbers), "item", starts, folder, num_requests=len(numbers))
     assert sorted((row["miner"], row["status"], row["rows"]) for row in outcomes.to_pylist()) == [
         ("x", "ok", 30),
         ("y", "error", 29),

@@ -239,7 +239,7 @@ def test_a_saved_policy_gives_the_same_list(tmp_path):
 def test_samples_follow_the_policy():
     trie, policy = _catalogue(7)
     prompt = _prompts(trie)[0]
-    drawn = rollout(policy, trie, [prompt], 2_000, "sample", torch.Generator().manual_seed(0)).item_index[0]
+    drawn = rollout(policy, trie, [prompt], 2_000, "sample", generator=torch.Generator().manual_seed(0)).item_index[0]
     frequency = torch.bincount(drawn, minlength=trie.num_items) / len(drawn)
     torch.testing.assert_close(frequency, _every_score(policy, trie, prompt).exp(), atol=0.04, rtol=0)
 
@@ -248,7 +248,7 @@ def test_distinct_samples_follow_the_policy_one_after_the_other_without_repeats(
     trie, policy = _catalogue(7)
     prompt, draws = _prompts(trie)[0], 2_000
     generator = torch.Generator().manual_seed(0)
-    drawn = rollout(policy, trie, [prompt] * draws, 6, "distinct", generator).item_index
+    drawn = rollout(policy, trie, [prompt] * draws, 6, "distinct", generator=generator).item_index
     assert all(len(set(row)) == 6 for row in drawn.tolist())
     chance = _every_score(policy, trie, prompt).exp()
     first = torch.bincount(drawn[:, 0], minlength=trie.num_items) / draws
@@ -262,4 +262,4 @@ def test_distinct_samples_follow_the_policy_one_after_the_other_without_repeats(
 def test_a_group_larger_than_the_catalogue_is_an_error_for_the_beam():
     trie, policy = _catalogue(8)
     with pytest.raises(ValueError, match="500 different roll-outs need as many SIDs"):
-        rollout(policy, trie, _prompts(trie)[:1], 500, "beam", torch.Generator())
+        rollout(policy, trie, _prompts(trie)[:1], 500, "beam", generator=torch.Generator())
