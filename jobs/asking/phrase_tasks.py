@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from digr import artifacts
 from digr.artifacts import Store
@@ -20,7 +20,7 @@ from digr.models.encoders import Encode, load_encoder
 from digr.partitions import Part, parts_of, read_part
 from digr.tables import TABLES
 from jobs.asking.ledger_tasks import map_tables
-from jobs.runtime.datasets import OutputTables, map_parts
+from jobs.runtime.datasets import OutputTables, map_parts, map_with_model
 
 _MERGED_OWNERS = 2048
 """Owners merged at once."""
@@ -31,7 +31,7 @@ def extract(
 ) -> Dataset:
     """Answer the missing requests with key phrases, which are counted over all requests."""
     counts = _phrase_counts(everything, num_owners, miner.max_words)
-    return _with_encoder(missing, config, _Extract, config, owner, miner, counts)
+    return map_with_model(missing, config, _Extract, (config, owner, miner, counts))
 
 
 def merge(config: Config, store: Store, owner: Owner, folder: str) -> None:
@@ -41,17 +41,6 @@ def merge(config: Config, store: Store, owner: Owner, folder: str) -> None:
     """
     worker: Any = _Merge if len(config.interests.miners) > 1 else _merge_alone
     map_parts(config, store, worker, parts_of(store, owner), ["interests"], arguments=(folder,))
-
-
-def _with_encoder(blocks: Dataset, config: Config, worker: type, *arguments: Any) -> Dataset:
-    return blocks.map_batches(
-        worker,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_constructor_args=arguments,
-        compute=ActorPoolStrategy(size=config.cluster.encode_workers),
-        num_gpus=1 if config.cluster.use_gpu else None,
-    )
 
 
 def _load_encoder(config: Config) -> Encode:

@@ -1,5 +1,6 @@
 """Tables through Ray: workers that read part k of their inputs and write part k of their outputs, and a Ray Dataset of rows."""
 
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray
-from ray.data import ActorPoolStrategy, Dataset, Datasource, ReadTask
+from ray.data import ActorPoolStrategy, Dataset, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 
 from digr import artifacts
@@ -43,20 +44,13 @@ def map_parts(
     replaces itself. A worker streams: it gives the rows of a part batch by batch.
 
     Args:
-        worker: a class with `__init__(config, store, *arguments)` and `__call__(part) -> OutputTables`, made once in each of
-            `cluster.encode_workers` actors; or a function `(part, config, store, *arguments) -> OutputTables` for tasks.
+        worker: a class with `__init__(config, store, *arguments)` and `__call__(part) -> OutputTables`, which holds a model, see
+            `map_with_model`; or a function `(part, config, store, *arguments) -> OutputTables`.
         arguments: of the worker; give what is large as a reference of Ray's.
     """
     dataset, outputs = part_dataset(parts), tuple(outputs)
     if isinstance(worker, type):
-        made = dataset.map_batches(
-            _PartWriter,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_constructor_args=(lambda: worker(config, store, *arguments), store, outputs),
-            compute=ActorPoolStrategy(size=min(config.cluster.encode_workers, len(parts))),
-            num_gpus=1 if config.cluster.use_gpu else None,
-        )
+        made = map_with_model(dataset, config, _PartWriter, (worker, (config, store, *arguments), store, outputs), len(parts))
     else:
         write: Any = _write_parts
         given = (lambda part: worker(part, config, store, *arguments), store, outputs)
@@ -67,6 +61,39 @@ def map_parts(
         for output, count in zip(batch["output"].to_pylist(), batch["rows"].to_pylist(), strict=True):
             rows[output] += count
     return rows
+
+
+def map_with_model(
+    blocks: Dataset, config: Config, worker: Callable[..., Any], arguments: tuple[Any, ...], most_workers: int | None = None
+) -> Dataset:
+    """Map blocks, as Arrow tables, in `cluster.encode_workers` processes, in each of which `worker(*arguments)` is made once.
+
+    On GPUs they are actors. On CPUs they are tasks: Ray lets one process run them for stage after stage, so a stage does not
+    start with ten seconds of imports, and each process keeps the worker that it made last.
+
+    Args:
+        arguments: give what is large as a reference of Ray's.
+        most_workers: processes that have something to do, if it is known.
+    """
+    size = min(config.cluster.encode_workers, most_workers or config.cluster.encode_workers)
+    formats: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
+    if config.cluster.use_gpu:
+        compute = ActorPoolStrategy(size=size)
+        return blocks.map_batches(worker, fn_constructor_args=arguments, compute=compute, num_gpus=1, **formats)
+    call: Any = _call_kept_worker
+    given = (uuid.uuid4().hex, worker, arguments)
+    return blocks.map_batches(call, fn_args=given, compute=TaskPoolStrategy(size=size), **formats)
+
+
+_kept_worker: dict[str, Any] = {}
+"""The worker that this process made last, under the name of its stage."""
+
+
+def _call_kept_worker(block: pa.Table, stage: str, worker: Callable[..., Any], arguments: tuple[Any, ...]) -> pa.Table:
+    if stage not in _kept_worker:
+        _kept_worker.clear()
+        _kept_worker[stage] = worker(*arguments)
+    return _kept_worker[stage](block)
 
 
 def part_dataset(parts: Sequence[Part]) -> Dataset:
@@ -80,10 +107,10 @@ def parts_in(block: pa.Table) -> list[Part]:
 
 
 class _PartWriter:
-    """A worker in an actor, and the outputs it writes."""
+    """A worker that holds a model, and the outputs it writes."""
 
-    def __init__(self, make_worker: Callable[[], Callable[[Part], OutputTables]], store: Store, outputs: Sequence[str]) -> None:
-        self.worker, self.store, self.outputs = make_worker(), store, outputs
+    def __init__(self, worker: Callable[..., Any], arguments: tuple[Any, ...], store: Store, outputs: Sequence[str]) -> None:
+        self.worker, self.store, self.outputs = worker(*arguments), store, outputs
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         return _write_parts(parts, self.worker, self.store, self.outputs)

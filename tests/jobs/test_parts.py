@@ -12,13 +12,14 @@ from digr.config import Config, load_config
 from digr.tables import flat_interests
 from jobs.pipeline import plan
 from jobs.runtime.session import Options
+from tests.tiny_models import make_text_encoder
 
 pytestmark = pytest.mark.ray
 
 LEFT_OUT = ("train_grpo", "evaluate")
 TINY = [
     "data.synthetic.num_items=40",
-    "data.synthetic.num_users=120",
+    "data.synthetic.num_users=60",
     "data.synthetic.num_interests=4",
     'interests.owners=["item", "user"]',
     # a text's vector is the same whatever it is encoded with
@@ -37,16 +38,17 @@ TINY = [
     "train.num_workers=1",
     "ablations=[]",
 ]
-PARTS = {"one": [], "five": ["data.items_per_part=8", "data.users_per_part=25", "cluster.encode_workers=2"]}
+PARTS = {"one": [], "five": ["data.items_per_part=8", "data.users_per_part=12", "cluster.encode_workers=2"]}
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> dict[str, Store]:
     """Run the jobs up to the lists of the fine-tuned policy, with one part and with five."""
-    made = {}
+    encoder, made = make_text_encoder(tmp_path_factory.mktemp("encoder")), {}
+    encoders = [f'{section}.name="{encoder}"' for section in ("interests.encoder", "classifier.base", "embeddings.encoder")]
     for name, overrides in PARTS.items():
         folder = str(tmp_path_factory.mktemp(name))
-        config: Config = load_config("configs/quickstart.toml", [*TINY, *overrides, f"run.dir={folder}"])
+        config: Config = load_config("configs/quickstart.toml", [*TINY, *overrides, *encoders, f"run.dir={folder}"])
         for step in plan(config):
             if step.job not in LEFT_OUT:
                 importlib.import_module(f"jobs.{step.job}").run(step.config, Options())

@@ -1,6 +1,7 @@
 """The parts of a table through Ray Data: all rows in order, whatever the number of parts, and only what is asked for."""
 
 import os
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import ray
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
-from digr.config import build_config
+from digr.config import apply_overrides, build_config
 from digr.partitions import STARTS, iter_part, parts_of, read_part
 from jobs.runtime import datasets
 
@@ -101,3 +102,25 @@ def test_a_part_without_rows_is_written_too(run, ray_local):
     config, store, parts = run
     assert datasets.map_parts(config, store, _by_function, parts, ["item_embeddings"], arguments=(2,)) == {"item_embeddings": 1}
     assert [len(read_part(store, "item_embeddings", part)) for part in parts] == [1, 0, 0]
+
+
+class _Counted:
+    """Notes in a folder that it was made."""
+
+    def __init__(self, config, store, folder):
+        self.store = store
+        Path(folder, uuid.uuid4().hex).touch()
+
+    def __call__(self, part):
+        yield "item_embeddings", _vectors(read_part(self.store, "items", part))
+
+
+@pytest.mark.ray
+def test_a_worker_that_holds_a_model_is_made_once_for_all_parts_of_a_stage_and_anew_for_the_next_stage(run, tmp_path, ray_local):
+    """Each stage started processes of its own, which for ten seconds did nothing but import."""
+    config, store, parts = run
+    config = apply_overrides(config, {"cluster.encode_workers": 1})
+    for stage in ("first", "second"):
+        (tmp_path / stage).mkdir()
+        rows = datasets.map_parts(config, store, _Counted, parts, ["item_embeddings"], arguments=(str(tmp_path / stage),))
+        assert rows == {"item_embeddings": 7} and len(list((tmp_path / stage).iterdir())) == 1
