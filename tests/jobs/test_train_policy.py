@@ -1,5 +1,6 @@
 """SFT and GRPO jobs on a tiny run: two DeepSpeed workers, resume after a kill, equality with one plain process."""
 
+import contextlib
 import json
 import os
 import re
@@ -241,7 +242,8 @@ def test_a_job_killed_while_training_and_then_a_worker_of_it_end_with_the_metric
 
     capsys.readouterr()
     told, killed = list[str](), list[int]()
-    killer = threading.Thread(target=_kill_a_worker, args=(capsys, told, killed))
+    left_over = {worker.pid for worker in _training_workers()}  # Ray may take a while to end those of the killed job
+    killer = threading.Thread(target=_kill_a_worker, args=(capsys, told, killed, left_over))
     killer.start()
     train_sft.run(config, Options())
     killer.join()
@@ -255,16 +257,24 @@ def test_a_job_killed_while_training_and_then_a_worker_of_it_end_with_the_metric
     assert len(scores[0]) >= 6 and scores[0] == pytest.approx(scores[1], rel=1e-6)
 
 
-def _kill_a_worker(capsys: pytest.CaptureFixture[str], told: list[str], killed: list[int]) -> None:
-    """Kill one of this session's training workers, without a chance to clean up, once it trains."""
+def _training_workers() -> list[psutil.Process]:
+    """Return the training workers of this session's Ray; a process that ends meanwhile is none."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            found += [child] * any("RayTrainWorker" in word for word in child.cmdline())
+    return found
+
+
+def _kill_a_worker(capsys: pytest.CaptureFixture[str], told: list[str], killed: list[int], left_over: set[int]) -> None:
+    """Kill one of the job's training workers, without a chance to clean up, once it trains."""
 
     def is_far_enough() -> bool:
         told.append(capsys.readouterr().out)
         return "epoch 12," in "".join(told)
 
     wait_until(is_far_enough)
-    children = psutil.Process().children(recursive=True)
-    workers = [child for child in children if any("RayTrainWorker" in word for word in child.cmdline())]
+    workers = [worker for worker in _training_workers() if worker.pid not in left_over]
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGKILL)
     killed.append(workers[1].pid)
