@@ -15,8 +15,8 @@ DRY    := $(PIP) --dry-run --use-feature=fast-deps
 # keeps the versions that a lock has, adds what is missing, drops what nothing needs
 UV     := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-header --no-annotate --no-emit-index-url pyproject.toml
-# tests of one file run in one process, so files side by side, in their order, which puts long ones before many short ones; one
-# thread each, since they share the cores
+# tests of one file run in one process, so files side by side; one thread each, since they share the cores. Files start in the
+# order of their names: xdist would start those with few tests last, and the slowest have few tests
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=5 -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 

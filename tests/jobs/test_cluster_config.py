@@ -24,8 +24,7 @@ from tests.tiny_models import make_text_encoder, make_text_model, make_vision_mo
 
 ROOT = Path(__file__).resolve().parents[2]
 MINERS = {"qwen-text", "qwen-vision", "frontier"}
-# an engine starts twice for each of two models, which on a busy machine takes minutes
-# beside busy processes the fixture's fourteen jobs take many minutes
+# the fixture runs fourteen jobs and starts four engines, which beside busy processes takes many minutes
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(3600)]
 
 SMALL: dict[str, Any] = {
