@@ -34,6 +34,7 @@ class Endpoint(ThreadingHTTPServer):
         """Lets requests with the word meet go two by two."""
         self.release = threading.Event()
         """Lets requests with the word wait go."""
+        self.counting = threading.Lock()
         self.most_at_once = self.at_once = 0
         """Requests being answered: the most so far, and now."""
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
@@ -49,15 +50,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the test's output clean."""
 
     def do_POST(self):
-        arrival = time.monotonic()
-        self.server.at_once += 1
-        self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
-        body = self._answer()
-        self.server.at_once -= 1
-        self.server.times.append((body["model"], arrival, time.monotonic()))
+        self.arrival = time.monotonic()
+        with self.server.counting:
+            self.server.at_once += 1
+            self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
+        self._answer()
 
     def _answer(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.model = body["model"]
         self.server.bodies.append(body)
         prompt = json.dumps(body["messages"][1]["content"])
         self.server.seen[prompt] += 1
@@ -65,20 +66,20 @@ class _Handler(BaseHTTPRequestHandler):
         if refusal := self._refusal(body, prompt):
             status, error = refusal
             self._send(status, json.dumps({"error": error | {"type": "invalid_request_error"}}))
-            return body
+            return
         for word, seconds in (("busy", "0.01"), ("later", "0.9")):
             if word in prompt and first:
                 self._send(429, '{"error": {"message": "too many"}}', {"Retry-After": seconds})
-                return body
+                return
         whole = {"broken": (500, "oh no"), "garbage": (200, "<html>not the endpoint</html>"), "odd": (200, '{"choices": []}')}
         for word, (status, text) in whole.items():
             if word in prompt:
                 self._send(status, text)
-                return body
+                return
         if "cut" in prompt:
             self._send(200, '{"choices": [', {"Content-Length": "500"})
             self.close_connection = True
-            return body
+            return
         if "meet" in prompt:
             self.server.meeting.wait()
         if "wait" in prompt:
@@ -93,7 +94,6 @@ class _Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         completion = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"]}
         self._send(200, json.dumps(completion | {"choices": [choice], "usage": usage}))
-        return body
 
     def _refusal(self, body, prompt):
         """Status and error body of a request that a real endpoint would refuse."""
@@ -121,6 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _send(self, status, text, headers={}):
+        # counted before a byte leaves: a client that has its answer may look here, or ask again, at once
+        with self.server.counting:
+            self.server.at_once -= 1
+            self.server.times.append((self.model, self.arrival, time.monotonic()))
         content = text.encode()
         self.send_response(status)
         for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(content))} | headers).items():
