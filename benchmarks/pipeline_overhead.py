@@ -31,7 +31,7 @@ from digr.rewards.pairs import pair_tables
 from digr.rewards.training import fit_classifier
 
 BAR = Bar(full=1.5, quick=15.0, quick_reason="two stages of a second of work each, before which Ray starts for ten times as long")
-FIXED = ["sft.patience=1000", "sft.epochs=6", "grpo.steps=40", "ablations=[]"]
+FIXED = ["sft.patience=1000", "sft.epochs=6", "grpo.steps=40", "ablations=[]", "ranking.enabled=false"]
 QUICK = [
     "data.synthetic.num_items=60",
     "data.synthetic.num_users=200",
@@ -91,11 +91,11 @@ def embed(config: Config, store: Store) -> None:
 
 def recommend(config: Config, store: Store) -> None:
     """Rank items for both policies and both splits, by the function that the Ray workers map."""
-    from jobs.recommend import Recommend
+    from jobs.ranking.recommender import Recommend
 
     for policy in ("sft", "grpo"):
         for part in parts_of(store, "user"):
-            list(Recommend(config, store, policy)(part))
+            list(Recommend(config, store, policy, [])(part))
 
 
 def train_with_sft(config: Config, store: Store) -> None:

@@ -59,6 +59,11 @@ JOB_OF = {
     "interest_labels": "label_interests",
     "interest_verdicts": "label_interests",
     "item_embeddings": "embed_items",
+    "canonical_interests": "build_neighbours",
+    "item_neighbours": "build_neighbours",
+    "ranking_index": "build_neighbours",
+    "ranking_examples": "train_ranker",
+    "ranker": "train_ranker",
     "item_sids": "build_sids",
     "quantiser": "build_sids",
     "codebook_sweep": "tune_codebooks",
@@ -307,7 +312,14 @@ def put_files(store: Store, name: str, local: Path) -> None:
 def local_files(store: Store, name: str) -> Iterator[Path]:
     """Give a local folder with an existing artifact's files: itself, or a temporary copy of a remote one."""
     require(store, name)
-    fs, path = filesystem_of(store.uri(name))
+    with fetch_files(store.uri(name)) as folder:
+        yield folder
+
+
+@contextmanager
+def fetch_files(uri: str) -> Iterator[Path]:
+    """Give a local folder with the files of one that may be remote."""
+    fs, path = filesystem_of(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         yield Path(path)
         return

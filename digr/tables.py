@@ -135,6 +135,30 @@ TABLES: dict[str, TableSpec] = {
         interest_embedding=(pa.list_(pa.float32()), "?"),
         text_only=(pa.bool_(), "?"),
         image_embedding=(pa.list_(pa.float32()), "?"),
+        text_embedding=(pa.list_(pa.float32()), "?"),
+    ),
+    "canonical_interests": _spec(
+        ["interest"],
+        interest=pa.string(),
+        num_items=pa.int64(),
+        groups=pa.list_(pa.int32()),
+        names=_STRINGS,
+    ),
+    "item_neighbours": _spec(
+        ["item_id", "source"],
+        "item",
+        item_id=pa.string(),
+        source=pa.string(),
+        neighbours=_structs(place=pa.int32(), weight=pa.float32()),
+    ),
+    "ranking_examples": _spec(
+        ["example_id", "item"],
+        example_id=pa.string(),
+        fold=pa.string(),
+        item=pa.int32(),
+        is_target=pa.bool_(),
+        ranks=pa.list_(pa.uint8()),
+        features=pa.list_(pa.float32()),
     ),
     "item_sids": _spec(["item_id"], "item", item_id=pa.string(), codes=pa.list_(pa.int32())),
     "codebook_sweep": _spec(
@@ -176,6 +200,7 @@ TABLES: dict[str, TableSpec] = {
         item_ids=_STRINGS,
         scores=pa.list_(pa.float64()),
         reasons=(pa.list_(_STRINGS), "?"),
+        sources=(pa.list_(_STRINGS), "?"),
     ),
     "metrics": _spec(
         ["system", "split", "slice", "name", "k"],

@@ -71,6 +71,7 @@ class Embed:
             "embedding": _lists(vectors.embedding, np.ones(len(items), bool)),
             "interest_embedding": _lists(vectors.interest_embedding, vectors.has_trusted),
             "text_only": vectors.text_only,
+            "text_embedding": _lists(vectors.text, np.ones(len(items), bool)),
         }
         if self.encode_images:
             shown = show_images(items["image_uri"].to_pylist(), **self.limits)

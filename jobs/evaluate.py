@@ -18,6 +18,7 @@ from digr.data.transitions import read_sequences
 from digr.evaluation.baselines import BASELINES, collect_examples, count_training, recommend_baseline
 from digr.evaluation.metrics import evaluate_split
 from digr.evaluation.report import RunDescription, build_report, metrics_json, metrics_text
+from digr.ranking.systems import systems_of
 from digr.tables import table_spec
 from jobs.runtime.session import Options, log, main
 from jobs.runtime.stage import Output, run_stage, store_of, trained_policies
@@ -51,12 +52,14 @@ def run(config: Config, options: Options) -> dict:
 
 
 def find_systems(config: Config, options: Options) -> list[System]:
-    """Return every trained system of the run, in the order of the metrics table; GRPO only where there is one."""
+    """Return every trained system of the run, in the order of the metrics table, the served one last; GRPO where there is one."""
     found, evidence = [], ("policy_grpo", "recommendations/grpo_valid")
     for each in config.ablations:
         variant = apply_overrides(config, {"run.variant": each.name, "grpo.enabled": each.grpo})
         found += [(f"sid_{policy}[{each.name}]", each.name, policy) for policy in trained_policies(variant, options, evidence)]
-    return found + [(f"sid_{policy}", "", policy) for policy in trained_policies(config, options, evidence)]
+    found += [(f"sid_{policy}", "", policy) for policy in trained_policies(config, options, evidence)]
+    systems = systems_of(config.ranking.ablations) if config.ranking.enabled else []
+    return found + [(system.name, "", system.name) for system in reversed(systems)]
 
 
 def _build(config: Config, trained: Sequence[System], store: Store, work: str) -> Mapping[str, Output]:

@@ -8,7 +8,8 @@ from digr.config import Config, apply_overrides
 from jobs.runtime.session import Options, log, main
 
 MINING = ("prepare_data", "mine_interests", "train_classifier", "label_interests")
-MODEL = ("embed_items", "build_sids", "train_sft", "train_grpo", "recommend")
+RANKING = ("build_neighbours", "train_ranker")
+MODEL = ("embed_items", "build_neighbours", "train_ranker", "build_sids", "train_sft", "train_grpo", "recommend")
 
 
 class Step(NamedTuple):
@@ -26,16 +27,23 @@ class Step(NamedTuple):
 def plan(config: Config) -> list[Step]:
     """Return the jobs of a run in order: the main run, each ablation from the embeddings on, and the evaluation of all.
 
-    GRPO is left out where `grpo.enabled`, or an ablation's `grpo`, is false.
+    GRPO is left out where `grpo.enabled`, or an ablation's `grpo`, is false; the ranker where `ranking.enabled` is false, and in
+    all ablations.
 
     Raises:
         ValueError: an ablation's override is not a known key or out of its range.
     """
     steps = [Step(job, config) for job in MINING + MODEL]
     for ablation in config.ablations:
-        choices = {**ablation.overrides, "run.variant": ablation.name, "grpo.enabled": ablation.grpo}
+        own = {"run.variant": ablation.name, "grpo.enabled": ablation.grpo, "ranking.enabled": False}
+        choices = {**ablation.overrides, **own}
         steps += [Step(job, apply_overrides(config, choices)) for job in MODEL]
-    return [step for step in steps if step.job != "train_grpo" or step.config.grpo.enabled] + [Step("evaluate", config)]
+    return [step for step in steps if _is_wanted(step)] + [Step("evaluate", config)]
+
+
+def _is_wanted(step: Step) -> bool:
+    needs = {"train_grpo": step.config.grpo.enabled} | dict.fromkeys(RANKING, step.config.ranking.enabled)
+    return needs.get(step.job, True)
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:

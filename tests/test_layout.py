@@ -91,10 +91,11 @@ def test_every_job_ends_in_the_shared_command_line():
         assert "argparse" not in path.read_text() or path.name == "session.py", path.name
 
 
-def test_jobs_holds_commands_and_three_wings():
+def test_jobs_holds_commands_and_four_wings():
     folders = {path.parent.name for path in _files("jobs/*.py")}
-    assert folders == {"jobs", "runtime", "asking", "training"}
+    assert folders == {"jobs", "runtime", "asking", "training", "ranking"}
     assert {path.stem for path in _commands()} == {
+        "build_neighbours",
         "build_sids",
         "embed_items",
         "evaluate",
@@ -105,6 +106,7 @@ def test_jobs_holds_commands_and_three_wings():
         "recommend",
         "train_classifier",
         "train_grpo",
+        "train_ranker",
         "train_sft",
         "tune_codebooks",
     }

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from digr.config.base import Section
 from digr.config.interests import ClassifierConfig, EmbeddingsConfig, InterestsConfig, LabelsConfig
 from digr.config.policy import DecodingConfig, GrpoConfig, PolicyConfig, SftConfig, TasksConfig, TrainConfig
+from digr.config.ranking import RankingConfig
 from digr.config.run import AblationConfig, ClusterConfig, DataConfig, EvaluationConfig, RunConfig
 from digr.config.sids import SidsConfig, TuneConfig
 
@@ -31,6 +32,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     sft: SftConfig = SftConfig()
     grpo: GrpoConfig = GrpoConfig()
+    ranking: RankingConfig = RankingConfig()
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()

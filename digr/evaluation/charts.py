@@ -8,17 +8,26 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.subplots import make_subplots
 
-GREY, BLUE, GREEN, AMBER, INK = "#9aa5b1", "#2563eb", "#0f9d76", "#d97706", "#1f2933"
+from digr.ranking.systems import SERVED
+
+GREY, BLUE, GREEN, AMBER, PURPLE, INK = "#9aa5b1", "#2563eb", "#0f9d76", "#d97706", "#7c3aed", "#1f2933"
 PALETTE = (BLUE, GREEN, AMBER, "#8b5cf6", "#db2777", GREY)
 ROW_HEIGHT = 34
 """Pixels of a bar with its gap."""
 
 
 def system_colour(system: str) -> str:
-    """Return grey for a baseline, amber for an ablation, blue for the supervised policy and green after GRPO."""
-    if not system.startswith("sid_"):
+    """Return grey for a baseline, blue and green for policies, purple for the served lists, amber for ablations."""
+    if system == SERVED.name:
+        return PURPLE
+    if not system.startswith(("sid_", SERVED.name)):
         return GREY
-    return AMBER if "[" in system else GREEN if system.startswith("sid_grpo") else BLUE
+    return AMBER if is_ablation(system) else GREEN if system.startswith("sid_grpo") else BLUE
+
+
+def is_ablation(system: str) -> bool:
+    """Return whether a system is there to be compared with another: a policy of a variant, or a ranker that is not served."""
+    return "[" in system or (system.startswith(SERVED.name) and system != SERVED.name)
 
 
 def metric_bars(rows: Sequence[Mapping[str, Any]]) -> Markup:

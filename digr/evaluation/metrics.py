@@ -18,6 +18,9 @@ from digr.evaluation.resampling import resample_users
 HEAD_RATE = 0.2
 """Share of the items seen in training, the most frequent, whose targets make the slice `head`."""
 
+TOP_TARGETS = 2
+"""Most frequent targets that the slice `others` leaves out."""
+
 INTERVAL = (2.5, 97.5)
 """Percentiles of a 95 % interval."""
 
@@ -213,7 +216,9 @@ def evaluate_split(
 def target_slices(
     frequency: Int[np.ndarray, " N"], targets: Int[np.ndarray, " B"], repeated: Bool[np.ndarray, " B"]
 ) -> dict[str, Bool[np.ndarray, " B"]]:
-    """Return the slices by target: all, head, tail, cold (never seen in training) and repeat (already in its history).
+    """Return the slices by target: all, head, tail, cold (never seen in training), repeat (already in its history), and others.
+
+    `others` has all but the examples of the `TOP_TARGETS` most frequent targets, one of which can move a metric alone.
 
     Args:
         frequency: training occurrences of each item.
@@ -229,6 +234,7 @@ def target_slices(
         "tail": (occurrences > 0) & (occurrences < threshold),
         "cold": occurrences == 0,
         "repeat": repeated,
+        "others": ~np.isin(targets, np.argsort(-np.bincount(targets), kind="stable")[:TOP_TARGETS]),
     }
 
 

@@ -11,14 +11,24 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from digr.artifacts import Manifest, Store
-from digr.evaluation import charts, label_charts, run_facts, sid_charts, sid_facts
+from digr.evaluation import charts, label_charts, ranking_facts, run_facts, sid_charts, sid_facts
 from digr.partitions import STARTS
 
 METRIC_TITLES = {"hr": "HR", "ndcg": "NDCG", "coverage": "coverage", "invalid_rate": "invalid rate"}
 DATA = ("items", "interactions", "histories")
 RLDI = ("classifier", "interest_labels")
+RANKING = ("canonical_interests", "item_neighbours", "ranker", "recommendations/ranked_test")
 VARIANT = ("item_embeddings", "item_sids", "policy_examples", "policy_sft", "policy_grpo")
-STAGES = (*DATA, "interest_responses", "interests", *RLDI, *VARIANT, "recommendations/sft_test", "recommendations/grpo_test")
+STAGES = (
+    *DATA,
+    "interest_responses",
+    "interests",
+    *RLDI,
+    *VARIANT,
+    *RANKING,
+    "recommendations/sft_test",
+    "recommendations/grpo_test",
+)
 SFT_PANELS = ("loss", "hr@10", "ndcg@10")
 GRPO_PANELS = ("reward", "ndcg@10", "kl", "dead_group_rate")
 OWN_TABLE = ("miners", "labelers", "agreement", "quality_counts", STARTS)
@@ -86,6 +96,7 @@ def build_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "fact": _fact, "words": lambda name: str(name).replace("_", " ")}
+    environment.tests["ablation"] = charts.is_ablation
     return environment.get_template("report.html").render(
         run=run,
         seed=run.config["run"]["seed"],
@@ -103,6 +114,11 @@ def build_report(
         },
         rldi=_labels(store, built, run.config["labels"]["threshold"]),
         sids=_sids(stores, run.config["run"]["seed"]),
+        ranking={
+            "sources": ranking_facts.source_table(store, max(row["k"] for row in rows)),
+            "features": ranking_facts.feature_shares(store),
+            "interests": ranking_facts.canonical_groups(store),
+        },
         training=_training(stores),
         rollouts=run_facts.rollout_examples(store, 4),
         samples=run_facts.recommendation_examples(store, 5, BEST_ITEMS, rng),
@@ -123,11 +139,16 @@ def _results(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[st
         "tables": {split: _ranking_table(rows, split) for split in [shown, *(name for name in splits if name != shown)]},
         "chart": charts.metric_bars(ranking),
         "slices": _slice_table(rows, shown, k),
-        "gains": [
-            row for row in comparisons if row["split"] == shown and row["name"] == "ndcg" and row["system"].startswith("sid_")
-        ],
-        "headline": max((row for row in ranking if row["name"] == "ndcg" and row["k"] == k), key=lambda row: row["value"]),
+        "gains": [row for row in comparisons if row["split"] == shown and row["name"] == "ndcg" and _is_compared(row["system"])],
+        "headline": max(
+            (row for row in reversed(ranking) if row["name"] == "ndcg" and row["k"] == k), key=lambda row: row["value"]
+        ),
     }
+
+
+def _is_compared(system: str) -> bool:
+    """Return whether the report lists what a system gains over each before it."""
+    return system.startswith(("sid_", "ranked")) and not charts.is_ablation(system)
 
 
 def _ranking_table(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:

@@ -72,8 +72,9 @@ def item_examples(store: Store, num: int, rng: np.random.Generator) -> list[dict
 
 
 def recommendation_examples(store: Store, num: int, k: int, rng: np.random.Generator) -> list[dict[str, Any]] | None:
-    """Draw test examples of the newest policy, with titles: history, target and the k best items with their reasons."""
-    names = [name for name in ("recommendations/grpo_test", "recommendations/sft_test") if artifacts.read_manifest(store, name)]
+    """Draw test examples of the served lists, with titles: history, target and the k best items with their reasons."""
+    systems = ("ranked", "grpo", "sft")
+    names = [name for name in (f"recommendations/{system}_test" for system in systems) if artifacts.read_manifest(store, name)]
     if not names:
         return None
     table = artifacts.dataset_of(store, names[0]).head(LOOKED_AT)

@@ -18,6 +18,7 @@ class ItemVectors(NamedTuple):
     interest_embedding: Float[np.ndarray, "N D"]
     has_trusted: Bool[np.ndarray, " N"]
     text_only: Bool[np.ndarray, " N"]
+    text: Float[np.ndarray, "N D"]
 
 
 def item_vectors(
@@ -60,7 +61,7 @@ def item_vectors(
         chosen = _unit_means(vectors, item_index, confidence * share, len(texts))
     has_chosen = np.any(chosen != 0, axis=1, keepdims=True)
     blend = np.where(has_chosen, (1 - interest_weight) * text + interest_weight * chosen, text)
-    return ItemVectors(_unit(blend), trusted_mean, np.any(trusted_mean != 0, axis=1), ~has_chosen[:, 0])
+    return ItemVectors(_unit(blend), trusted_mean, np.any(trusted_mean != 0, axis=1), ~has_chosen[:, 0], text)
 
 
 def image_vectors(urls: list[str | None], encode: EncodeImages) -> tuple[Float[np.ndarray, "M D"], Bool[np.ndarray, " M"]]:

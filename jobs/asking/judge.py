@@ -23,9 +23,9 @@ from digr.rewards.labeling import labelled_texts
 from digr.tables import conform, flat_interests
 from jobs.asking import asker
 from jobs.asking.asker import ModelRun
-from jobs.asking.ledger_tasks import Plan, answers_by_part, filter_requests, make_plan, map_tables
+from jobs.asking.ledger_tasks import Plan, answers_by_part, filter_requests, make_plan
 from jobs.asking.votes import judge_folder
-from jobs.runtime.datasets import part_dataset, parts_in
+from jobs.runtime.datasets import map_tables, part_dataset, parts_in
 from jobs.runtime.session import log
 from jobs.runtime.stage import Output
 

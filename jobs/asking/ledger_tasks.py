@@ -19,15 +19,10 @@ from digr.interests.merging import latest_responses
 from digr.interests.summary import add_outcomes, count_outcomes
 from digr.partitions import part_numbers
 from digr.tables import TABLES, Owner
-from jobs.runtime.datasets import read_parts
+from jobs.runtime.datasets import map_tables, read_parts
 
 _BLOCK_ANSWERS = 20_000
 """Answers of one sorted block, about 20 MB."""
-
-
-def map_tables(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
-    """Map whole blocks, as Arrow tables, through `function(table, **arguments)`."""
-    return dataset.map_batches(function, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments or None)
 
 
 class Plan(NamedTuple):

@@ -34,8 +34,8 @@ from digr.models.loading import weights_digest
 from digr.partitions import iter_users, parts_of
 from jobs.asking import asker, phrase_tasks
 from jobs.asking.asker import ModelRun, Sink
-from jobs.asking.ledger_tasks import Plan, filter_requests, join_requests, make_plan, map_tables
-from jobs.runtime.datasets import READ_ROWS, part_dataset, parts_in, read_parts
+from jobs.asking.ledger_tasks import Plan, filter_requests, join_requests, make_plan
+from jobs.runtime.datasets import READ_ROWS, map_tables, part_dataset, parts_in, read_parts
 from jobs.runtime.session import log
 
 STAGE = "interests"

@@ -19,8 +19,7 @@ from digr.interests.prompts import Owner, prompt_version
 from digr.models.encoders import Encode, load_encoder
 from digr.partitions import Part, parts_of, read_part
 from digr.tables import TABLES
-from jobs.asking.ledger_tasks import map_tables
-from jobs.runtime.datasets import OutputTables, map_parts, map_with_model
+from jobs.runtime.datasets import OutputTables, map_parts, map_tables, map_with_model
 
 _MERGED_OWNERS = 2048
 """Owners merged at once."""

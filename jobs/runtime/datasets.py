@@ -96,6 +96,11 @@ def _call_kept_worker(block: pa.Table, stage: str, worker: Callable[..., Any], a
     return _kept_worker[stage](block)
 
 
+def map_tables(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
+    """Map whole blocks, as Arrow tables, through `function(table, **arguments)`."""
+    return dataset.map_batches(function, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments or None)
+
+
 def part_dataset(parts: Sequence[Part]) -> Dataset:
     """Return the parts themselves as a Ray Dataset, a block each, for `parts_in`."""
     return ray.data.from_arrow([pa.table({"owner": [part.owner], "number": [part.number]}) for part in parts])

@@ -206,6 +206,7 @@ def test_slices_follow_the_training_frequency_of_the_target():
         "tail": [False, True, False],
         "cold": [False, False, True],
         "repeat": [False, True, False],
+        "others": [False, False, True],
     }
 
 

@@ -24,7 +24,7 @@ from tests.tiny_models import make_text_encoder, make_text_model, make_vision_mo
 
 ROOT = Path(__file__).resolve().parents[2]
 MINERS = {"qwen-text", "qwen-vision", "frontier"}
-# the fixture runs fourteen jobs and starts four engines, which beside busy processes takes many minutes
+# the fixture runs sixteen jobs and starts four engines, which beside busy processes takes many minutes
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(3600)]
 
 SMALL: dict[str, Any] = {
@@ -37,6 +37,7 @@ SMALL: dict[str, Any] = {
     "sft": {"epochs": 1, "batch_tokens": 8192, "valid_beam_width": 10},
     "grpo": {"steps": 2, "prompts_per_step": 16, "group_size": 4, "eval_every_steps": 2, "valid_beam_width": 10},
     "decoding": {"beam_width": 10, "k": 10},
+    "ranking": {"rounds": 5},
     "evaluation": {"bootstrap": 100},
 }
 """Sizes alone; everything else is what a cluster gets."""
@@ -126,4 +127,4 @@ def test_the_clusters_policies_load_and_their_lists_have_k_distinct_items_each(f
         assert lists and all(len(set(items)) == len(items) == config.decoding.k for items in lists)
     metrics = artifacts.read_table(store, "metrics").to_pylist()
     systems = {row["system"] for row in metrics if row["name"] == "ndcg" and row["split"] == "test"}
-    assert {"sid_sft", "sid_grpo", "sid_sft[without_frontier]"} <= systems
+    assert {"sid_sft", "sid_grpo", "sid_sft[without_frontier]", "ranked", "ranked_without_interests"} <= systems

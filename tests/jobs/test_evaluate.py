@@ -26,6 +26,7 @@ def _config(folder, **extra) -> Config:
         "run": {"dir": str(folder)},
         "ablations": [{"name": "plain", "overrides": {"embeddings.interests": "none"}}],
         "evaluation": {"bootstrap": 100},
+        "ranking": {"enabled": False},
     }
     return build_config(tree | extra, "test")
 

@@ -37,6 +37,9 @@ TINY = [
     "train.engine=plain",
     "train.num_workers=1",
     "ablations=[]",
+    "ranking.rounds=10",
+    "ranking.interest_cosines=[0.7]",
+    'ranking.ablations=["generation", "text_twin"]',
 ]
 PARTS = {"one": [], "five": ["data.items_per_part=8", "data.users_per_part=12", "cluster.encode_workers=2"]}
 
@@ -86,6 +89,26 @@ def test_vectors_codes_and_training_rows_are_the_same_in_five_parts(stores, name
         key = [("example_id", "ascending"), ("prompt", "ascending")]
         one, five = one.sort_by(key), five.sort_by(key)
     assert one.equals(five)
+
+
+def test_neighbours_and_canonical_interests_are_the_same_in_five_parts(stores):
+    one, five = (table.sort_by([("item_id", "ascending"), ("source", "ascending")]) for table in _both(stores, "item_neighbours"))
+    assert one.select(["item_id", "source"]).equals(five.select(["item_id", "source"])) and len(one) == 40 * 10
+    lists = [table["neighbours"].combine_chunks() for table in (one, five)]
+    assert lists[0].value_lengths().equals(lists[1].value_lengths())
+    (places, weights), (places_of_five, weights_of_five) = (found.flatten().flatten() for found in lists)
+    np.testing.assert_allclose(weights, weights_of_five, atol=1e-6)
+    assert np.mean(places.to_numpy() == places_of_five.to_numpy()) > 0.99  # equal weights may change places
+    one, five = _both(stores, "canonical_interests")
+    assert one.equals(five) and len(one)
+
+
+@pytest.mark.parametrize("system", ["ranked", "ranked_text_twin"])
+def test_every_history_has_its_ranked_list_in_five_parts(stores, system):
+    for split in ("valid", "test"):
+        one, five = _both(stores, f"recommendations/{system}_{split}", "example_id", "item_ids")
+        assert one["example_id"].equals(five["example_id"]) and len(one)
+        assert all(len(set(items)) == len(items) == 20 for items in five["item_ids"].to_pylist())
 
 
 @pytest.mark.parametrize("name", ["recommendations/sft_valid", "recommendations/sft_test"])

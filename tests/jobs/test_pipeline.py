@@ -13,7 +13,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import build_config
 from digr.tables import TABLES
-from jobs.pipeline import MINING, MODEL, plan
+from jobs.pipeline import MINING, MODEL, RANKING, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +29,8 @@ def test_the_plan_without_ablations_is_each_job_once_in_order():
         "train_classifier",
         "label_interests",
         "embed_items",
+        "build_neighbours",
+        "train_ranker",
         "build_sids",
         "train_sft",
         "train_grpo",
@@ -41,13 +43,18 @@ def test_an_ablation_runs_from_the_embeddings_on_with_its_own_choices_before_the
     ablations = [{"name": "plain", "overrides": {"embeddings.interests": "none"}}, {"name": "rl", "overrides": {}, "grpo": True}]
     steps = plan(_config(ablations=ablations))
     names = [step.label for step in steps]
-    assert names[9:13] == [f"{job} (plain)" for job in MODEL if job != "train_grpo"]
-    assert names[13:18] == [f"{job} (rl)" for job in MODEL]
+    policies = [job for job in MODEL if job not in RANKING]
+    assert names[11:15] == [f"{job} (plain)" for job in policies if job != "train_grpo"]
+    assert names[15:20] == [f"{job} (rl)" for job in policies]
     assert names[-1] == "evaluate"
     assert len(steps) == len(MINING) + len(MODEL) + 4 + 5 + 1
-    assert {step.config.embeddings.interests for step in steps[:9]} == {"trusted"}
-    assert {step.config.embeddings.interests for step in steps[9:13]} == {"none"}
-    assert {step.config.run.variant for step in steps[9:13]} == {"plain"}
+    assert {step.config.embeddings.interests for step in steps[:11]} == {"trusted"}
+    assert {step.config.embeddings.interests for step in steps[11:15]} == {"none"}
+    assert {step.config.run.variant for step in steps[11:15]} == {"plain"}
+
+
+def test_a_run_without_ranking_has_no_ranker():
+    assert not set(RANKING) & {step.job for step in plan(_config(ranking={"enabled": False}))}
 
 
 def test_grpo_may_be_left_out_of_the_run_or_of_an_ablation():
@@ -112,8 +119,8 @@ def _ndcg(run_dir: str, split: str) -> dict[str, float]:
 @pytest.mark.timeout(3600)  # the fixture runs the pipeline three times, which beside busy processes takes many minutes
 def test_a_run_tells_each_job_and_ends_with_the_table_the_report_and_a_summary(finished):
     lines, _ = finished
-    steps = [line for line in lines if "] pipeline: " in line and "/14 " in line]
-    assert len(steps) == 14
+    steps = [line for line in lines if "] pipeline: " in line and "/16 " in line]
+    assert len(steps) == 16
     assert any("sid_grpo" in line for line in lines)
     summary = json.loads(lines[-1])
     assert summary["status"] == "done"
@@ -123,7 +130,7 @@ def test_a_run_tells_each_job_and_ends_with_the_table_the_report_and_a_summary(f
 @pytest.mark.ray
 def test_a_killed_run_goes_on_where_it_was(finished):
     lines, _ = finished
-    assert [job["status"] for job in json.loads(lines[-1])["jobs"]] == ["skipped"] * 6 + ["built"] * 8
+    assert [job["status"] for job in json.loads(lines[-1])["jobs"]] == ["skipped"] * 8 + ["built"] * 8
     first_epoch = next(line for line in lines if "policy_sft: epoch" in line)
     assert "epoch 3," in first_epoch or "epoch 5," in first_epoch  # checkpoints are written after every second epoch
 

@@ -74,8 +74,8 @@ def test_a_policy_is_used_only_with_the_semantic_ids_it_was_trained_on(tmp_path,
     was, now = artifacts.require(store, f"policy_{policy}").inputs["item_sids"], artifacts.require(store, "item_sids").digest
     message = rf"policy_{policy}: made from item_sids {was}, but .*item_sids is {now} by now; run `python -m jobs.train_{policy}"
     with pytest.raises(ValueError, match=message):
-        recommend.run_one(_config(tmp_path), Options(force="all"), policy)
-    assert recommend.run_one(_config(tmp_path), Options(dry_run=True), policy)["status"] == "would build"
+        recommend.run_one(_config(tmp_path), Options(force="all"), policy, [])
+    assert recommend.run_one(_config(tmp_path), Options(dry_run=True), policy, [])["status"] == "would build"
 
 
 def test_a_run_has_grpo_where_it_is_enabled_and_has_made_a_policy(tmp_path, capsys):

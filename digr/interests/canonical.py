@@ -1,0 +1,71 @@
+"""Canonical interests: phrases of one motive under one id, so that two items that serve it share the id.
+
+The phrases of a catalogue are grouped by average linkage of their vectors, at several grains: a fine one joins wordings of the
+same thing, a coarse one joins related motives. Linkage compares all pairs, so many phrases are first cut into cells by k-means,
+and phrases beyond the most usual ones join the group whose mean is nearest.
+"""
+
+import faiss
+import numpy as np
+from jaxtyping import Float32, Int
+from scipy.cluster.hierarchy import fcluster, linkage
+
+CELL_PHRASES = 4096
+"""Phrases that are linked together, about; phrases of different cells are never joined."""
+KMEANS_ITERATIONS, KMEANS_SAMPLES = 20, 64
+
+
+def join_phrases(vectors: Float32[np.ndarray, "P D"], min_cosine: float, *, seed: int) -> Int[np.ndarray, " P"]:
+    """Return the group of each phrase, counted from 0.
+
+    Args:
+        vectors: unit vectors of P distinct phrases.
+        min_cosine: mean cosine between the phrases of two groups from which they are joined.
+        seed: of the k-means that cuts many phrases into cells.
+    """
+    groups, num_groups = np.zeros(len(vectors), np.int64), 0
+    for cell in _cells(vectors, seed):
+        found = _link(vectors[cell], min_cosine)
+        groups[cell] = found + num_groups
+        num_groups += int(found.max()) + 1
+    return groups
+
+
+def nearest_group(
+    vectors: Float32[np.ndarray, "R D"], members: Float32[np.ndarray, "P D"], groups: Int[np.ndarray, " P"]
+) -> Int[np.ndarray, " R"]:
+    """Return the group whose mean vector is nearest to each of R phrases."""
+    means = np.zeros((int(groups.max()) + 1, members.shape[1]), np.float32)
+    np.add.at(means, groups, members)
+    index = faiss.IndexFlatIP(means.shape[1])
+    index.add(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9))
+    return index.search(np.ascontiguousarray(vectors), 1)[1][:, 0]
+
+
+def _cells(vectors: Float32[np.ndarray, "P D"], seed: int) -> list[Int[np.ndarray, " p"]]:
+    """Cut phrases into cells of at most twice `CELL_PHRASES`; a cell that is larger is cut again."""
+    if len(vectors) <= 2 * CELL_PHRASES:
+        return [np.arange(len(vectors))] if len(vectors) else []
+    kmeans = faiss.Kmeans(
+        vectors.shape[1],
+        -(-len(vectors) // CELL_PHRASES),
+        niter=KMEANS_ITERATIONS,
+        spherical=True,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=KMEANS_SAMPLES,
+    )
+    kmeans.train(np.ascontiguousarray(vectors))
+    owner = kmeans.index.search(np.ascontiguousarray(vectors), 1)[1][:, 0]
+    cells = [np.flatnonzero(owner == number) for number in np.unique(owner)]
+    if len(cells) == 1:  # vectors that k-means cannot tell apart
+        return np.array_split(cells[0], -(-len(vectors) // CELL_PHRASES))
+    return [cell[part] for cell in cells for part in _cells(vectors[cell], seed)]
+
+
+def _link(vectors: Float32[np.ndarray, "p D"], min_cosine: float) -> Int[np.ndarray, " p"]:
+    if len(vectors) == 1:
+        return np.zeros(1, np.int64)
+    distance = np.maximum(1 - vectors @ vectors.T, 0)
+    condensed = distance[np.triu_indices(len(vectors), 1)]
+    return fcluster(linkage(condensed, "average"), 1 - min_cosine, "distance").astype(np.int64) - 1

@@ -1,0 +1,300 @@
+"""Make the arrays of a view, each function from tables and earlier arrays; the jobs say where they run.
+
+An item's place is its row in `items`, which is sorted by item_id and so the same in every table about items.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Float32, Int
+from scipy.sparse import csr_matrix
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.data.sequences import ranges
+from digr.interests.canonical import join_phrases, nearest_group
+from digr.partitions import Part, part_uri, parts_of
+from digr.ranking.counting import STEPS
+from digr.ranking.groups import InterestGroups, fit_lifts, group_items, permute_items
+from digr.ranking.neighbours import Neighbours, from_lists, heaviest
+from digr.ranking.views import COUNTED, PERIODS, Period, load_arrays, save_arrays
+
+PART_PHRASES = 65_536
+"""Phrases of a file, which one worker encodes at once."""
+EXACT_ITEMS = 100_000
+"""Items up to which neighbours are searched among all; beyond, among the cells nearest to the item."""
+PROBED_CELLS, CELL_SAMPLES = 16, 64
+VECTOR = np.float16
+"""Vectors are kept in half precision: a cosine is off by some 1e-3."""
+BLOCK_ITEMS = 65_536
+"""Items whose vectors are in memory at once."""
+
+
+class FamilyFiles(NamedTuple):
+    """Addresses of what is known of the phrases of a family while its arrays are made."""
+
+    folder: str
+
+    @property
+    def rows(self) -> str:
+        """Phrases of items, in the parts of `items`."""
+        return f"{self.folder}/rows"
+
+    @property
+    def phrases(self) -> str:
+        """Distinct phrases and how many items have each, `PART_PHRASES` in a file."""
+        return f"{self.folder}/phrases"
+
+    @property
+    def vectors(self) -> str:
+        """Their vectors, file by file."""
+        return f"{self.folder}/vectors"
+
+
+def part_firsts(store: Store) -> Int[np.ndarray, " K1"]:
+    """Return the place of the first item of each part, and the number of items."""
+    sizes = [artifacts.open_parts(part_uri(store, "items", part)).count_rows() for part in parts_of(store, "item")]
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def write_phrases(files: FamilyFiles) -> int:
+    """Write the distinct phrases of all items, most usual first; returns how many files they take."""
+    counted = pa.table({"interest": pa.array([], pa.string()), "num_items": pa.array([], pa.int64())})
+    for batch in artifacts.open_parts(files.rows).to_batches(columns=["interest"]):
+        more = pa.table({"interest": batch["interest"], "num_items": np.ones(len(batch), np.int64)})
+        counted = pa.concat_tables([counted, more]).group_by("interest").aggregate([("num_items", "sum")])
+        counted = counted.rename_columns({"num_items_sum": "num_items"})
+    counted = counted.sort_by([("num_items", "descending"), ("interest", "ascending")])
+    parts = max(1, -(-len(counted) // PART_PHRASES))
+    for number in range(parts):
+        with artifacts.open_part(f"{files.phrases}/{artifacts.part_name(number)}", counted.schema) as writer:
+            writer.write_table(counted.slice(number * PART_PHRASES, PART_PHRASES))
+    return parts
+
+
+def read_vectors(uri: str, column: str = "vector") -> Iterator[Float32[np.ndarray, "b D"]]:
+    """Stream the vectors of a table."""
+    for batch in artifacts.open_parts(uri).to_batches(columns=[column], batch_size=16_384):
+        if len(batch):
+            lists = batch[column]
+            yield lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(lists), -1)
+
+
+def group_all(
+    files: FamilyFiles, cosines: Sequence[float], *, max_phrases: int, seed: int
+) -> tuple[pa.Table, list[Int[np.ndarray, " P"]]]:
+    """Group the phrases of a family: the rows of `canonical_interests`, and the group of each phrase at each grain.
+
+    The most usual `max_phrases` are linked, and the others join the group whose mean is nearest. The most usual phrase of a
+    group names it; of several such, the first in the alphabet.
+    """
+    phrases = artifacts.open_parts(files.phrases).to_table()
+    num, linked = len(phrases), min(len(phrases), max_phrases)
+    leading, rest = list[np.ndarray](), [list[np.ndarray]() for _ in cosines]
+    for vectors in read_vectors(files.vectors):
+        missing = linked - sum(map(len, leading))
+        if missing:
+            leading.append(vectors[:missing])
+            if missing <= len(vectors):
+                members = np.concatenate(leading)
+                joined = [join_phrases(members, cosine, seed=seed) for cosine in cosines]
+        for number, later in enumerate(rest if missing < len(vectors) else []):
+            later.append(nearest_group(vectors[missing:], members, joined[number]))
+    texts = phrases["interest"].combine_chunks()
+    none = np.zeros(0, np.int32)
+    groups = [np.concatenate([joined[at], *rest[at]]).astype(np.int32) if num else none for at in range(len(cosines))]
+    names = [texts.take(pa.array(np.unique(group, return_index=True)[1][group])) for group in groups]
+    ends = np.arange(num + 1, dtype=np.int32) * len(groups)
+    across = pa.array(np.arange(num * len(groups)).reshape(len(groups), -1).T.ravel())
+    lists = {"groups": pa.array(np.stack(groups, 1).ravel(), pa.int32()), "names": pa.concat_arrays(names).take(across)}
+    nested = {name: pa.ListArray.from_arrays(pa.array(ends), values) for name, values in lists.items()}
+    return pa.table({"interest": phrases["interest"], "num_items": phrases["num_items"], **nested}), groups
+
+
+def phrase_numbers(files: FamilyFiles, firsts: Int[np.ndarray, " K1"]) -> Iterator[tuple[Part, pa.Table]]:
+    """Stream the phrases of items, part by part: item (place in the catalogue), number (of the phrase) and weight."""
+    names = artifacts.open_parts(files.phrases).to_table()["interest"].combine_chunks()
+    for part, first in enumerate(firsts[:-1].tolist()):
+        rows = artifacts.open_parts(f"{files.rows}/{artifacts.part_name(part)}").to_table()
+        number = pc.index_in(rows["interest"], value_set=names)
+        item = pc.add(rows["row"], first)
+        yield Part("item", part), pa.table({"item": item, "number": number.cast(pa.int64()), "weight": rows["weight"]})
+
+
+def family_groups(
+    files: FamilyFiles, groups: Sequence[Int[np.ndarray, " P"]], firsts: Int[np.ndarray, " K1"]
+) -> tuple[InterestGroups, ...]:
+    """Return the groups of all items at each grain."""
+    parts = [table for _, table in phrase_numbers(files, firsts)]
+    rows = pa.concat_tables(parts)
+    item, number, weight = (rows[name].to_numpy() for name in ("item", "number", "weight"))
+    return tuple(group_items(item, group[number], weight, int(firsts[-1]), int(group.max(initial=-1)) + 1) for group in groups)
+
+
+def write_family_vectors(files: FamilyFiles, firsts: Int[np.ndarray, " K1"], path: Path) -> None:
+    """Write the centred mean of each item's phrases, weighted, as an array file."""
+    blocks = read_vectors(files.vectors)
+    first = next(blocks, np.zeros((0, 1), np.float32))
+    num_phrases, dim = artifacts.open_parts(files.phrases).count_rows(), first.shape[1]
+    scratch = path.with_suffix(".phrases")
+    table = np.lib.format.open_memmap(scratch, "w+", VECTOR, (num_phrases, dim))
+    before = 0
+    for block in itertools.chain([first], blocks):
+        table[before : before + len(block)] = block
+        before += len(block)
+    vectors = np.lib.format.open_memmap(path, "w+", VECTOR, (int(firsts[-1]), dim))
+    for part, rows in phrase_numbers(files, firsts):
+        start, end = firsts[part.number : part.number + 2].tolist()
+        item, number, weight = (rows[name].to_numpy() for name in ("item", "number", "weight"))
+        distinct, column = np.unique(number, return_inverse=True)
+        share = csr_matrix((weight, (item - start, column)), shape=(end - start, len(distinct)))
+        vectors[start:end] = unit(share @ table[distinct].astype(np.float32))
+    centre(vectors)
+    vectors.flush()
+    scratch.unlink()
+
+
+def write_text_vectors(store: Store, num_items: int, path: Path) -> None:
+    """Write the centred vectors of all items' texts as an array file.
+
+    Raises:
+        ValueError: the embeddings are of an older build, which did not keep them.
+    """
+    vectors, before = None, 0
+    for found in artifacts.iter_table(store, "item_embeddings", ["text_embedding"], BLOCK_ITEMS):
+        lists = found["text_embedding"]
+        if lists.null_count:
+            raise ValueError(
+                f"{store.uri('item_embeddings')}: no text_embedding, which older builds did not keep; run "
+                f"`python -m jobs.embed_items ... --force` to rebuild it"
+            )
+        part = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+        if vectors is None:
+            vectors = np.lib.format.open_memmap(path, "w+", VECTOR, (num_items, part.shape[1]))
+        vectors[before : before + len(part)] = part
+        before += len(part)
+    assert vectors is not None and before == num_items
+    centre(vectors)
+    vectors.flush()
+
+
+def unit(vectors: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
+    """Scale rows to length 1; zero rows stay zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def centre(vectors: Float[np.ndarray, "N D"]) -> None:
+    """Take the mean of unit vectors away and scale them to length 1 again, in place; zero rows stay zero."""
+    blocks = [slice(first, first + BLOCK_ITEMS) for first in range(0, len(vectors), BLOCK_ITEMS)]
+    total, count = np.zeros(vectors.shape[1]), 0
+    for rows in blocks:
+        block = vectors[rows].astype(np.float32)
+        total += block.sum(0, dtype=np.float64)
+        count += int(block.any(axis=1).sum())
+    for rows in blocks:
+        block = vectors[rows].astype(np.float32)
+        has = block.any(axis=1, keepdims=True)
+        vectors[rows] = unit((block - (total / max(count, 1)).astype(np.float32)) * has)
+
+
+def build_search(vectors: Float[np.ndarray, "N D"], seed: int) -> faiss.Index:
+    """Index vectors for `nearest`; a zero row is never found."""
+    num, dim = vectors.shape
+    if num <= EXACT_ITEMS:
+        exact = faiss.IndexFlatIP(dim)
+        exact.add(vectors.astype(np.float32))
+        return exact
+    cells = 1 << int(np.log2(4 * np.sqrt(num)))
+    quantiser = faiss.IndexFlatIP(dim)
+    index = faiss.IndexIVFScalarQuantizer(quantiser, dim, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    rows = np.sort(np.random.default_rng(seed).choice(num, min(num, cells * CELL_SAMPLES), replace=False))
+    index.train(vectors[rows].astype(np.float32))
+    for first in range(0, num, 131_072):
+        index.add(vectors[first : first + 131_072].astype(np.float32))
+    index.nprobe = PROBED_CELLS
+    return index
+
+
+def nearest(index: faiss.Index, vectors: Float[np.ndarray, "N D"], first: int, end: int, most: int) -> Neighbours:
+    """Return the items nearest to items `first` up to `end`, those of a positive cosine; itself is left out."""
+    asked = vectors[first:end].astype(np.float32)
+    weight, item = index.search(asked, most + 1)
+    row = np.repeat(np.arange(len(asked)), most + 1)
+    item, weight = item.ravel(), weight.ravel()
+    kept = (item >= 0) & (item != row + first) & (weight > 0)
+    return heaviest(row[kept], item[kept], weight[kept], len(asked), most)
+
+
+def source_rows(item_ids: pa.Array, source: str, lists: pa.ListArray) -> pa.Table:
+    """Return the lists of a source as rows of `item_neighbours`."""
+    return pa.table({"item_id": item_ids, "source": pa.array([source] * len(item_ids), pa.string()), "neighbours": lists})
+
+
+def source_name(source: str, period: Period) -> str:
+    """Return how `item_neighbours` calls a counted source of a period."""
+    return source if period == "all" else f"{source}_{period}"
+
+
+def read_source(store: Store, source: str) -> Neighbours:
+    """Read the lists of all items of a source."""
+    starts, items, weights, before = [np.zeros(1, np.int64)], [], [], 0
+    for part in parts_of(store, "item"):
+        rows = artifacts.open_parts(part_uri(store, "item_neighbours", part))
+        found = from_lists(
+            rows.to_table(columns=["neighbours"], filter=pc.field("source") == source)["neighbours"].combine_chunks()
+        )
+        starts.append(found.start[1:] + before)
+        items.append(found.item)
+        weights.append(found.weight)
+        before += int(found.start[-1])
+    return Neighbours(np.concatenate(starts), np.concatenate(items), np.concatenate(weights))
+
+
+def no_neighbours(num_items: int) -> Neighbours:
+    """Return empty lists."""
+    return Neighbours(np.zeros(num_items + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+
+
+def shuffle_family(folder: Path, name: str, grains: int, seed: int) -> dict[str, Any]:
+    """Give every item the phrases of another item: vectors, neighbours and groups, as they are saved."""
+    vectors = np.load(folder / f"{name}.vectors.npy", mmap_mode="r")
+    lists = load_arrays(Neighbours, folder, f"{name}.neighbours")
+    order = np.random.default_rng(seed).permutation(len(vectors))
+    length = np.diff(lists.start)[order]
+    places = ranges(lists.start[order], length)
+    found = np.argsort(order)[lists.item[places]].astype(np.int32)
+    groups = [load_arrays(InterestGroups, folder, f"{name}.groups.{grain}") for grain in range(grains)]
+    return {
+        "vectors": vectors[order],
+        "neighbours": Neighbours(np.concatenate([[0], np.cumsum(length)]), found, lists.weight[places]),
+        "groups": [permute_items(each, order) for each in groups],
+    }
+
+
+def write_lists(store: Store, folder: Path, sources: Sequence[str], families: Sequence[str], grains: int) -> None:
+    """Write the arrays of all lists, of the families made by shuffling, and of the steps between interests.
+
+    Args:
+        folder: has the other arrays of `sources`.
+        sources: texts, and the families that have phrases of their own.
+        families: all families.
+    """
+    for name in sources:
+        save_arrays(folder, read_source(store, name), f"{name}.neighbours")
+    for name in families:
+        if name not in sources:
+            save_arrays(folder, shuffle_family(folder, "interests", grains, int(name.rsplit("_", 1)[1])), name)
+    for period in PERIODS:
+        for name in COUNTED:
+            save_arrays(folder, read_source(store, source_name(name, period)), f"{period}.{name}")
+        steps = read_source(store, source_name(STEPS, period))
+        for name in families:
+            for grain in range(grains):
+                groups = load_arrays(InterestGroups, folder, f"{name}.groups.{grain}")
+                save_arrays(folder, fit_lifts(groups, steps), f"{name}.{period}.lifts.{grain}")

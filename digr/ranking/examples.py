@@ -1,0 +1,155 @@
+"""The requests that a ranker learns from: which rows of `histories`, over which statistics, and with which candidates.
+
+A row is judged by what was known before it. Rows of the fold `before` are training rows, and their features come from the
+statistics of the rows before them; those of the fold `valid` are validation rows, over the statistics of all training rows.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float, Int
+
+from digr.config import Config
+from digr.data.ids import IdIndex
+from digr.data.transitions import TrainingSequences, user_begins
+from digr.ranking.features import base_names, interest_names
+from digr.ranking.neighbours import HistoryItems, history_items
+from digr.ranking.ranker import RankingExamples
+from digr.ranking.sources import SOURCES, Candidates
+from digr.ranking.systems import Features, System, candidates_of
+from digr.tables import conform
+
+FitRows = Literal["period", "last_step"]
+FOLDS = ("before", "valid")
+"""Training rows over the statistics of what was before them, and validation rows over all of training."""
+TRAIN_ID = "train-"
+NUMBER_DIGITS = 9
+
+
+def fit_rows(config: Config) -> FitRows:
+    """Return which training rows a ranker learns from, see `ranking.fit`."""
+    chosen = config.ranking.fit
+    if chosen == "auto":
+        return "last_step" if config.data.split == "leave_one_out" else "period"
+    return chosen
+
+
+def row_numbers(example_ids: pa.Array | pa.ChunkedArray) -> Int[np.ndarray, " B"]:
+    """Return the numbers of train rows in their split; where the split is ordered in time, a larger one is later."""
+    digits = pc.utf8_slice_codeunits(example_ids, len(TRAIN_ID), len(TRAIN_ID) + NUMBER_DIGITS)
+    return digits.cast(pa.int64()).to_numpy(zero_copy_only=False)
+
+
+def recent_weights(
+    number: Int[np.ndarray, " B"], target: Int[np.ndarray, " B"], end: int, half_life: float, num_items: int
+) -> Float[np.ndarray, " N"]:
+    """Sum .5^(age / half-life) over train rows of each target, the age in rows before row `end`."""
+    return np.bincount(target, weights=0.5 ** ((end - number) / half_life), minlength=num_items)
+
+
+def is_fit_row(train: pa.Table, chosen: FitRows, first_number: int) -> Bool[np.ndarray, " B"]:
+    """Mark the train rows to learn from.
+
+    Args:
+        train: train rows, each user's in time order.
+        chosen: see `fit_rows`.
+        first_number: of the rows of the tail (period).
+    """
+    if chosen == "period":
+        return row_numbers(train["example_id"]) >= first_number
+    return np.append(user_begins(train["user_id"])[1:], True) if len(train) else np.zeros(0, bool)
+
+
+def without_last(sequences: TrainingSequences) -> TrainingSequences:
+    """Leave out each user's last interaction."""
+    filled = np.diff(sequences.start) > 0
+    kept = np.ones(len(sequences.item), bool)
+    kept[sequences.start[1:][filled] - 1] = False
+    return TrainingSequences(sequences.user_ids, sequences.item[kept], sequences.start - np.concatenate([[0], np.cumsum(filled)]))
+
+
+def histories_of(rows: pa.Table, items: IdIndex, max_history: int) -> HistoryItems:
+    """Return the histories of rows of `histories`; unknown items are left out."""
+    history = rows["history"].combine_chunks()
+    start = np.concatenate([[0], np.cumsum(pc.list_value_length(history).to_numpy(zero_copy_only=False))]).astype(np.int64)
+    return history_items(items.find(history.flatten()), start, max_history)
+
+
+class Thinned(NamedTuple):
+    """Candidates to learn from, and which of them is the target of its request."""
+
+    candidates: Candidates
+    is_target: Bool[np.ndarray, " C"]
+
+
+def thin(candidates: Candidates, target: Int[np.ndarray, " B"], most: int, rng: np.random.Generator, num_items: int) -> Thinned:
+    """Keep the target of each request, whether proposed or not, and other candidates at random, `most` in all."""
+    wanted = np.arange(len(target)) * num_items + target
+    found = candidates.request * num_items + candidates.item
+    missing = np.flatnonzero(~np.isin(wanted, found))
+    request = np.concatenate([candidates.request, missing])
+    item = np.concatenate([candidates.item, target[missing]])
+    ranks = np.concatenate([candidates.ranks, np.zeros((len(missing), len(candidates.sources)), np.uint8)])
+    is_target = item == target[request]
+    order = np.lexsort((rng.random(len(item)), ~is_target, request))
+    counts = np.bincount(request, minlength=len(target))
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = order[place < most]
+    return Thinned(Candidates(request[kept], item[kept], ranks[kept], candidates.sources), is_target[kept])
+
+
+def example_rows(example_ids: pa.ChunkedArray, fold: str, thinned: Thinned, features: Features) -> pa.Table:
+    """Return candidates to learn from as rows of `ranking_examples`."""
+    candidates = thinned.candidates
+    values = np.concatenate([features.base, *features.families.values()], axis=1)
+    columns = {
+        "example_id": example_ids.take(pa.array(candidates.request)),
+        "fold": pa.array([fold] * len(candidates.item), pa.string()),
+        "item": pa.array(candidates.item, pa.int32()),
+        "is_target": thinned.is_target,
+        "ranks": pa.FixedSizeListArray.from_arrays(pa.array(candidates.ranks.ravel()), candidates.ranks.shape[1]),
+        "features": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]),
+    }
+    return conform("ranking_examples", pa.table(columns), "ranking_examples")
+
+
+def ranking_examples(batches: Iterable[pa.RecordBatch], system: System, families: Sequence[str], grains: int) -> RankingExamples:
+    """Return what a system learns from: the candidates of its own sources, and its own features.
+
+    Args:
+        batches: rows of `ranking_examples`, the candidates of a request one behind the other.
+        system: whose sources and features are taken.
+        families: all families of the rows, in their order.
+        grains: of each family.
+    """
+    width, own = len(base_names()), len(interest_names(grains))
+    columns = list(range(width))
+    if system.family:
+        first = width + own * list(families).index(system.family)
+        columns += range(first, first + own)
+    features, ranks, is_target, begins = [], [], [], []
+    last = None
+    for batch in batches:
+        if len(batch):
+            ids = batch["example_id"]
+            begins.append(np.append(ids[0] != last, np.asarray(pc.not_equal(ids[1:], ids[:-1]))))
+            last = ids[-1]
+            values = batch["features"].flatten().to_numpy().reshape(len(batch), -1)
+            features.append(values[:, columns])
+            ranks.append(batch["ranks"].flatten().to_numpy().reshape(len(batch), -1))
+            is_target.append(batch["is_target"].to_numpy(zero_copy_only=False))
+    if not features:
+        raise ValueError("ranking_examples: no row to learn from; choose another data.split or ranking.fit")
+    request = np.cumsum(np.concatenate(begins)) - 1
+    target, sources = np.concatenate(is_target), (*SOURCES, *families)
+    candidates = Candidates(request, np.arange(len(request)), np.concatenate(ranks), sources)
+    kept = candidates_of(system, candidates)
+    # a request whose target nobody proposed teaches that a target is what no source knows
+    learnable = np.bincount(request[kept & target], minlength=int(request[-1]) + 1) > 0
+    kept &= learnable[request]
+    counts = np.bincount(request[kept], minlength=len(learnable))[learnable]
+    start = np.concatenate([[0], np.cumsum(counts)])
+    return RankingExamples(np.concatenate(features)[kept], start, target[kept])

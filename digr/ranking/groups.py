@@ -1,0 +1,111 @@
+"""Canonical interests as numbers: which of them each item has, and which follow which in training."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from scipy.sparse import csr_matrix
+
+from digr.data.sequences import ranges
+from digr.ranking.neighbours import Neighbours, heaviest
+
+LIFT_PRIOR = 3.0
+"""Chance steps added to the observed ones of each interest."""
+MOST_LIFTS = 1000
+"""Interests kept behind each interest, those of the largest lift."""
+BLOCK_ITEMS = 65_536
+"""Items whose steps are summed at once."""
+
+
+class InterestGroups(NamedTuple):
+    """The canonical interests of N items at one grain; P pairs of an item and an interest, of K interests in all."""
+
+    start: Int[np.ndarray, " N1"]
+    """Item i has the interests `group[start[i]:start[i + 1]]`."""
+    group: Int[np.ndarray, " P"]
+    share: Float32[np.ndarray, " P"]
+    """Of an item's interests; they sum to 1 where the item has any."""
+    profile: Float32[np.ndarray, " P"]
+    """The same weighted by rarity (idf), of unit length per item."""
+    num_items: Int[np.ndarray, " K"]
+    """Items that have each interest."""
+
+    @property
+    def num_groups(self) -> int:
+        """K."""
+        return len(self.num_items)
+
+
+class Lifts(NamedTuple):
+    """Steps from one interest to another over what chance would give, as logarithms, above that of a step never seen."""
+
+    start: Int[np.ndarray, " K1"]
+    group: Int[np.ndarray, " Q"]
+    lift: Float32[np.ndarray, " Q"]
+    unseen: Float32[np.ndarray, " K"]
+    """The logarithm for steps to an interest that never followed."""
+
+
+def group_items(
+    item: Int[np.ndarray, " P"], group: Int[np.ndarray, " P"], weight: Float[np.ndarray, " P"], num_items: int, num_groups: int
+) -> InterestGroups:
+    """Gather the interests of items; those of one canonical interest add up.
+
+    Args:
+        item: owner of each of P interests.
+        group: the canonical interest of each.
+        weight: confidence; interests of weight 0 do not count.
+    """
+    kept = weight > 0
+    pairs = csr_matrix((weight[kept], (item[kept], group[kept])), shape=(num_items, num_groups))
+    pairs.sum_duplicates()
+    owner = np.repeat(np.arange(num_items), np.diff(pairs.indptr))
+    carriers = np.bincount(pairs.indices, minlength=num_groups)
+    total = np.bincount(owner, weights=pairs.data, minlength=num_items)
+    profile = pairs.data * np.log(num_items / np.maximum(carriers, 1))[pairs.indices]
+    length = np.sqrt(np.bincount(owner, weights=profile**2, minlength=num_items))
+    return InterestGroups(
+        pairs.indptr.astype(np.int64),
+        pairs.indices.astype(np.int32),
+        (pairs.data / np.maximum(total, 1e-9)[owner]).astype(np.float32),
+        (profile / np.maximum(length, 1e-9)[owner]).astype(np.float32),
+        carriers,
+    )
+
+
+def permute_items(groups: InterestGroups, order: Int[np.ndarray, " N"]) -> InterestGroups:
+    """Give item i the interests of item `order[i]`."""
+    length = np.diff(groups.start)[order]
+    places = ranges(groups.start[order], length)
+    start = np.concatenate([[0], np.cumsum(length)])
+    return groups._replace(start=start, group=groups.group[places], share=groups.share[places], profile=groups.profile[places])
+
+
+def fit_lifts(groups: InterestGroups, steps: Neighbours) -> Lifts:
+    """Count steps between interests: each step between two items is shared among their interests; C = A' T A.
+
+    lift(a, b) = log((C_ab + p m_b) / ((C_a + p) m_b)), with C_a the row's sum, m_b the share of all steps that lead to b and
+    p = `LIFT_PRIOR`. Steps from an item to itself are left out.
+
+    Args:
+        steps: item -> the items that follow it, and how often (weighted by their gaps).
+    """
+    num_items, num = len(groups.start) - 1, groups.num_groups
+    share = csr_matrix((groups.share.astype(np.float64), groups.group, groups.start), shape=(num_items, num))
+    counted = csr_matrix((num, num))
+    for first in range(0, num_items, BLOCK_ITEMS):
+        end = min(first + BLOCK_ITEMS, num_items)
+        inside = slice(int(steps.start[first]), int(steps.start[end]))
+        item, row = np.asarray(steps.item[inside]), np.repeat(np.arange(end - first), np.diff(steps.start[first : end + 1]))
+        weight = np.where(item == row + first, 0.0, steps.weight[inside])
+        block = csr_matrix((weight, (row, item)), shape=(end - first, num_items))
+        counted = counted + share[first:end].T @ (block @ share)
+    counted = counted.tocsr()
+    counted.eliminate_zeros()
+    row_sums, column_sums = np.asarray(counted.sum(1)).ravel(), np.asarray(counted.sum(0)).ravel()
+    chance = LIFT_PRIOR * np.maximum(column_sums / max(float(column_sums.sum()), 1e-9), 1e-12)[counted.indices]
+    lift = np.log((counted.data + chance) / chance)
+    row = np.repeat(np.arange(num), np.diff(counted.indptr))
+    kept = heaviest(row, counted.indices, lift, num, MOST_LIFTS)
+    unseen = np.log(LIFT_PRIOR / (row_sums + LIFT_PRIOR)).astype(np.float32)
+    return Lifts(kept.start, kept.item, kept.weight, unseen)

@@ -1,0 +1,98 @@
+"""Ranked lists: a history and the policy's list in, the ranker's order over the union of all sources out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from digr.data.sequences import ranges
+from digr.ranking.neighbours import HistoryItems, Neighbours
+from digr.ranking.ranker import Ranker, best_of, load_ranker
+from digr.ranking.sources import Candidates, propose
+from digr.ranking.systems import System, build_features, candidates_of, families_of
+from digr.ranking.views import View, load_view
+
+BATCH_REQUESTS = 512
+"""Requests whose candidates are in memory at once."""
+
+
+class RankedLists(NamedTuple):
+    """The lists of B requests, one behind the other and best first."""
+
+    candidates: Candidates
+    score: Float[np.ndarray, " C"]
+    """The ranker's; comparable within a request."""
+    start: Int[np.ndarray, " B1"]
+    """Request b has the rows `start[b]:start[b + 1]`."""
+
+
+class ListRanker(NamedTuple):
+    """What is known of the items, and the systems' rankers for one kind of rows."""
+
+    view: View
+    rankers: Mapping[System, Ranker]
+
+    def rank(
+        self, histories: HistoryItems, generated: Neighbours | None, k: int
+    ) -> Iterator[tuple[slice, dict[System, RankedLists]]]:
+        """Yield each system's k best items, for `BATCH_REQUESTS` requests at a time, which a slice names.
+
+        Args:
+            histories: of all requests.
+            generated: the policy's lists, best first.
+            k: items of a list at most.
+        """
+        num_requests = len(histories.start) - 1
+        for first in range(0, num_requests, BATCH_REQUESTS):
+            end = min(first + BATCH_REQUESTS, num_requests)
+            bounds = histories.start[first : end + 1]
+            batch = HistoryItems(histories.item[bounds[0] : bounds[-1]], bounds - bounds[0])
+            candidates = propose(self.view, batch, rows_of(generated, first, end) if generated else None)
+            features = build_features(self.view, batch, candidates)
+            found = {}
+            for system, ranker in self.rankers.items():
+                rows = np.flatnonzero(candidates_of(system, candidates))
+                score = ranker.score(features.of(system, rows))
+                best, start = best_of(score, candidates.request[rows], end - first, k)
+                found[system] = RankedLists(candidates.take(rows[best]), score[best], start)
+            yield slice(first, end), found
+
+
+def load_list_ranker(index: Path, rankers: Path, systems: Sequence[System], fitted: str, grains: int) -> ListRanker:
+    """Load what ranks some rows.
+
+    Args:
+        index: folder of `ranking_index`.
+        rankers: folder of `ranker`.
+        systems: to rank for.
+        fitted: "valid" or "test", the rows that the rankers may order.
+        grains: of canonical interests.
+    """
+    view = load_view(index, "all", families_of(systems), grains)
+    models = {name: load_ranker(rankers / name / fitted) for name in dict.fromkeys(system.fitted for system in systems)}
+    return ListRanker(view, {system: models[system.fitted] for system in systems})
+
+
+def rows_of(lists: Neighbours, first: int, end: int) -> Neighbours:
+    """Return the lists from `first` to before `end`."""
+    bounds = lists.start[first : end + 1]
+    inside = slice(int(bounds[0]), int(bounds[-1]))
+    return Neighbours(bounds - bounds[0], lists.item[inside], lists.weight[inside])
+
+
+def choose_lists(lists: Neighbours, chosen: Int[np.ndarray, " b"]) -> Neighbours:
+    """Return some of the lists, in the order of their numbers."""
+    length = np.diff(lists.start)[chosen]
+    places = ranges(lists.start[chosen], length)
+    return Neighbours(np.concatenate([[0], np.cumsum(length)]), lists.item[places], lists.weight[places])
+
+
+def source_names(candidates: Candidates, sources: Sequence[str]) -> pa.ListArray:
+    """Return which of some sources proposed each candidate."""
+    wanted = np.isin(candidates.sources, sources)
+    row, column = np.nonzero(candidates.ranks * wanted)
+    ends = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(candidates.item)))])
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(candidates.sources).take(pa.array(column)))

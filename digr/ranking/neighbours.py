@@ -1,0 +1,131 @@
+"""Bounded lists of weighted items, one per item, and what they give together for a history.
+
+A source of candidates is such lists: what follows an item, what is bought beside it, what reads like it. A request gathers the
+lists of its history's items, so its cost depends on their length and not on the catalogue's.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32, Int
+
+from digr.data.sequences import ranges
+
+
+class HistoryItems(NamedTuple):
+    """The histories of B requests, one behind the other and oldest first, F items in all."""
+
+    item: Int[np.ndarray, " F"]
+    """Places in the catalogue."""
+    start: Int[np.ndarray, " B1"]
+    """Request b has `item[start[b]:start[b + 1]]`."""
+
+    @property
+    def request(self) -> Int[np.ndarray, " F"]:
+        """Whose item each is."""
+        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+    @property
+    def age(self) -> Int[np.ndarray, " F"]:
+        """Places from the end of its history: 0 for the last item."""
+        return self.start[1:][self.request] - 1 - np.arange(len(self.item))
+
+    @property
+    def last(self) -> Int[np.ndarray, " B"]:
+        """The newest item of each; -1 for an empty history."""
+        empty = self.start[1:] == self.start[:-1]
+        return np.where(empty, -1, self.item[np.where(empty, 0, self.start[1:] - 1)] if len(self.item) else -1)
+
+
+def history_items(items: Int[np.ndarray, " F"], start: Int[np.ndarray, " B1"], max_history: int) -> HistoryItems:
+    """Keep the newest `max_history` known items of each history.
+
+    Args:
+        items: places; -1 for an unknown item, which is left out.
+        start: of each history in `items`, and their end.
+    """
+    known = items >= 0
+    before = np.concatenate([[0], np.cumsum(known)])[start]
+    length = np.minimum(np.diff(before), max_history)
+    return HistoryItems(
+        items[known][ranges(before[1:] - length, length)], np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+    )
+
+
+class Neighbours(NamedTuple):
+    """Lists of N items: item i has the places `item[start[i]:start[i + 1]]`, heaviest first."""
+
+    start: Int[np.ndarray, " N1"]
+    item: Int[np.ndarray, " P"]
+    weight: Float32[np.ndarray, " P"]
+
+
+def from_lists(lists: pa.ListArray) -> Neighbours:
+    """Read the column of a source in `item_neighbours`."""
+    start = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))])
+    place, weight = lists.flatten().flatten()
+    return Neighbours(start.astype(np.int64), place.to_numpy(), weight.to_numpy())
+
+
+def to_lists(neighbours: Neighbours) -> pa.ListArray:
+    """Write lists as a column of `item_neighbours`."""
+    kind = pa.struct([pa.field("place", pa.int32(), False), pa.field("weight", pa.float32(), False)])
+    arrays = [pa.array(neighbours.item, pa.int32()), pa.array(neighbours.weight, pa.float32())]
+    return pa.ListArray.from_arrays(pa.array(neighbours.start, pa.int32()), pa.StructArray.from_arrays(arrays, fields=list(kind)))
+
+
+def heaviest(
+    row: Int[np.ndarray, " P"], item: Int[np.ndarray, " P"], weight: Float32[np.ndarray, " P"], num_rows: int, most: int
+) -> Neighbours:
+    """Keep the heaviest items of each row; equal weights are kept in the order of their places."""
+    order = np.lexsort((item, -weight, row))
+    row, item, weight = row[order], item[order], weight[order]
+    counts = np.bincount(row, minlength=num_rows)
+    rank = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = rank < most
+    start = np.concatenate([[0], np.cumsum(np.minimum(counts, most))])
+    return Neighbours(start.astype(np.int64), item[kept].astype(np.int32), weight[kept].astype(np.float32))
+
+
+class ItemWeights(NamedTuple):
+    """Weights that requests give to items, sorted by request and item, each pair once."""
+
+    key: Int[np.ndarray, " P"]
+    """Request times the size of the catalogue, plus the item's place."""
+    weight: Float32[np.ndarray, " P"]
+    num_items: int
+
+    def of(self, request: Int[np.ndarray, " C"], item: Int[np.ndarray, " C"]) -> Float32[np.ndarray, " C"]:
+        """Return the weight of each pair, 0 for one that has none."""
+        if not len(self.key):
+            return np.zeros(len(item), np.float32)
+        wanted = request * self.num_items + item
+        at = np.minimum(np.searchsorted(self.key, wanted), len(self.key) - 1)
+        return np.where(self.key[at] == wanted, self.weight[at], np.float32(0))
+
+    def best(self, num_requests: int, most: int) -> Neighbours:
+        """Return each request's heaviest items."""
+        request, item = np.divmod(self.key, self.num_items)
+        return heaviest(request, item, self.weight, num_requests, most)
+
+
+def sum_weights(
+    request: Int[np.ndarray, " P"], item: Int[np.ndarray, " P"], weight: Float32[np.ndarray, " P"], num_items: int
+) -> ItemWeights:
+    """Add the weights of equal pairs."""
+    key = request * num_items + item
+    order = np.argsort(key, kind="stable")
+    key, weight = key[order], weight[order]
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    return ItemWeights(key[first], np.add.reduceat(weight, first) if len(first) else weight[:0], num_items)
+
+
+def pool_neighbours(neighbours: Neighbours, histories: HistoryItems, decay: float) -> ItemWeights:
+    """Add up the lists of each history's items, those of the item j places from the end weighted by decay^j."""
+    num_items = len(neighbours.start) - 1
+    length = neighbours.start[histories.item + 1] - neighbours.start[histories.item]
+    places = ranges(neighbours.start[histories.item], length)
+    share = np.repeat((decay**histories.age).astype(np.float32), length)
+    request = np.repeat(histories.request, length)
+    return sum_weights(request, neighbours.item[places].astype(np.int64), share * neighbours.weight[places], num_items)

@@ -1,0 +1,109 @@
+"""Named sources of candidates: each proposes a bounded list for a request, and a ranker orders their union."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from digr.ranking.features import DECAYS, Pairs
+from digr.ranking.neighbours import HistoryItems, Neighbours, pool_neighbours
+from digr.ranking.views import View
+
+MOST = {"history": 50, "transitions": 50, "next": 20, "cooccurrence": 50, "text": 40, "popular": 30, "generation": 50}
+"""Items that a source proposes at most."""
+SOURCES = tuple(MOST)
+MOST_OF_FAMILY = 30
+CONTENT_DECAY = 0.6
+"""Weight of a history's item as a power of its place from the end, for neighbours by text and by interests."""
+MAX_CANDIDATES = 200
+"""Candidates of a request, at most: those that stand highest with some source."""
+
+
+class Candidates(NamedTuple):
+    """C items proposed to B requests, request by request, each item once."""
+
+    request: Int[np.ndarray, " C"]
+    item: Int[np.ndarray, " C"]
+    ranks: UInt8[np.ndarray, "C S"]
+    """Place of the item in the list of each source, from 1; 0 where the source did not propose it."""
+    sources: tuple[str, ...]
+
+    @property
+    def pairs(self) -> Pairs:
+        """What features are asked for."""
+        return Pairs(self.request, self.item)
+
+    def take(self, rows: Bool[np.ndarray, " C"] | Int[np.ndarray, " c"]) -> "Candidates":
+        """Return some of them."""
+        return Candidates(self.request[rows], self.item[rows], self.ranks[rows], self.sources)
+
+
+def propose(view: View, histories: HistoryItems, generated: Neighbours | None = None) -> Candidates:
+    """Return the union of all sources' lists.
+
+    Args:
+        view: what is known of the items; each of its families is a source.
+        histories: of B requests.
+        generated: the policy's list of each request, best first; None proposes nothing.
+    """
+    num_requests = len(histories.start) - 1
+    lists = dict.fromkeys(SOURCES, _same_for_all(np.zeros(0, np.int64), num_requests))
+    lists["history"] = _newest(histories)
+    for name, decay in DECAYS.items():
+        lists[name] = pool_neighbours(view.statistics.neighbours[name], histories, decay).best(num_requests, MOST[name])
+    lists["text"] = pool_neighbours(view.text, histories, CONTENT_DECAY).best(num_requests, MOST["text"])
+    popular = view.statistics.popular[: MOST["popular"]]
+    lists["popular"] = _same_for_all(popular, num_requests)
+    if generated:
+        lists["generation"] = generated
+    for name, family in view.families.items():
+        lists[name] = pool_neighbours(family.neighbours, histories, CONTENT_DECAY).best(num_requests, MOST_OF_FAMILY)
+    return union(lists, view.num_items)
+
+
+def union(lists: dict[str, Neighbours], num_items: int) -> Candidates:
+    """Join the lists of several sources."""
+    sources = tuple(lists)
+    keys, places, columns = [], [], []
+    for column, found in enumerate(lists.values()):
+        length = np.diff(found.start)
+        request = np.repeat(np.arange(len(length)), length)
+        keys.append(request * num_items + np.asarray(found.item, np.int64))
+        places.append(np.minimum(np.arange(len(request)) - np.repeat(found.start[:-1], length) + 1, 255))
+        columns.append(np.full(len(request), column))
+    key, row = np.unique(np.concatenate(keys), return_inverse=True)
+    ranks = np.zeros((len(key), len(sources)), np.uint8)
+    ranks[row, np.concatenate(columns)] = np.concatenate(places)
+    request, item = np.divmod(key, num_items)
+    return Candidates(request, item, ranks, sources)
+
+
+def choose(candidates: Candidates, sources: Sequence[str]) -> Bool[np.ndarray, " C"]:
+    """Mark what some of the sources propose, at most `MAX_CANDIDATES` of each request, those that stand highest in a list."""
+    columns = [candidates.sources.index(name) for name in sources]
+    ranks = candidates.ranks[:, columns].astype(np.int64)
+    best = np.where(ranks > 0, ranks, 256).min(axis=1)
+    order = np.lexsort((candidates.item, best, candidates.request))
+    counts = np.bincount(candidates.request)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.zeros(len(order), bool)
+    chosen[order] = place < MAX_CANDIDATES
+    return chosen & (best < 256)
+
+
+def _newest(histories: HistoryItems) -> Neighbours:
+    """Return the items of each history, newest first, each once."""
+    order = np.lexsort((histories.age, histories.request))
+    request, item = histories.request[order], histories.item[order]
+    _, first = np.unique(np.stack([request, item]), axis=1, return_index=True)
+    first = np.sort(first)
+    age = np.arange(len(first)) - np.searchsorted(request[first], request[first])
+    kept = first[age < MOST["history"]]
+    counts = np.bincount(request[kept], minlength=len(histories.start) - 1)
+    return Neighbours(np.concatenate([[0], np.cumsum(counts)]), item[kept].astype(np.int32), np.ones(len(kept), np.float32))
+
+
+def _same_for_all(items: Int[np.ndarray, " p"], num_requests: int) -> Neighbours:
+    start = np.arange(num_requests + 1) * len(items)
+    return Neighbours(start, np.tile(items, num_requests).astype(np.int32), np.ones(start[-1], np.float32))

@@ -1,0 +1,76 @@
+"""Count and search what goes with each item: artifacts `canonical_interests`, `item_neighbours` and `ranking_index`.
+
+Everything is counted on training rows, twice: on all of them, and on those before the rows that the ranker learns from.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config
+from digr.config.models import ModelConfig
+from digr.partitions import STARTS, part_starts, parts_of
+from digr.ranking import building
+from digr.ranking.building import FamilyFiles
+from digr.ranking.systems import families_of, systems_of
+from digr.ranking.views import COUNTED
+from jobs.ranking.counts import count_sources, rows_of
+from jobs.ranking.index_files import INDEX, Nearest, write_family, write_lists, write_text
+from jobs.ranking.phrase_groups import EncodePhrases, group_phrases, run_task
+from jobs.runtime.datasets import map_parts
+from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.stage import Output, run_stage
+
+STAGE = "item_neighbours"
+OUTPUTS = ("canonical_interests", STAGE, INDEX)
+WITH_PHRASES = ("interests", "text_twin")
+"""Families that have phrases of their own."""
+
+
+def build_sources(
+    config: Config, store: Store, work: str, encode_worker: type[EncodePhrases] = EncodePhrases
+) -> Mapping[str, Output]:
+    """Write all outputs; the phrases of items are encoded by `encode_worker`."""
+    chosen = config.ranking
+    families = families_of(systems_of(chosen.ablations))
+    firsts = building.part_firsts(store)
+    log(STAGE, f"{firsts[-1]} items, grains at cosines {', '.join(map(str, chosen.interest_cosines))}")
+    files: dict[str, FamilyFiles] = {name: FamilyFiles(f"{work}/{name}") for name in WITH_PHRASES if name in families}
+    groups = group_phrases(config, store, files, encode_worker)
+    for name, found in groups.items():
+        run_task(write_family, store, files[name], found, firsts, name)
+    run_task(write_text, store, int(firsts[-1]))
+    joined = artifacts.open_parts(store.uri("canonical_interests")).count_rows()
+    log(STAGE, f"{joined} phrases grouped; counting what follows what")
+    counts = count_sources(config, store, work, firsts)
+    sources = ["text", *files]
+    log(STAGE, "counted; searching neighbours by text and by interests")
+    rows = map_parts(config, store, Nearest, parts_of(store, "item"), [STAGE], arguments=(work, firsts, tuple(sources)))
+    run_task(write_lists, store, counts, sources, families, len(chosen.interest_cosines))
+    facts = {STARTS: part_starts(store, "items"), "sources": [*sources, *COUNTED]}
+    index = {"families": list(families), "fit_rows": rows_of(config, store)._asdict()}
+    return {"canonical_interests": Output(joined), STAGE: Output(rows[STAGE], facts=facts), INDEX: Output(facts=index)}
+
+
+def run(config: Config, options: Options) -> dict[str, Any]:
+    """Build the sources of candidates with Ray."""
+
+    def build(store: Store, work: str) -> Mapping[str, Output]:
+        start_ray(config)
+        return build_sources(config, store, work)
+
+    models: dict[str, ModelConfig] = {"embeddings.encoder": config.embeddings.encoder}
+    return run_stage(
+        config,
+        options,
+        outputs=OUTPUTS,
+        sections=["ranking", "embeddings"],
+        models=models,
+        inputs=["items", "histories", "interests", "interest_labels", "item_embeddings"],
+        build=build,
+    )
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,98 @@
+"""Canonical interests by Ray: phrases are collected by part, encoded in blocks, and grouped in one worker."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config import Config
+from digr.models.encoders import Encode, load_encoder
+from digr.partitions import Part, iter_aligned, parts_of
+from digr.ranking import building
+from digr.ranking.building import FamilyFiles
+from digr.ranking.phrases import PHRASES, text_pieces, trusted_phrases
+from jobs.runtime.datasets import map_tables, map_with_model, part_dataset, parts_in
+
+BATCH_ITEMS = 4096
+
+
+def run_task(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function in a worker and wait for it."""
+    task: Any = ray.remote(function)
+    return ray.get(task.remote(*arguments))
+
+
+class EncodePhrases:
+    """Write the vectors of files of phrases; the encoder is loaded once."""
+
+    def __init__(self, config: Config, files: FamilyFiles) -> None:
+        self.config, self.files = config, files
+        self.encode = self.load_encoder()
+
+    def load_encoder(self) -> Encode:
+        """Load what turns phrases into vectors."""
+        import torch
+
+        cluster = self.config.cluster
+        torch.set_num_threads(cluster.encode_threads)
+        device = "cuda" if cluster.use_gpu else "cpu"
+        return load_encoder(self.config.embeddings.encoder, device, cluster.encode_batch_size)
+
+    def __call__(self, parts: pa.Table) -> pa.Table:
+        """Encode the phrases of some files."""
+        for part in parts_in(parts):
+            name = artifacts.part_name(part.number)
+            phrases = artifacts.open_parts(f"{self.files.phrases}/{name}").to_table()["interest"].to_pylist()
+            vectors = self.encode(phrases)
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+            table = pa.table({"vector": lists})
+            with artifacts.open_part(f"{self.files.vectors}/{name}", table.schema) as writer:
+                writer.write_table(table)
+        return parts
+
+
+def group_phrases(
+    config: Config, store: Store, files: Mapping[str, FamilyFiles], worker: type[EncodePhrases] = EncodePhrases
+) -> dict[str, Any]:
+    """Collect, encode and group the phrases of each family; returns references to the groups of its phrases."""
+    make = partial(_write_rows, store=store, files=dict(files))
+    map_tables(part_dataset(parts_of(store, "item")), make).materialize()
+    found = {}
+    for name, each in files.items():
+        num_files = run_task(building.write_phrases, each)
+        parts = part_dataset([Part("item", number) for number in range(num_files)])
+        map_with_model(parts, config, worker, (config, each), num_files).materialize()
+        uri = store.uri("canonical_interests") if name == "interests" else f"{each.folder}/canonical"
+        task: Any = ray.remote(_group)
+        found[name] = task.remote(each, uri, config.ranking.interest_cosines, config.ranking.max_phrases, config.run.seed)
+    return found
+
+
+def _write_rows(parts: pa.Table, store: Store, files: Mapping[str, FamilyFiles]) -> pa.Table:
+    """Write the phrases of items of some parts, for each family."""
+    for part in parts_in(parts):
+        tables: dict[str, list[pa.Table]] = {name: [PHRASES.empty_table()] for name in files}
+        before = 0
+        for items, interests, labels in iter_aligned(store, ("items", "interests", "interest_labels"), part, BATCH_ITEMS):
+            for name, found in tables.items():
+                rows = trusted_phrases(interests, labels) if name == "interests" else text_pieces(items)
+                found.append(rows.set_column(0, "row", pc.add(rows["row"], before)))
+            before += len(items)
+        for name, found in tables.items():
+            with artifacts.open_part(f"{files[name].rows}/{artifacts.part_name(part.number)}", PHRASES) as writer:
+                writer.write_table(pa.concat_tables(found))
+    return parts
+
+
+def _group(files: FamilyFiles, uri: str, cosines: tuple[float, ...], max_phrases: int, seed: int) -> list[np.ndarray]:
+    """Write the table of canonical interests; returns the groups of phrases at each grain."""
+    table, groups = building.group_all(files, cosines, max_phrases=max_phrases, seed=seed)
+    with artifacts.open_part(f"{uri}/{artifacts.part_name(0)}", table.schema) as writer:
+        writer.write_table(table)
+    return groups

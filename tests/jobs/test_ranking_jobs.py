@@ -1,0 +1,140 @@
+"""The ranker's jobs see nothing of what they will be judged by."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config import Config, build_config
+from digr.tables import TABLES, conform, nest_interests
+from jobs import build_neighbours, train_ranker
+from jobs.runtime.session import Options
+from tests.tiny_models import make_text_encoder
+
+pytestmark = pytest.mark.ray
+
+ITEMS = [f"i{number:02d}" for number in range(30)]
+OPTIONAL = {"interest_embedding", "text_only", "image_embedding", "text_embedding"}
+WORDS = ("camping", "baking", "sewing", "fishing", "painting")
+
+
+def _put(store: Store, name: str, table: pa.Table, **facts) -> None:
+    rows = artifacts.write_table(store, name, conform(name, table, "test"))
+    artifacts.commit(store, Manifest(name=name, rows=rows, facts=facts))
+
+
+def _histories(seed: int, changed: str = "") -> pa.Table:
+    """Walks in which items follow each other around a ring; the rows of a changed split have other targets."""
+    rng, rows, number = np.random.default_rng(seed), [], dict.fromkeys(("train", "valid", "test"), 0)
+    walks = {f"u{user:02d}": (rng.integers(0, 30) + np.cumsum(rng.integers(1, 3, 8))) % 30 for user in range(40)}
+    for place in range(1, 8):  # targets in the order of time
+        for user, walk in walks.items():
+            split = "train" if place < 6 else "valid" if place == 6 else "test"
+            target = ITEMS[walk[place]] if split != changed else ITEMS[(walk[place] + 7) % 30]
+            history = [ITEMS[item] for item in walk[:place]]
+            rows.append((f"{split}-{number[split]:09d}", user, split, history, target))
+            number[split] += 1
+    names = ("example_id", "user_id", "split", "history", "target")
+    table = pa.table({name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
+    return conform("histories", table, "test").sort_by([("user_id", "ascending"), ("example_id", "ascending")])
+
+
+def _train_first(histories: pa.Table) -> pa.Table:
+    """Sort each user's rows as `prepare_data` does: train, valid, test."""
+    order = pc.index_in(histories["split"], pa.array(["train", "valid", "test"]))
+    table = histories.append_column("order", order)
+    return table.sort_by([("user_id", "ascending"), ("order", "ascending"), ("example_id", "ascending")]).drop_columns("order")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return make_text_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def _build(folder, encoder, histories: pa.Table, texts: bool = True) -> Config:
+    """Write what the jobs read, and run them."""
+    tree = {
+        "run": {"dir": str(folder)},
+        "data": {"split": "temporal"},
+        "embeddings": {"encoder": {"name": str(encoder)}},
+        "ranking": {"rounds": 20, "min_leaf_candidates": 5, "ablations": ["shuffled"], "interest_cosines": [0.7]},
+    }
+    config, store, rng = build_config(tree, "test"), Store(str(folder)), np.random.default_rng(0)
+    _put(store, "items", pa.table({"item_id": ITEMS, "title": [f"{WORDS[number % 5]} thing" for number in range(30)]}))
+    split = histories["split"].to_pylist()
+    _put(store, "histories", _train_first(histories), split_rows={name: split.count(name) for name in set(split)})
+    owners = {"owner": pa.array(["item"] * 30), "owner_id": pa.array(ITEMS)}
+    phrase = [f"weekend {WORDS[number % 5]}" for number in range(30)]
+    given = {"interest": phrase, "confidence": np.ones(30), "miners": [["m"]] * 30, "consensus": np.ones(30)}
+    _put(store, "interests", nest_interests("interests", owners, np.arange(30), given))
+    said = {"interest": phrase, "probability": np.ones(30), "label": np.ones(30, np.int8), "labelers": [["classifier"]] * 30}
+    _put(store, "interest_labels", nest_interests("interest_labels", owners | {"quality": np.ones(30)}, np.arange(30), said))
+    kind = TABLES["item_embeddings"].schema.field("embedding").type
+    vectors = pa.array(rng.normal(size=(30, 8)).astype(np.float32).tolist(), kind)
+    embeddings = {"item_id": ITEMS, "embedding": vectors} | ({"text_embedding": vectors} if texts else {})
+    _put(store, "item_embeddings", pa.table(embeddings | dict.fromkeys(OPTIONAL - embeddings.keys(), pa.nulls(30))))
+    build_neighbours.run(config, Options())
+    train_ranker.run(config, Options())
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, ray_local, encoder):
+    """Run on some histories, on the same with other validation and test targets, and on their first rows alone."""
+    histories = _histories(0)
+    tail = [f"train-{number:09d}" for number in range(170, 200)]
+    early = histories.filter(pc.invert(pc.is_in(histories["example_id"], pa.array(tail))))
+    tables = {"whole": histories, "valid": _histories(0, "valid"), "test": _histories(0, "test"), "early": early}
+    return {name: Store(_build(tmp_path_factory.mktemp(name), encoder, table).run.dir) for name, table in tables.items()}
+
+
+def _table(runs, name: str, table: str, **filters) -> pa.Table:
+    return artifacts.read_table(runs[name], table, **filters).combine_chunks()
+
+
+@pytest.mark.parametrize("changed", ["valid", "test"])
+def test_neighbours_know_nothing_of_held_out_rows(runs, changed):
+    assert _table(runs, "whole", "item_neighbours").equals(_table(runs, changed, "item_neighbours"))
+    assert _arrays(runs["whole"]) == _arrays(runs[changed])
+
+
+def _arrays(store: Store) -> dict[str, bytes]:
+    folder = artifacts.filesystem_of(store.uri("ranking_index"))[1]
+    return {path.name: path.read_bytes() for path in Path(folder).glob("*.npy")}
+
+
+def test_the_statistics_before_the_tail_are_those_of_the_rows_before_it(runs):
+    """The run without the tail has a tail of its own, so only its statistics of all rows are compared."""
+    whole, early = (_table(runs, name, "item_neighbours") for name in ("whole", "early"))
+    for source in ("transitions", "next", "cooccurrence", "steps"):
+        before = whole.filter(pc.equal(whole["source"], f"{source}_before"))
+        assert before["neighbours"].equals(early.filter(pc.equal(early["source"], source))["neighbours"])
+        assert sum(map(len, before["neighbours"].to_pylist())) > 0
+    whole_files, early_files = _arrays(runs["whole"]), _arrays(runs["early"])
+    for name in ("frequency", "transitions.item", "transitions.weight"):
+        assert whole_files[f"before.{name}.npy"] == early_files[f"all.{name}.npy"]
+
+
+def test_the_ranker_of_validation_rows_has_not_seen_them_and_that_of_test_rows_has(runs):
+    def model(name: str, fitted: str) -> str:
+        return Path(artifacts.filesystem_of(runs[name].uri("ranker"))[1], "ranked", fitted, "trees_0.txt").read_text()
+
+    assert model("whole", "valid") == model("valid", "valid") == model("test", "valid")
+    assert model("whole", "test") == model("test", "test")
+    assert model("whole", "test") != model("valid", "test")
+
+
+def test_the_examples_are_the_tail_and_the_validation_rows(runs):
+    rows = _table(runs, "whole", "ranking_examples")
+    by_fold = {fold: set(rows.filter(pc.equal(rows["fold"], fold))["example_id"].to_pylist()) for fold in ("before", "valid")}
+    assert by_fold["before"] == {f"train-{number:09d}" for number in range(170, 200)}
+    assert by_fold["valid"] == {f"valid-{number:09d}" for number in range(40)}
+
+
+def test_embeddings_of_an_older_build_name_the_job_that_rebuilds_them(tmp_path, encoder, ray_local):
+    with pytest.raises(ValueError, match=r"no text_embedding, which older builds did not keep; run `python -m jobs\.embed_items"):
+        _build(tmp_path, encoder, _histories(0), texts=False)

@@ -1,0 +1,90 @@
+"""Which requests a ranker learns from, and with which candidates."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from digr.config import build_config
+from digr.data.transitions import TrainingSequences
+from digr.ranking.examples import example_rows, fit_rows, is_fit_row, ranking_examples, recent_weights, thin, without_last
+from digr.ranking.sources import propose
+from digr.ranking.systems import SERVED, System, build_features, candidates_of, feature_names
+from tests.ranking.tiny_view import GRAINS, NUM_ITEMS, random_view, some_histories
+
+FAMILIES = ("interests", "text_twin")
+
+
+@pytest.mark.parametrize(
+    ("split", "fit", "expected"),
+    [
+        ("leave_one_out", "auto", "last_step"),
+        ("temporal", "auto", "period"),
+        ("official", "auto", "period"),
+        ("official", "last_step", "last_step"),
+    ],
+)
+def test_the_rows_to_learn_from_follow_the_split(split, fit, expected):
+    tree = {"run": {"dir": "x"}, "data": {"split": split}, "ranking": {"fit": fit}}
+    assert fit_rows(build_config(tree, "test")) == expected
+
+
+def test_the_tail_is_by_number_and_the_last_step_by_user():
+    ids = ["train-000000000", "train-000000003.2", "train-000000003", "train-000000001", "train-000000004"]
+    train = pa.table({"example_id": ids, "user_id": ["a", "a", "a", "b", "b"]})
+    assert is_fit_row(train, "period", 3).tolist() == [False, True, True, False, True]
+    assert is_fit_row(train, "last_step", 3).tolist() == [False, False, True, False, True]
+    assert is_fit_row(train.slice(0, 0), "last_step", 3).tolist() == []
+
+
+def test_each_user_loses_its_last_interaction():
+    found = without_last(TrainingSequences(pa.array(["a", "b", "c"]), np.array([4, 5, 6, 7]), np.array([0, 3, 3, 4])))
+    assert found.item.tolist() == [4, 5]
+    assert found.start.tolist() == [0, 2, 2, 2]
+
+
+def test_recent_interactions_weigh_by_their_age_in_rows():
+    found = recent_weights(np.array([0, 8, 10]), np.array([1, 1, 2]), 10, 2.0, 3)
+    assert found.tolist() == pytest.approx([0.0, 0.5**5 + 0.5, 1.0])
+
+
+def _thinned(most=6, seed=0):
+    view, histories = random_view(5, FAMILIES), some_histories()
+    target = np.array([11, 6, 7])
+    return view, histories, target, thin(propose(view, histories), target, most, np.random.default_rng(seed), NUM_ITEMS)
+
+
+def test_a_request_keeps_its_target_and_some_others():
+    view, histories, target, thinned = _thinned()
+    candidates = propose(view, histories)
+    pairs = zip(candidates.request.tolist(), candidates.item.tolist(), candidates.ranks.tolist(), strict=True)
+    proposed = {(request, item): ranks for request, item, ranks in pairs}
+    kept = thinned.candidates
+    available = [len({item for at, item in proposed if at == request} | {target[request]}) for request in range(3)]
+    assert np.bincount(kept.request).tolist() == [min(6, number) for number in available]
+    assert kept.item[thinned.is_target].tolist() == target.tolist()
+    assert kept.request[thinned.is_target].tolist() == [0, 1, 2]
+    for request, item, ranks in zip(kept.request.tolist(), kept.item.tolist(), kept.ranks, strict=True):
+        assert ranks.tolist() == proposed.get((request, item), [0] * len(kept.sources))
+
+
+def test_a_ranker_learns_only_from_requests_whose_target_one_of_its_sources_proposed():
+    view, histories, _, thinned = _thinned(most=50)
+    features = build_features(view, histories, thinned.candidates)
+    rows = example_rows(pa.chunked_array([["a", "b", "c"]]), "valid", thinned, features)
+    for system in (SERVED, System("plain"), System("twin", "text_twin")):
+        found = ranking_examples(rows.to_batches(max_chunksize=5), system, FAMILIES, GRAINS)
+        mine = candidates_of(system, thinned.candidates)
+        wanted = [request for request in range(3) if (mine & thinned.is_target)[thinned.candidates.request == request].any()]
+        kept = mine & np.isin(thinned.candidates.request, wanted)
+        assert found.features == pytest.approx(features.of(system, kept))
+        assert found.features.shape[1] == len(feature_names(system, GRAINS))
+        assert np.diff(found.start).tolist() == [
+            int((kept & (thinned.candidates.request == request)).sum()) for request in wanted
+        ]
+        assert found.is_target.tolist() == thinned.is_target[kept].tolist()
+        assert found.is_target.sum() == len(wanted) < 4
+
+
+def test_nothing_to_learn_from_is_an_error():
+    with pytest.raises(ValueError, match="ranking_examples: no row to learn from"):
+        ranking_examples([], SERVED, FAMILIES, GRAINS)

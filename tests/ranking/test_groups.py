@@ -1,0 +1,54 @@
+"""Canonical interests of items, and which follow which."""
+
+import numpy as np
+import pytest
+
+from digr.ranking.groups import LIFT_PRIOR, fit_lifts, group_items, permute_items
+from digr.ranking.neighbours import heaviest
+
+ITEM, GROUP = np.array([0, 0, 0, 1, 3]), np.array([2, 1, 2, 1, 0])
+WEIGHT = np.array([0.5, 0.5, 1.0, 0.8, 0.0])
+
+
+def test_interests_of_one_group_add_up_and_those_without_weight_do_not_count():
+    found = group_items(ITEM, GROUP, WEIGHT, 4, 3)
+    assert found.start.tolist() == [0, 2, 3, 3, 3]
+    assert found.group.tolist() == [1, 2, 1]
+    assert found.share.tolist() == pytest.approx([0.25, 0.75, 1.0])
+    assert found.num_items.tolist() == [0, 2, 1]
+    weighted = np.array([0.5 * np.log(4 / 2), 1.5 * np.log(4 / 1)])
+    assert found.profile[:2].tolist() == pytest.approx((weighted / np.linalg.norm(weighted)).tolist())
+    assert found.profile[2] == pytest.approx(1.0)
+
+
+def test_permuted_items_have_the_interests_of_others():
+    found = permute_items(group_items(ITEM, GROUP, WEIGHT, 4, 3), np.array([1, 0, 3, 2]))
+    assert found.start.tolist() == [0, 1, 3, 3, 3]
+    assert found.group.tolist() == [1, 1, 2]
+    assert found.share.tolist() == pytest.approx([1.0, 0.25, 0.75])
+
+
+def test_no_interest_at_all_is_an_empty_table():
+    nothing = np.zeros(0, np.int64)
+    groups = group_items(nothing, nothing, np.zeros(0), 3, 0)
+    assert (groups.start.tolist(), groups.num_groups) == ([0, 0, 0, 0], 0)
+    lifts = fit_lifts(groups, heaviest(np.array([0]), np.array([1]), np.array([1.0]), 3, 5))
+    assert (lifts.start.tolist(), len(lifts.unseen)) == ([0], 0)
+
+
+def test_lifts_are_those_of_the_formula():
+    groups = group_items(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 1]), np.array([1.0, 0.5, 0.5, 1.0]), 3, 2)
+    row, item, weight = np.array([0, 0, 1, 2]), np.array([1, 0, 2, 1]), np.array([4.0, 9.0, 2.0, 1.0])
+    lifts = fit_lifts(groups, heaviest(row, item, weight, 3, 5))
+    share = np.array([[1, 0], [0.5, 0.5], [0, 1]])
+    steps = np.zeros((3, 3))
+    steps[row, item] = weight
+    np.fill_diagonal(steps, 0)
+    counted = share.T @ steps @ share
+    chance = counted.sum(0) / counted.sum()
+    expected = np.log((counted + LIFT_PRIOR * chance) / ((counted.sum(1, keepdims=True) + LIFT_PRIOR) * chance))
+    found = np.tile(lifts.unseen[:, None], (1, 2))
+    for before in range(2):
+        inside = slice(lifts.start[before], lifts.start[before + 1])
+        found[before, lifts.group[inside]] += lifts.lift[inside]
+    assert found == pytest.approx(expected, rel=1e-5)
