@@ -201,6 +201,7 @@ TABLES: dict[str, TableSpec] = {
         scores=pa.list_(pa.float64()),
         reasons=(pa.list_(_STRINGS), "?"),
         sources=(pa.list_(_STRINGS), "?"),
+        is_proven=(pa.bool_(), "?"),
     ),
     "metrics": _spec(
         ["system", "split", "slice", "name", "k"],

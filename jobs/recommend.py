@@ -45,7 +45,11 @@ def run_one(config: Config, options: Options, policy: str, systems: Sequence[Sys
         for name, split in split_of.items():
             if rows[name] != expected[split]:
                 raise ValueError(f"{store.uri(name)}: {rows[name]} rows written, {expected[split]} histories of its split")
-        return {name: Output(rows[name], facts=count_cut(config, store, [split])) for name, split in split_of.items()}
+        facts = {name: count_cut(config, store, [split]) for name, split in split_of.items()}
+        for name in names_of(policy).values():
+            proven = artifacts.open_parts(store.uri(name)).count_rows(filter=pc.field("is_proven"))
+            facts[name] |= {"k": config.decoding.k, "proven_rate": round(proven / max(1, rows[name]), 4)}
+        return {name: Output(rows[name], facts=found) for name, found in facts.items()}
 
     inputs = ["histories", "item_sids", "interest_labels", f"policy_{policy}"]
     inputs += ["items", "ranking_index", "ranker"] * bool(systems)

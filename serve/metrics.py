@@ -38,15 +38,19 @@ class Metrics:
             "digr_decode_seconds", "Time of decoding one batch", labels, registry=own, buckets=_SECONDS
         ).labels(replica)
         self._lists = Counter("digr_lists", "Lists by who made them", [*labels, "model", "source"], registry=own)
+        self._proven = Counter(
+            "digr_proven_lists", "Lists proven to be the most probable items", [*labels, "model"], registry=own
+        )
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request."""
         self._requests.labels(self._replica, route, str(status)).inc()
         self._seconds.labels(self._replica, route).observe(seconds)
 
-    def count_list(self, model: str, source: str) -> None:
+    def count_list(self, model: str, source: str, is_proven: bool = False) -> None:
         """Count a list."""
         self._lists.labels(self._replica, model, source).inc()
+        self._proven.labels(self._replica, model).inc(int(is_proven))
 
     def write(self) -> None:
         """Leave the numbers for the other replicas to read."""

@@ -79,9 +79,10 @@ def _reply(service: Service, checked: CheckedRequest, ranked: Recommendation | N
         places, scores = listed[:k], [None] * k
     reasons = run.explain(checked.places, places, checked.interests) if checked.request.explain else [[]] * len(places)
     source: Source = "popularity" if ranked is None else "policy"
-    service.metrics.count_list(checked.model, source)
+    proven = None if ranked is None else ranked.is_proven(k)
+    service.metrics.count_list(checked.model, source, bool(proven))
     items = _items(run, places, scores, reasons)
-    return RecommendReply(items=items, source=source, model=checked.model, ignored_items=checked.ignored)
+    return RecommendReply(items=items, source=source, model=checked.model, ignored_items=checked.ignored, proven=proven)
 
 
 def check_request(service: Service, request: RecommendRequest) -> CheckedRequest:

@@ -98,6 +98,9 @@ class RecommendReply(Contract):
     """Version that answered."""
     ignored_items: list[str] = []
     """Ids of the history and the seeds that are not in the catalogue, each once."""
+    proven: bool | None = None
+    """Whether no allowed item that is not listed is more probable to the policy than one that is; null where the counts made the
+    list."""
 
 
 class RecommendBatch(Contract):

@@ -228,6 +228,11 @@ class DecodingConfig(Section):
     """Beams kept."""
     k: int = Field(20, ge=1, le=1000)
     """Items returned."""
+    exact: bool = False
+    """Whether a list that is not proven to be the most probable items is searched again with twice the beams, until it is or
+    `max_beam_width` ends it; in jobs.recommend."""
+    max_beam_width: int = Field(1000, ge=1, le=10_000)
+    """Widest beam of an exact search."""
     batch_size: int = Field(64, ge=1)
     """Requests decoded together."""
     dtype: Dtype = "auto"

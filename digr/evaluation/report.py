@@ -17,6 +17,7 @@ from digr.partitions import STARTS
 METRIC_TITLES = {"hr": "HR", "ndcg": "NDCG", "coverage": "coverage", "invalid_rate": "invalid rate"}
 DATA = ("items", "interactions", "histories")
 RLDI = ("classifier", "interest_labels")
+LISTS = ("recommendations/sft_test", "recommendations/grpo_test")
 RANKING = ("canonical_interests", "item_neighbours", "ranker", "recommendations/ranked_test")
 VARIANT = ("item_embeddings", "item_sids", "policy_examples", "policy_sft", "policy_grpo")
 STAGES = (
@@ -118,6 +119,9 @@ def build_report(
             "sources": ranking_facts.source_table(store, max(row["k"] for row in rows)),
             "features": ranking_facts.feature_shares(store),
             "interests": ranking_facts.canonical_groups(store),
+            "proven": [
+                {"name": name} | made[name].facts for name in LISTS if "proven_rate" in getattr(made.get(name), "facts", {})
+            ],
         },
         training=_training(stores),
         rollouts=run_facts.rollout_examples(store, 4),

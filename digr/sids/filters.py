@@ -30,6 +30,11 @@ class ItemFilter(NamedTuple):
         """Return the filter with its tensors on a device."""
         return self._replace(words=self.words.to(device), before=self.before.to(device))
 
+    def rows(self, rows: Sequence[int]) -> "ItemFilter":
+        """Return the filter of some of the requests."""
+        at = torch.as_tensor(rows, device=self.words.device)
+        return self._replace(words=self.words[at], before=self.before[at])
+
     def num_before(self, row: Int[Tensor, "*P"], place: Int[Tensor, "*P"]) -> Int[Tensor, "*P"]:
         """Count the allowed items at places below `place`, which is in [0, N], in the request of `row`."""
         word = place // WORD

@@ -92,6 +92,7 @@ class Recommend:
             "item_ids": pa.array([one.item_ids[:k] for one in found], pa.list_(pa.string())),
             "scores": pa.array([one.scores[:k] for one in found], pa.list_(pa.float64())),
             "reasons": self._reasons(histories, interests, [one.places[:k] for one in found]),
+            "is_proven": pa.array([one.is_proven(k) for one in found]),
         }
         table = conform("recommendations", pa.table(columns), "recommendations")
         for split in SPLITS:
@@ -137,9 +138,10 @@ class Recommend:
     def _search(self, prompts: list[str], k: int) -> list[Recommendation]:
         """Decode prompts of like length together."""
         found, decoding = dict[int, Recommendation](), self.config.decoding
+        widest = decoding.max_beam_width if decoding.exact else 0
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         for start in range(0, len(order), decoding.batch_size):
             rows = order[start : start + decoding.batch_size]
             batch = [prompts[row] for row in rows]
-            found.update(zip(rows, recommend(self.policy, self.trie, batch, k, decoding.beam_width), strict=True))
+            found.update(zip(rows, recommend(self.policy, self.trie, batch, k, decoding.beam_width, widest=widest), strict=True))
         return [found[row] for row in range(len(prompts))]

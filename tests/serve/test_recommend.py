@@ -48,6 +48,23 @@ def test_a_narrower_beam_is_used_where_one_is_asked_for(client, run):
     assert _ids(client, history=["item03"], k=2, beam_width=2) == _offline(run, ["item03"], 2, beam_width=2)
 
 
+@pytest.mark.parametrize(("k", "beam_width"), [(1, 1), (2, 2), (5, 6), (7, BEAM_WIDTH)])
+def test_a_list_says_whether_it_is_proven_and_is_then_that_of_all_items(client, run, k, beam_width):
+    history = ["item03", "item40"]
+    reply = client.post("/v1/recommend", json={"history": history, "k": k, "beam_width": beam_width}).json()
+    prompt = run.prompt(run.facts.ids.find(history).tolist())
+    (everything,) = recommend(run.policy, run.trie, [prompt], run.trie.num_items, run.trie.num_items)
+    assert everything.is_proven(run.trie.num_items)
+    (found,) = recommend(run.policy, run.trie, [prompt], beam_width, beam_width)
+    assert reply["proven"] is found.is_proven(k)
+    if reply["proven"]:
+        assert [item["score"] for item in reply["items"]] == pytest.approx(everything.scores[:k], abs=1e-4)
+
+
+def test_the_list_of_the_counts_is_not_said_to_be_proven(client):
+    assert client.post("/v1/recommend", json={"user_id": "nobody"}).json()["proven"] is None
+
+
 def test_seeds_are_the_newest_items(client):
     assert _ids(client, history=["item01", "item02"], seeds=["item03"]) == _ids(client, history=["item01", "item02", "item03"])
     assert _ids(client, seeds=["item03"]) == _ids(client, history=["item03"])

@@ -44,6 +44,25 @@ def first_beams(trie: SidTrie, num_rows: int) -> Frontier:
     return Frontier(root, zero, zero, torch.full((num_rows, 1), is_open, device=device), root[:, :width], root[:, :width])
 
 
+class Kept(NamedTuple):
+    """The beams that a level keeps, and the best that it dropped."""
+
+    beams: Frontier
+    dropped: Float[Tensor, " B"]
+    """Highest score among the dropped ones; -inf where none was. No SID below them has a higher one."""
+
+
+def keep_best(beams: Frontier, width: int) -> Kept:
+    """Drop all but the best `width` of some beams, of which there may be one more."""
+    if beams.node.shape[1] <= width:
+        return Kept(beams, torch.full((len(beams.node),), -torch.inf, device=beams.score.device))
+    is_open = beams.is_open[:, :width]
+    num_open = int(is_open.sum(1).max())
+    node, score, key = (column[:, :width] for column in (beams.node, beams.score, beams.key))
+    kept = Frontier(node, score, key, is_open, beams.code[:, :num_open], beams.branch[:, :num_open])
+    return Kept(kept, beams.score[:, width])
+
+
 def next_beams(
     trie: SidTrie,
     beams: Frontier,

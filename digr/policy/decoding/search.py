@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from digr.policy.decoding.choosing import first_beams, next_beams
+from digr.policy.decoding.choosing import first_beams, keep_best, next_beams
 from digr.policy.decoding.contexts import ContextCache, encode
 from digr.policy.model import SidPolicy
 from digr.sids.filters import ItemFilter, item_filter, pack_mask
@@ -28,6 +28,8 @@ class Beams(NamedTuple):
     """Node below which the beam's SID is the only one; -1 where the request has fewer."""
     score: Float[Tensor, "B M"]
     """Log-probability of the SID; -inf where the request has fewer."""
+    dropped: Float[Tensor, " B"]
+    """No SID that was not found has a higher score; -inf where all were found, or in a sampled search."""
 
 
 class Ranking(NamedTuple):
@@ -37,6 +39,8 @@ class Ranking(NamedTuple):
     """Position in `trie.item_ids`; -1 where the request has fewer items."""
     score: Float[Tensor, "B M"]
     """Log-probability of the item; -inf where the request has fewer."""
+    dropped: Float[Tensor, " B"]
+    """No item whose SID was not found has a higher score."""
 
 
 @torch.inference_mode()
@@ -51,6 +55,9 @@ def beam_search(
     cache: ContextCache | None = None,
 ) -> Beams:
     """Find the most probable SIDs after each prompt; with a generator, sample SIDs without replacement.
+
+    A SID is at most as probable as any of its prefixes. So the best prefix that was dropped bounds every SID that was not found,
+    and a list whose last item is at least as probable as that is exact.
 
     Args:
         prompts: B prompts, see `vocabulary.history_prompt`.
@@ -69,13 +76,19 @@ def beam_search(
     context = encode(policy, prompts, cache)
     beams = first_beams(trie, len(prompts))
     hidden = context.last[:, None]
+    dropped = torch.full((len(prompts),), -torch.inf, device=trie.codes.device)
     for level in range(trie.num_levels):
         if not beams.code.shape[1]:
             break
         if level:
             hidden = context.steps.branch(policy.token_ids(level - 1)[beams.code], beams.branch, context.length)
-        beams = next_beams(trie, beams, policy.code_logits(hidden, level), beam_width, chosen=chosen, generator=generator)
-    return Beams(beams.node, beams.score)
+        logits = policy.code_logits(hidden, level)
+        if generator is not None:
+            beams = next_beams(trie, beams, logits, beam_width, chosen=chosen, generator=generator)
+            continue
+        beams, best = keep_best(next_beams(trie, beams, logits, beam_width + 1, chosen=chosen), beam_width)
+        dropped = torch.maximum(dropped, best)
+    return Beams(beams.node, beams.score, dropped)
 
 
 def _as_filter(allowed: Bool[Tensor, "B N"] | ItemFilter | None, num_prompts: int, trie: SidTrie) -> ItemFilter | None:
@@ -96,7 +109,7 @@ def rank_items(trie: SidTrie, beams: Beams, width: int, allowed: Bool[Tensor, "B
     count = torch.where(beams.node >= 0, trie.item_end.take(leaf) - start, 0)
     most = int(count.max())
     if chosen is None and most == 1:
-        return Ranking(torch.where(beams.node >= 0, start, -1)[:, :width], beams.score[:, :width])
+        return Ranking(torch.where(beams.node >= 0, start, -1)[:, :width], beams.score[:, :width], beams.dropped)
     offset = torch.arange(most, device=leaf.device)
     item = start[..., None] + offset
     present = offset < count[..., None]
@@ -107,7 +120,7 @@ def rank_items(trie: SidTrie, beams: Beams, width: int, allowed: Bool[Tensor, "B
     score = torch.where(present, (beams.score - count.clamp(min=1).log())[..., None], -torch.inf).flatten(1)
     order = torch.sort(score, dim=1, descending=True, stable=True)
     ranked = torch.where(order.values > -torch.inf, item.flatten(1).gather(1, order.indices), -1)
-    return Ranking(ranked[:, :width], order.values[:, :width])
+    return Ranking(ranked[:, :width], order.values[:, :width], beams.dropped)
 
 
 class Recommendation(NamedTuple):
@@ -117,6 +130,12 @@ class Recommendation(NamedTuple):
     scores: list[float]
     places: Int[np.ndarray, " M"]
     """The items' positions in `trie.item_ids`."""
+    dropped: float = float("inf")
+    """No item that the search did not find is more probable (log-probability); -inf where it found all."""
+
+    def is_proven(self, k: int) -> bool:
+        """Return whether the k best are proven to be the k most probable items: none that was not found is more probable."""
+        return self.dropped <= (self.scores[k - 1] if k <= len(self.scores) else float("-inf"))
 
 
 def recommend(
@@ -128,10 +147,15 @@ def recommend(
     *,
     allowed: Bool[Tensor, "B N"] | ItemFilter | None = None,
     cache: ContextCache | None = None,
+    widest: int = 0,
 ) -> list[Recommendation]:
     """Return the best min(k, items allowed) items after each prompt, with their log-probabilities.
 
     The other arguments are those of `beam_search`.
+
+    Args:
+        k: items listed.
+        widest: where a list is not proven, search again with twice the beams until it is, or the next beam is wider than this.
 
     Raises:
         ValueError: k above the beam width, no prompt, or a request whose filter leaves no item.
@@ -141,7 +165,16 @@ def recommend(
     chosen = _as_filter(allowed, len(prompts), trie)
     ranking = rank_items(trie, beam_search(policy, trie, prompts, beam_width, chosen, cache=cache), k, chosen)
     results = []
-    for index, score in zip(ranking.item_index.numpy(force=True), ranking.score.numpy(force=True), strict=True):
+    columns = (column.numpy(force=True) for column in ranking)
+    for index, score, dropped in zip(*columns, strict=True):
         places = index[index >= 0]
-        results.append(Recommendation(trie.item_ids.take(places).to_pylist(), score[: len(places)].tolist(), places))
+        item_ids = trie.item_ids.take(places).to_pylist()
+        results.append(Recommendation(item_ids, score[: len(places)].tolist(), places, float(dropped)))
+    open_rows = [row for row, found in enumerate(results) if not found.is_proven(k)]
+    if open_rows and 2 * beam_width <= widest:
+        some = None if chosen is None else chosen.rows(open_rows)
+        again = [prompts[row] for row in open_rows]
+        wider = recommend(policy, trie, again, k, 2 * beam_width, allowed=some, cache=cache, widest=widest)
+        for row, found in zip(open_rows, wider, strict=True):
+            results[row] = found
     return results

@@ -129,6 +129,53 @@ def test_any_beam_on_any_catalogue_and_filter_equals_a_plain_search_over_every_s
             np.testing.assert_allclose([chances[sid] for sid in sids], found.score[row, :count], atol=1e-4)
 
 
+@given(catalogues(), st.integers(0, 1_000), st.sampled_from([1, 2, 3, 5, 40]), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_a_list_is_proven_only_where_it_is_that_of_brute_force_and_a_wider_search_ends_there(catalogue, seed, width, filtered):
+    codes, sizes = catalogue
+    rng = np.random.default_rng(seed)
+    policy = build_scratch_policy(PolicyConfig(hidden_dim=16, num_layers=1, num_heads=2), sizes, seed).eval()
+    with torch.no_grad():
+        policy.lm.get_input_embeddings().weight.mul_(20)
+    trie = build_trie([f"i{index}" for index in range(len(codes))], codes, sizes)
+    prompts = [history_prompt(sid_texts(trie.codes[:count].numpy())) for count in (1, 3)]
+    allowed = rng.random((2, len(codes))) < (0.5 if filtered else 1.0)
+    allowed[:, rng.integers(len(codes))] = True
+    input_ids, real = policy.tokenize(prompts)
+    with torch.no_grad():
+        scores = policy(input_ids, real, trie=trie, codes=trie.codes.long()[None].expand(2, -1, -1)).sum(-1).numpy()
+    some, k = torch.from_numpy(allowed) if filtered else None, min(3, width)
+    beams = beam_search(policy, trie, prompts, width, some)
+    lists = [recommend(policy, trie, prompts, k, width, allowed=some, widest=widest) for widest in (0, 1 << 20)]
+    for row in range(2):
+        known = set(trie.item_start[beams.node[row][beams.node[row] >= 0]].tolist())
+        others = [score for item, score in enumerate(scores[row]) if allowed[row, item] and item not in known]
+        assert max(others, default=-np.inf) <= float(beams.dropped[row]) + 1e-4
+        best = np.sort(np.where(allowed[row], scores[row], -np.inf))[::-1][: min(k, int(allowed[row].sum()))]
+        for found in (one[row] for one in lists):
+            if found.is_proven(k):
+                np.testing.assert_allclose(found.scores, best, atol=1e-4)
+        assert lists[1][row].is_proven(k)
+        assert width < len(codes) or lists[0][row].is_proven(k)
+
+
+def test_a_narrow_beam_that_misses_the_best_item_is_not_proven_and_a_budget_ends_the_search():
+    """The first code of items 1 to 9 is less probable than that of item 0, each of whose items is improbable."""
+    codes = np.array([[0, code] for code in range(8)] + [[1, 0]])
+    trie = build_trie([f"i{index}" for index in range(9)], codes, (2, 8))
+    policy = build_scratch_policy(PolicyConfig(hidden_dim=16, num_layers=1, num_heads=2), (2, 8), 0).eval()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.zero_()  # both first codes have 1/2, each item below 0 has 1/16, item 8 has 1/2
+    prompt = [history_prompt(sid_texts(trie.codes[:1].numpy()))]
+    (narrow,) = recommend(policy, trie, prompt, 1, 1)
+    assert (narrow.item_ids, narrow.is_proven(1)) == (["i0"], False)
+    (bounded,) = recommend(policy, trie, prompt, 1, 1, widest=1)
+    assert (bounded.item_ids, bounded.is_proven(1)) == (["i0"], False)
+    (exact,) = recommend(policy, trie, prompt, 1, 1, widest=2)
+    assert (exact.item_ids, exact.is_proven(1)) == (["i8"], True)
+
+
 def test_equal_scores_come_in_the_order_of_codes_alone_and_in_a_batch():
     codes = np.array([[a, b, -1] for a in range(3) for b in range(3)])
     codes = np.concatenate([codes[codes[:, 1] < 2], [[a, 2, c] for a in range(3) for c in range(2)]])
