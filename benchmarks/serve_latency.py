@@ -34,6 +34,8 @@ from serve.settings import AppArguments
 BAR = Bar(full=1.5, quick=2.0, quick_reason="medians of twenty requests, which a few slow ones move")
 K = 10
 CONCURRENCY = 16
+RANKED = "ranked"
+"""Version of the same policy with the run's ranker, where it has one."""
 
 
 def measure(quick: bool) -> Measurement:
@@ -42,9 +44,12 @@ def measure(quick: bool) -> Measurement:
     name, version = next(iter(versions(store).items()))
     histories = test_histories(store, 50 if quick else 1000, rng)
     width = artifacts.require(store, f"recommendations/{name}_test").config["decoding"]["beam_width"]
-    with serving(AppArguments(models={name: version}, beam_width=width)) as served:
+    models = {name: version}
+    if artifacts.read_manifest(store, "ranker"):
+        models[RANKED] = version.model_copy(update={"ranker": "on"})
+    with serving(AppArguments(models=models, default_model=name, beam_width=width)) as served:
         figures = compare_lists(store, name, served, histories)
-        figures |= compare_times(store, name, width, served, histories.slice(0, 30 if quick else 300))
+        figures |= compare_times(store, name, width, served, histories.slice(0, 30 if quick else 300), is_ranked=RANKED in models)
     figures |= {"policy": name, "beam_width": width, "k": K}
     both = figures["decoder_p50_ms"] + figures["empty_route_p50_ms"]
     if figures["equal_lists"] + figures["equal_but_for_ties"] < figures["users"]:
@@ -85,8 +90,14 @@ async def _ask_all(url: str, bodies: list[bytes]) -> list[dict[str, Any]]:
         return await asyncio.gather(*(ask(body) for body in bodies))
 
 
-def compare_times(store: Store, name: str, width: int, served: Served, histories: pa.Table) -> dict[str, float]:
-    """Time the decoder, the empty route and the whole request for each history, in random order; p50 and p95, ms."""
+def compare_times(
+    store: Store, name: str, width: int, served: Served, histories: pa.Table, *, is_ranked: bool
+) -> dict[str, float]:
+    """Time the decoder, the empty route and the whole request for each history, in random order; p50 and p95, ms.
+
+    Args:
+        is_ranked: whether the version `RANKED` is served too, and timed.
+    """
     rng = np.random.default_rng(0)
     torch.set_num_threads(1)  # as many as Ray gives a replica of one CPU
     trie = load_trie(store)
@@ -98,6 +109,7 @@ def compare_times(store: Store, name: str, width: int, served: Served, histories
     known = [[places[item] for item in items if item in places][-newest:] for items in histories["history"].to_pylist()]
     prompts = [history_prompt([texts[place] for place in row]) for row in known]
     times: dict[str, list[float]] = {"decoder": [], "empty_route": [], "request": []}
+    times |= {"ranked_request": []} if is_ranked else {}
     with httpx.Client(timeout=30, headers={"Content-Type": "application/json"}) as client:
         for number, (prompt, body) in enumerate(zip(prompts, bodies_of(histories, k=K), strict=True)):
             work: dict[str, Callable[[], Any]] = {
@@ -105,6 +117,9 @@ def compare_times(store: Store, name: str, width: int, served: Served, histories
                 "empty_route": partial(client.get, f"{served.url}/healthz"),
                 "request": partial(client.post, f"{served.url}/v1/recommend", content=body),
             }
+            if is_ranked:
+                ranked = json.dumps(json.loads(body) | {"model": RANKED})
+                work["ranked_request"] = partial(client.post, f"{served.url}/v1/recommend", content=ranked)
             for part in rng.permutation(list(work)).tolist():  # each comes after each of the others
                 start = time.perf_counter()
                 found = work[part]()

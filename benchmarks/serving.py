@@ -93,9 +93,10 @@ def finished_run() -> Store:
 
 
 def versions(store: Store) -> dict[str, VersionSettings]:
-    """Return the run's policies as versions, the one to serve first."""
+    """Return the run's policies as versions, without a ranker, the one to serve first."""
     names = [name for name in ("policy_grpo", "policy_sft") if artifacts.read_manifest(store, name)]
-    return {name.removeprefix("policy_"): VersionSettings(run_dir=store.root, policy=name) for name in names}
+    settings = {"run_dir": store.root, "ranker": "off"}
+    return {name.removeprefix("policy_"): VersionSettings.model_validate(settings | {"policy": name}) for name in names}
 
 
 def test_histories(store: Store, number: int, rng: np.random.Generator) -> pa.Table:

@@ -23,6 +23,7 @@ from digr.serving.facts import ItemFacts, index_facts, matching_items
 from digr.serving.users import UserHistories, index_histories
 from digr.sids.trie import SidTrie, build_trie, codes_of
 from digr.tables import Owner, flat_interests, table_spec
+from serve.ranking import RunRanker, ServedRanker, load_run_ranker, serve_ranker
 from serve.schemas import ItemFilter
 from serve.settings import VersionSettings
 
@@ -50,6 +51,7 @@ class RunTables(NamedTuple):
     user_interests: pa.StringArray
     """What prompts show of each user's interests, null for none."""
     max_history: int
+    ranker: RunRanker | None
     loaded_at: float
 
 
@@ -75,6 +77,8 @@ class ServedRun(NamedTuple):
     max_history: int
     """Newest items of a history that the policy was trained to see."""
     num_new_items: int
+    ranker: ServedRanker | None
+    """What orders the lists; None where they are the policy's own."""
 
     def shown_interests(self, user_id: str | None) -> str | None:
         """Return what a prompt shows of a user's interests; None for nothing."""
@@ -135,6 +139,7 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
         users=users,
         user_interests=shown.of_users(users.users.ids),
         max_history=max_history,
+        ranker=load_run_ranker(store) if version.ranker == "on" else None,
         loaded_at=time.time(),
     )
 
@@ -147,7 +152,8 @@ def digests_of(version: VersionSettings) -> tuple[str, ...]:
     """Return what tells one build of a run from another in the same folder."""
     store = Store(version.run_dir, version.variant)
     names = (_policy_name(store, version.policy), "item_sids", "items", "interest_labels")
-    return tuple(artifacts.require(store, name).digest for name in names)
+    ranker = artifacts.read_manifest(store, "ranker") if version.ranker == "on" else None
+    return (*(artifacts.require(store, name).digest for name in names), *([ranker.digest] if ranker else []))
 
 
 def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
@@ -176,6 +182,7 @@ def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
         popular=popular,
         max_history=tables.max_history,
         num_new_items=len(codes) - len(tables.codes),
+        ranker=serve_ranker(tables.ranker, trie.item_ids),
     )
 
 

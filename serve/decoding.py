@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from digr.policy.decoding.search import Recommendation, recommend
 from serve.catalogue import ServedRun
+from serve.ranking import RankedList, rank
 
 BATCH_SIZE = 32
 """Requests decoded together."""
@@ -29,6 +30,14 @@ class Job:
     """On the clock of time.monotonic; behind it nobody waits any more."""
     is_wanted: bool = True
     """Set to False by a request that went away."""
+    history: Sequence[int] = ()
+    """Places of the items behind the prompt, oldest first, for the ranker of the version."""
+    k: int = 0
+    """Items that the ranker lists."""
+    explain: bool = False
+    """Whether the ranker says what its scores are made of."""
+    ranked: RankedList | None = None
+    """What the version's ranker made of the policy's list and of other sources; set where it is decoded."""
 
 
 def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
@@ -48,17 +57,27 @@ def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
     for rows in groups.values():
         try:
             found.update(zip(rows, _decode_alike([jobs[row] for row in rows]), strict=True))
+            for row in rows:
+                _rank(jobs[row], found[row])
         except Exception as error:  # noqa: BLE001  it is raised where the request is answered
             found.update(dict.fromkeys(rows, error))
     return [found[row] for row in range(len(jobs))]
+
+
+def _rank(job: Job, found: Recommendation | Exception) -> None:
+    if job.run.ranker is not None and isinstance(found, Recommendation):
+        newest = np.asarray(job.history[-job.run.max_history :], np.int64)
+        job.ranked = rank(job.run.ranker, newest, found, job.k, job.allowed, explain=job.explain)
 
 
 def warm_up(run: ServedRun, beam_width: int, max_pending: int) -> None:
     """Decode a batch of 1, 2, 4, ... up to the largest that may come, so that the first request is no slower than the others."""
     prompt, size = run.prompt(run.popular[: run.max_history].tolist()), 1
     while size <= min(BATCH_SIZE, max_pending):
-        recommend(run.policy, run.trie, [prompt] * size, min(beam_width, run.trie.num_items), beam_width)
+        found = recommend(run.policy, run.trie, [prompt] * size, min(beam_width, run.trie.num_items), beam_width)
         size *= 2
+    if run.ranker is not None:
+        rank(run.ranker, run.popular[: run.max_history], found[0], 1, None, explain=True)
 
 
 def _decode_alike(jobs: Sequence[Job]) -> list[Recommendation]:

@@ -36,8 +36,9 @@ async def answer_request(service: Service, request: RecommendRequest) -> Recomme
         ProblemError: it cannot be answered.
     """
     checked = check_request(service, request)
-    ranked = await service.line.decode([_job(service, checked)] if checked.places else [])
-    return _reply(service, checked, ranked[0] if ranked else None)
+    job = _job(service, checked) if checked.places else None
+    found = await service.line.decode([job] if job else [])
+    return _reply(service, checked, job, found[0] if found else None)
 
 
 async def answer_requests(service: Service, requests: list[RecommendRequest]) -> list[RecommendReply | Problem]:
@@ -57,31 +58,39 @@ async def answer_requests(service: Service, requests: list[RecommendRequest]) ->
         for row, checked in enumerate(outcomes)
         if isinstance(checked, CheckedRequest) and checked.places
     }
-    ranked = dict(zip(jobs, await service.line.decode(list(jobs.values())), strict=True))
+    found = dict(zip(jobs, await service.line.decode(list(jobs.values())), strict=True))
     return [
-        _reply(service, checked, ranked.get(row)) if isinstance(checked, CheckedRequest) else checked
+        _reply(service, checked, jobs.get(row), found.get(row)) if isinstance(checked, CheckedRequest) else checked
         for row, checked in enumerate(outcomes)
     ]
 
 
 def _job(service: Service, checked: CheckedRequest) -> Job:
-    prompt = checked.run.prompt(checked.places, checked.interests)
-    return service.line.job(checked.run, prompt, checked.beam_width, checked.allowed)
+    run, request = checked.run, checked.request
+    prompt = run.prompt(checked.places, checked.interests)
+    ranking = {"history": checked.places, "k": request.k, "explain": request.explain}
+    return service.line.job(run, prompt, checked.beam_width, checked.allowed, **ranking)
 
 
-def _reply(service: Service, checked: CheckedRequest, ranked: Recommendation | None) -> RecommendReply:
-    """Write the list of the policy, or without one that of the counts."""
+def _reply(service: Service, checked: CheckedRequest, job: Job | None, found: Recommendation | None) -> RecommendReply:
+    """Write the list of the ranker or the policy, or without one that of the counts."""
     run, k = checked.run, checked.request.k
+    ranked = job.ranked if job else None
+    source: Source
     if ranked is not None:
-        places, scores = ranked.places[:k], list[float | None](ranked.scores)
+        source, places, scores = "ranker", ranked.places, list[float | None](ranked.scores)
+    elif found is not None:
+        source, places, scores = "policy", found.places[:k], list[float | None](found.scores)
     else:
         listed = run.popular if checked.allowed is None else run.popular[checked.allowed[run.popular]]
-        places, scores = listed[:k], [None] * k
+        source, places, scores = "popularity", listed[:k], [None] * k
     reasons = run.explain(checked.places, places, checked.interests) if checked.request.explain else [[]] * len(places)
-    source: Source = "popularity" if ranked is None else "policy"
-    proven = None if ranked is None else ranked.is_proven(k)
+    proven = found.is_proven(k) if source == "policy" and found is not None else None
     service.metrics.count_list(checked.model, source, bool(proven))
     items = _items(run, places, scores, reasons)
+    if ranked is not None:
+        told = zip(items, ranked.sources, ranked.contributions, strict=True)
+        items = [item.model_copy(update={"sources": names, "contributions": parts}) for item, names, parts in told]
     return RecommendReply(items=items, source=source, model=checked.model, ignored_items=checked.ignored, proven=proven)
 
 

@@ -14,7 +14,7 @@ VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64, patt
 Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
-Source = Literal["policy", "popularity"]
+Source = Literal["ranker", "policy", "popularity"]
 
 
 class Contract(BaseModel):
@@ -77,7 +77,7 @@ class RecommendedItem(Contract):
 
     item_id: str
     score: float | None
-    """Log-probability of the item under the policy, at most 0; null in a list by popularity."""
+    """Score of the ranker; in a list of the policy's own the item's log-probability, at most 0; null in a list by popularity."""
     title: str
     reasons: list[str]
     """Trusted interests that the item shares with the history, strongest first."""
@@ -86,6 +86,10 @@ class RecommendedItem(Contract):
     price_usd: float | None = None
     image: str | None = None
     """Path of the item's image on this server."""
+    sources: list[str] = []
+    """Which sources proposed the item to the ranker."""
+    contributions: dict[str, float] = {}
+    """What each group of features adds to the ranker's score, but for a constant; with `explain`."""
 
 
 class RecommendReply(Contract):
@@ -93,14 +97,15 @@ class RecommendReply(Contract):
 
     items: list[RecommendedItem]
     source: Source
-    """Who made the list: the policy, or the counts of the training interactions where nothing of the history is known."""
+    """Who made the list: the ranker over all sources, the policy alone where the version has no ranker, or the counts of the
+    training interactions where nothing of the history is known."""
     model: str
     """Version that answered."""
     ignored_items: list[str] = []
     """Ids of the history and the seeds that are not in the catalogue, each once."""
     proven: bool | None = None
     """Whether no allowed item that is not listed is more probable to the policy than one that is; null where the counts made the
-    list."""
+    list, or the ranker."""
 
 
 class RecommendBatch(Contract):

@@ -18,6 +18,8 @@ class VersionSettings(Contract):
     """Ablation of the run; empty for the main one."""
     policy: Literal["newest", "policy_sft", "policy_grpo"] = "newest"
     """Which of the run's policies; the newest is the one after GRPO, if there is one."""
+    ranker: Literal["on", "off"] = "on"
+    """Whether lists are ranked over all sources where the run has a ranker; "off" gives the policy's own."""
 
     def absolute(self) -> "VersionSettings":
         """Return the same with a full path: replicas have another working directory."""

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -34,9 +35,11 @@ class Line:
         # a thread of its own: each thread that decodes keeps threads for its matrix products and memory of its own
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
 
-    def job(self, run: ServedRun, prompt: str, beam_width: int, allowed: Bool[np.ndarray, " N"] | None = None) -> Job:
-        """Make a job that is wanted until the deadline."""
-        return Job(run, prompt, beam_width, allowed, time.monotonic() + self._seconds)
+    def job(
+        self, run: ServedRun, prompt: str, beam_width: int, allowed: Bool[np.ndarray, " N"] | None = None, **ranking: Any
+    ) -> Job:
+        """Make a job that is wanted until the deadline; `ranking` is what the version's ranker needs of it."""
+        return Job(run, prompt, beam_width, allowed, time.monotonic() + self._seconds, **ranking)
 
     async def decode(self, jobs: Sequence[Job]) -> list[Recommendation]:
         """Decode the jobs of one request, together with others that wait; all of them or none.

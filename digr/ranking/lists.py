@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from digr.data.sequences import ranges
 from digr.ranking.neighbours import HistoryItems, Neighbours
@@ -25,6 +25,8 @@ class RankedLists(NamedTuple):
     candidates: Candidates
     score: Float[np.ndarray, " C"]
     """The ranker's; comparable within a request."""
+    features: Float[np.ndarray, "C F"]
+    """What the ranker saw of each."""
     start: Int[np.ndarray, " B1"]
     """Request b has the rows `start[b]:start[b + 1]`."""
 
@@ -36,7 +38,7 @@ class ListRanker(NamedTuple):
     rankers: Mapping[System, Ranker]
 
     def rank(
-        self, histories: HistoryItems, generated: Neighbours | None, k: int
+        self, histories: HistoryItems, generated: Neighbours | None, k: int, allowed: Bool[np.ndarray, "B N"] | None = None
     ) -> Iterator[tuple[slice, dict[System, RankedLists]]]:
         """Yield each system's k best items, for `BATCH_REQUESTS` requests at a time, which a slice names.
 
@@ -44,6 +46,7 @@ class ListRanker(NamedTuple):
             histories: of all requests.
             generated: the policy's lists, best first.
             k: items of a list at most.
+            allowed: items that may be listed; None for all.
         """
         num_requests = len(histories.start) - 1
         for first in range(0, num_requests, BATCH_REQUESTS):
@@ -51,13 +54,16 @@ class ListRanker(NamedTuple):
             bounds = histories.start[first : end + 1]
             batch = HistoryItems(histories.item[bounds[0] : bounds[-1]], bounds - bounds[0])
             candidates = propose(self.view, batch, rows_of(generated, first, end) if generated else None)
+            if allowed is not None:
+                candidates = candidates.take(allowed[first:end][candidates.request, candidates.item])
             features = build_features(self.view, batch, candidates)
             found = {}
             for system, ranker in self.rankers.items():
                 rows = np.flatnonzero(candidates_of(system, candidates))
-                score = ranker.score(features.of(system, rows))
+                seen = features.of(system, rows)
+                score = ranker.score(seen) if len(rows) else np.zeros(0)
                 best, start = best_of(score, candidates.request[rows], end - first, k)
-                found[system] = RankedLists(candidates.take(rows[best]), score[best], start)
+                found[system] = RankedLists(candidates.take(rows[best]), score[best], seen[best], start)
             yield slice(first, end), found
 
 

@@ -4,6 +4,7 @@ import { picture, problemBox } from "./api.js";
 import { codeColour, count, dollars, el } from "./dom.js";
 
 const SHOWN_REASONS = 4;
+const MAKERS = { ranker: "all sources, ranked", policy: "by the policy", popularity: "by popularity" };
 
 /** Build the column of one version. `answer` is {model, reply} or {model, error}; `other` the list to compare with. */
 export function column(answer, other, actions) {
@@ -14,7 +15,7 @@ export function column(answer, other, actions) {
     return box;
   }
   const { items, source, ignored_items: ignored } = answer.reply;
-  head.append(el("span", { class: "badge" }, source === "policy" ? "by the policy" : "by popularity"));
+  head.append(el("span", { class: "badge" }, MAKERS[source]));
   if (source === "popularity") {
     box.append(el("p", { class: "notice" }, "The model knows nothing of this history, so these are the most popular items."));
   }
@@ -53,6 +54,7 @@ function card(item, rank, { share, move, answer, actions }) {
         move && el("span", { class: `move ${move.kind}`, title: move.words }, el("span", { "aria-hidden": "true" }, move.sign), el("span", { class: "hidden" }, move.words)),
       ),
       reasonsOf(item.reasons),
+      sourcesOf(item.sources),
       el("div", { class: "doing" },
         el("button", { type: "button", class: "path", "aria-label": `Show ${item.sid.join(", ")} of ${item.title} in the tree`, onclick: () => actions.showPath(item, answer) }, ...codesOf(item.sid)),
         el("button", { type: "button", class: "quiet", "aria-label": `Add ${item.title} to the history`, onclick: () => actions.add(item.item_id) }, "+ history"),
@@ -63,9 +65,23 @@ function card(item, rank, { share, move, answer, actions }) {
 function scoreOf(item, share) {
   const bar = el("span", { class: "bar-in", "aria-hidden": "true" });
   bar.style.setProperty("--share", share);
+  if (item.sources?.length) {
+    return el("span", { class: "score", title: madeOf(item.contributions) }, bar, el("span", { class: "hidden" }, "Score of the ranker "), item.score.toFixed(2));
+  }
   const chance = Math.exp(item.score) * 100;
   const words = chance < 0.1 ? "< 0.1 %" : `${chance.toFixed(1)} %`;
   return el("span", { class: "score", title: `log-probability ${item.score.toFixed(3)}` }, bar, el("span", { class: "hidden" }, "Probability "), words);
+}
+
+/** What a ranker's score is made of, the largest part first. */
+export function madeOf(contributions) {
+  const parts = Object.entries(contributions ?? {}).sort((one, two) => Math.abs(two[1]) - Math.abs(one[1]));
+  const words = parts.map(([group, part]) => `${group} ${part < 0 ? "−" : "+"}${Math.abs(part).toFixed(2)}`);
+  return words.length ? `score of the ranker: ${words.join(", ")}` : "score of the ranker";
+}
+
+function sourcesOf(sources) {
+  return sources?.length ? el("p", { class: "note sources" }, `Proposed by ${sources.join(", ")}`) : null;
 }
 
 function reasonsOf(reasons) {

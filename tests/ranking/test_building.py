@@ -10,9 +10,9 @@ from digr.ranking.building import FamilyFiles
 from digr.ranking.groups import InterestGroups
 from digr.ranking.neighbours import Neighbours
 from digr.ranking.phrases import PHRASES, text_pieces, trusted_phrases
-from digr.ranking.views import PERIODS, Family, load_arrays, load_view, period_statistics, save_arrays
+from digr.ranking.views import Family, load_arrays, load_view, save_arrays
 from digr.tables import conform, nest_interests
-from tests.ranking.tiny_view import GRAINS, random_view
+from tests.ranking.tiny_view import GRAINS, random_view, save_view
 
 VECTORS = {"trout": [1, 0, 0], "fly fishing": [0.8, 0.6, 0], "bread": [0, 0, 1]}
 ROWS = [[(0, "trout", 1.0), (0, "bread", 0.5), (1, "trout", 1.0)], [(0, "fly fishing", 0.25)]]
@@ -141,14 +141,7 @@ def test_neighbours_are_the_nearest_of_all_others(monkeypatch, exact_items):
 
 def test_a_view_comes_back_from_its_files(tmp_path):
     view = random_view(0)
-    family = view.families["interests"]
-    save_arrays(tmp_path, view.text_vectors, "text.vectors")
-    save_arrays(tmp_path, view.text, "text.neighbours")
-    save_arrays(tmp_path, {"vectors": family.vectors, "neighbours": family.neighbours, "groups": family.groups}, "interests")
-    for period in PERIODS:
-        save_arrays(tmp_path, period_statistics(view.statistics.frequency, view.statistics.recent), period)
-        save_arrays(tmp_path, view.statistics.neighbours, period)
-        save_arrays(tmp_path, family.lifts, f"interests.{period}.lifts")
+    save_view(view, tmp_path)
     found = load_view(tmp_path, "before", ("interests",), GRAINS)
     assert _flat(found) == _flat(view)
 

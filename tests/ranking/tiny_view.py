@@ -1,45 +1,61 @@
 """A small catalogue with everything a view has, drawn at random."""
 
+from pathlib import Path
+
 import numpy as np
 
 from digr.ranking.groups import fit_lifts, group_items
 from digr.ranking.neighbours import HistoryItems, Neighbours, heaviest
-from digr.ranking.views import COUNTED, Family, Statistics, View, period_statistics
+from digr.ranking.views import COUNTED, PERIODS, Family, Statistics, View, period_statistics, save_arrays
 
 NUM_ITEMS, NUM_GROUPS, GRAINS = 12, (5, 3), 2
 
 
-def random_lists(rng: np.random.Generator, most: int = 4) -> Neighbours:
+def random_lists(rng: np.random.Generator, most: int = 4, num_items: int = NUM_ITEMS) -> Neighbours:
     """Draw lists of neighbours."""
-    row, item = np.repeat(np.arange(NUM_ITEMS), 6), rng.integers(0, NUM_ITEMS, NUM_ITEMS * 6)
+    row, item = np.repeat(np.arange(num_items), 6), rng.integers(0, num_items, num_items * 6)
     _, first = np.unique(np.stack([row, item]), axis=1, return_index=True)
-    return heaviest(row[first], item[first], rng.random(len(first)).astype(np.float32) + 0.01, NUM_ITEMS, most)
+    return heaviest(row[first], item[first], rng.random(len(first)).astype(np.float32) + 0.01, num_items, most)
 
 
-def random_family(rng: np.random.Generator) -> Family:
-    """Draw a family of phrases."""
-    vectors = rng.normal(size=(NUM_ITEMS, 6))
+def random_family(rng: np.random.Generator, num_items: int = NUM_ITEMS) -> Family:
+    """Draw a family of phrases; item 3 has none."""
+    vectors = rng.normal(size=(num_items, 6))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors[3] = 0
-    owner = np.repeat(np.arange(NUM_ITEMS), 2)
+    owner = np.repeat(np.arange(num_items), 2)
     kept = owner != 3
     groups = tuple(
-        group_items(owner[kept], rng.integers(0, num, len(owner))[kept], rng.random(len(owner))[kept], NUM_ITEMS, num)
+        group_items(owner[kept], rng.integers(0, num, len(owner))[kept], rng.random(len(owner))[kept], num_items, num)
         for num in NUM_GROUPS
     )
-    steps = random_lists(rng)
-    return Family(vectors.astype(np.float16), random_lists(rng), groups, tuple(fit_lifts(each, steps) for each in groups))
+    steps = random_lists(rng, num_items=num_items)
+    lifts = tuple(fit_lifts(each, steps) for each in groups)
+    return Family(vectors.astype(np.float16), random_lists(rng, num_items=num_items), groups, lifts)
 
 
-def random_view(seed: int, families: tuple[str, ...] = ("interests",)) -> View:
+def random_view(seed: int, families: tuple[str, ...] = ("interests",), num_items: int = NUM_ITEMS) -> View:
     """Draw a view."""
     rng = np.random.default_rng(seed)
-    text = rng.normal(size=(NUM_ITEMS, 6))
+    text = rng.normal(size=(num_items, 6))
     text /= np.linalg.norm(text, axis=1, keepdims=True)
-    frequency = rng.integers(0, 9, NUM_ITEMS)
-    counted = {name: random_lists(rng) for name in COUNTED}
-    statistics = Statistics(counted, **period_statistics(frequency, frequency * rng.random(NUM_ITEMS)))
-    return View(statistics, text.astype(np.float16), random_lists(rng), {name: random_family(rng) for name in families})
+    frequency = rng.integers(0, 9, num_items)
+    counted = {name: random_lists(rng, num_items=num_items) for name in COUNTED}
+    statistics = Statistics(counted, **period_statistics(frequency, frequency * rng.random(num_items)))
+    found = {name: random_family(rng, num_items) for name in families}
+    return View(statistics, text.astype(np.float16), random_lists(rng, num_items=num_items), found)
+
+
+def save_view(view: View, folder: Path) -> None:
+    """Write a view as `jobs.build_neighbours` does, the same for both periods."""
+    save_arrays(folder, view.text_vectors, "text.vectors")
+    save_arrays(folder, view.text, "text.neighbours")
+    for name, family in view.families.items():
+        arrays = {"vectors": family.vectors, "neighbours": family.neighbours, "groups": family.groups}
+        save_arrays(folder, arrays | {f"{period}.lifts": family.lifts for period in PERIODS}, name)
+    for period in PERIODS:
+        save_arrays(folder, period_statistics(view.statistics.frequency, view.statistics.recent), period)
+        save_arrays(folder, view.statistics.neighbours, period)
 
 
 def some_histories() -> HistoryItems:

@@ -1,0 +1,141 @@
+"""A run with a ranker is answered in the ranker's order over all sources."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.config.ranking import RankingConfig
+from digr.policy.decoding.search import Recommendation, recommend
+from digr.ranking.features import CONTEXT
+from digr.ranking.neighbours import HistoryItems, Neighbours
+from digr.ranking.ranker import RankingExamples, fit_trees
+from digr.ranking.sources import SOURCES
+from digr.ranking.systems import SERVED, feature_names
+from serve.catalogue import assemble, digests_of, read_run
+from serve.ranking import load_run_ranker, rank, serve_ranker
+from serve.settings import AppArguments, VersionSettings
+from tests.ranking.tiny_view import GRAINS, random_view, save_view
+from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray, write_run
+
+HISTORY = ["item03", "item40"]
+
+
+def _write_ranker(store: Store) -> None:
+    """Write the arrays of random sources, and trees that like some of the features."""
+    names = feature_names(SERVED, GRAINS)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(6000, len(names))).astype(np.float32)
+    wish = features[:, [name not in CONTEXT for name in names]].sum(1).reshape(-1, 20)
+    is_target = (np.arange(20) == wish.argmax(1)[:, None]).ravel()
+    config = RankingConfig(rounds=10, min_leaf_candidates=20)
+    ranker = fit_trees(RankingExamples(features, np.arange(0, 6001, 20), is_target), names, config, seed=0, num_threads=1)
+    view = random_view(5, num_items=NUM_ITEMS)
+    for name, inner, fill in (("ranking_index", ".", partial(save_view, view)), ("ranker", "ranked/test", ranker.save)):
+        folder = Path(artifacts.begin(store, name), inner)
+        folder.mkdir(parents=True, exist_ok=True)
+        fill(folder)
+        artifacts.commit(store, Manifest(name=name, config={"ranking": {"interest_cosines": [0.7, 0.45]}}))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    found = write_run(str(tmp_path_factory.mktemp("run")))
+    _write_ranker(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def client(store):
+    return serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH))
+
+
+@pytest.fixture(scope="module")
+def run(store):
+    return assemble(read_run(VersionSettings(run_dir=store.root), "cpu"))
+
+
+def _ask(client, **body):
+    reply = client.post("/v1/recommend", json={"history": HISTORY, "k": 10} | body)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def _policy_list(run, allowed=None) -> Recommendation:
+    prompt = run.prompt(run.facts.ids.find(HISTORY).tolist())
+    return recommend(run.policy, run.trie, [prompt], BEAM_WIDTH, BEAM_WIDTH, allowed=allowed)[0]
+
+
+def test_the_list_is_that_of_the_ranker_over_all_sources(client, run, store):
+    ranker, items = load_run_ranker(store), [f"item{index:02d}" for index in range(NUM_ITEMS)]
+    assert ranker.item_ids.to_pylist() == items
+    beams = [items.index(item) for item in _policy_list(run).item_ids]
+    generated = Neighbours(np.array([0, len(beams)]), np.array(beams, np.int32), np.ones(len(beams), np.float32))
+    ((_, found),) = ranker.lists.rank(HistoryItems(np.array([3, 40]), np.array([0, 2])), generated, 10)
+    reply = _ask(client)
+    assert (reply["source"], reply["proven"]) == ("ranker", None)
+    assert [item["item_id"] for item in reply["items"]] == [items[place] for place in found[SERVED].candidates.item]
+    assert [item["score"] for item in reply["items"]] == pytest.approx(found[SERVED].score.tolist())
+    assert {name for item in reply["items"] for name in item["sources"]} <= {*SOURCES, "interests"}
+    assert all(item["sources"] for item in reply["items"])
+
+
+def test_what_a_score_is_made_of_adds_up_to_it_but_for_a_constant(client):
+    items = _ask(client)["items"]
+    constants = [item["score"] - sum(item["contributions"].values()) for item in items]
+    assert constants == pytest.approx([constants[0]] * len(items), abs=2e-3)
+    assert set(items[0]["contributions"]) == {"counts", "text", "popularity", "repeat", "request", "interests"}
+    assert {str(item["contributions"]) for item in _ask(client, explain=False)["items"]} == {"{}"}
+
+
+def test_a_version_without_the_ranker_gives_the_policys_own_list(store, run):
+    models = {"main": VersionSettings(run_dir=store.root, ranker="off")}
+    reply = _ask(serve_without_ray(AppArguments(models=models, beam_width=BEAM_WIDTH)))
+    assert reply["source"] == "policy"
+    assert [item["item_id"] for item in reply["items"]] == _policy_list(run).item_ids[:10]
+    assert {str(item["sources"]) for item in reply["items"]} == {"[]"}
+
+
+@pytest.mark.parametrize("k", [1, 5, BEAM_WIDTH])
+def test_filters_and_k_are_exact(client, k):
+    found = _ask(client, k=k, allow={"categories": ["c1"]}, exclude_history=True)["items"]
+    assert len(found) == k
+    assert all(int(item["item_id"][4:]) % 4 == 1 for item in found)
+    few = _ask(client, k=k, allow={"item_ids": ["item03", "item07", "item11"]}, exclude_history=True)["items"]
+    assert {item["item_id"] for item in few} <= {"item07", "item11"}
+    assert len(few) == min(k, 2)
+
+
+def test_lists_of_a_batch_are_those_of_each_request(client):
+    bodies = [{"history": HISTORY, "k": 5}, {"history": ["item12"], "k": 3}]
+    answers = client.post("/v1/recommend/batch", json={"requests": bodies}).json()
+    (replies,) = answers.values()
+    assert replies == [client.post("/v1/recommend", json=body).json() for body in bodies]
+
+
+def test_an_item_that_came_later_keeps_the_place_that_the_policy_gives_it(store, run):
+    ids = pa.concat_arrays([run.trie.item_ids, pa.array(["new"])])
+    served, new = serve_ranker(load_run_ranker(store), ids), len(ids) - 1
+    found = _policy_list(run)
+    history = run.facts.ids.find(HISTORY)
+    without = rank(served, history, found, 10, None, explain=True)
+    places = np.insert(found.places, 2, new)
+    with_new = rank(served, history, found._replace(places=places), 10, None, explain=True)
+    assert with_new.places.tolist() == [*without.places[:2].tolist(), new, *without.places[2:9].tolist()]
+    assert with_new.sources[2] == ["generation"]
+    assert len(with_new.scores) == len(with_new.contributions) == 10
+    behind = rank(served, history, found._replace(places=np.append(found.places, new)), 10, None, explain=False)
+    assert behind.places.tolist() == without.places.tolist()
+
+
+def test_a_changed_ranker_is_loaded_anew(tmp_path):
+    store = write_run(str(tmp_path))
+    settings = VersionSettings(run_dir=store.root)
+    before = digests_of(settings)
+    _write_ranker(store)
+    assert digests_of(settings) != before
+    assert digests_of(settings.model_copy(update={"ranker": "off"})) == before
