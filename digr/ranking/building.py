@@ -19,7 +19,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.data.sequences import ranges
 from digr.interests.canonical import join_phrases, nearest_group
-from digr.partitions import Part, part_uri, parts_of
+from digr.partitions import part_uri, parts_of
 from digr.ranking.counting import STEPS
 from digr.ranking.groups import InterestGroups, fit_lifts, group_items, permute_items
 from digr.ranking.neighbours import Neighbours, from_lists, heaviest
@@ -32,6 +32,8 @@ EXACT_ITEMS = 100_000
 PROBED_CELLS, CELL_SAMPLES = 16, 64
 VECTOR = np.float16
 """Vectors are kept in half precision: a cosine is off by some 1e-3."""
+MERGED_ROWS = 1_000_000
+"""Phrases of items that are counted at once, at least."""
 BLOCK_ITEMS = 65_536
 """Items whose vectors are in memory at once."""
 
@@ -65,17 +67,23 @@ def part_firsts(store: Store) -> Int[np.ndarray, " K1"]:
 
 def write_phrases(files: FamilyFiles) -> int:
     """Write the distinct phrases of all items, most usual first; returns how many files they take."""
-    counted = pa.table({"interest": pa.array([], pa.string()), "num_items": pa.array([], pa.int64())})
+    kind = pa.schema([("interest", pa.string()), ("num_items", pa.int64())])
+    counted, waiting = kind.empty_table(), list[pa.Table]()
     for batch in artifacts.open_parts(files.rows).to_batches(columns=["interest"]):
-        more = pa.table({"interest": batch["interest"], "num_items": np.ones(len(batch), np.int64)})
-        counted = pa.concat_tables([counted, more]).group_by("interest").aggregate([("num_items", "sum")])
-        counted = counted.rename_columns({"num_items_sum": "num_items"})
-    counted = counted.sort_by([("num_items", "descending"), ("interest", "ascending")])
+        waiting.append(pa.table({"interest": batch["interest"], "num_items": np.ones(len(batch), np.int64)}, schema=kind))
+        if sum(map(len, waiting)) > max(MERGED_ROWS, len(counted)):  # so that phrases are counted anew only when they double
+            counted, waiting = _add_up([counted, *waiting]), []
+    counted = _add_up([counted, *waiting]).sort_by([("num_items", "descending"), ("interest", "ascending")])
     parts = max(1, -(-len(counted) // PART_PHRASES))
     for number in range(parts):
-        with artifacts.open_part(f"{files.phrases}/{artifacts.part_name(number)}", counted.schema) as writer:
+        with artifacts.open_part(f"{files.phrases}/{artifacts.part_name(number)}", kind) as writer:
             writer.write_table(counted.slice(number * PART_PHRASES, PART_PHRASES))
     return parts
+
+
+def _add_up(tables: list[pa.Table]) -> pa.Table:
+    found = pa.concat_tables(tables).group_by("interest").aggregate([("num_items", "sum")])
+    return found.rename_columns({"num_items_sum": "num_items"}).select(["interest", "num_items"])
 
 
 def read_vectors(uri: str, column: str = "vector") -> Iterator[Float32[np.ndarray, "b D"]]:
@@ -117,27 +125,39 @@ def group_all(
     return pa.table({"interest": phrases["interest"], "num_items": phrases["num_items"], **nested}), groups
 
 
-def phrase_numbers(files: FamilyFiles, firsts: Int[np.ndarray, " K1"]) -> Iterator[tuple[Part, pa.Table]]:
-    """Stream the phrases of items, part by part: item (place in the catalogue), number (of the phrase) and weight."""
+class ItemPhrases(NamedTuple):
+    """The phrases of all items, item by item."""
+
+    item: Int[np.ndarray, " P"]
+    """Place in the catalogue."""
+    number: Int[np.ndarray, " P"]
+    """Which of the distinct phrases it is."""
+    weight: Float32[np.ndarray, " P"]
+
+
+def read_item_phrases(files: FamilyFiles, firsts: Int[np.ndarray, " K1"]) -> ItemPhrases:
+    """Find the phrases of all items among the distinct ones; all at once, for each look-up hashes all of these."""
+    parts = [artifacts.open_parts(f"{files.rows}/{artifacts.part_name(part)}").to_table() for part in range(len(firsts) - 1)]
     names = artifacts.open_parts(files.phrases).to_table()["interest"].combine_chunks()
-    for part, first in enumerate(firsts[:-1].tolist()):
-        rows = artifacts.open_parts(f"{files.rows}/{artifacts.part_name(part)}").to_table()
-        number = pc.index_in(rows["interest"], value_set=names)
-        item = pc.add(rows["row"], first)
-        yield Part("item", part), pa.table({"item": item, "number": number.cast(pa.int64()), "weight": rows["weight"]})
-
-
-def family_groups(
-    files: FamilyFiles, groups: Sequence[Int[np.ndarray, " P"]], firsts: Int[np.ndarray, " K1"]
-) -> tuple[InterestGroups, ...]:
-    """Return the groups of all items at each grain."""
-    parts = [table for _, table in phrase_numbers(files, firsts)]
     rows = pa.concat_tables(parts)
-    item, number, weight = (rows[name].to_numpy() for name in ("item", "number", "weight"))
-    return tuple(group_items(item, group[number], weight, int(firsts[-1]), int(group.max(initial=-1)) + 1) for group in groups)
+    item = rows["row"].to_numpy() + np.repeat(firsts[:-1], [len(part) for part in parts])
+    number = pc.index_in(rows["interest"], value_set=names).to_numpy().astype(np.int64)
+    return ItemPhrases(item, number, rows["weight"].to_numpy())
 
 
-def write_family_vectors(files: FamilyFiles, firsts: Int[np.ndarray, " K1"], path: Path) -> None:
+def family_groups(phrases: ItemPhrases, groups: Sequence[Int[np.ndarray, " P"]], num_items: int) -> tuple[InterestGroups, ...]:
+    """Return the groups of all items at each grain.
+
+    Args:
+        groups: of each distinct phrase, at each grain.
+    """
+    return tuple(
+        group_items(phrases.item, group[phrases.number], phrases.weight, num_items, int(group.max(initial=-1)) + 1)
+        for group in groups
+    )
+
+
+def write_family_vectors(files: FamilyFiles, phrases: ItemPhrases, num_items: int, path: Path) -> None:
     """Write the centred mean of each item's phrases, weighted, as an array file."""
     blocks = read_vectors(files.vectors)
     first = next(blocks, np.zeros((0, 1), np.float32))
@@ -148,12 +168,12 @@ def write_family_vectors(files: FamilyFiles, firsts: Int[np.ndarray, " K1"], pat
     for block in itertools.chain([first], blocks):
         table[before : before + len(block)] = block
         before += len(block)
-    vectors = np.lib.format.open_memmap(path, "w+", VECTOR, (int(firsts[-1]), dim))
-    for part, rows in phrase_numbers(files, firsts):
-        start, end = firsts[part.number : part.number + 2].tolist()
-        item, number, weight = (rows[name].to_numpy() for name in ("item", "number", "weight"))
-        distinct, column = np.unique(number, return_inverse=True)
-        share = csr_matrix((weight, (item - start, column)), shape=(end - start, len(distinct)))
+    vectors = np.lib.format.open_memmap(path, "w+", VECTOR, (num_items, dim))
+    for start in range(0, num_items, BLOCK_ITEMS):
+        end = min(start + BLOCK_ITEMS, num_items)
+        inside = slice(*np.searchsorted(phrases.item, [start, end]).tolist())
+        distinct, column = np.unique(phrases.number[inside], return_inverse=True)
+        share = csr_matrix((phrases.weight[inside], (phrases.item[inside] - start, column)), shape=(end - start, len(distinct)))
         vectors[start:end] = unit(share @ table[distinct].astype(np.float32))
     centre(vectors)
     vectors.flush()

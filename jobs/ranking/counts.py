@@ -92,17 +92,15 @@ def _count_items(parts: pa.Table, store: Store, items: Any, rows: Rows, half_lif
     for part in parts_in(parts):
         train = _train_rows(store, part)
         for period in PERIODS:
-            frequency = np.zeros(len(index), np.int64)
-            for sequences in _sequences(store, part, index, rows, period):
-                frequency += np.bincount(sequences.item, minlength=len(index))
+            taken = [sequences.item for sequences in _sequences(store, part, index, rows, period)]
+            item, frequency = np.unique(np.concatenate([np.zeros(0, np.int64), *taken]), return_counts=True)
             recent = frequency.astype(np.float64)
             if rows.chosen == "period":
                 number, end = row_numbers(train["example_id"]), rows.end(period)
                 inside = number < end
                 target = index.find_all(train["target"].filter(pa.array(inside)), "histories")
-                recent = recent_weights(number[inside], target, end, half_life, len(index))
-            item = np.flatnonzero(frequency)
-            columns = {"item": item, "frequency": frequency[item], "recent": recent[item]}
+                recent = recent_weights(number[inside], np.searchsorted(item, target), end, half_life, len(item))
+            columns = {"item": item, "frequency": frequency, "recent": recent}
             found.append(pa.table({"period": pa.array([period] * len(item), pa.string()), **columns}))
     return pa.concat_tables(found)
 

@@ -25,8 +25,9 @@ INDEX = "ranking_index"
 def write_family(store: Store, files: FamilyFiles, groups: list[np.ndarray], firsts: np.ndarray, name: str) -> None:
     """Write the vectors and groups of a family that has phrases of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        building.write_family_vectors(files, firsts, Path(folder) / f"{name}.vectors.npy")
-        save_arrays(Path(folder), building.family_groups(files, groups, firsts), f"{name}.groups")
+        phrases, num_items = building.read_item_phrases(files, firsts), int(firsts[-1])
+        building.write_family_vectors(files, phrases, num_items, Path(folder) / f"{name}.vectors.npy")
+        save_arrays(Path(folder), building.family_groups(phrases, groups, num_items), f"{name}.groups")
         artifacts.put_files(store, INDEX, Path(folder))
 
 

@@ -83,6 +83,13 @@ def test_phrases_are_counted_over_all_parts_and_the_most_usual_names_a_group(fil
     conform("canonical_interests", table, "test")
 
 
+def test_counting_phrases_in_pieces_is_counting_them_at_once(files, monkeypatch):
+    whole = artifacts.open_parts(files.phrases).to_table()
+    monkeypatch.setattr(building, "MERGED_ROWS", 0)
+    building.write_phrases(files)
+    assert artifacts.open_parts(files.phrases).to_table().equals(whole)
+
+
 def test_phrases_beyond_the_linked_ones_join_the_nearest_group(files):
     _, groups = building.group_all(files, (0.99,), max_phrases=2, seed=0)
     assert groups[0][2] == groups[0][0]
@@ -91,10 +98,10 @@ def test_phrases_beyond_the_linked_ones_join_the_nearest_group(files):
 
 def test_an_items_groups_and_vector_are_those_of_its_phrases(files, tmp_path):
     _, groups = building.group_all(files, (0.7,), max_phrases=100, seed=0)
-    (found,) = building.family_groups(files, groups, FIRSTS)
+    (found,) = building.family_groups(building.read_item_phrases(files, FIRSTS), groups, 4)
     assert found.start.tolist() == [0, 2, 3, 3, 4]
     assert sorted(found.share[:2].tolist()) == pytest.approx([1 / 3, 2 / 3])
-    building.write_family_vectors(files, FIRSTS, tmp_path / "vectors.npy")
+    building.write_family_vectors(files, building.read_item_phrases(files, FIRSTS), 4, tmp_path / "vectors.npy")
     mean = np.array([[1, 0, 0.5], [1, 0, 0], [0, 0, 0], [0.2, 0.15, 0]])
     unit = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
     centred = unit - unit.sum(0) / 3
@@ -111,9 +118,10 @@ def test_a_catalogue_without_a_phrase_has_empty_groups(tmp_path):
     _write(f"{files.vectors}/{artifacts.part_name(0)}", pa.table({"vector": pa.array([], pa.list_(pa.float32()))}))
     table, groups = building.group_all(files, (0.7, 0.45), max_phrases=100, seed=0)
     assert len(table) == 0
-    found = building.family_groups(files, groups, np.array([0, 2]))
+    phrases = building.read_item_phrases(files, np.array([0, 2]))
+    found = building.family_groups(phrases, groups, 2)
     assert [each.start.tolist() for each in found] == [[0, 0, 0]] * 2
-    building.write_family_vectors(files, np.array([0, 2]), tmp_path / "vectors.npy")
+    building.write_family_vectors(files, phrases, 2, tmp_path / "vectors.npy")
     assert np.load(tmp_path / "vectors.npy").shape[0] == 2
 
 
