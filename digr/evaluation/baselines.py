@@ -119,17 +119,19 @@ def collect_examples(batches: Iterable[pa.RecordBatch], counts: TrainingCounts, 
     Raises:
         ValueError: the split is empty.
     """
-    ids, users, targets, repeated = [], [], [], []
+    ids, users, targets, repeated, newest = [], [], [], [], []
     for batch in batches:
         ids.append(batch["example_id"])
         users.append(batch["user_id"])
         targets.append(batch["target"])
         repeated.append(target_ranks(batch["history"], batch["target"]) > 0)
+        newest.append(recent_items(batch["history"], counts, 1, where).ravel())
     if not sum(map(len, ids)):
         raise ValueError(f"{where}: this split has no examples, so nothing can be evaluated; choose another data.split")
     example_ids, target_ids = pa.concat_arrays(ids), pa.concat_arrays(targets)
     user = pa.concat_arrays(users).dictionary_encode().indices.to_numpy()
-    slices = target_slices(counts.frequency, counts.items.find_all(target_ids, where), np.concatenate(repeated))
+    places = counts.items.find_all(target_ids, where)
+    slices = target_slices(counts.frequency, places, np.concatenate(repeated), counts.frequency[np.concatenate(newest)])
     return Examples(build_id_index(example_ids), user, target_ids, slices)
 
 

@@ -18,6 +18,9 @@ from digr.evaluation.resampling import resample_users
 HEAD_RATE = 0.2
 """Share of the items seen in training, the most frequent, whose targets make the slice `head`."""
 
+RARE_TIMES = 5
+"""Training interactions of a rare item at most."""
+
 TOP_TARGETS = 2
 """Most frequent targets that the slice `others` leaves out."""
 
@@ -214,16 +217,21 @@ def evaluate_split(
 
 
 def target_slices(
-    frequency: Int[np.ndarray, " N"], targets: Int[np.ndarray, " B"], repeated: Bool[np.ndarray, " B"]
+    frequency: Int[np.ndarray, " N"],
+    targets: Int[np.ndarray, " B"],
+    repeated: Bool[np.ndarray, " B"],
+    last_frequency: Int[np.ndarray, " B"],
 ) -> dict[str, Bool[np.ndarray, " B"]]:
-    """Return the slices by target: all, head, tail, cold (never seen in training), repeat (already in its history), and others.
+    """Return the slices: all; by target head, tail, cold (never seen in training), repeat (already in its history); and two more.
 
-    `others` has all but the examples of the `TOP_TARGETS` most frequent targets, one of which can move a metric alone.
+    `rare_last` has the examples after an item seen at most `RARE_TIMES` times in training, of which counts know little.
+    `others` has all but those of the `TOP_TARGETS` most frequent targets, one of which can move a metric alone.
 
     Args:
         frequency: training occurrences of each item.
         targets: item index of each target.
         repeated: whether the target is in its own history.
+        last_frequency: training occurrences of the newest item of each history.
     """
     seen = np.sort(frequency[frequency > 0])[::-1]
     threshold = seen[max(int(np.ceil(HEAD_RATE * len(seen))) - 1, 0)] if len(seen) else 1
@@ -234,6 +242,7 @@ def target_slices(
         "tail": (occurrences > 0) & (occurrences < threshold),
         "cold": occurrences == 0,
         "repeat": repeated,
+        "rare_last": last_frequency <= RARE_TIMES,
         "others": ~np.isin(targets, np.argsort(-np.bincount(targets), kind="stable")[:TOP_TARGETS]),
     }
 

@@ -199,13 +199,14 @@ def test_coverage_counts_real_items_in_the_top_k_and_the_invalid_rate_the_rest()
 
 def test_slices_follow_the_training_frequency_of_the_target():
     frequency = np.array([9, 1, 1, 1, 1, 0])
-    slices = target_slices(frequency, np.array([0, 1, 5]), np.array([False, True, False]))
+    slices = target_slices(frequency, np.array([0, 1, 5]), np.array([False, True, False]), np.array([6, 5, 0]))
     assert {name: mask.tolist() for name, mask in slices.items()} == {
         "all": [True, True, True],
         "head": [True, False, False],
         "tail": [False, True, False],
         "cold": [False, False, True],
         "repeat": [False, True, False],
+        "rare_last": [False, True, True],
         "others": [False, False, True],
     }
 
