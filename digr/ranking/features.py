@@ -103,7 +103,13 @@ def _vector_features(vectors: Float[np.ndarray, "N D"], histories: HistoryItems,
     """Return the cosines of a candidate with the mean of the history and with its last item."""
     last = histories.last
     newest = vectors[np.maximum(last, 0)].astype(np.float32) * (last >= 0)[:, None]
-    return [_products(left, vectors, pairs) for left in (_means(vectors, histories), newest)]
+    both = np.stack([_means(vectors, histories), newest], axis=1)
+    found = np.empty((len(pairs.item), 2), np.float32)
+    for at in range(0, len(found), PRODUCT_ROWS):
+        rows = slice(at, at + PRODUCT_ROWS)
+        right = vectors[pairs.item[rows]].astype(np.float32)
+        found[rows] = np.einsum("cmd,cd->cm", both[pairs.request[rows]], right)
+    return [found[:, 0], found[:, 1]]
 
 
 def _means(vectors: Float[np.ndarray, "N D"], histories: HistoryItems) -> Float32[np.ndarray, "B D"]:
@@ -114,15 +120,6 @@ def _means(vectors: Float[np.ndarray, "N D"], histories: HistoryItems) -> Float3
     if len(filled):
         sums[filled] = np.add.reduceat(weight * vectors[histories.item], histories.start[filled], axis=0)
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
-
-
-def _products(left: Float32[np.ndarray, "B D"], vectors: Float[np.ndarray, "N D"], pairs: Pairs) -> Float32[np.ndarray, " C"]:
-    found = np.empty(len(pairs.item), np.float32)
-    for at in range(0, len(found), PRODUCT_ROWS):
-        rows = slice(at, at + PRODUCT_ROWS)
-        right = vectors[pairs.item[rows]].astype(np.float32)
-        found[rows] = np.einsum("cd,cd->c", left[pairs.request[rows]], right)
-    return found
 
 
 def _group_features(groups: InterestGroups, lifts: Lifts, histories: HistoryItems, pairs: Pairs) -> list[np.ndarray]:

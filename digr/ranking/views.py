@@ -87,24 +87,29 @@ def save_arrays(folder: Path, arrays: Any, name: str = "") -> None:
         save_arrays(folder, value, f"{name}.{key}" if name else str(key))
 
 
+def load_array(folder: Path, name: str) -> np.ndarray:
+    """Map an array that `save_arrays` wrote; a plain one, since NumPy's own class for mapped files is slow at small slices."""
+    return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+
+
 def load_arrays(kind: Any, folder: Path, name: str) -> Any:
     """Map the arrays of a tuple that `save_arrays` wrote under a name."""
-    return kind(*(np.load(folder / f"{name}.{field}.npy", mmap_mode="r") for field in kind._fields))
+    return kind(*(load_array(folder, f"{name}.{field}") for field in kind._fields))
 
 
 def load_view(folder: Path, period: Period, families: tuple[str, ...], grains: int) -> View:
     """Map the arrays of a period; what a request does not touch is never read."""
     counted = {name: load_arrays(Neighbours, folder, f"{period}.{name}") for name in COUNTED}
     names = ("frequency", "recent", "most_frequent", "popular")
-    statistics = Statistics(counted, *(np.load(folder / f"{period}.{name}.npy", mmap_mode="r") for name in names))
+    statistics = Statistics(counted, *(load_array(folder, f"{period}.{name}") for name in names))
     found = {
         name: Family(
-            np.load(folder / f"{name}.vectors.npy", mmap_mode="r"),
+            load_array(folder, f"{name}.vectors"),
             load_arrays(Neighbours, folder, f"{name}.neighbours"),
             tuple(load_arrays(InterestGroups, folder, f"{name}.groups.{grain}") for grain in range(grains)),
             tuple(load_arrays(Lifts, folder, f"{name}.{period}.lifts.{grain}") for grain in range(grains)),
         )
         for name in families
     }
-    vectors = np.load(folder / "text.vectors.npy", mmap_mode="r")
+    vectors = load_array(folder, "text.vectors")
     return View(statistics, vectors, load_arrays(Neighbours, folder, "text.neighbours"), found)
