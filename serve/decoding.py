@@ -10,7 +10,8 @@ from jaxtyping import Bool
 
 from digr.policy.decoding.search import Recommendation, recommend
 from serve.catalogue import ServedRun
-from serve.ranking import RankedList, rank
+from serve.ranking import RankedList, rank, wishes_of
+from serve.schemas import Steer
 
 BATCH_SIZE = 32
 """Requests decoded together."""
@@ -36,6 +37,8 @@ class Job:
     """Items that the ranker lists."""
     explain: bool = False
     """Whether the ranker says what its scores are made of."""
+    steer: Sequence[Steer] = ()
+    """What the ranker's list should have more of, or less."""
     ranked: RankedList | None = None
     """What the version's ranker made of the policy's list and of other sources; set where it is decoded."""
 
@@ -67,7 +70,8 @@ def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
 def _rank(job: Job, found: Recommendation | Exception) -> None:
     if job.run.ranker is not None and isinstance(found, Recommendation):
         newest = np.asarray(job.history[-job.run.max_history :], np.int64)
-        job.ranked = rank(job.run.ranker, newest, found, job.k, job.allowed, explain=job.explain)
+        wishes = wishes_of(job.run.ranker.ranker, job.steer)
+        job.ranked = rank(job.run.ranker, newest, found, job.k, job.allowed, explain=job.explain, wishes=wishes)
 
 
 def warm_up(run: ServedRun, beam_width: int, max_pending: int) -> None:

@@ -120,6 +120,18 @@ def unknown_items(unknown: list[str]) -> ProblemError:
     return ProblemError("unknown-items", 422, title, detail, unknown_items=unknown, fields=["history"])
 
 
+def cannot_steer() -> ProblemError:
+    """Say that there is no ranker to steer."""
+    detail = "this version has no ranker, so its lists cannot be steered; leave steer out or ask another version"
+    return ProblemError("cannot-steer", 422, "Nothing to steer", detail, fields=["steer"])
+
+
+def unknown_interest(name: str) -> ProblemError:
+    """Name the interest that is not a canonical one."""
+    detail = f"{name!r} is no canonical interest of this version; send it as text, which is taken for the nearest ones"
+    return ProblemError("unknown-interest", 422, "No such interest", detail, fields=["steer"])
+
+
 def unknown_item(item_id: str) -> ProblemError:
     """Say that an address names no item."""
     detail = f"item {item_id!r} is not in the catalogue; GET /v1/items?query= finds items by title"

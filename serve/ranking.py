@@ -3,20 +3,28 @@
 An item that came after the run is unknown to the sources and the ranker; it keeps the place that the policy gives it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
 from digr import artifacts
 from digr.artifacts import Store
+from digr.config.models import EncoderConfig
 from digr.data.ids import build_id_index
 from digr.policy.decoding.search import Recommendation
 from digr.ranking.features import group_of
 from digr.ranking.lists import ListRanker, load_list_ranker, source_names
 from digr.ranking.neighbours import HistoryItems, Neighbours
+from digr.ranking.sources import STEER
+from digr.ranking.steering import Vocabulary, Wish, find_interest, steer_scores, wish_of_interest, wish_of_words
 from digr.ranking.systems import SERVED, feature_names, sources_of
+from digr.ranking.views import load_array, load_arrays
+from serve.encoders import get_encoder
+from serve.schemas import Steer
 
 
 class RunRanker(NamedTuple):
@@ -26,6 +34,10 @@ class RunRanker(NamedTuple):
     item_ids: pa.Array
     """The items that the index knows, in its order."""
     features: list[str]
+    vocabulary: Vocabulary
+    """What wishes may name."""
+    encoder: EncoderConfig
+    """Of the canonical interests."""
 
 
 class ServedRanker(NamedTuple):
@@ -58,8 +70,20 @@ def load_run_ranker(store: Store) -> RunRanker | None:
     grains = len(manifest.config["ranking"]["interest_cosines"])
     with artifacts.local_files(store, "ranking_index") as index, artifacts.local_files(store, "ranker") as rankers:
         lists = load_list_ranker(index, rankers, [SERVED], "test", grains)
+        carriers = load_arrays(Neighbours, index, f"{SERVED.family}.carriers")
+        centroids = load_array(index, f"{SERVED.family}.centroids")
+    vocabulary = Vocabulary(_group_names(store), centroids, carriers)
+    chosen = artifacts.require(store, "ranking_index").config["embeddings"]["encoder"]
     item_ids = artifacts.read_table(store, "items", ["item_id"])["item_id"].combine_chunks()
-    return RunRanker(lists, item_ids, feature_names(SERVED, grains))
+    return RunRanker(lists, item_ids, feature_names(SERVED, grains), vocabulary, EncoderConfig.model_validate(chosen))
+
+
+def _group_names(store: Store) -> pa.Array:
+    """Return the names of the canonical interests of the finest grain, in the order of their numbers."""
+    table = artifacts.read_table(store, "canonical_interests", ["groups", "names"])
+    group, name = (pc.list_element(table[column], 0).combine_chunks() for column in ("groups", "names"))
+    first = np.unique(group.to_numpy(), return_index=True)[1]
+    return name.take(pa.array(first))
 
 
 def serve_ranker(ranker: RunRanker | None, item_ids: pa.Array) -> ServedRanker | None:
@@ -67,6 +91,26 @@ def serve_ranker(ranker: RunRanker | None, item_ids: pa.Array) -> ServedRanker |
     if ranker is None:
         return None
     return ServedRanker(ranker, build_id_index(ranker.item_ids).find(item_ids), build_id_index(item_ids).find(ranker.item_ids))
+
+
+def wishes_of(ranker: RunRanker, steer: Sequence[Steer]) -> list[Wish]:
+    """Return what a request's wishes mean.
+
+    Raises:
+        KeyError: an interest is no canonical interest of the run.
+    """
+    found = []
+    words = [wish.text for wish in steer if wish.text is not None]
+    vectors = iter(get_encoder(ranker.encoder)(words) if words else [])
+    for wish in steer:
+        if wish.text is not None:
+            found.append(wish_of_words(ranker.vocabulary, next(vectors), wish.weight))
+            continue
+        group = find_interest(ranker.vocabulary, wish.interest or "")
+        if group < 0:
+            raise KeyError(wish.interest)
+        found.append(wish_of_interest(group, wish.weight))
+    return found
 
 
 def rank(
@@ -77,6 +121,7 @@ def rank(
     allowed: Bool[np.ndarray, " N"] | None,
     *,
     explain: bool,
+    wishes: Sequence[Wish] = (),
 ) -> RankedList:
     """Order what all sources propose after a history.
 
@@ -86,6 +131,7 @@ def rank(
         k: items listed, as many as the policy found at least.
         allowed: items that may be listed; None for all.
         explain: whether contributions are wanted.
+        wishes: of the request.
     """
     ranker = served.ranker
     known, generated = served.index_of[history], served.index_of[found.places]
@@ -97,12 +143,18 @@ def rank(
         HistoryItems(known, np.array([0, len(known)])),
         Neighbours(np.array([0, len(proposed)]), proposed.astype(np.int32), np.ones(len(proposed), np.float32)),
         k,
-        None if mask is None else mask[None],
+        allowed=None if mask is None else mask[None],
+        wishes=wishes,
+        carriers=ranker.vocabulary.carriers if wishes else None,
     )
     ((_, by_system),) = lists
     made = by_system[SERVED]
-    sources = source_names(made.candidates, sources_of(SERVED)).to_pylist()
+    sources = source_names(made.candidates, [*sources_of(SERVED), STEER]).to_pylist()
     parts = _contributions(ranker, made.features) if explain else [{}] * len(sources)
+    if wishes and explain:
+        groups = ranker.lists.view.families[SERVED.family].groups[0]
+        added = steer_scores(wishes, groups, made.candidates.item).round(4).tolist()
+        parts = [part | {STEER: score} for part, score in zip(parts, added, strict=True)]
     listed = list(zip(served.place_of[made.candidates.item].tolist(), made.score.tolist(), sources, parts, strict=True))
     for at, (place, index) in enumerate(zip(found.places[:k].tolist(), generated[:k].tolist(), strict=True)):
         if index < 0:

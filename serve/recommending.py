@@ -7,9 +7,20 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from digr.policy.decoding.search import Recommendation
+from digr.ranking.steering import find_interest
 from serve.catalogue import ServedRun, places_array
 from serve.decoding import Job
-from serve.problems import ProblemError, beam_too_wide, empty_history, k_too_large, no_items_left, two_histories, unknown_items
+from serve.problems import (
+    ProblemError,
+    beam_too_wide,
+    cannot_steer,
+    empty_history,
+    k_too_large,
+    no_items_left,
+    two_histories,
+    unknown_interest,
+    unknown_items,
+)
 from serve.schemas import Problem, RecommendedItem, RecommendReply, RecommendRequest, Source
 from serve.service import Service
 
@@ -69,6 +80,7 @@ def _job(service: Service, checked: CheckedRequest) -> Job:
     run, request = checked.run, checked.request
     prompt = run.prompt(checked.places, checked.interests)
     ranking = {"history": checked.places, "k": request.k, "explain": request.explain}
+    ranking |= {"steer": [wish for wish in request.steer if wish.weight]}
     return service.line.job(run, prompt, checked.beam_width, checked.allowed, **ranking)
 
 
@@ -107,6 +119,7 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
         raise beam_too_wide(beam_width, largest_beam)
     if request.k > min(beam_width, run.trie.num_items):
         raise k_too_large(request.k, beam_width, run.trie.num_items)
+    _check_steer(run, request)
     if request.history and request.user_id is not None:
         raise two_histories()
     named = [*(request.history or []), *(request.seeds or [])]
@@ -121,6 +134,14 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
         places = (run.users.find(request.user_id) or []) + places
     interests = run.shown_interests(request.user_id)
     return CheckedRequest(model, run, request, places, ignored, beam_width, _allowed(run, request, places), interests)
+
+
+def _check_steer(run: ServedRun, request: RecommendRequest) -> None:
+    if request.steer and run.ranker is None:
+        raise cannot_steer()
+    for wish in request.steer:
+        if wish.interest is not None and run.ranker and find_interest(run.ranker.ranker.vocabulary, wish.interest) < 0:
+            raise unknown_interest(wish.interest)
 
 
 def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:

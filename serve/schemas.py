@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_HISTORY, MAX_K, MAX_BATCH, MAX_FILTER = 1000, 1000, 64, 1000
 
@@ -45,6 +45,23 @@ class ItemFilter(Contract):
         return [part for part in parts if part != ItemFilter()]
 
 
+class Steer(Contract):
+    """A wish for more of something, or less: either `interest` or `text`."""
+
+    interest: str | None = Field(None, min_length=1, max_length=200)
+    """Name of a canonical interest of the run, whatever its case."""
+    text: str | None = Field(None, min_length=1, max_length=500)
+    """Free words, taken for the canonical interests nearest to them."""
+    weight: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
+    """How much; negative for less, 0 for nothing."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Steer":
+        if (self.interest is None) == (self.text is None):
+            raise ValueError("a wish has either interest or text")
+        return self
+
+
 class RecommendRequest(Contract):
     """Ask what comes next after a history."""
 
@@ -62,6 +79,8 @@ class RecommendRequest(Contract):
     """Only items that meet all of these conditions may come out."""
     deny: ItemFilter | None = None
     """Items that meet any of these conditions may not come out; the two ends of a price range are one condition."""
+    steer: list[Steer] = Field([], max_length=8)
+    """What the list should have more of, or less; only where the version has a ranker."""
     exclude_history: bool = False
     """Leave out the items of the history and the seeds."""
     explain: bool = True

@@ -1,19 +1,17 @@
 """What one replica serves: its versions, what was added to them, and how it decodes."""
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from digr.config.models import EncoderConfig
-from digr.models.encoders import Encode, load_encoder
 from digr.serving.journal import Journal
 from serve import problems
 from serve.additions import ItemList, VersionAdditions
 from serve.catalogue import ServedRun, assemble, digests_of, read_run
 from serve.decoding import decode, warm_up
+from serve.encoders import get_encoder
 from serve.item_schemas import AddedItem, NewItem
 from serve.metrics import Metrics
 from serve.schemas import ChangeDefault, Version, Versions
@@ -30,11 +28,6 @@ class Loaded(NamedTuple):
     digests: tuple[str, ...]
     run: ServedRun
     additions: VersionAdditions | None
-
-
-@functools.lru_cache(maxsize=4)
-def _encoder(encoder: EncoderConfig) -> Encode:
-    return load_encoder(encoder)
 
 
 def _extended(loaded: Loaded, items: list[dict[str, Any]]) -> Loaded:
@@ -101,7 +94,7 @@ class Service:
             return None
         tables, additions = read_run(settings, self._device), None
         if self._state_dir and self._items:
-            additions = VersionAdditions(tables, settings, self._state_dir, _encoder)
+            additions = VersionAdditions(tables, settings, self._state_dir, get_encoder)
             additions.follow(self._items.items)
         run = assemble(tables, additions.additions() if additions else None)
         warm_up(run, self.arguments.beam_width, self.arguments.max_pending)

@@ -180,6 +180,17 @@ def write_family_vectors(files: FamilyFiles, phrases: ItemPhrases, num_items: in
     scratch.unlink()
 
 
+def group_centroids(files: FamilyFiles, group: Int[np.ndarray, " P"]) -> Float32[np.ndarray, "K D"]:
+    """Return the unit mean of the vectors of each group's phrases."""
+    sums, before, num_groups = np.zeros((0, 1), np.float32), 0, int(group.max(initial=-1)) + 1
+    for vectors in read_vectors(files.vectors):
+        here = group[before : before + len(vectors)]
+        member = csr_matrix((np.ones(len(here), np.float32), (here, np.arange(len(here)))), shape=(num_groups, len(here)))
+        sums = member @ vectors + (sums if before else 0)
+        before += len(vectors)
+    return unit(sums)
+
+
 def write_text_vectors(store: Store, num_items: int, path: Path) -> None:
     """Write the centred vectors of all items' texts as an array file.
 

@@ -12,6 +12,7 @@ from digr.data.sequences import ranges
 from digr.ranking.neighbours import HistoryItems, Neighbours
 from digr.ranking.ranker import Ranker, best_of, load_ranker
 from digr.ranking.sources import Candidates, propose
+from digr.ranking.steering import Wish, proposals, steer_scores
 from digr.ranking.systems import System, build_features, candidates_of, families_of
 from digr.ranking.views import View, load_view
 
@@ -38,7 +39,14 @@ class ListRanker(NamedTuple):
     rankers: Mapping[System, Ranker]
 
     def rank(
-        self, histories: HistoryItems, generated: Neighbours | None, k: int, allowed: Bool[np.ndarray, "B N"] | None = None
+        self,
+        histories: HistoryItems,
+        generated: Neighbours | None,
+        k: int,
+        *,
+        allowed: Bool[np.ndarray, "B N"] | None = None,
+        wishes: Sequence[Wish] = (),
+        carriers: Neighbours | None = None,
     ) -> Iterator[tuple[slice, dict[System, RankedLists]]]:
         """Yield each system's k best items, for `BATCH_REQUESTS` requests at a time, which a slice names.
 
@@ -47,13 +55,16 @@ class ListRanker(NamedTuple):
             generated: the policy's lists, best first.
             k: items of a list at most.
             allowed: items that may be listed; None for all.
+            wishes: of the one request there is then.
+            carriers: items of each canonical interest, where there are wishes.
         """
         num_requests = len(histories.start) - 1
         for first in range(0, num_requests, BATCH_REQUESTS):
             end = min(first + BATCH_REQUESTS, num_requests)
             bounds = histories.start[first : end + 1]
             batch = HistoryItems(histories.item[bounds[0] : bounds[-1]], bounds - bounds[0])
-            candidates = propose(self.view, batch, rows_of(generated, first, end) if generated else None)
+            steered = proposals(wishes, carriers, self.view.num_items) if wishes and carriers is not None else None
+            candidates = propose(self.view, batch, rows_of(generated, first, end) if generated else None, steered)
             if allowed is not None:
                 candidates = candidates.take(allowed[first:end][candidates.request, candidates.item])
             features = build_features(self.view, batch, candidates)
@@ -62,6 +73,8 @@ class ListRanker(NamedTuple):
                 rows = np.flatnonzero(candidates_of(system, candidates))
                 seen = features.of(system, rows)
                 score = ranker.score(seen) if len(rows) else np.zeros(0)
+                if wishes and system.family:
+                    score = score + steer_scores(wishes, self.view.families[system.family].groups[0], candidates.item[rows])
                 best, start = best_of(score, candidates.request[rows], end - first, k)
                 found[system] = RankedLists(candidates.take(rows[best]), score[best], seen[best], start)
             yield slice(first, end), found

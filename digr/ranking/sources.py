@@ -13,6 +13,8 @@ from digr.ranking.views import View
 MOST = {"history": 50, "transitions": 50, "next": 20, "cooccurrence": 50, "text": 40, "popular": 30, "generation": 50}
 """Items that a source proposes at most."""
 SOURCES = tuple(MOST)
+STEER = "steer"
+"""The source of a request's wishes."""
 MOST_OF_FAMILY = 30
 CONTENT_DECAY = 0.6
 """Weight of a history's item as a power of its place from the end, for neighbours by text and by interests."""
@@ -39,13 +41,16 @@ class Candidates(NamedTuple):
         return Candidates(self.request[rows], self.item[rows], self.ranks[rows], self.sources)
 
 
-def propose(view: View, histories: HistoryItems, generated: Neighbours | None = None) -> Candidates:
+def propose(
+    view: View, histories: HistoryItems, generated: Neighbours | None = None, steered: Neighbours | None = None
+) -> Candidates:
     """Return the union of all sources' lists.
 
     Args:
         view: what is known of the items; each of its families is a source.
         histories: of B requests.
         generated: the policy's list of each request, best first; None proposes nothing.
+        steered: what the wishes of each request propose; None where there is no wish, and then there is no such source.
     """
     num_requests = len(histories.start) - 1
     lists = dict.fromkeys(SOURCES, _same_for_all(np.zeros(0, np.int64), num_requests))
@@ -59,6 +64,8 @@ def propose(view: View, histories: HistoryItems, generated: Neighbours | None = 
         lists["generation"] = generated
     for name, family in view.families.items():
         lists[name] = pool_neighbours(family.neighbours, histories, CONTENT_DECAY).best(num_requests, MOST_OF_FAMILY)
+    if steered is not None:
+        lists[STEER] = steered
     return union(lists, view.num_items)
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Int
 from digr.config.ranking import Ablation
 from digr.ranking.features import base_features, base_names, interest_features, interest_names
 from digr.ranking.neighbours import HistoryItems
-from digr.ranking.sources import SOURCES, Candidates, choose
+from digr.ranking.sources import SOURCES, STEER, Candidates, choose
 from digr.ranking.views import View
 
 SHUFFLES = 3
@@ -93,5 +93,5 @@ def sources_of(system: System) -> list[str]:
 
 
 def candidates_of(system: System, candidates: Candidates) -> Bool[np.ndarray, " C"]:
-    """Mark the candidates of a system."""
-    return choose(candidates, sources_of(system))
+    """Mark the candidates of a system, those of a request's wishes among them."""
+    return choose(candidates, [*sources_of(system), *([STEER] if STEER in candidates.sources else [])])

@@ -17,6 +17,7 @@ from digr.ranking import building
 from digr.ranking.building import FamilyFiles
 from digr.ranking.counting import STEPS
 from digr.ranking.neighbours import to_lists
+from digr.ranking.steering import carriers_of
 from digr.ranking.views import COUNTED, PERIODS, period_statistics, save_arrays
 
 INDEX = "ranking_index"
@@ -27,7 +28,10 @@ def write_family(store: Store, files: FamilyFiles, groups: list[np.ndarray], fir
     with tempfile.TemporaryDirectory() as folder:
         phrases, num_items = building.read_item_phrases(files, firsts), int(firsts[-1])
         building.write_family_vectors(files, phrases, num_items, Path(folder) / f"{name}.vectors.npy")
-        save_arrays(Path(folder), building.family_groups(phrases, groups, num_items), f"{name}.groups")
+        found = building.family_groups(phrases, groups, num_items)
+        save_arrays(Path(folder), found, f"{name}.groups")
+        save_arrays(Path(folder), carriers_of(found[0]), f"{name}.carriers")
+        save_arrays(Path(folder), building.group_centroids(files, groups[0]), f"{name}.centroids")
         artifacts.put_files(store, INDEX, Path(folder))
 
 

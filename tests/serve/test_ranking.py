@@ -9,20 +9,34 @@ import pytest
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
+from digr.config.interests import EmbeddingsConfig
+from digr.config.models import EncoderConfig
 from digr.config.ranking import RankingConfig
 from digr.policy.decoding.search import Recommendation, recommend
 from digr.ranking.features import CONTEXT
 from digr.ranking.neighbours import HistoryItems, Neighbours
 from digr.ranking.ranker import RankingExamples, fit_trees
 from digr.ranking.sources import SOURCES
+from digr.ranking.steering import carriers_of
 from digr.ranking.systems import SERVED, feature_names
+from digr.ranking.views import save_arrays
+from digr.tables import conform
 from serve.catalogue import assemble, digests_of, read_run
+from serve.encoders import get_encoder
 from serve.ranking import load_run_ranker, rank, serve_ranker
 from serve.settings import AppArguments, VersionSettings
 from tests.ranking.tiny_view import GRAINS, random_view, save_view
-from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray, write_run
+from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, put, serve_without_ray, write_run
 
 HISTORY = ["item03", "item40"]
+INTERESTS = ["weekend trout fishing", "home espresso brewing", "indoor bonsai care", "winter camping trips", "marathon running"]
+    "weekend trout fishing",
+    "home espresso brewing",
+    "indoor bonsai care",
+    "winter camping trips",
+    "marathon preparation",
+]
+"""Of the fine grain of the view."""
 
 
 def _write_ranker(store: Store) -> None:
@@ -39,7 +53,15 @@ def _write_ranker(store: Store) -> None:
         folder = Path(artifacts.begin(store, name), inner)
         folder.mkdir(parents=True, exist_ok=True)
         fill(folder)
-        artifacts.commit(store, Manifest(name=name, config={"ranking": {"interest_cosines": [0.7, 0.45]}}))
+        if name == "ranking_index":
+            save_arrays(folder, carriers_of(view.families["interests"].groups[0]), "interests.carriers")
+            save_arrays(folder, get_encoder(EncoderConfig())(INTERESTS), "interests.centroids")
+        config = {"ranking": {"interest_cosines": [0.7, 0.45]}, "embeddings": EmbeddingsConfig().model_dump(mode="json")}
+        artifacts.commit(store, Manifest(name=name, config=config))
+    numbers = [[group, 0] for group in range(len(INTERESTS))]
+    names = [[name, INTERESTS[0]] for name in INTERESTS]
+    table = pa.table({"interest": INTERESTS, "num_items": [1] * len(INTERESTS), "groups": numbers, "names": names})
+    put(store, "canonical_interests", conform("canonical_interests", table, "test"))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +130,57 @@ def test_filters_and_k_are_exact(client, k):
     few = _ask(client, k=k, allow={"item_ids": ["item03", "item07", "item11"]}, exclude_history=True)["items"]
     assert {item["item_id"] for item in few} <= {"item07", "item11"}
     assert len(few) == min(k, 2)
+
+
+def _serving(view, group: int) -> set[str]:
+    groups = view.families["interests"].groups[0]
+    owner = np.repeat(np.arange(NUM_ITEMS), np.diff(groups.start))
+    return {f"item{item:02d}" for item in owner[groups.group == group]}
+
+
+@pytest.mark.parametrize("wish", [{"interest": " Home Espresso Brewing"}, {"text": "a machine to brew espresso at home"}])
+def test_a_steered_list_has_more_of_what_is_wished_the_more_it_weighs(client, wish):
+    wanted, shares = _serving(random_view(5, num_items=NUM_ITEMS), 1), []
+    for weight in (-3, -0.5, 0.5, 3):
+        items = _ask(client, steer=[wish | {"weight": weight}])["items"]
+        shares.append(sum(item["item_id"] in wanted for item in items))
+        assert all(item["item_id"] not in wanted or item["contributions"]["steer"] * weight > 0 for item in items)
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1] == 10
+
+
+def test_without_a_wish_or_with_one_of_no_weight_the_list_is_the_same(client):
+    plain = _ask(client)
+    assert _ask(client, steer=[]) == plain
+    assert _ask(client, steer=[{"interest": INTERESTS[0], "weight": 0}]) == plain
+
+
+def test_filters_hold_for_what_is_wished_too(client):
+    items = _ask(client, allow={"categories": ["c1"]}, steer=[{"interest": INTERESTS[1], "weight": 10}])["items"]
+    assert len(items) == 10
+    assert all(int(item["item_id"][4:]) % 4 == 1 for item in items)
+
+
+@pytest.mark.parametrize(
+    ("steer", "kind"),
+    [
+        ([{"interest": "cheese"}], "unknown-interest"),
+        ([{"interest": "cheese", "text": "cheese"}], "invalid-request"),
+        ([{}], "invalid-request"),
+        ([{"text": "x", "weight": 11}], "invalid-request"),
+    ],
+)
+def test_a_wish_that_means_nothing_is_a_problem(client, steer, kind):
+    reply = client.post("/v1/recommend", json={"history": HISTORY, "steer": steer})
+    assert reply.status_code == 422
+    assert reply.json()["type"].endswith(kind)
+
+
+def test_a_version_without_a_ranker_cannot_be_steered(store):
+    models = {"main": VersionSettings(run_dir=store.root, ranker="off")}
+    client = serve_without_ray(AppArguments(models=models, beam_width=BEAM_WIDTH))
+    reply = client.post("/v1/recommend", json={"history": HISTORY, "steer": [{"text": "espresso"}]})
+    assert (reply.status_code, reply.json()["type"].rsplit("/", 1)[-1].rsplit(":", 1)[-1]) == (422, "cannot-steer")
 
 
 def test_lists_of_a_batch_are_those_of_each_request(client):
