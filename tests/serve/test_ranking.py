@@ -30,12 +30,6 @@ from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, put, serve_without_ray, 
 
 HISTORY = ["item03", "item40"]
 INTERESTS = ["weekend trout fishing", "home espresso brewing", "indoor bonsai care", "winter camping trips", "marathon running"]
-    "weekend trout fishing",
-    "home espresso brewing",
-    "indoor bonsai care",
-    "winter camping trips",
-    "marathon preparation",
-]
 """Of the fine grain of the view."""
 
 
