@@ -7,6 +7,10 @@ export function setUpFilters(changed) {
   const categories = new Map(); // name -> "only" or "never"
   const number = (id) => (byId(id).value === "" ? undefined : byId(id).valueAsNumber);
 
+  const wishes = () => [["more", 1], ["less", -1]]
+    .map(([id, weight]) => ({ text: byId(id).value.trim(), weight }))
+    .filter(({ text }) => text);
+
   function take(kind) {
     const name = byId("category").value.trim();
     if (!name) return byId("category").focus();
@@ -25,7 +29,7 @@ export function setUpFilters(changed) {
     byId("chosen-categories").replaceChildren(...[...categories].map(([name, kind]) => el("li", { class: kind },
       el("span", {}, `${kind === "only" ? "only" : "never"} ${name}`),
       el("button", { type: "button", class: "tool", "aria-label": `Remove filter ${name}`, onclick: () => drop(name) }, "×"))));
-    const used = categories.size + (number("min") !== undefined || number("max") !== undefined ? 1 : 0) + (byId("exclude").checked ? 1 : 0);
+    const used = categories.size + wishes().length + (number("min") !== undefined || number("max") !== undefined ? 1 : 0) + (byId("exclude").checked ? 1 : 0);
     byId("filter-count").textContent = `${used} in use`;
     byId("filter-count").hidden = used === 0;
     byId("reset").hidden = used === 0;
@@ -35,10 +39,10 @@ export function setUpFilters(changed) {
   byId("only").addEventListener("click", () => take("only"));
   byId("never").addEventListener("click", () => take("never"));
   byId("category").addEventListener("keydown", (event) => { if (event.key === "Enter") take("only"); });
-  for (const id of ["k", "min", "max", "exclude"]) byId(id).addEventListener("input", update);
+  for (const id of ["k", "min", "max", "exclude", "more", "less"]) byId(id).addEventListener("input", update);
   byId("reset").addEventListener("click", () => {
     categories.clear();
-    byId("min").value = byId("max").value = "";
+    byId("min").value = byId("max").value = byId("more").value = byId("less").value = "";
     byId("exclude").checked = false;
     byId("category").focus();
     update();
@@ -57,6 +61,7 @@ export function setUpFilters(changed) {
       const fields = { k: number("k") ?? 10, exclude_history: byId("exclude").checked };
       if (Object.keys(allow).length) fields.allow = allow;
       if (never.length) fields.deny = { categories: never };
+      if (wishes().length) fields.steer = wishes();
       return fields;
     },
     /** Offer the categories of these items while typing. */

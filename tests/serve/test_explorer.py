@@ -124,6 +124,17 @@ def test_filters_narrow_the_list_and_a_filter_that_leaves_nothing_says_so(page, 
     page.wait("document.querySelectorAll('.card').length === 10")
 
 
+def test_wishes_are_sent_and_a_version_without_a_ranker_says_that_it_has_none(page, url):
+    _open(page, url, "item05")
+    page.click("#more")
+    page.type("winter camping")
+    page.wait("document.querySelector('.columns .problem')")
+    assert page.text(".columns .problem code") == ["cannot-steer"]
+    assert page.text("#filter-count") == ["1 in use"]
+    page.click("#reset")
+    page.wait("document.querySelectorAll('.card').length === 10")
+
+
 def test_the_path_of_a_listed_item_is_lit_and_the_tree_is_walked_by_keyboard(page, url):
     _open(page, url, "item05")
     item = _listed(url, history=["item05"])[1]
