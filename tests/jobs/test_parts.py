@@ -93,7 +93,7 @@ def test_vectors_codes_and_training_rows_are_the_same_in_five_parts(stores, name
 
 def test_neighbours_and_canonical_interests_are_the_same_in_five_parts(stores):
     one, five = (table.sort_by([("item_id", "ascending"), ("source", "ascending")]) for table in _both(stores, "item_neighbours"))
-    assert one.select(["item_id", "source"]).equals(five.select(["item_id", "source"])) and len(one) == 40 * 10
+    assert one.select(["item_id", "source"]).equals(five.select(["item_id", "source"])) and len(one) == 40 * 11
     lists = [table["neighbours"].combine_chunks() for table in (one, five)]
     assert lists[0].value_lengths().equals(lists[1].value_lengths())
     (places, weights), (places_of_five, weights_of_five) = (found.flatten().flatten() for found in lists)
