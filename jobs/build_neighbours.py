@@ -15,8 +15,8 @@ from digr.ranking import building
 from digr.ranking.building import FamilyFiles
 from digr.ranking.systems import families_of, systems_of
 from digr.ranking.views import COUNTED
-from jobs.ranking.counts import count_sources, rows_of
-from jobs.ranking.index_files import INDEX, Nearest, write_family, write_lists, write_text
+from jobs.ranking.counts import count_sources, counted_rows
+from jobs.ranking.index_files import INDEX, Nearest, finish_index, write_family, write_text
 from jobs.ranking.phrase_groups import EncodePhrases, group_phrases, run_task
 from jobs.runtime.datasets import map_parts
 from jobs.runtime.session import Options, log, main, start_ray
@@ -47,9 +47,9 @@ def build_sources(
     sources = ["text", *files]
     log(STAGE, "counted; searching neighbours by text and by interests")
     rows = map_parts(config, store, Nearest, parts_of(store, "item"), [STAGE], arguments=(work, firsts, tuple(sources)))
-    run_task(write_lists, store, counts, sources, families, len(chosen.interest_cosines))
+    run_task(finish_index, store, counts, sources, families, len(chosen.interest_cosines))
     facts = {STARTS: part_starts(store, "items"), "sources": [*sources, *COUNTED]}
-    index = {"families": list(families), "fit_rows": rows_of(config, store)._asdict()}
+    index = {"families": list(families), "fit_rows": counted_rows(config, store)._asdict()}
     return {"canonical_interests": Output(joined), STAGE: Output(rows[STAGE], facts=facts), INDEX: Output(facts=index)}
 
 

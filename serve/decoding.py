@@ -10,7 +10,7 @@ from jaxtyping import Bool
 
 from digr.policy.decoding.search import Recommendation, recommend
 from serve.catalogue import ServedRun
-from serve.ranking import RankedList, rank, wishes_of
+from serve.ranking import ServedList, rank, wishes_of
 from serve.schemas import Steer
 
 BATCH_SIZE = 32
@@ -39,7 +39,7 @@ class Job:
     """Whether the ranker says what its scores are made of."""
     steer: Sequence[Steer] = ()
     """What the ranker's list should have more of, or less."""
-    ranked: RankedList | None = None
+    ranked: ServedList | None = None
     """What the version's ranker made of the policy's list and of other sources; set where it is decoded."""
 
 

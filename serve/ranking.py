@@ -50,7 +50,7 @@ class ServedRanker(NamedTuple):
     """Where each item of the index stands; -1 for one that is not served."""
 
 
-class RankedList(NamedTuple):
+class ServedList(NamedTuple):
     """A list in the order of the ranker."""
 
     places: Int[np.ndarray, " M"]
@@ -122,7 +122,7 @@ def rank(
     *,
     explain: bool,
     wishes: Sequence[Wish] = (),
-) -> RankedList:
+) -> ServedList:
     """Order what all sources propose after a history.
 
     Args:
@@ -161,7 +161,7 @@ def rank(
             score = listed[min(at, len(listed) - 1)][1] if listed else 0.0
             listed.insert(at, (place, score, ["generation"], {}))
     columns = [list(column) for column in zip(*listed[:k], strict=True)] or [[], [], [], []]
-    return RankedList(np.array(columns[0], np.int64), columns[1], columns[2], columns[3])
+    return ServedList(np.array(columns[0], np.int64), columns[1], columns[2], columns[3])
 
 
 def _contributions(ranker: RunRanker, features: np.ndarray) -> list[dict[str, float]]:

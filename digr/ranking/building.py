@@ -86,11 +86,11 @@ def _add_up(tables: list[pa.Table]) -> pa.Table:
     return found.rename_columns({"num_items_sum": "num_items"}).select(["interest", "num_items"])
 
 
-def read_vectors(uri: str, column: str = "vector") -> Iterator[Float32[np.ndarray, "b D"]]:
+def read_vectors(uri: str) -> Iterator[Float32[np.ndarray, "b D"]]:
     """Stream the vectors of a table."""
-    for batch in artifacts.open_parts(uri).to_batches(columns=[column], batch_size=16_384):
+    for batch in artifacts.open_parts(uri).to_batches(columns=["vector"], batch_size=16_384):
         if len(batch):
-            lists = batch[column]
+            lists = batch["vector"]
             yield lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(lists), -1)
 
 

@@ -38,7 +38,7 @@ PRODUCT_ROWS = 65_536
 """Candidates whose vectors are multiplied at once."""
 
 
-class Pairs(NamedTuple):
+class RequestItems(NamedTuple):
     """C pairs of a request and an item, request by request."""
 
     request: Int[np.ndarray, " C"]
@@ -61,14 +61,14 @@ def group_of(feature: str) -> str:
     return next((group for group, names in GROUPS.items() if feature in names), "interests")
 
 
-def base_features(view: View, histories: HistoryItems, pairs: Pairs) -> Float32[np.ndarray, "C F"]:
+def base_features(view: View, histories: HistoryItems, pairs: RequestItems) -> Float32[np.ndarray, "C F"]:
     """Return what counts and texts say of each pair, in the order of `base_names`."""
     found = _count_features(view.statistics, histories, pairs)
     found |= dict(zip(GROUPS["text"], _vector_features(view.text_vectors, histories, pairs), strict=True))
     return np.stack([found[name] for name in base_names()], axis=1).astype(np.float32)
 
 
-def interest_features(family: Family, histories: HistoryItems, pairs: Pairs) -> Float32[np.ndarray, "C F"]:
+def interest_features(family: Family, histories: HistoryItems, pairs: RequestItems) -> Float32[np.ndarray, "C F"]:
     """Return what interests say of each pair, in the order of `interest_names`."""
     found = _vector_features(family.vectors, histories, pairs)
     for groups, lifts in zip(family.groups, family.lifts, strict=True):
@@ -76,7 +76,7 @@ def interest_features(family: Family, histories: HistoryItems, pairs: Pairs) -> 
     return np.stack(found, axis=1).astype(np.float32)
 
 
-def _count_features(statistics: Statistics, histories: HistoryItems, pairs: Pairs) -> dict[str, np.ndarray]:
+def _count_features(statistics: Statistics, histories: HistoryItems, pairs: RequestItems) -> dict[str, np.ndarray]:
     """Return what follows the history, what stands beside it, how recent and frequent an item is, whether it is a repeat."""
     request, item = pairs
     found: dict[str, np.ndarray] = {}
@@ -99,7 +99,7 @@ def _places(histories: HistoryItems, num_items: int) -> ItemWeights:
     return ItemWeights(key, np.ones(len(key), np.float32), num_items)
 
 
-def _vector_features(vectors: Float[np.ndarray, "N D"], histories: HistoryItems, pairs: Pairs) -> list[np.ndarray]:
+def _vector_features(vectors: Float[np.ndarray, "N D"], histories: HistoryItems, pairs: RequestItems) -> list[np.ndarray]:
     """Return the cosines of a candidate with the mean of the history and with its last item."""
     last = histories.last
     newest = vectors[np.maximum(last, 0)].astype(np.float32) * (last >= 0)[:, None]
@@ -122,7 +122,7 @@ def _means(vectors: Float[np.ndarray, "N D"], histories: HistoryItems) -> Float3
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
 
 
-def _group_features(groups: InterestGroups, lifts: Lifts, histories: HistoryItems, pairs: Pairs) -> list[np.ndarray]:
+def _group_features(groups: InterestGroups, lifts: Lifts, histories: HistoryItems, pairs: RequestItems) -> list[np.ndarray]:
     """Return overlap with the last item, overlap with the history's profile, and the lift of steps between interests."""
     filled = np.flatnonzero(histories.last >= 0)
     newest = HistoryItems(histories.last[filled], np.arange(len(filled) + 1))
@@ -166,7 +166,7 @@ def _lifts(groups: InterestGroups, lifts: Lifts, wanted: _Spread, num_requests: 
 
 
 def _overlap(
-    groups: InterestGroups, dense: Float32[np.ndarray, "B K"], values: np.ndarray, pairs: Pairs
+    groups: InterestGroups, dense: Float32[np.ndarray, "B K"], values: np.ndarray, pairs: RequestItems
 ) -> Float[np.ndarray, " C"]:
     length = groups.start[pairs.item + 1] - groups.start[pairs.item]
     places = ranges(groups.start[pairs.item], length)

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from digr.data.sequences import ranges
 from digr.ranking.neighbours import HistoryItems, Neighbours
 from digr.ranking.ranker import Ranker, best_of, load_ranker
 from digr.ranking.sources import Candidates, propose
@@ -64,13 +63,13 @@ class ListRanker(NamedTuple):
             bounds = histories.start[first : end + 1]
             batch = HistoryItems(histories.item[bounds[0] : bounds[-1]], bounds - bounds[0])
             steered = proposals(wishes, carriers, self.view.num_items) if wishes and carriers is not None else None
-            candidates = propose(self.view, batch, rows_of(generated, first, end) if generated else None, steered)
+            candidates = propose(self.view, batch, slice_lists(generated, first, end) if generated else None, steered)
             if allowed is not None:
                 candidates = candidates.take(allowed[first:end][candidates.request, candidates.item])
             features = build_features(self.view, batch, candidates)
             found = {}
             for system, ranker in self.rankers.items():
-                rows = np.flatnonzero(candidates_of(system, candidates))
+                rows = np.flatnonzero(candidates_of(system, candidates, k))
                 seen = features.of(system, rows)
                 score = ranker.score(seen) if len(rows) else np.zeros(0)
                 if wishes and system.family:
@@ -95,18 +94,11 @@ def load_list_ranker(index: Path, rankers: Path, systems: Sequence[System], fitt
     return ListRanker(view, {system: models[system.fitted] for system in systems})
 
 
-def rows_of(lists: Neighbours, first: int, end: int) -> Neighbours:
+def slice_lists(lists: Neighbours, first: int, end: int) -> Neighbours:
     """Return the lists from `first` to before `end`."""
     bounds = lists.start[first : end + 1]
     inside = slice(int(bounds[0]), int(bounds[-1]))
     return Neighbours(bounds - bounds[0], lists.item[inside], lists.weight[inside])
-
-
-def choose_lists(lists: Neighbours, chosen: Int[np.ndarray, " b"]) -> Neighbours:
-    """Return some of the lists, in the order of their numbers."""
-    length = np.diff(lists.start)[chosen]
-    places = ranges(lists.start[chosen], length)
-    return Neighbours(np.concatenate([[0], np.cumsum(length)]), lists.item[places], lists.weight[places])
 
 
 def source_names(candidates: Candidates, sources: Sequence[str]) -> pa.ListArray:

@@ -6,20 +6,21 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from digr.ranking.features import DECAYS, Pairs
+from digr.ranking.features import DECAYS, RequestItems
 from digr.ranking.neighbours import HistoryItems, Neighbours, pool_neighbours
 from digr.ranking.views import View
 
-MOST = {"history": 50, "transitions": 50, "next": 20, "cooccurrence": 50, "text": 40, "popular": 30, "generation": 50}
+MOST = {"history": 50, "transitions": 50, "next": 20, "cooccurrence": 50, "text": 40, "popular": 30}
 """Items that a source proposes at most."""
-SOURCES = tuple(MOST)
+SOURCES = (*MOST, "generation")
+"""Sources of every request; the policy's list is as long as its beam."""
 STEER = "steer"
 """The source of a request's wishes."""
 MOST_OF_FAMILY = 30
 CONTENT_DECAY = 0.6
 """Weight of a history's item as a power of its place from the end, for neighbours by text and by interests."""
 MAX_CANDIDATES = 200
-"""Candidates of a request, at most: those that stand highest with some source."""
+"""Candidates of a request, those that stand highest with some source; more only where a longer list is wanted."""
 
 
 class Candidates(NamedTuple):
@@ -32,9 +33,9 @@ class Candidates(NamedTuple):
     sources: tuple[str, ...]
 
     @property
-    def pairs(self) -> Pairs:
+    def pairs(self) -> RequestItems:
         """What features are asked for."""
-        return Pairs(self.request, self.item)
+        return RequestItems(self.request, self.item)
 
     def take(self, rows: Bool[np.ndarray, " C"] | Int[np.ndarray, " c"]) -> "Candidates":
         """Return some of them."""
@@ -86,8 +87,8 @@ def union(lists: dict[str, Neighbours], num_items: int) -> Candidates:
     return Candidates(request, item, ranks, sources)
 
 
-def choose(candidates: Candidates, sources: Sequence[str]) -> Bool[np.ndarray, " C"]:
-    """Mark what some of the sources propose, at most `MAX_CANDIDATES` of each request, those that stand highest in a list."""
+def choose(candidates: Candidates, sources: Sequence[str], k: int = 0) -> Bool[np.ndarray, " C"]:
+    """Mark what some of the sources propose: of each request those that stand highest, `MAX_CANDIDATES` or k, if that is more."""
     columns = [candidates.sources.index(name) for name in sources]
     ranks = candidates.ranks[:, columns].astype(np.int64)
     best = np.where(ranks > 0, ranks, 256).min(axis=1)
@@ -95,7 +96,7 @@ def choose(candidates: Candidates, sources: Sequence[str]) -> Bool[np.ndarray, "
     counts = np.bincount(candidates.request)
     place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     chosen = np.zeros(len(order), bool)
-    chosen[order] = place < MAX_CANDIDATES
+    chosen[order] = place < max(MAX_CANDIDATES, k)
     return chosen & (best < 256)
 
 

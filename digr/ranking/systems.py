@@ -92,6 +92,6 @@ def sources_of(system: System) -> list[str]:
     return sources + ([system.family] if system.family else [])
 
 
-def candidates_of(system: System, candidates: Candidates) -> Bool[np.ndarray, " C"]:
-    """Mark the candidates of a system, those of a request's wishes among them."""
-    return choose(candidates, [*sources_of(system), *([STEER] if STEER in candidates.sources else [])])
+def candidates_of(system: System, candidates: Candidates, k: int = 0) -> Bool[np.ndarray, " C"]:
+    """Mark the candidates of a system, those of a request's wishes among them; at least k where so many are proposed."""
+    return choose(candidates, [*sources_of(system), *([STEER] if STEER in candidates.sources else [])], k)

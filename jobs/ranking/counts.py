@@ -23,11 +23,11 @@ from digr.ranking.views import PERIODS, Period
 from jobs.runtime.datasets import map_tables, part_dataset, parts_in
 
 
-class Rows(NamedTuple):
+class CountedRows(NamedTuple):
     """Which training rows count in which period."""
 
     chosen: FitRows
-    """Rows that the ranker learns from."""
+    """CountedRows that the ranker learns from."""
     first_number: int
     """Of the tail, where the ranker learns from it."""
     num_rows: int
@@ -38,13 +38,13 @@ class Rows(NamedTuple):
         return self.num_rows if period == "all" else self.first_number
 
 
-def rows_of(config: Config, store: Store) -> Rows:
+def counted_rows(config: Config, store: Store) -> CountedRows:
     """Say which training rows count in which period."""
     facts = artifacts.require(store, "histories").facts
     num_rows = int(facts["split_rows"]["train"]) - int(facts.get("earlier_train_rows", 0))
     chosen = fit_rows(config)
     first = int(num_rows * (1 - config.ranking.tail_rate)) if chosen == "period" else num_rows
-    return Rows(chosen, first, num_rows)
+    return CountedRows(chosen, first, num_rows)
 
 
 class Counts(NamedTuple):
@@ -56,8 +56,9 @@ class Counts(NamedTuple):
 
 def count_sources(config: Config, store: Store, work: str, firsts: np.ndarray) -> Any:
     """Count items and pairs in both periods, and write the lists of the counted sources; returns a reference to the counts."""
-    rows, users = rows_of(config, store), part_dataset(parts_of(store, "user"))
-    items: Any = ray.put(build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"]))
+    rows, users = counted_rows(config, store), part_dataset(parts_of(store, "user"))
+    index: Any = ray.remote(_index_items)
+    items = index.remote(store)
     half_life = max(1.0, config.ranking.half_life_rate * rows.num_rows)
     counted = map_tables(users, _count_items, store=store, items=items, rows=rows, half_life=half_life)
     task: Any = ray.remote(_add_counts)
@@ -71,7 +72,11 @@ def count_sources(config: Config, store: Store, work: str, firsts: np.ndarray) -
     return counts
 
 
-def _sequences(store: Store, part: Part, items: IdIndex, rows: Rows, period: Period) -> Iterator[Any]:
+def _index_items(store: Store) -> IdIndex:
+    return build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
+
+
+def _sequences(store: Store, part: Part, items: IdIndex, rows: CountedRows, period: Period) -> Iterator[Any]:
     """Stream the training sequences of a part's users as far as a period goes."""
     table = _train_rows(store, part)
     if period == "before" and rows.chosen == "period":
@@ -85,7 +90,7 @@ def _train_rows(store: Store, part: Part) -> pa.Table:
     return table.filter(pc.equal(table["split"], "train"))
 
 
-def _count_items(parts: pa.Table, store: Store, items: Any, rows: Rows, half_life: float) -> pa.Table:
+def _count_items(parts: pa.Table, store: Store, items: Any, rows: CountedRows, half_life: float) -> pa.Table:
     """Return interactions and recent interactions of the items that occur in some parts of users, by period."""
     index = ray.get(items)
     found = []
@@ -117,7 +122,7 @@ def _add_counts(tables: list[Any], num_items: int) -> dict[Period, Counts]:
     return found
 
 
-def _count_pairs(parts: pa.Table, store: Store, items: Any, rows: Rows, firsts: np.ndarray) -> pa.Table:
+def _count_pairs(parts: pa.Table, store: Store, items: Any, rows: CountedRows, firsts: np.ndarray) -> pa.Table:
     index = ray.get(items)
     found = []
     for part in parts_in(parts):

@@ -71,7 +71,7 @@ class Nearest:
                 yield "item_neighbours", building.source_rows(item_ids, name, empty if lists is None else lists)
 
 
-def write_lists(store: Store, counts: Any, sources: Sequence[str], families: Sequence[str], grains: int) -> None:
+def finish_index(store: Store, counts: Any, sources: Sequence[str], families: Sequence[str], grains: int) -> None:
     """Write the lists of `item_neighbours`, the counts, and what follows from both; see `building.write_lists`."""
     with tempfile.TemporaryDirectory() as folder, artifacts.fetch_files(store.uri(INDEX)) as there:
         for file in there.iterdir():

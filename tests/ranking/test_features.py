@@ -8,7 +8,7 @@ from digr.ranking.features import (
     FLOORS,
     MONOTONE,
     POPULARITY_SHARE,
-    Pairs,
+    RequestItems,
     base_features,
     base_names,
     group_of,
@@ -18,7 +18,7 @@ from digr.ranking.features import (
 from tests.ranking.tiny_view import GRAINS, NUM_ITEMS, random_view, some_histories
 
 HISTORIES = {0: [4, 0, 7], 1: [], 2: [7, 2]}
-EVERYTHING = Pairs(np.repeat(np.arange(3), NUM_ITEMS), np.tile(np.arange(NUM_ITEMS), 3))
+EVERYTHING = RequestItems(np.repeat(np.arange(3), NUM_ITEMS), np.tile(np.arange(NUM_ITEMS), 3))
 
 
 def dense(lists):
@@ -85,7 +85,7 @@ def test_a_request_has_the_features_it_has_alone():
     view, histories = random_view(2), some_histories()
     together = base_features(view, histories, EVERYTHING)[2 * NUM_ITEMS :]
     alone = type(histories)(histories.item[3:], np.array([0, 2]))
-    pairs = Pairs(np.zeros(NUM_ITEMS, np.int64), np.arange(NUM_ITEMS))
+    pairs = RequestItems(np.zeros(NUM_ITEMS, np.int64), np.arange(NUM_ITEMS))
     assert base_features(view, alone, pairs) == pytest.approx(together, abs=1e-6)
     family = view.families["interests"]
     both = interest_features(family, histories, EVERYTHING)[2 * NUM_ITEMS :]

@@ -70,6 +70,13 @@ def test_a_request_has_a_bounded_number_of_candidates_the_highest_first(monkeypa
         assert best[mine & chosen].max() <= best[mine & ~chosen].min(initial=255)
 
 
+def test_a_longer_list_than_that_has_as_many_candidates_as_items_are_wanted(monkeypatch):
+    monkeypatch.setattr(sources, "MAX_CANDIDATES", 3)
+    found = propose(random_view(4), some_histories(), GENERATED)
+    proposed = np.bincount(found.request)
+    assert np.bincount(found.request[choose(found, SOURCES, 7)]).tolist() == np.minimum(proposed, 7).tolist()
+
+
 def test_the_ablations_name_their_systems_and_families():
     systems = systems_of(("generation", "interests", "shuffled", "text_twin"))
     assert [system.name for system in systems] == [

@@ -99,16 +99,22 @@ def _plain_beam_search(
     return [(float(score), prefix) for prefix, score in beams.items()]
 
 
-@given(catalogues(), st.integers(0, 1_000), st.sampled_from([1, 2, 3, 5, 40]))
-@settings(max_examples=20, deadline=None)
-def test_any_beam_on_any_catalogue_and_filter_equals_a_plain_search_over_every_sid(catalogue, seed, width):
+def _policy_of(catalogue, seed: int) -> tuple[SidPolicy, SidTrie, list[str]]:
+    """Return a random policy over a drawn catalogue, and two prompts."""
     codes, sizes = catalogue
-    rng = np.random.default_rng(seed)
     policy = build_scratch_policy(PolicyConfig(hidden_dim=16, num_layers=1, num_heads=2), sizes, seed).eval()
     with torch.no_grad():
         policy.lm.get_input_embeddings().weight.mul_(20)
     trie = build_trie([f"i{index}" for index in range(len(codes))], codes, sizes)
-    prompts = [history_prompt(sid_texts(trie.codes[:count].numpy())) for count in (1, 3)]
+    return policy, trie, [history_prompt(sid_texts(trie.codes[:count].numpy())) for count in (1, 3)]
+
+
+@given(catalogues(), st.integers(0, 1_000), st.sampled_from([1, 2, 3, 5, 40]))
+@settings(max_examples=20, deadline=None)
+def test_any_beam_on_any_catalogue_and_filter_equals_a_plain_search_over_every_sid(catalogue, seed, width):
+    codes, _ = catalogue
+    rng = np.random.default_rng(seed)
+    policy, trie, prompts = _policy_of(catalogue, seed)
     allowed = rng.random((2, len(codes))) < 0.5
     allowed[:, rng.integers(len(codes))] = True
     input_ids, real = policy.tokenize(prompts)
@@ -132,13 +138,9 @@ def test_any_beam_on_any_catalogue_and_filter_equals_a_plain_search_over_every_s
 @given(catalogues(), st.integers(0, 1_000), st.sampled_from([1, 2, 3, 5, 40]), st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_a_list_is_proven_only_where_it_is_that_of_brute_force_and_a_wider_search_ends_there(catalogue, seed, width, filtered):
-    codes, sizes = catalogue
+    codes, _ = catalogue
     rng = np.random.default_rng(seed)
-    policy = build_scratch_policy(PolicyConfig(hidden_dim=16, num_layers=1, num_heads=2), sizes, seed).eval()
-    with torch.no_grad():
-        policy.lm.get_input_embeddings().weight.mul_(20)
-    trie = build_trie([f"i{index}" for index in range(len(codes))], codes, sizes)
-    prompts = [history_prompt(sid_texts(trie.codes[:count].numpy())) for count in (1, 3)]
+    policy, trie, prompts = _policy_of(catalogue, seed)
     allowed = rng.random((2, len(codes))) < (0.5 if filtered else 1.0)
     allowed[:, rng.integers(len(codes))] = True
     input_ids, real = policy.tokenize(prompts)
