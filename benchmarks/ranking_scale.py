@@ -30,7 +30,7 @@ from digr.tables import conform
 from jobs.build_neighbours import OUTPUTS, build_sources
 from jobs.ranking.phrase_groups import EncodePhrases
 
-BAR = Bar(full=1.0, quick=1.0, quick_reason="a thirtieth of the items, for which every limit is far away")
+BAR = Bar(full=1.0, quick=1.0, quick_reason="a thirtieth of the items: only the time of a request is near its limit")
 """Of the largest share of its limit that a figure takes."""
 MAX_SECONDS, MAX_GIGABYTES, MAX_REQUEST_MS = 600.0, 8.0, 10.0
 SIZES, SIZES_QUICK = (500_000, 1_000_000), (15_000, 30_000)
