@@ -98,6 +98,7 @@ TABLES: dict[str, TableSpec] = {
         history=_STRINGS,
         target=pa.string(),
         target_timestamp=(_TIME, "?"),
+        last_timestamp=(_TIME, "?"),  # of the newest item of the history
     ),
     "interest_responses": _spec(["request_digest"], **_ANSWER),
     "interest_verdicts": _spec(["request_digest"], **_ANSWER, interest=pa.string(), probability=(pa.float64(), "?")),

@@ -224,5 +224,6 @@ def _block(sequences: UserInteractions, rows: _Rows) -> pa.Table:
         "history": pa.ListArray.from_arrays(pa.array(offsets), flat),
         "target": sequences.items.take(pa.array(sequences.item[rows.target])),
         "target_timestamp": sequences.timestamp.take(pa.array(rows.target)).combine_chunks(),
+        "last_timestamp": sequences.timestamp.take(pa.array(rows.target - 1)).combine_chunks(),
     }
     return pa.table(columns, schema=TABLES["histories"].schema)

@@ -114,24 +114,26 @@ def collect_examples(batches: Iterable[pa.RecordBatch], counts: TrainingCounts, 
     """Collect ids, users, targets and slices of a split's rows, but not their histories.
 
     Args:
-        batches: columns example_id, user_id, history and target.
+        batches: columns example_id, user_id, history, target, target_timestamp and last_timestamp.
 
     Raises:
         ValueError: the split is empty.
     """
-    ids, users, targets, repeated, newest = [], [], [], [], []
+    ids, users, targets, repeated, newest, different_day = [], [], [], [], [], []
     for batch in batches:
         ids.append(batch["example_id"])
         users.append(batch["user_id"])
         targets.append(batch["target"])
         repeated.append(target_ranks(batch["history"], batch["target"]) > 0)
         newest.append(recent_items(batch["history"], counts, 1, where).ravel())
+        different_day.append(pc.not_equal(*(batch[name].cast(pa.date32()) for name in ("last_timestamp", "target_timestamp"))))
     if not sum(map(len, ids)):
         raise ValueError(f"{where}: this split has no examples, so nothing can be evaluated; choose another data.split")
     example_ids, target_ids = pa.concat_arrays(ids), pa.concat_arrays(targets)
     user = pa.concat_arrays(users).dictionary_encode().indices.to_numpy()
     places = counts.items.find_all(target_ids, where)
-    slices = target_slices(counts.frequency, places, np.concatenate(repeated), counts.frequency[np.concatenate(newest)])
+    last_frequency = counts.frequency[np.concatenate(newest)]
+    slices = target_slices(counts.frequency, places, np.concatenate(repeated), last_frequency, pa.concat_arrays(different_day))
     return Examples(build_id_index(example_ids), user, target_ids, slices)
 
 

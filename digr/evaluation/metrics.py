@@ -221,22 +221,26 @@ def target_slices(
     targets: Int[np.ndarray, " B"],
     repeated: Bool[np.ndarray, " B"],
     last_frequency: Int[np.ndarray, " B"],
+    different_day: pa.BooleanArray,
 ) -> dict[str, Bool[np.ndarray, " B"]]:
-    """Return the slices: all; by target head, tail, cold (never seen in training), repeat (already in its history); and two more.
+    """Return the slices: all; by target head, tail, cold (never seen in training), repeat (already in its history); and three more.
 
     `rare_last` has the examples after an item seen at most `RARE_TIMES` times in training, of which counts know little.
     `others` has all but those of the `TOP_TARGETS` most frequent targets, one of which can move a metric alone.
+    `different_day` has those whose target came on another day than the newest item of the history, and was hardly part of the
+    same order; examples of which a time is unknown are not in it, and without any known times there is no such slice.
 
     Args:
         frequency: training occurrences of each item.
         targets: item index of each target.
         repeated: whether the target is in its own history.
         last_frequency: training occurrences of the newest item of each history.
+        different_day: whether target and newest item came on different days in UTC, null where a time is unknown.
     """
     seen = np.sort(frequency[frequency > 0])[::-1]
     threshold = seen[max(int(np.ceil(HEAD_RATE * len(seen))) - 1, 0)] if len(seen) else 1
     occurrences = frequency[targets]
-    return {
+    slices = {
         "all": np.ones(len(targets), bool),
         "head": occurrences >= threshold,
         "tail": (occurrences > 0) & (occurrences < threshold),
@@ -245,6 +249,9 @@ def target_slices(
         "rare_last": last_frequency <= RARE_TIMES,
         "others": ~np.isin(targets, np.argsort(-np.bincount(targets), kind="stable")[:TOP_TARGETS]),
     }
+    if different_day.null_count < len(different_day):
+        slices["different_day"] = pc.fill_null(different_day, False).to_numpy(zero_copy_only=False)
+    return slices
 
 
 def _merge_exposure(exposure: pa.Table, lists: pa.ListArray) -> pa.Table:

@@ -216,6 +216,7 @@ def test_official_rows_are_kept_and_get_their_times():
         ("test-000000000", "v", "bc", "d"),
     ]
     assert [row["target_timestamp"].timestamp() for row in made.table.to_pylist()] == [21, 22, 23, 11, 12, 13]
+    assert [row["last_timestamp"].timestamp() for row in made.table.to_pylist()] == [20, 21, 22, 10, 11, 12]
 
 
 @pytest.mark.parametrize(

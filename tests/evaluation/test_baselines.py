@@ -23,9 +23,13 @@ from digr.evaluation.baselines import (
     recommend_baseline,
 )
 from digr.evaluation.metrics import evaluate_ranks, rank_system
+from digr.tables import conform
 from tests.real_data import real_folder
 
 ITEMS = build_id_index(pa.array(["a", "b", "c", "d", "e"]))
+
+
+TIME = pa.timestamp("ms", tz="UTC")
 
 
 def _rows(rows: list[tuple[str, list[str], str]]) -> pa.RecordBatch:
@@ -36,6 +40,8 @@ def _rows(rows: list[tuple[str, list[str], str]]) -> pa.RecordBatch:
             "split": pa.array(["train"] * len(rows), pa.string()),
             "history": pa.array([row[1] for row in rows], pa.list_(pa.string())),
             "target": pa.array([row[2] for row in rows], pa.string()),
+            "target_timestamp": pa.nulls(len(rows), TIME),
+            "last_timestamp": pa.nulls(len(rows), TIME),
         }
     )
 
@@ -139,6 +145,16 @@ def test_examples_know_their_slices():
     assert examples.slices["repeat"].tolist() == [False, True]
 
 
+def test_a_different_day_is_one_of_utc_and_needs_both_times():
+    minute, day = 60_000, 86_400_000
+    last, target = [day - minute, day, -1, None, 0], [day, 2 * day - minute, 0, 5 * day, None]
+    rows, counts = _rows([("u", ["a"], "b")] * 5), _count(_rows(TRAIN))
+    assert "different_day" not in collect_examples([rows], counts).slices
+    timed = rows.set_column(5, "target_timestamp", pa.array(target, TIME)).set_column(6, "last_timestamp", pa.array(last, TIME))
+    slices = collect_examples([timed, rows], counts).slices
+    assert slices["different_day"].tolist() == [True, False, True, False, False] + [False] * 5
+
+
 def test_an_unknown_item_is_named():
     with pytest.raises(ValueError, match="histories: 'ghost' is not among the 5 known ids"):
         _count(_rows([("u", ["a", "ghost"], "b")]))
@@ -155,7 +171,9 @@ def test_transition_counts_reach_their_known_floor_on_industrial():
     train, held_out = (pq.read_table(folder / "splits" / f"{name}.parquet") for name in ("train", "test"))
     train = train.append_column("split", pa.array(["train"] * len(train))).sort_by("user_id").combine_chunks()
     counts = _count_among(build_id_index(ids), train.to_batches())
-    batch = held_out.append_column("example_id", pa.array(map(str, range(len(held_out))))).combine_chunks().to_batches()[0]
+    named = held_out.append_column("example_id", pa.array(map(str, range(len(held_out)))))
+    named = named.append_column("split", pa.array(["test"] * len(held_out)))
+    (batch,) = conform("histories", named, "test").combine_chunks().to_batches()
     lists = rank_system(recommend_baseline([batch], counts, 1, 10), collect_examples([batch], counts), "floor")
     examples = collect_examples([batch], counts)
     rows, _ = evaluate_ranks(

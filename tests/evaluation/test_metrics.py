@@ -199,7 +199,8 @@ def test_coverage_counts_real_items_in_the_top_k_and_the_invalid_rate_the_rest()
 
 def test_slices_follow_the_training_frequency_of_the_target():
     frequency = np.array([9, 1, 1, 1, 1, 0])
-    slices = target_slices(frequency, np.array([0, 1, 5]), np.array([False, True, False]), np.array([6, 5, 0]))
+    different_day = pa.array([True, False, None])
+    slices = target_slices(frequency, np.array([0, 1, 5]), np.array([False, True, False]), np.array([6, 5, 0]), different_day)
     assert {name: mask.tolist() for name, mask in slices.items()} == {
         "all": [True, True, True],
         "head": [True, False, False],
@@ -208,6 +209,7 @@ def test_slices_follow_the_training_frequency_of_the_target():
         "repeat": [False, True, False],
         "rare_last": [False, True, True],
         "others": [False, False, True],
+        "different_day": [True, False, False],
     }
 
 
