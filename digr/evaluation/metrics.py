@@ -1,6 +1,7 @@
 """Item-level ranking metrics, from nothing but the rank of each example's target and whose example it is.
 
-Intervals and paired tests resample users, see `digr.evaluation.resampling`.
+Intervals and paired tests resample users; differences of systems have a second interval, with target items resampled too. See
+`digr.evaluation.resampling`.
 """
 
 import itertools
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from digr.data.ids import IdIndex
-from digr.evaluation.resampling import resample_users
+from digr.evaluation.resampling import resample_users, resample_users_and_items
 
 HEAD_RATE = 0.2
 """Share of the items seen in training, the most frequent, whose targets make the slice `head`."""
@@ -97,6 +98,7 @@ def rank_gains(name: str, k: int, depth: int) -> Float[np.ndarray, " R"]:
 def evaluate_ranks(
     ranks: Mapping[str, Int[np.ndarray, " B"]],
     user: Int[np.ndarray, " B"],
+    item: Int[np.ndarray, " B"],
     slices: Mapping[str, Bool[np.ndarray, " B"]],
     ks: Sequence[int],
     *,
@@ -105,13 +107,14 @@ def evaluate_ranks(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return HR@k and NDCG@k of each system on each slice, and the gains at the largest k of each system over all before it.
 
-    Metrics and gains have 95 % bootstrap intervals, gains also the two-sided p-value of a paired permutation test; an empty
-    slice has NaN values and 0 examples. All systems are measured on the same resamples of users. The metric of a resample
-    on a slice is the mean over its examples of the slice, whose number varies.
+    Metrics and gains have 95 % bootstrap intervals over users; gains also one over users and target items (`low_with_items`,
+    `high_with_items`), and the two-sided p-value of a paired permutation test over users. An empty slice has NaN values and 0
+    examples. All systems are measured on the same resamples, on a slice by the mean over a resample's examples there.
 
     Args:
         ranks: place of each example's target in each system's list from 1, 0 where it is absent; baselines first.
         user: whose example each is.
+        item: a number per target item.
 
     Raises:
         ValueError: systems were ranked on different numbers of examples, or on none.
@@ -123,8 +126,10 @@ def evaluate_ranks(
     pairs = [(later, first) for later in range(len(ranks)) for first in range(later)]
     deepest = [place for place, (_, k) in enumerate(measures) if k == max(ks)]
     columns = _columns(list(ranks.values()), slices, measures, pairs, deepest)
-    sums = resample_users(user, columns, len(pairs) * len(deepest), resamples=resamples, rng=rng)
-    systems, paired = list(ranks), sums.swapped.shape[1]
+    systems, paired = list(ranks), len(pairs) * len(deepest)
+    sums = resample_users(user, columns, paired, resamples=resamples, rng=rng)
+    means = resample_users_and_items(user, item, columns, paired, resamples=resamples, rng=rng.spawn(1)[0])  # rng does not move
+    bounds = np.nanpercentile(means, INTERVAL, axis=0).tolist()
     shape = (len(systems), len(slices), len(measures))
     found = _means_with_intervals(sums.total[: -paired or None], sums.drawn[:, : -paired or None], shape)
     rows = []
@@ -136,9 +141,10 @@ def evaluate_ranks(
     comparisons = []
     for column, ((later, first), place) in enumerate(itertools.product(pairs, deepest), -paired):
         gain, drawn, swapped = (part[..., column] / len(user) for part in sums)
-        low, high = np.percentile(drawn, INTERVAL)
+        low, high = np.percentile(drawn, INTERVAL).tolist()
         row = {"system": systems[later], "baseline": systems[first], "name": measures[place][0], "k": max(ks)}
-        row |= {"difference": float(gain), "low": float(low), "high": float(high)}
+        row |= {"difference": float(gain), "low": low, "high": high}
+        row |= {"low_with_items": bounds[0][column], "high_with_items": bounds[1][column]}
         comparisons.append(row | {"p_value": (1 + int((np.abs(swapped) >= abs(gain) - 1e-12).sum())) / (1 + resamples)})
     return rows, comparisons
 
@@ -209,7 +215,8 @@ def evaluate_split(
     """
     lists = {system: rank_system(batches(), examples, f"{system}, {split}") for system, batches in systems.items()}
     ranks = {system: found.ranks for system, found in lists.items()}
-    rows, comparisons = evaluate_ranks(ranks, examples.user, examples.slices, ks, resamples=resamples, rng=rng)
+    item = examples.targets.dictionary_encode().indices.to_numpy()
+    rows, comparisons = evaluate_ranks(ranks, examples.user, item, examples.slices, ks, resamples=resamples, rng=rng)
     for system, found in lists.items():
         rows += [{"system": system} | row for row in evaluate_exposure(found, items, ks)]
     rows.sort(key=lambda row: list(systems).index(row["system"]))
@@ -223,7 +230,7 @@ def target_slices(
     last_frequency: Int[np.ndarray, " B"],
     different_day: pa.BooleanArray,
 ) -> dict[str, Bool[np.ndarray, " B"]]:
-    """Return the slices: all; by target head, tail, cold (never seen in training), repeat (already in its history); and three more.
+    """Return the slices: all; by target head, tail, cold (never seen in training), repeat (in its own history); and three more.
 
     `rare_last` has the examples after an item seen at most `RARE_TIMES` times in training, of which counts know little.
     `others` has all but those of the `TOP_TARGETS` most frequent targets, one of which can move a metric alone.

@@ -179,6 +179,7 @@ def test_transition_counts_reach_their_known_floor_on_industrial():
     rows, _ = evaluate_ranks(
         {"floor": lists.ranks},
         examples.user,
+        counts.items.find(examples.targets),
         {"all": examples.slices["all"]},
         (10,),
         resamples=1000,

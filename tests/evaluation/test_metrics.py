@@ -1,6 +1,8 @@
 """Metrics, intervals and tests against literals, brute force and resampling of examples."""
 
+import itertools
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -45,12 +47,13 @@ def test_ranks_equal_a_search_of_each_list(pairs):
     assert target_ranks(lists.slice(1), targets.slice(1)).tolist() == expected[1:]
 
 
-def _evaluate(ranks: dict[str, Any], user: Any = None, slices: Any = None, ks=(10,), resamples=100, seed=0):
+def _evaluate(ranks: dict[str, Any], user: Any = None, slices: Any = None, ks=(10,), resamples=100, seed=0, item: Any = None):
     found = {system: np.array(places) for system, places in ranks.items()}
     num = len(next(iter(found.values())))
     return evaluate_ranks(
         found,
         np.arange(num) if user is None else np.array(user),
+        np.arange(num) if item is None else np.array(item),
         slices or {"all": np.ones(num, bool)},
         ks,
         resamples=resamples,
@@ -143,6 +146,75 @@ def test_chunks_of_users_change_no_sum_and_draw_every_user_alike(monkeypatch):
     assert (counted.drawn == 60).all()
 
 
+def _crossed(user: Any, item: Any, values: Any, resamples: int = 4000, seed: int = 0) -> np.ndarray:
+    """Return the mean of one value per example in each resample of users and items."""
+    table, rng = np.array(values, float)[:, None], np.random.default_rng(seed)
+    user, item = np.array(user), np.array(item)
+    return resampling.resample_users_and_items(user, item, lambda rows: table[rows], 1, resamples=resamples, rng=rng)[:, 0]
+
+
+def test_resamples_of_users_and_items_are_means_over_every_choice_of_both_alike():
+    """All choices of three users and two items, and how often each mean comes up among them."""
+    user, item, values = [0, 0, 1, 2, 2], [0, 1, 0, 0, 1], [1, 2, 4, 8, 16]
+    expected: Counter[float] = Counter()
+    for users, items in itertools.product(itertools.product((0, 1), repeat=3), itertools.product((0, 1), repeat=2)):
+        kept = [value for u, i, value in zip(user, item, values, strict=True) if users[u] and items[i]]
+        expected[sum(kept) / len(kept) if kept else -1.0] += 1
+    means, times = np.unique(np.nan_to_num(_crossed(user, item, values, 64_000), nan=-1), return_counts=True)
+    assert means.tolist() == sorted(expected)
+    assert (times / 64_000).tolist() == pytest.approx([expected[mean] / 32 for mean in means.tolist()], abs=0.008)
+
+
+def test_intervals_over_users_and_items_are_those_of_drawing_both_with_replacement():
+    rng = np.random.default_rng(1)
+    user, item = np.repeat(np.arange(150), 3), rng.integers(0, 60, 450)
+    values = rng.normal(size=60)[item] + rng.normal(size=150)[user] + rng.normal(size=450) + 2
+    drawn = []
+    for _ in range(4000):
+        users, items = (np.bincount(rng.integers(0, size, size), minlength=size) for size in (150, 60))
+        drawn.append(np.average(values, weights=users[user] * items[item]))
+    assert np.percentile(_crossed(user, item, values), INTERVAL) == pytest.approx(np.percentile(drawn, INTERVAL), abs=0.04)
+
+
+def test_what_no_two_examples_share_counts_three_times_in_the_variance():
+    values = np.random.default_rng(1).normal(size=900)
+    assert _crossed(np.arange(900), np.arange(900), values).std() == pytest.approx(math.sqrt(3 / 900) * values.std(), rel=0.04)
+
+
+def test_an_item_that_alone_tells_two_systems_apart_widens_the_interval_with_items():
+    """One target in twenty-five is that item; the interval over users alone knows nothing of it."""
+    item = np.where(np.arange(1000) % 25 == 0, 0, np.arange(1000))
+    ranks = {"theirs": np.zeros(1000, int), "ours": np.where(item == 0, 1, 0)}
+    _, (gain, _) = _evaluate(ranks, item=item, resamples=1000)
+    assert (gain["difference"], gain["low_with_items"]) == (0.04, 0)
+    assert gain["low"] == pytest.approx(0.028, abs=0.003) and gain["high"] == pytest.approx(0.052, abs=0.003)
+    assert gain["high_with_items"] == pytest.approx(0.08, abs=0.02)
+
+
+def test_the_interval_over_users_and_items_holds_the_truth_where_the_one_over_users_does_not():
+    held, rounds = {"": 0, "_with_items": 0}, 100
+    for seed in range(rounds):
+        rng = np.random.default_rng(seed)
+        item = rng.integers(0, 40, 400)
+        better = rng.random(40)[item]  # of an item: how often ours finds it; theirs finds half of all
+        ranks = {"theirs": (rng.random(400) < 0.5).astype(int), "ours": (rng.random(400) < better).astype(int)}
+        _, (gain, _) = _evaluate(ranks, item=item, seed=seed)
+        for name in held:
+            held[name] += gain[f"low{name}"] <= 0 <= gain[f"high{name}"]
+    assert held[""] / rounds < 0.9
+    assert held["_with_items"] / rounds > 0.95
+
+
+def test_chunks_of_examples_change_nothing_for_users_and_items(monkeypatch):
+    rng = np.random.default_rng(0)
+    user, item, values = rng.integers(0, 60, 500), rng.integers(0, 40, 500), rng.integers(-3, 4, 500)
+    whole = _crossed(user, item, values, 1001)
+    monkeypatch.setattr(resampling, "CHUNK_CELLS", 1001 * 7)
+    assert _crossed(user, item, values, 1001).tolist() == whole.tolist()
+    order = rng.permutation(500)
+    assert _crossed(user[order], item[order], values[order], 1001).tolist() == whole.tolist()
+
+
 def test_equal_seeds_give_equal_intervals():
     assert _evaluate({"a": np.arange(30)}, seed=7) == _evaluate({"a": np.arange(30)}, seed=7)
 
@@ -159,7 +231,8 @@ def test_the_p_value_is_that_of_the_exact_sign_flip_test():
 
 def test_a_system_does_not_differ_from_itself():
     _, comparisons = _evaluate({"a": [1, 0, 4], "b": [1, 0, 4]}, user=[0, 0, 1])
-    assert [[found[key] for key in ("difference", "low", "high", "p_value")] for found in comparisons] == [[0, 0, 0, 1]] * 2
+    keys = ("difference", "low", "high", "low_with_items", "high_with_items", "p_value")
+    assert [[found[key] for key in keys] for found in comparisons] == [[0, 0, 0, 0, 0, 1]] * 2
 
 
 def test_a_comparison_of_different_examples_is_refused():

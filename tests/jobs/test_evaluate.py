@@ -80,12 +80,19 @@ def test_every_system_and_baseline_is_measured_on_the_same_examples(run_dir, cap
         "sid_grpo",
     ]
     assert [hits[name] for name in ("sid_sft[plain]", "sid_sft", "sid_grpo")] == [0.0, 0.5, 0.5]
+    assert "different_day" not in {row["slice"] for row in rows}  # no times are known
     printed = capsys.readouterr().out
     lines = [line.split() for line in printed.splitlines()]
     assert ["test", "HR@5", "NDCG@5", "HR@10", "NDCG@10"] in lines
     assert ["sid_grpo", "0.5000"] in [line[:2] for line in lines]
     assert "in brackets: 95 % bootstrap intervals, users resampled" in printed
-    assert "95 % bootstrap intervals, users resampled" in Path(summary["report"]).read_text()
+    page = Path(summary["report"]).read_text()
+    assert "95 % bootstrap intervals, users resampled" in page
+    gains = page.split("Gain in NDCG@10, test")[1].split("</table>")[0]
+    heads = ["system", "over", "gain", "95 % interval, users", "users and target items", "p-value"]
+    assert re.findall(r"<th scope=\"col\"[^>]*>([^<]*)</th>", gains) == heads
+    cells = re.search(r"sid_grpo</th>(.*?)</tr>", gains, re.DOTALL)[1]
+    assert len(re.findall(r"[+-]\d\.\d{4} to [+-]\d\.\d{4}</td>", cells)) == 2
 
 
 def test_the_report_is_complete_in_itself_and_escapes_the_data(run_dir):
@@ -154,6 +161,7 @@ def test_metrics_json_is_strict_json(run_dir):
         raise AssertionError(constant)
 
     found = json.loads((run_dir / "report" / "metrics.json").read_text(), parse_constant=refuse)
+    assert all(row["low_with_items"] <= row["high_with_items"] for row in found["comparisons"])
     compared = {row["baseline"] for row in found["comparisons"] if row["system"] == "sid_grpo"}
     assert compared == {"popularity", "transition_counts", "transition_counts_history", "sid_sft[plain]", "sid_sft"}
 
