@@ -85,20 +85,16 @@ class Thinned(NamedTuple):
     is_target: Bool[np.ndarray, " C"]
 
 
-def thin(candidates: Candidates, target: Int[np.ndarray, " B"], most: int, rng: np.random.Generator, num_items: int) -> Thinned:
-    """Keep the target of each request, whether proposed or not, and other candidates at random, `most` in all."""
-    wanted = np.arange(len(target)) * num_items + target
-    found = candidates.request * num_items + candidates.item
-    missing = np.flatnonzero(~np.isin(wanted, found))
-    request = np.concatenate([candidates.request, missing])
-    item = np.concatenate([candidates.item, target[missing]])
-    ranks = np.concatenate([candidates.ranks, np.zeros((len(missing), len(candidates.sources)), np.uint8)])
-    is_target = item == target[request]
-    order = np.lexsort((rng.random(len(item)), ~is_target, request))
-    counts = np.bincount(request, minlength=len(target))
+def thin(candidates: Candidates, target: Int[np.ndarray, " B"], most: int, rng: np.random.Generator) -> Thinned:
+    """Keep the target of each request and other candidates at random, `most` in all; nothing where nobody proposed the target."""
+    is_target = candidates.item == target[candidates.request]
+    learnable = np.isin(candidates.request, candidates.request[is_target])
+    candidates, is_target = candidates.take(learnable), is_target[learnable]
+    order = np.lexsort((rng.random(len(is_target)), ~is_target, candidates.request))
+    counts = np.bincount(candidates.request)
     place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     kept = order[place < most]
-    return Thinned(Candidates(request[kept], item[kept], ranks[kept], candidates.sources), is_target[kept])
+    return Thinned(candidates.take(kept), is_target[kept])
 
 
 def example_rows(example_ids: pa.ChunkedArray, fold: str, thinned: Thinned, features: Features) -> pa.Table:
@@ -147,7 +143,7 @@ def ranking_examples(batches: Iterable[pa.RecordBatch], system: System, families
     target, sources = np.concatenate(is_target), (*SOURCES, *families)
     candidates = Candidates(request, np.arange(len(request)), np.concatenate(ranks), sources)
     kept = candidates_of(system, candidates)
-    # a request whose target nobody proposed teaches that a target is what no source knows
+    # a request whose target none of these sources proposed teaches that a target is what no source knows
     learnable = np.bincount(request[kept & target], minlength=int(request[-1]) + 1) > 0
     kept &= learnable[request]
     counts = np.bincount(request[kept], minlength=len(learnable))[learnable]

@@ -63,7 +63,7 @@ class Examples:
         view = self.views[fold]
         histories = histories_of(rows, self.items, self.config.data.max_history)
         target = self.items.find_all(rows["target"], "histories")
-        thinned = thin(propose(view, histories), target, self.config.ranking.fit_candidates, rng, view.num_items)
+        thinned = thin(propose(view, histories), target, self.config.ranking.fit_candidates, rng)
         features = build_features(view, histories, thinned.candidates)
         return example_rows(rows["example_id"], fold, thinned, features)
 

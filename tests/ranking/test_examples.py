@@ -7,9 +7,9 @@ import pytest
 from digr.config import build_config
 from digr.data.transitions import TrainingSequences
 from digr.ranking.examples import example_rows, fit_rows, is_fit_row, ranking_examples, recent_weights, thin, without_last
-from digr.ranking.sources import propose
+from digr.ranking.sources import Candidates, propose
 from digr.ranking.systems import SERVED, System, build_features, candidates_of, feature_names
-from tests.ranking.tiny_view import GRAINS, NUM_ITEMS, random_view, some_histories
+from tests.ranking.tiny_view import GRAINS, random_view, some_histories
 
 FAMILIES = ("interests", "text_twin")
 
@@ -47,28 +47,31 @@ def test_recent_interactions_weigh_by_their_age_in_rows():
     assert found.tolist() == pytest.approx([0.0, 0.5**5 + 0.5, 1.0])
 
 
-def _thinned(most=6, seed=0):
+def test_a_request_keeps_its_target_and_others_at_random_and_nothing_where_nobody_proposed_its_target():
+    request, item = np.array([0, 0, 0, 0, 1, 1, 3]), np.array([4, 5, 6, 7, 4, 5, 9])
+    candidates = Candidates(request, item, np.arange(1, 8, dtype=np.uint8)[:, None], ("popular",))
+    others = set()
+    for seed in range(20):
+        kept, is_target = thin(candidates, np.array([6, 8, 2, 9]), 2, np.random.default_rng(seed))
+        assert kept.request.tolist() == [0, 0, 3]
+        assert is_target.tolist() == [True, False, True]
+        assert kept.item[is_target].tolist() == [6, 9]
+        assert kept.ranks[is_target].tolist() == [[3], [7]]
+        others.add((int(kept.item[1]), int(kept.ranks[1, 0])))
+    assert others == {(4, 1), (5, 2), (7, 4)}
+
+
+def test_a_part_without_a_proposed_target_has_no_examples():
     view, histories = random_view(5, FAMILIES), some_histories()
-    target = np.array([11, 6, 7])
-    return view, histories, target, thin(propose(view, histories), target, most, np.random.default_rng(seed), NUM_ITEMS)
-
-
-def test_a_request_keeps_its_target_and_some_others():
-    view, histories, target, thinned = _thinned()
     candidates = propose(view, histories)
-    pairs = zip(candidates.request.tolist(), candidates.item.tolist(), candidates.ranks.tolist(), strict=True)
-    proposed = {(request, item): ranks for request, item, ranks in pairs}
-    kept = thinned.candidates
-    available = [len({item for at, item in proposed if at == request} | {target[request]}) for request in range(3)]
-    assert np.bincount(kept.request).tolist() == [min(6, number) for number in available]
-    assert kept.item[thinned.is_target].tolist() == target.tolist()
-    assert kept.request[thinned.is_target].tolist() == [0, 1, 2]
-    for request, item, ranks in zip(kept.request.tolist(), kept.item.tolist(), kept.ranks, strict=True):
-        assert ranks.tolist() == proposed.get((request, item), [0] * len(kept.sources))
+    nothing = thin(candidates.take(candidates.item != 7), np.array([7, 7, 7]), 6, np.random.default_rng(0))
+    features = build_features(view, histories, nothing.candidates)
+    assert example_rows(pa.chunked_array([["a", "b", "c"]]), "valid", nothing, features).num_rows == 0
 
 
 def test_a_ranker_learns_only_from_requests_whose_target_one_of_its_sources_proposed():
-    view, histories, _, thinned = _thinned(most=50)
+    view, histories = random_view(5, FAMILIES), some_histories()
+    thinned = thin(propose(view, histories), np.array([11, 6, 7]), 50, np.random.default_rng(0))
     features = build_features(view, histories, thinned.candidates)
     rows = example_rows(pa.chunked_array([["a", "b", "c"]]), "valid", thinned, features)
     for system in (SERVED, System("plain"), System("twin", "text_twin")):
