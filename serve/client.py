@@ -117,7 +117,8 @@ def _models(client: Client, arguments: argparse.Namespace) -> Problem | None:
         return found
     for version in Versions.model_validate_json(found).data:
         mark = "*" if version.default else " "
-        print(f"{mark} {version.id}  {version.policy} {version.policy_digest}  {version.num_items} items")
+        policy = f"{version.policy} {version.policy_digest}"
+        print(f"{mark} {version.id}  {policy}  ranker {version.ranker}  {version.num_items} items")
     return None
 
 

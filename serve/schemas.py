@@ -183,6 +183,9 @@ class Version(Contract):
     """Whether requests that name no model get this one."""
     policy: Literal["policy_grpo", "policy_sft"]
     policy_digest: str
+    ranker: Literal["on", "off", "missing"]
+    """"on" where lists are ranked over all sources and can be steered, "off" where the version's settings say so, "missing" where
+    the run has no ranker."""
     num_items: int
     num_new_items: int
     """Items that were added by `POST /v1/items` since the run."""

@@ -202,16 +202,18 @@ class Service:
             ProblemError: there are none yet.
         """
         self.version(None)
-        versions = [self._describe(name, loaded.run) for name, loaded in self.versions.items()]
+        versions = [self._describe(name, loaded) for name, loaded in self.versions.items()]
         return Versions(data=versions, previous=self.previous, failed=self.failed)
 
-    def _describe(self, name: str, run: ServedRun) -> Version:
+    def _describe(self, name: str, loaded: Loaded) -> Version:
+        run = loaded.run
         return Version(
             id=name,
             created=int(run.tables.loaded_at),
             default=name == self.default,
             policy=run.tables.policy_name,
             policy_digest=run.tables.policy_digest,
+            ranker="missing" if loaded.settings.ranker == "on" and run.ranker is None else loaded.settings.ranker,
             num_items=run.trie.num_items,
             num_new_items=run.num_new_items,
             level_sizes=list(run.trie.level_sizes),

@@ -52,7 +52,7 @@ def test_items_are_searched_and_shown(url, capsys):
 def test_models_lists_the_versions_with_the_default_one_marked(url, capsys):
     assert main(["--url", url, "models"]) == 0
     one, two = capsys.readouterr().out.splitlines()
-    assert one.startswith("* one  policy_sft ") and one.endswith("  60 items")
+    assert one.startswith("* one  policy_sft ") and one.endswith("  ranker missing  60 items")
     assert two.startswith("  two  policy_sft ")
 
 

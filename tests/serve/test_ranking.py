@@ -116,6 +116,19 @@ def test_a_version_without_the_ranker_gives_the_policys_own_list(store, run):
     assert {str(item["sources"]) for item in reply["items"]} == {"[]"}
 
 
+def test_the_list_of_versions_says_which_have_a_ranker_and_why_others_have_none(store, tmp_path):
+    other = write_run(str(tmp_path))
+    models = {
+        "ranked": VersionSettings(run_dir=store.root),
+        "own": VersionSettings(run_dir=store.root, ranker="off"),
+        "older": VersionSettings(run_dir=other.root),
+        "older_own": VersionSettings(run_dir=other.root, ranker="off"),
+    }
+    versions = serve_without_ray(AppArguments(models=models, beam_width=BEAM_WIDTH)).get("/v1/models").json()["data"]
+    found = {version["id"]: version["ranker"] for version in versions}
+    assert found == {"ranked": "on", "own": "off", "older": "missing", "older_own": "off"}
+
+
 @pytest.mark.parametrize("k", [1, 5, BEAM_WIDTH])
 def test_filters_and_k_are_exact(client, k):
     found = _ask(client, k=k, allow={"categories": ["c1"]}, exclude_history=True)["items"]
