@@ -1,4 +1,4 @@
-"""The pipeline runs every job in order, skips what is done, and its planted interests are found again."""
+"""The pipeline runs every job in order, skips what is done, and its planted interests are found again, used and steered by."""
 
 import json
 import signal
@@ -6,14 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import build_config
+from digr.config.run import SyntheticConfig
+from digr.data.ids import build_id_index
+from digr.data.synthetic import build_shop
+from digr.ranking.neighbours import HistoryItems
+from digr.ranking.sources import SOURCES
+from digr.ranking.steering import Wish
+from digr.ranking.systems import SERVED
 from digr.tables import TABLES
 from jobs.pipeline import MINING, MODEL, RANKING, plan
+from serve.ranking import RunRanker, load_run_ranker, wishes_of
+from serve.schemas import Steer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,6 +99,18 @@ SHOP = [
 ]
 MARGIN = 0.05
 """NDCG@10 on test by which semantic IDs with interests beat those without."""
+RANKED_MARGIN = 0.03
+"""NDCG@10 and HR@10 on test by which ranked lists beat all others."""
+WORDS = {
+    "weekend trout fishing": "catching trout in a river",
+    "home espresso brewing": "making espresso in my kitchen",
+    "sourdough bread baking": "baking my own bread",
+    "winter camping trips": "a tent for cold nights",
+}
+"""Planted interests, and how someone might ask for them."""
+WEIGHTS = (-1.0, 0.0, 0.25, 0.5, 1.0, 2.0)
+STEERED = 20
+"""Test histories whose lists are steered."""
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +133,8 @@ def finished(tmp_path_factory) -> tuple[list[str], dict]:
     return second.stdout.splitlines(), json.loads(third.stdout.splitlines()[-1])
 
 
-def _ndcg(run_dir: str, split: str) -> dict[str, float]:
-    metrics = artifacts.read_table(Store(run_dir), "metrics", split=[split], name=["ndcg"]).to_pylist()
+def _at_10(run_dir: str, split: str, metric: str = "ndcg") -> dict[str, float]:
+    metrics = artifacts.read_table(Store(run_dir), "metrics", split=[split], name=[metric]).to_pylist()
     return {row["system"]: row["value"] for row in metrics if row["k"] == 10 and row["slice"] == "all"}
 
 
@@ -155,12 +178,77 @@ def test_another_run_skips_every_job(finished):
 @pytest.mark.ray
 def test_semantic_ids_with_interests_beat_those_without_them(finished):
     _, summary = finished
-    ndcg = _ndcg(summary["run_dir"], "test")
+    ndcg = _at_10(summary["run_dir"], "test")
     assert ndcg["sid_sft"] >= ndcg["sid_sft[without_interests]"] + MARGIN, ndcg
 
 
 @pytest.mark.ray
 def test_grpo_does_not_lower_ndcg_on_valid(finished):
     _, summary = finished
-    ndcg = _ndcg(summary["run_dir"], "valid")
+    ndcg = _at_10(summary["run_dir"], "valid")
     assert ndcg["sid_grpo"] >= ndcg["sid_sft"], ndcg
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("metric", ["ndcg", "hr"])
+def test_ranked_lists_beat_popularity_transition_counts_and_the_policy_alone(finished, metric):
+    found = _at_10(finished[1]["run_dir"], "test", metric)
+    for other in ("popularity", "transition_counts", "transition_counts_history", "sid_sft", "sid_grpo"):
+        assert found["ranked"] >= found[other] + RANKED_MARGIN, found
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_every_ranked_item_names_a_source(finished, split):
+    store = Store(finished[1]["run_dir"])
+    rows = artifacts.read_table(store, f"recommendations/ranked_{split}", ["item_ids", "sources"]).to_pylist()
+    assert all(len(row["sources"]) == len(row["item_ids"]) and all(row["sources"]) for row in rows)
+    assert {name for row in rows for item in row["sources"] for name in item} == {*SOURCES, "interests"}
+
+
+@pytest.fixture(scope="module")
+def ranker(finished) -> RunRanker:
+    """Load what the endpoint would rank and steer by."""
+    found = load_run_ranker(Store(finished[1]["run_dir"]))
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def histories(finished, ranker) -> list[np.ndarray]:
+    """Return some test histories."""
+    rows = artifacts.read_table(Store(finished[1]["run_dir"]), "histories", ["history"], split=["test"])
+    index = build_id_index(ranker.item_ids)
+    return [index.find(history) for history in rows["history"].to_pylist()[:STEERED]]
+
+
+def _best_ten(ranker: RunRanker, history: np.ndarray, wishes: list[Wish]) -> tuple[list[str], list[float]]:
+    lists = ranker.lists.rank(
+        HistoryItems(history, np.array([0, len(history)])), None, 10, wishes=wishes, carriers=ranker.vocabulary.carriers
+    )
+    ((_, found),) = lists
+    return ranker.item_ids.take(pa.array(found[SERVED].candidates.item)).to_pylist(), found[SERVED].score.tolist()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("way", ["interest", "text"])
+def test_the_more_a_wish_weighs_the_more_of_the_best_ten_are_items_planted_with_it(finished, ranker, histories, way):
+    shop = artifacts.require(Store(finished[1]["run_dir"]), "items")
+    pairs = build_shop(SyntheticConfig.model_validate(shop.config["data"]["synthetic"]), shop.seed).planted.to_pylist()
+    shares = {}
+    for interest, words in WORDS.items():
+        planted = {row["item_id"] for row in pairs if row["interest"] == interest}
+        asked = {"interest": interest, "text": words}[way]
+        wishes = [wishes_of(ranker, [Steer.model_validate({way: asked, "weight": weight})]) for weight in WEIGHTS]
+        best = [[item for history in histories for item in _best_ten(ranker, history, wish)[0]] for wish in wishes]
+        shares[interest] = [float(np.isin(items, list(planted)).mean()) for items in best]
+    mean = np.mean(list(shares.values()), axis=0)
+    assert mean.tolist() == sorted(mean), shares
+    assert all(share[WEIGHTS.index(0.0)] < share[-1] for share in shares.values()), shares
+
+
+@pytest.mark.ray
+def test_a_wish_of_no_weight_changes_nothing(ranker, histories):
+    wishes = wishes_of(ranker, [Steer(text="making espresso in my kitchen", weight=0)])
+    for history in histories:
+        assert _best_ten(ranker, history, wishes) == _best_ten(ranker, history, [])
