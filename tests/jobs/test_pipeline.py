@@ -80,6 +80,7 @@ def test_a_wrong_override_of_an_ablation_stops_the_run_before_it_starts():
 
 
 SHOP = [
+    "cluster.encode_threads=1",  # other tests run beside this one
     "train.engine=plain",  # starts faster; test_train_policy.py trains with DeepSpeed
     "train.num_workers=1",
     "train.threads_per_worker=2",
