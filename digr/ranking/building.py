@@ -254,12 +254,11 @@ def build_search(vectors: Float[np.ndarray, "N D"], seed: int) -> faiss.Index:
 
 def nearest(index: faiss.Index, vectors: Float[np.ndarray, "N D"], first: int, end: int, most: int) -> Neighbours:
     """Return the items nearest to items `first` up to `end`, those of a positive cosine; itself is left out."""
-    asked = vectors[first:end].astype(np.float32)
-    weight, item = index.search(asked, most + 1)
-    row = np.repeat(np.arange(len(asked)), most + 1)
-    item, weight = item.ravel(), weight.ravel()
-    kept = (item >= 0) & (item != row + first) & (weight > 0)
-    return heaviest(row[kept], item[kept], weight[kept], len(asked), most)
+    weight, item = index.search(vectors[first:end].astype(np.float32), most + 1)  # heaviest first
+    kept = (item >= 0) & (item != np.arange(first, end)[:, None]) & (weight > 0)
+    kept &= np.cumsum(kept, axis=1, dtype=np.int32) <= most
+    start = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
+    return Neighbours(start.astype(np.int64), item[kept].astype(np.int32), weight[kept])
 
 
 def source_rows(item_ids: pa.Array, source: str, lists: pa.ListArray) -> pa.Table:

@@ -102,6 +102,7 @@ def fit_lifts(groups: InterestGroups, steps: Neighbours) -> Lifts:
         counted = counted + share[first:end].T @ (block @ share)
     counted = counted.tocsr()
     counted.eliminate_zeros()
+    counted.sort_indices()
     row_sums, column_sums = np.asarray(counted.sum(1)).ravel(), np.asarray(counted.sum(0)).ravel()
     chance = LIFT_PRIOR * np.maximum(column_sums / max(float(column_sums.sum()), 1e-9), 1e-12)[counted.indices]
     lift = np.log((counted.data + chance) / chance)

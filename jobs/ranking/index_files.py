@@ -20,7 +20,7 @@ from digr.ranking.neighbours import to_lists
 from digr.ranking.steering import carriers_of
 from digr.ranking.views import COUNTED, PERIODS, period_statistics, save_arrays
 
-INDEX = "ranking_index"
+INDEX, SEARCH = "ranking_index", "search"
 
 
 def write_family(store: Store, files: FamilyFiles, groups: list[np.ndarray], firsts: np.ndarray, name: str) -> None:
@@ -42,6 +42,16 @@ def write_text(store: Store, num_items: int) -> None:
         artifacts.put_files(store, INDEX, Path(folder))
 
 
+def write_search(store: Store, work: str, name: str, seed: int) -> None:
+    """Write what the neighbours by a source's vectors are searched with."""
+    import faiss
+
+    with artifacts.fetch_files(store.uri(INDEX)) as folder, tempfile.TemporaryDirectory() as here:
+        index = building.build_search(np.load(folder / f"{name}.vectors.npy", mmap_mode="r"), seed)
+        faiss.write_index(index, f"{here}/{name}.faiss")
+        artifacts.put_files(Store(work), SEARCH, Path(here))
+
+
 class Nearest:
     """Write parts of `item_neighbours`: what was counted, and the items nearest in text and in the phrases of each family."""
 
@@ -52,7 +62,8 @@ class Nearest:
         self.store, self.counted, self.firsts, self.most = store, f"{work}/counted", firsts, config.ranking.neighbours
         with artifacts.fetch_files(store.uri(INDEX)) as folder:
             self.vectors = {name: np.load(folder / f"{name}.vectors.npy", mmap_mode="r") for name in sources}
-            self.search = {name: building.build_search(found, config.run.seed) for name, found in self.vectors.items()}
+        with artifacts.fetch_files(Store(work).uri(SEARCH)) as folder:  # mapped, so that the processes of a node share it
+            self.search = {name: faiss.read_index(str(folder / f"{name}.faiss"), faiss.IO_FLAG_MMAP) for name in sources}
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
         """Search the neighbours of a part's items."""

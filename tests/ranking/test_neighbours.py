@@ -29,10 +29,18 @@ def test_a_history_keeps_its_newest_known_items():
     assert found.last.tolist() == [5, -1, 7]
 
 
-def test_the_heaviest_stay_and_equal_ones_by_their_place():
+def test_the_heaviest_stay_and_equal_ones_as_they_are_given():
     found = heaviest(np.array([1, 1, 1, 0]), np.array([7, 5, 6, 9]), np.array([0.5, 0.5, 0.9, 0.1]), 3, 2)
     assert found.start.tolist() == [0, 1, 3, 3]
-    assert found.item.tolist() == [9, 6, 5]
+    assert found.item.tolist() == [9, 6, 7]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-np.inf, -2.5, -1e-30, -0.0, 0.0, 1e-30, 0.5, 3.0]))), st.integers(1, 5))
+def test_lists_are_sorted_by_weights_of_any_sign(rows, most):
+    found = heaviest(np.array([row for row, _ in rows], np.int64), np.arange(len(rows)), np.array([w for _, w in rows]), 4, most)
+    for row in range(4):
+        expected = sorted((place for place, each in enumerate(rows) if each[0] == row), key=lambda place: -rows[place][1])
+        assert found.item[found.start[row] : found.start[row + 1]].tolist() == expected[:most]
 
 
 def test_lists_come_back_from_a_table_also_when_rows_were_left_out():
