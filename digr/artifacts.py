@@ -317,14 +317,17 @@ def local_files(store: Store, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def fetch_files(uri: str) -> Iterator[Path]:
-    """Give a local folder with the files of one that may be remote."""
+def fetch_files(uri: str, prefix: str = "") -> Iterator[Path]:
+    """Give a local folder with the files of one that may be remote; of a remote one those whose names begin with a prefix."""
     fs, path = filesystem_of(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        pafs.copy_files(path, folder, source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+        found = fs.get_file_info(pafs.FileSelector(path)) if prefix else []
+        wanted = {each.path: f"{folder}/{each.base_name}" for each in found if each.base_name.startswith(prefix)}
+        for source, target in (wanted if prefix else {path: folder}).items():
+            pafs.copy_files(source, target, source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
         yield Path(folder)
 
 

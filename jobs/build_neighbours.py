@@ -3,8 +3,10 @@
 Everything is counted on training rows, twice: on all of them, and on those before the rows that the ranker learns from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import ray
 
 from digr import artifacts
 from digr.artifacts import Store
@@ -12,13 +14,23 @@ from digr.config import Config
 from digr.config.models import ModelConfig
 from digr.partitions import STARTS, part_starts, parts_of
 from digr.ranking import building
-from digr.ranking.building import FamilyFiles
+from digr.ranking.building import FamilyFiles, source_name
 from digr.ranking.systems import families_of, systems_of
-from digr.ranking.views import COUNTED
+from digr.ranking.views import COUNTED, PERIODS
 from jobs.ranking.counts import count_sources, counted_rows
-from jobs.ranking.index_files import INDEX, Nearest, finish_index, write_family, write_text
-from jobs.ranking.phrase_groups import EncodePhrases, group_phrases, run_task
-from jobs.runtime.datasets import map_parts
+from jobs.ranking.index_files import (
+    INDEX,
+    Nearest,
+    write_counts,
+    write_family,
+    write_lifts,
+    write_search,
+    write_shuffled,
+    write_source,
+    write_text,
+)
+from jobs.ranking.phrase_groups import EncodePhrases, group_phrases
+from jobs.runtime.datasets import map_parts, start_task
 from jobs.runtime.session import Options, log, main, start_ray
 from jobs.runtime.stage import Output, run_stage
 
@@ -38,19 +50,31 @@ def build_sources(
     log(STAGE, f"{firsts[-1]} items, grains at cosines {', '.join(map(str, chosen.interest_cosines))}")
     files: dict[str, FamilyFiles] = {name: FamilyFiles(f"{work}/{name}") for name in WITH_PHRASES if name in families}
     groups = group_phrases(config, store, files, encode_worker)
-    for name, found in groups.items():
-        run_task(write_family, store, files[name], found, firsts, name)
-    run_task(write_text, store, int(firsts[-1]))
-    joined = artifacts.open_parts(store.uri("canonical_interests")).count_rows()
-    log(STAGE, f"{joined} phrases grouped; counting what follows what")
+    written = [start_task(write_family, store, files[name], found, firsts, name) for name, found in groups.items()]
+    written.append(start_task(write_text, store, int(firsts[-1])))
+    log(STAGE, "phrases are encoded; grouping them and counting what follows what")
     counts = count_sources(config, store, work, firsts)
+    ray.get(written)
+    joined = artifacts.open_parts(store.uri("canonical_interests")).count_rows()
+    log(STAGE, f"{joined} phrases grouped, interactions counted; searching neighbours by text and by interests")
     sources = ["text", *files]
-    log(STAGE, "counted; searching neighbours by text and by interests")
+    ray.get([start_task(write_search, store, work, name, config.run.seed) for name in sources])
     rows = map_parts(config, store, Nearest, parts_of(store, "item"), [STAGE], arguments=(work, firsts, tuple(sources)))
-    run_task(finish_index, store, counts, sources, families, len(chosen.interest_cosines))
+    log(STAGE, "searched; writing the arrays of lists and the steps between interests")
+    ray.get([start_task(write_counts, store, counts), *_lists(store, sources)])
+    grains = len(chosen.interest_cosines)
+    ray.get([start_task(write_shuffled, store, name, grains) for name in families if name not in sources])
+    ray.get([start_task(write_lifts, store, name, period, grains) for name in families for period in PERIODS])
     facts = {STARTS: part_starts(store, "items"), "sources": [*sources, *COUNTED]}
     index = {"families": list(families), "fit_rows": counted_rows(config, store)._asdict()}
     return {"canonical_interests": Output(joined), STAGE: Output(rows[STAGE], facts=facts), INDEX: Output(facts=index)}
+
+
+def _lists(store: Store, sources: Sequence[str]) -> list[Any]:
+    """Start to write the arrays of all sources' lists."""
+    names = {source: f"{source}.neighbours" for source in sources}
+    names |= {source_name(source, period): f"{period}.{source}" for period in PERIODS for source in COUNTED}
+    return [start_task(write_source, store, source, name) for source, name in names.items()]
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:

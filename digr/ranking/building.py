@@ -20,10 +20,9 @@ from digr.artifacts import Store
 from digr.data.sequences import ranges
 from digr.interests.canonical import join_phrases, nearest_group
 from digr.partitions import part_uri, parts_of
-from digr.ranking.counting import STEPS
-from digr.ranking.groups import InterestGroups, fit_lifts, group_items, permute_items
-from digr.ranking.neighbours import Neighbours, from_lists, heaviest
-from digr.ranking.views import COUNTED, PERIODS, Period, load_arrays, save_arrays
+from digr.ranking.groups import InterestGroups, group_items, permute_items
+from digr.ranking.neighbours import Neighbours, from_lists
+from digr.ranking.views import Period, load_arrays
 
 PART_PHRASES = 65_536
 """Phrases of a file, which one worker encodes at once."""
@@ -305,26 +304,3 @@ def shuffle_family(folder: Path, name: str, grains: int, seed: int) -> dict[str,
         "neighbours": Neighbours(np.concatenate([[0], np.cumsum(length)]), found, lists.weight[places]),
         "groups": [permute_items(each, order) for each in groups],
     }
-
-
-def write_lists(store: Store, folder: Path, sources: Sequence[str], families: Sequence[str], grains: int) -> None:
-    """Write the arrays of all lists, of the families made by shuffling, and of the steps between interests.
-
-    Args:
-        folder: has the other arrays of `sources`.
-        sources: texts, and the families that have phrases of their own.
-        families: all families.
-    """
-    for name in sources:
-        save_arrays(folder, read_source(store, name), f"{name}.neighbours")
-    for name in families:
-        if name not in sources:
-            save_arrays(folder, shuffle_family(folder, "interests", grains, int(name.rsplit("_", 1)[1])), name)
-    for period in PERIODS:
-        for name in COUNTED:
-            save_arrays(folder, read_source(store, source_name(name, period)), f"{period}.{name}")
-        steps = read_source(store, source_name(STEPS, period))
-        for name in families:
-            for grain in range(grains):
-                groups = load_arrays(InterestGroups, folder, f"{name}.groups.{grain}")
-                save_arrays(folder, fit_lifts(groups, steps), f"{name}.{period}.lifts.{grain}")

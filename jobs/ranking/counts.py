@@ -20,7 +20,7 @@ from digr.ranking.counting import count_pairs, counted_lists, merge_pairs, pairs
 from digr.ranking.examples import FitRows, fit_rows, is_fit_row, recent_weights, row_numbers, without_last
 from digr.ranking.neighbours import to_lists
 from digr.ranking.views import PERIODS, Period
-from jobs.runtime.datasets import map_tables, part_dataset, parts_in
+from jobs.runtime.datasets import map_tables, part_dataset, parts_in, start_task
 
 
 class CountedRows(NamedTuple):
@@ -57,12 +57,10 @@ class Counts(NamedTuple):
 def count_sources(config: Config, store: Store, work: str, firsts: np.ndarray) -> Any:
     """Count items and pairs in both periods, and write the lists of the counted sources; returns a reference to the counts."""
     rows, users = counted_rows(config, store), part_dataset(parts_of(store, "user"))
-    index: Any = ray.remote(_index_items)
-    items = index.remote(store)
+    items = start_task(_index_items, store)
     half_life = max(1.0, config.ranking.half_life_rate * rows.num_rows)
     counted = map_tables(users, _count_items, store=store, items=items, rows=rows, half_life=half_life)
-    task: Any = ray.remote(_add_counts)
-    counts = task.remote(counted.to_arrow_refs(), int(firsts[-1]))
+    counts = start_task(_add_counts, counted.to_arrow_refs(), int(firsts[-1]))
     folder = f"{work}/counted"
     pairs = map_tables(users, _count_pairs, store=store, items=items, rows=rows, firsts=firsts)
     # sorted, so that a part's pairs are in one block

@@ -1,7 +1,8 @@
-"""The arrays of `ranking_index`, each step in one worker, and the neighbours of a part's items."""
+"""The arrays of `ranking_index`, each step in a worker of its own, and the neighbours of a part's items."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +17,46 @@ from digr.partitions import Part, read_part
 from digr.ranking import building
 from digr.ranking.building import FamilyFiles
 from digr.ranking.counting import STEPS
+from digr.ranking.groups import InterestGroups, fit_lifts
 from digr.ranking.neighbours import to_lists
 from digr.ranking.steering import carriers_of
-from digr.ranking.views import COUNTED, PERIODS, period_statistics, save_arrays
+from digr.ranking.views import COUNTED, PERIODS, Period, load_arrays, period_statistics, save_arrays
 
 INDEX, SEARCH = "ranking_index", "search"
 
 
+@contextmanager
+def _added_files(store: Store, name: str = INDEX) -> Iterator[Path]:
+    """Give an empty folder, whose files then join an artifact's."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+        artifacts.put_files(store, name, Path(folder))
+
+
 def write_family(store: Store, files: FamilyFiles, groups: list[np.ndarray], firsts: np.ndarray, name: str) -> None:
     """Write the vectors and groups of a family that has phrases of its own."""
-    with tempfile.TemporaryDirectory() as folder:
+    with _added_files(store) as folder:
         phrases, num_items = building.read_item_phrases(files, firsts), int(firsts[-1])
-        building.write_family_vectors(files, phrases, num_items, Path(folder) / f"{name}.vectors.npy")
+        building.write_family_vectors(files, phrases, num_items, folder / f"{name}.vectors.npy")
         found = building.family_groups(phrases, groups, num_items)
-        save_arrays(Path(folder), found, f"{name}.groups")
-        save_arrays(Path(folder), carriers_of(found[0]), f"{name}.carriers")
-        save_arrays(Path(folder), building.group_centroids(files, groups[0]), f"{name}.centroids")
-        artifacts.put_files(store, INDEX, Path(folder))
+        save_arrays(folder, found, f"{name}.groups")
+        save_arrays(folder, carriers_of(found[0]), f"{name}.carriers")
+        save_arrays(folder, building.group_centroids(files, groups[0]), f"{name}.centroids")
 
 
 def write_text(store: Store, num_items: int) -> None:
     """Write the vectors of all items' texts."""
-    with tempfile.TemporaryDirectory() as folder:
-        building.write_text_vectors(store, num_items, Path(folder) / "text.vectors.npy")
-        artifacts.put_files(store, INDEX, Path(folder))
+    with _added_files(store) as folder:
+        building.write_text_vectors(store, num_items, folder / "text.vectors.npy")
 
 
 def write_search(store: Store, work: str, name: str, seed: int) -> None:
     """Write what the neighbours by a source's vectors are searched with."""
     import faiss
 
-    with artifacts.fetch_files(store.uri(INDEX)) as folder, tempfile.TemporaryDirectory() as here:
-        index = building.build_search(np.load(folder / f"{name}.vectors.npy", mmap_mode="r"), seed)
-        faiss.write_index(index, f"{here}/{name}.faiss")
-        artifacts.put_files(Store(work), SEARCH, Path(here))
+    with artifacts.fetch_files(store.uri(INDEX), f"{name}.vectors") as index, _added_files(Store(work), SEARCH) as folder:
+        search = building.build_search(np.load(index / f"{name}.vectors.npy", mmap_mode="r"), seed)
+        faiss.write_index(search, str(folder / f"{name}.faiss"))
 
 
 class Nearest:
@@ -60,10 +67,12 @@ class Nearest:
 
         faiss.omp_set_num_threads(config.cluster.encode_threads)
         self.store, self.counted, self.firsts, self.most = store, f"{work}/counted", firsts, config.ranking.neighbours
-        with artifacts.fetch_files(store.uri(INDEX)) as folder:
-            self.vectors = {name: np.load(folder / f"{name}.vectors.npy", mmap_mode="r") for name in sources}
-        with artifacts.fetch_files(Store(work).uri(SEARCH)) as folder:  # mapped, so that the processes of a node share it
-            self.search = {name: faiss.read_index(str(folder / f"{name}.faiss"), faiss.IO_FLAG_MMAP) for name in sources}
+        self.vectors, self.search = {}, {}
+        for name in sources:  # mapped into memory, so that the processes of a node share them
+            with artifacts.fetch_files(store.uri(INDEX), f"{name}.vectors") as folder:
+                self.vectors[name] = np.load(folder / f"{name}.vectors.npy", mmap_mode="r")
+            with artifacts.fetch_files(Store(work).uri(SEARCH), name) as folder:
+                self.search[name] = faiss.read_index(str(folder / f"{name}.faiss"), faiss.IO_FLAG_MMAP)
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
         """Search the neighbours of a part's items."""
@@ -82,15 +91,29 @@ class Nearest:
                 yield "item_neighbours", building.source_rows(item_ids, name, empty if lists is None else lists)
 
 
-def finish_index(store: Store, counts: Any, sources: Sequence[str], families: Sequence[str], grains: int) -> None:
-    """Write the lists of `item_neighbours`, the counts, and what follows from both; see `building.write_lists`."""
-    with tempfile.TemporaryDirectory() as folder, artifacts.fetch_files(store.uri(INDEX)) as there:
-        for file in there.iterdir():
-            (Path(folder) / file.name).symlink_to(file.resolve())
-        building.write_lists(store, Path(folder), sources, families, grains)
+def write_source(store: Store, source: str, name: str) -> None:
+    """Write the lists of a source as arrays of a name."""
+    with _added_files(store) as folder:
+        save_arrays(folder, building.read_source(store, source), name)
+
+
+def write_counts(store: Store, counts: Any) -> None:
+    """Write what was counted of each item."""
+    with _added_files(store) as folder:
         for period, each in counts.items():
-            save_arrays(Path(folder), period_statistics(each.frequency, each.recent), period)
-        for file in Path(folder).iterdir():
-            if file.is_symlink():
-                file.unlink()
-        artifacts.put_files(store, INDEX, Path(folder))
+            save_arrays(folder, period_statistics(each.frequency, each.recent), period)
+
+
+def write_shuffled(store: Store, name: str, grains: int) -> None:
+    """Write the family that gives every item the interests of another one, by the seed in its name."""
+    with artifacts.fetch_files(store.uri(INDEX), "interests.") as index, _added_files(store) as folder:
+        save_arrays(folder, building.shuffle_family(index, "interests", grains, int(name.rsplit("_", 1)[1])), name)
+
+
+def write_lifts(store: Store, name: str, period: Period, grains: int) -> None:
+    """Write the steps between the interests of a family at each grain."""
+    with artifacts.fetch_files(store.uri(INDEX), f"{name}.groups.") as index, _added_files(store) as folder:
+        steps = building.read_source(store, building.source_name(STEPS, period))
+        for grain in range(grains):
+            groups = load_arrays(InterestGroups, index, f"{name}.groups.{grain}")
+            save_arrays(folder, fit_lifts(groups, steps), f"{name}.{period}.lifts.{grain}")

@@ -1,6 +1,6 @@
 """Canonical interests by Ray: phrases are collected by part, encoded in blocks, and grouped in one worker."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,9 @@ from digr.partitions import Part, iter_aligned, parts_of
 from digr.ranking import building
 from digr.ranking.building import FamilyFiles
 from digr.ranking.phrases import PHRASES, text_pieces, trusted_phrases
-from jobs.runtime.datasets import map_tables, map_with_model, part_dataset, parts_in
+from jobs.runtime.datasets import map_tables, map_with_model, part_dataset, parts_in, start_task
 
 BATCH_ITEMS = 4096
-
-
-def run_task(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function in a worker and wait for it."""
-    task: Any = ray.remote(function)
-    return ray.get(task.remote(*arguments))
 
 
 class EncodePhrases:
@@ -65,12 +59,12 @@ def group_phrases(
     map_tables(part_dataset(parts_of(store, "item")), make).materialize()
     found = {}
     for name, each in files.items():
-        num_files = run_task(building.write_phrases, each)
+        num_files = ray.get(start_task(building.write_phrases, each))
         parts = part_dataset([Part("item", number) for number in range(num_files)])
         map_with_model(parts, config, worker, (config, each), num_files).materialize()
         uri = store.uri("canonical_interests") if name == "interests" else f"{each.folder}/canonical"
-        task: Any = ray.remote(_group)
-        found[name] = task.remote(each, uri, config.ranking.interest_cosines, config.ranking.max_phrases, config.run.seed)
+        chosen = config.ranking
+        found[name] = start_task(_group, each, uri, chosen.interest_cosines, chosen.max_phrases, config.run.seed)
     return found
 
 

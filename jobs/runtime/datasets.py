@@ -101,6 +101,12 @@ def map_tables(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
     return dataset.map_batches(function, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments or None)
 
 
+def start_task(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function in a worker; returns a reference to what it returns."""
+    task: Any = ray.remote(function)
+    return task.remote(*arguments)
+
+
 def part_dataset(parts: Sequence[Part]) -> Dataset:
     """Return the parts themselves as a Ray Dataset, a block each, for `parts_in`."""
     return ray.data.from_arrow([pa.table({"owner": [part.owner], "number": [part.number]}) for part in parts])

@@ -35,7 +35,10 @@ def test_the_heaviest_stay_and_equal_ones_as_they_are_given():
     assert found.item.tolist() == [9, 6, 7]
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-np.inf, -2.5, -1e-30, -0.0, 0.0, 1e-30, 0.5, 3.0]))), st.integers(1, 5))
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-np.inf, -2.5, -1e-30, -0.0, 0.0, 1e-30, 0.5, 3.0]))),
+    st.integers(1, 5),
+)
 def test_lists_are_sorted_by_weights_of_any_sign(rows, most):
     found = heaviest(np.array([row for row, _ in rows], np.int64), np.arange(len(rows)), np.array([w for _, w in rows]), 4, most)
     for row in range(4):
