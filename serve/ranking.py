@@ -165,8 +165,6 @@ def rank(
 
 
 def _contributions(ranker: RunRanker, features: np.ndarray) -> list[dict[str, float]]:
-    if not len(features):
-        return []
     groups = [group_of(name) for name in ranker.features]
     rows = ranker.lists.rankers[SERVED].contributions(features)
     names = list(dict.fromkeys(groups))

@@ -71,7 +71,7 @@ class ListRanker(NamedTuple):
             for system, ranker in self.rankers.items():
                 rows = np.flatnonzero(candidates_of(system, candidates, k))
                 seen = features.of(system, rows)
-                score = ranker.score(seen) if len(rows) else np.zeros(0)
+                score = ranker.score(seen)
                 if wishes and system.family:
                     score = score + steer_scores(wishes, self.view.families[system.family].groups[0], candidates.item[rows])
                 best, start = best_of(score, candidates.request[rows], end - first, k)

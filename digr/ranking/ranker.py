@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 
 from digr.config.ranking import RankingConfig
 from digr.ranking.features import CONTEXT, MONOTONE
+from digr.ranking.trees import LeafTables, Leaves, explain_rows, leaf_tables, read_leaves, score_rows
 
 GATE = "gate.json"
 
@@ -41,18 +42,19 @@ class Ranker(Protocol):
 
 
 class Trees(NamedTuple):
-    """Boosted trees, the mean of several seeds."""
+    """Boosted trees, the mean of several seeds; they are evaluated as the boxes of their leaves."""
 
     boosters: list[lgb.Booster]
+    leaves: list[Leaves]
+    tables: LeafTables
 
     def score(self, features: Float32[np.ndarray, "C F"]) -> Float[np.ndarray, " C"]:
         """Return the mean of the boosters' scores."""
-        return np.mean([booster.predict(features, num_threads=1) for booster in self.boosters], axis=0)
+        return score_rows(self.tables, features)
 
     def contributions(self, features: Float32[np.ndarray, "C F"]) -> Float[np.ndarray, "C F"]:
         """Return the mean of the boosters' SHAP values."""
-        parts = [booster.predict(features, pred_contrib=True, num_threads=1) for booster in self.boosters]
-        return np.mean(parts, axis=0)[:, :-1]
+        return explain_rows(self.leaves, features)
 
     def save(self, folder: Path) -> None:
         """Write each booster in LightGBM's own text form."""
@@ -91,6 +93,12 @@ class Gate(NamedTuple):
         (folder / GATE).write_text(json.dumps({name: getattr(self, name).tolist() for name in self._fields}))
 
 
+def trees_of(boosters: list[lgb.Booster]) -> Trees:
+    """Return the mean of some boosters."""
+    leaves = read_leaves(boosters)
+    return Trees(boosters, leaves, leaf_tables(leaves, boosters[0].num_feature()))
+
+
 def load_ranker(folder: Path) -> Ranker:
     """Read what `save` of a ranker wrote.
 
@@ -102,7 +110,7 @@ def load_ranker(folder: Path) -> Ranker:
     files = sorted(folder.glob("trees_*.txt"))
     if not files:
         raise ValueError(f"{folder}: no ranker; run `python -m jobs.train_ranker ... --force` to make it")
-    return Trees([lgb.Booster(model_file=str(file)) for file in files])
+    return trees_of([lgb.Booster(model_file=str(file)) for file in files])
 
 
 def fit_ranker(examples: RankingExamples, names: Sequence[str], config: RankingConfig, *, seed: int, num_threads: int) -> Ranker:
@@ -137,8 +145,7 @@ def fit_trees(examples: RankingExamples, names: Sequence[str], config: RankingCo
         feature_name=list(names),
         params=parameters,
     )
-    boosters = [lgb.train(parameters | {"seed": seed + number}, data, config.rounds) for number in range(config.seeds)]
-    return Trees(boosters)
+    return trees_of([lgb.train(parameters | {"seed": seed + number}, data, config.rounds) for number in range(config.seeds)])
 
 
 def fit_gate(examples: RankingExamples, names: Sequence[str], *, l2: float) -> Gate:
