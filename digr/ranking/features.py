@@ -4,9 +4,11 @@ The features and their constants follow a prototype on Amazon Industrial; logari
 `FLOORS` are the smallest values before a logarithm.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Int
 
 from digr.data.sequences import ranges
@@ -34,8 +36,6 @@ GROUPS = {
     "request": CONTEXT,
 }
 """What a feature speaks of; features of interests are the group `interests`."""
-PRODUCT_ROWS = 65_536
-"""Candidates whose vectors are multiplied at once."""
 
 
 class RequestItems(NamedTuple):
@@ -61,9 +61,16 @@ def group_of(feature: str) -> str:
     return next((group for group, names in GROUPS.items() if feature in names), "interests")
 
 
-def base_features(view: View, histories: HistoryItems, pairs: RequestItems) -> Float32[np.ndarray, "C F"]:
-    """Return what counts and texts say of each pair, in the order of `base_names`."""
-    found = _count_features(view.statistics, histories, pairs)
+def pool_counts(view: View, histories: HistoryItems) -> dict[str, ItemWeights]:
+    """Return what each of the counted sources gives to items after the histories."""
+    return {name: pool_neighbours(view.statistics.neighbours[name], histories, decay) for name, decay in DECAYS.items()}
+
+
+def base_features(
+    view: View, histories: HistoryItems, counts: Mapping[str, ItemWeights], pairs: RequestItems
+) -> Float32[np.ndarray, "C F"]:
+    """Return what counts (see `pool_counts`) and texts say of each pair, in the order of `base_names`."""
+    found = _count_features(view.statistics, histories, counts, pairs)
     found |= dict(zip(GROUPS["text"], _vector_features(view.text_vectors, histories, pairs), strict=True))
     return np.stack([found[name] for name in base_names()], axis=1).astype(np.float32)
 
@@ -76,100 +83,104 @@ def interest_features(family: Family, histories: HistoryItems, pairs: RequestIte
     return np.stack(found, axis=1).astype(np.float32)
 
 
-def _count_features(statistics: Statistics, histories: HistoryItems, pairs: RequestItems) -> dict[str, np.ndarray]:
+def _count_features(
+    statistics: Statistics, histories: HistoryItems, counts: Mapping[str, ItemWeights], pairs: RequestItems
+) -> dict[str, np.ndarray]:
     """Return what follows the history, what stands beside it, how recent and frequent an item is, whether it is a repeat."""
     request, item = pairs
     found: dict[str, np.ndarray] = {}
-    for name, decay in DECAYS.items():
-        value = pool_neighbours(statistics.neighbours[name], histories, decay).of(request, item).astype(np.float64)
+    for name, weights in counts.items():
+        value = weights.of(request, item).astype(np.float64)
         if name == "transitions":
             value += POPULARITY_SHARE * statistics.frequency[item] / statistics.most_frequent
         found[name] = np.log(value + FLOORS[name])
     found["recent_popularity"] = np.log(RECENT_FLOOR + statistics.recent[item])
     last = histories.last
-    found["repeat"] = _places(histories, len(statistics.frequency)).of(request, item)
+    found["repeat"] = _distinct(histories, len(statistics.frequency)).of(request, item)
     found["repeat_last"] = item == last[request]
     found["last_frequency"] = np.log1p(np.where(last >= 0, statistics.frequency[last], 0))[request]
     found["history_length"] = np.log(np.maximum(np.diff(histories.start), 1))[request]
     return found
 
 
-def _places(histories: HistoryItems, num_items: int) -> ItemWeights:
+def _distinct(histories: HistoryItems, num_items: int) -> ItemWeights:
     key = np.unique(histories.request * num_items + histories.item)
     return ItemWeights(key, np.ones(len(key), np.float32), num_items)
 
 
 def _vector_features(vectors: Float[np.ndarray, "N D"], histories: HistoryItems, pairs: RequestItems) -> list[np.ndarray]:
     """Return the cosines of a candidate with the mean of the history and with its last item."""
-    last = histories.last
-    newest = vectors[np.maximum(last, 0)].astype(np.float32) * (last >= 0)[:, None]
-    both = np.stack([_means(vectors, histories), newest], axis=1)
+    both = _history_vectors(vectors, histories)
     found = np.empty((len(pairs.item), 2), np.float32)
-    for at in range(0, len(found), PRODUCT_ROWS):
-        rows = slice(at, at + PRODUCT_ROWS)
-        right = vectors[pairs.item[rows]].astype(np.float32)
-        found[rows] = np.einsum("cmd,cd->cm", both[pairs.request[rows]], right)
+    ends = np.searchsorted(pairs.request, np.arange(len(both) + 1)).tolist()
+    for request, rows in enumerate(map(slice, ends, ends[1:])):
+        found[rows] = np.einsum("cd,md->cm", _rows(vectors, pairs.item[rows]), both[request])
     return [found[:, 0], found[:, 1]]
 
 
-def _means(vectors: Float[np.ndarray, "N D"], histories: HistoryItems) -> Float32[np.ndarray, "B D"]:
-    """Return the unit mean of each history's vectors, later ones weighing more."""
-    weight = (MEAN_DECAY**histories.age).astype(np.float32)[:, None]
-    sums = np.zeros((len(histories.start) - 1, vectors.shape[1]), np.float32)
+def _history_vectors(vectors: Float[np.ndarray, "N D"], histories: HistoryItems) -> Float32[np.ndarray, "B 2 D"]:
+    """Return the unit mean of each history's vectors, later ones weighing more, and its last item's vector."""
+    both = np.zeros((len(histories.start) - 1, 2, vectors.shape[1]), np.float32)
     filled = np.flatnonzero(np.diff(histories.start))
     if len(filled):
-        sums[filled] = np.add.reduceat(weight * vectors[histories.item], histories.start[filled], axis=0)
-    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
+        rows = _rows(vectors, histories.item)
+        weight = (MEAN_DECAY**histories.age).astype(np.float32)[:, None]
+        sums = np.add.reduceat(weight * rows, histories.start[filled], axis=0)
+        both[filled, 0] = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
+        both[filled, 1] = rows[histories.start[filled + 1] - 1]
+    return both
+
+
+def _rows(vectors: Float[np.ndarray, "N D"], items: Int[np.ndarray, " R"]) -> Float32[np.ndarray, "R D"]:
+    """Return the vectors of items; NumPy takes eight times as long as PyTorch to widen half precision."""
+    return torch.from_numpy(vectors[items]).float().numpy()
 
 
 def _group_features(groups: InterestGroups, lifts: Lifts, histories: HistoryItems, pairs: RequestItems) -> list[np.ndarray]:
-    """Return overlap with the last item, overlap with the history's profile, and the lift of steps between interests."""
-    filled = np.flatnonzero(histories.last >= 0)
-    newest = HistoryItems(histories.last[filled], np.arange(len(filled) + 1))
-    ones = np.ones(len(filled))
-    last = _dense(groups, _spread(groups, newest.item, groups.profile, ones, filled), len(histories.start) - 1)
-    spread = _spread(groups, histories.item, groups.profile, PROFILE_DECAY**histories.age, histories.request)
-    profile = _dense(groups, spread, len(histories.start) - 1)
-    profile /= np.maximum(np.linalg.norm(profile, axis=1, keepdims=True), 1e-9)
-    wanted = _spread(groups, histories.item, groups.share, LIFT_DECAY**histories.age, histories.request)
-    lift = _lifts(groups, lifts, wanted, len(histories.start) - 1)
-    kinds = ((last, groups.profile), (profile, groups.profile), (lift, groups.share))
-    return [_overlap(groups, dense, values, pairs) for dense, values in kinds]
+    """Return overlap with the last item, overlap with the history's profile, and the lift of steps between interests.
+
+    Only interests of the request's own items are looked at: their number, not that of all interests, sets the time.
+    """
+    pair, mine = _entries(groups.start, pairs.item)
+    step, told = _entries(groups.start, histories.item)
+    keys = [pairs.request[pair] * groups.num_groups + groups.group[mine]]
+    keys += [histories.request[step] * groups.num_groups + groups.group[told]]
+    key, number = np.unique(np.concatenate(keys), return_inverse=True)
+    wanted, known = number[: len(mine)], number[len(mine) :]
+
+    request, age = key // groups.num_groups, histories.age[step]
+    last = np.bincount(known, (age == 0) * groups.profile[told], len(key))
+    profile = np.bincount(known, PROFILE_DECAY**age * groups.profile[told], len(key))
+    profile /= np.maximum(np.sqrt(np.bincount(request, profile**2)), 1e-9)[request]
+    share = np.bincount(known, LIFT_DECAY**age * groups.share[told], len(key))
+    kinds = ((last, groups.profile), (profile, groups.profile), (_lifts(lifts, key, share), groups.share))
+    return [np.bincount(pair, weight[wanted] * values[mine], len(pairs.item)) for weight, values in kinds]
 
 
-_Spread = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Request, group and weight of each interest of some items."""
+def _lifts(lifts: Lifts, key: Int[np.ndarray, " U"], share: Float[np.ndarray, " U"]) -> Float[np.ndarray, " U"]:
+    """Return the lift of steps from all interests of a request's history to each interest.
+
+    Args:
+        lifts: between K interests.
+        key: request times K plus interest, ascending.
+        share: weight of each in its request's history.
+    """
+    source = np.flatnonzero(share)
+    request, group = np.divmod(key, len(lifts.unseen))
+    step, place = _entries(lifts.start, group[source])
+    target = (key - group)[source][step] + lifts.group[place]
+    size = 1 << (16 * len(key)).bit_length()
+    may_be = np.zeros(size, bool)  # most targets are not wanted, which their last bits tell at once
+    may_be[key & (size - 1)] = True
+    kept = np.flatnonzero(may_be[target & (size - 1)])
+    at = np.minimum(np.searchsorted(key, target[kept]), len(key) - 1)
+    weight = np.where(key[at] == target[kept], share[source][step[kept]] * lifts.lift[place[kept]], 0)
+    seen = np.bincount(at, weight, len(key))
+    return seen + np.bincount(request, share * lifts.unseen[group])[request]
 
 
-def _spread(groups: InterestGroups, items: np.ndarray, values: np.ndarray, weight: np.ndarray, request: np.ndarray) -> _Spread:
-    length = groups.start[items + 1] - groups.start[items]
-    places = ranges(groups.start[items], length)
-    return np.repeat(request, length), groups.group[places], np.repeat(weight, length) * values[places]
-
-
-def _dense(groups: InterestGroups, spread: _Spread, num_requests: int) -> Float32[np.ndarray, "B K"]:
-    request, group, weight = spread
-    size = num_requests * groups.num_groups
-    summed = np.bincount(request * groups.num_groups + group, weights=weight, minlength=size)
-    return summed.reshape(num_requests, groups.num_groups).astype(np.float32)
-
-
-def _lifts(groups: InterestGroups, lifts: Lifts, wanted: _Spread, num_requests: int) -> Float32[np.ndarray, "B K"]:
-    request, group, weight = wanted
-    length = lifts.start[group + 1] - lifts.start[group]
-    places = ranges(lifts.start[group], length)
-    seen = _dense(
-        groups, (np.repeat(request, length), lifts.group[places], np.repeat(weight, length) * lifts.lift[places]), num_requests
-    )
-    base = np.bincount(request, weights=weight * lifts.unseen[group], minlength=num_requests)
-    return seen + base[:, None].astype(np.float32)
-
-
-def _overlap(
-    groups: InterestGroups, dense: Float32[np.ndarray, "B K"], values: np.ndarray, pairs: RequestItems
-) -> Float[np.ndarray, " C"]:
-    length = groups.start[pairs.item + 1] - groups.start[pairs.item]
-    places = ranges(groups.start[pairs.item], length)
-    owner = np.repeat(np.arange(len(pairs.item)), length)
-    product = dense[pairs.request[owner], groups.group[places]] * values[places]
-    return np.bincount(owner, weights=product, minlength=len(pairs.item))
+def _entries(start: Int[np.ndarray, " N1"], rows: Int[np.ndarray, " R"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+    """Return the places of the entries of some rows, behind the number of the row that each belongs to."""
+    first = start[rows]
+    length = start[rows + 1] - first
+    return np.repeat(np.arange(len(rows)), length), ranges(first, length)

@@ -4,6 +4,8 @@ A source of candidates is such lists: what follows an item, what is bought besid
 lists of its history's items, so its cost depends on their length and not on the catalogue's.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +15,8 @@ from jaxtyping import Float32, Int
 from digr.data.sequences import ranges
 
 
-class HistoryItems(NamedTuple):
+@dataclass(frozen=True)
+class HistoryItems:
     """The histories of B requests, one behind the other and oldest first, F items in all."""
 
     item: Int[np.ndarray, " F"]
@@ -21,17 +24,17 @@ class HistoryItems(NamedTuple):
     start: Int[np.ndarray, " B1"]
     """Request b has `item[start[b]:start[b + 1]]`."""
 
-    @property
+    @cached_property
     def request(self) -> Int[np.ndarray, " F"]:
         """Whose item each is."""
         return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
 
-    @property
+    @cached_property
     def age(self) -> Int[np.ndarray, " F"]:
         """Places from the end of its history: 0 for the last item."""
         return self.start[1:][self.request] - 1 - np.arange(len(self.item))
 
-    @property
+    @cached_property
     def last(self) -> Int[np.ndarray, " B"]:
         """The newest item of each; -1 for an empty history."""
         empty = self.start[1:] == self.start[:-1]
@@ -119,15 +122,16 @@ def sum_weights(
     key = request * num_items + item
     order = np.argsort(key, kind="stable")
     key, weight = key[order], weight[order]
-    first = np.flatnonzero(np.diff(key, prepend=-1))
+    first = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
     return ItemWeights(key[first], np.add.reduceat(weight, first) if len(first) else weight[:0], num_items)
 
 
 def pool_neighbours(neighbours: Neighbours, histories: HistoryItems, decay: float) -> ItemWeights:
     """Add up the lists of each history's items, those of the item j places from the end weighted by decay^j."""
     num_items = len(neighbours.start) - 1
-    length = neighbours.start[histories.item + 1] - neighbours.start[histories.item]
-    places = ranges(neighbours.start[histories.item], length)
+    start = neighbours.start[histories.item]
+    length = neighbours.start[histories.item + 1] - start
+    places = ranges(start, length)
     share = np.repeat((decay**histories.age).astype(np.float32), length)
     request = np.repeat(histories.request, length)
     return sum_weights(request, neighbours.item[places].astype(np.int64), share * neighbours.weight[places], num_items)

@@ -1,13 +1,13 @@
 """Named sources of candidates: each proposes a bounded list for a request, and a ranker orders their union."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from digr.ranking.features import DECAYS, RequestItems
-from digr.ranking.neighbours import HistoryItems, Neighbours, pool_neighbours
+from digr.ranking.features import RequestItems
+from digr.ranking.neighbours import HistoryItems, ItemWeights, Neighbours, pool_neighbours
 from digr.ranking.views import View
 
 MOST = {"history": 50, "transitions": 50, "next": 20, "cooccurrence": 50, "text": 40, "popular": 30}
@@ -43,21 +43,26 @@ class Candidates(NamedTuple):
 
 
 def propose(
-    view: View, histories: HistoryItems, generated: Neighbours | None = None, steered: Neighbours | None = None
+    view: View,
+    histories: HistoryItems,
+    counts: Mapping[str, ItemWeights],
+    generated: Neighbours | None = None,
+    steered: Neighbours | None = None,
 ) -> Candidates:
     """Return the union of all sources' lists.
 
     Args:
         view: what is known of the items; each of its families is a source.
         histories: of B requests.
+        counts: what the counted sources give to items after them, see `pool_counts`.
         generated: the policy's list of each request, best first; None proposes nothing.
         steered: what the wishes of each request propose; None where there is no wish, and then there is no such source.
     """
     num_requests = len(histories.start) - 1
     lists = dict.fromkeys(SOURCES, _same_for_all(np.zeros(0, np.int64), num_requests))
     lists["history"] = _newest(histories)
-    for name, decay in DECAYS.items():
-        lists[name] = pool_neighbours(view.statistics.neighbours[name], histories, decay).best(num_requests, MOST[name])
+    for name, weights in counts.items():
+        lists[name] = weights.best(num_requests, MOST[name])
     lists["text"] = pool_neighbours(view.text, histories, CONTENT_DECAY).best(num_requests, MOST["text"])
     popular = view.statistics.popular[: MOST["popular"]]
     lists["popular"] = _same_for_all(popular, num_requests)

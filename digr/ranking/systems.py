@@ -1,6 +1,6 @@
 """The ranker that is served, and those that are measured beside it: without a source, or with other phrases for interests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float32, Int
 
 from digr.config.ranking import Ablation
 from digr.ranking.features import base_features, base_names, interest_features, interest_names
-from digr.ranking.neighbours import HistoryItems
+from digr.ranking.neighbours import HistoryItems, ItemWeights
 from digr.ranking.sources import SOURCES, STEER, Candidates, choose
 from digr.ranking.views import View
 
@@ -80,10 +80,10 @@ def feature_names(system: System, grains: int) -> list[str]:
     return base_names() + (interest_names(grains) if system.family else [])
 
 
-def build_features(view: View, histories: HistoryItems, candidates: Candidates) -> Features:
-    """Compute the features of all candidates, for every family of the view."""
+def build_features(view: View, histories: HistoryItems, counts: Mapping[str, ItemWeights], candidates: Candidates) -> Features:
+    """Compute the features of all candidates, for every family of the view; `counts` are those they were proposed by."""
     families = {name: interest_features(family, histories, candidates.pairs) for name, family in view.families.items()}
-    return Features(base_features(view, histories, candidates.pairs), families)
+    return Features(base_features(view, histories, counts, candidates.pairs), families)
 
 
 def sources_of(system: System) -> list[str]:

@@ -14,11 +14,16 @@ from digr.ranking.features import (
     group_of,
     interest_features,
     interest_names,
+    pool_counts,
 )
 from tests.ranking.tiny_view import GRAINS, NUM_ITEMS, random_view, some_histories
 
 HISTORIES = {0: [4, 0, 7], 1: [], 2: [7, 2]}
 EVERYTHING = RequestItems(np.repeat(np.arange(3), NUM_ITEMS), np.tile(np.arange(NUM_ITEMS), 3))
+
+
+def base_of(view, histories, pairs):
+    return base_features(view, histories, pool_counts(view, histories), pairs)
 
 
 def dense(lists):
@@ -34,7 +39,7 @@ def pooled(matrix, history, decay):
 
 def test_base_features_are_their_formulas():
     view = random_view(0)
-    found = base_features(view, some_histories(), EVERYTHING).reshape(3, NUM_ITEMS, -1)
+    found = base_of(view, some_histories(), EVERYTHING).reshape(3, NUM_ITEMS, -1)
     columns = {name: found[..., place] for place, name in enumerate(base_names())}
     statistics, vectors = view.statistics, view.text_vectors.astype(np.float64)
     for request, history in HISTORIES.items():
@@ -83,10 +88,10 @@ def test_interest_features_are_their_formulas():
 
 def test_a_request_has_the_features_it_has_alone():
     view, histories = random_view(2), some_histories()
-    together = base_features(view, histories, EVERYTHING)[2 * NUM_ITEMS :]
+    together = base_of(view, histories, EVERYTHING)[2 * NUM_ITEMS :]
     alone = type(histories)(histories.item[3:], np.array([0, 2]))
     pairs = RequestItems(np.zeros(NUM_ITEMS, np.int64), np.arange(NUM_ITEMS))
-    assert base_features(view, alone, pairs) == pytest.approx(together, abs=1e-6)
+    assert base_of(view, alone, pairs) == pytest.approx(together, abs=1e-6)
     family = view.families["interests"]
     both = interest_features(family, histories, EVERYTHING)[2 * NUM_ITEMS :]
     assert interest_features(family, alone, pairs) == pytest.approx(both, abs=1e-6)

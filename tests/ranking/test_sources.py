@@ -5,9 +5,9 @@ import numpy as np
 from digr.ranking import sources
 from digr.ranking.lists import source_names
 from digr.ranking.neighbours import HistoryItems, Neighbours
-from digr.ranking.sources import SOURCES, choose, propose, union
+from digr.ranking.sources import SOURCES, choose, union
 from digr.ranking.systems import SERVED, System, candidates_of, families_of, systems_of
-from tests.ranking.tiny_view import NUM_ITEMS, random_view, some_histories
+from tests.ranking.tiny_view import NUM_ITEMS, candidates_after, random_view, some_histories
 
 GENERATED = Neighbours(np.array([0, 2, 3, 3]), np.array([9, 4, 1], np.int32), np.ones(3, np.float32))
 
@@ -25,7 +25,7 @@ def test_each_candidate_says_which_list_has_it_where():
 
 def test_the_candidates_are_the_union_of_all_lists_each_once():
     view = random_view(0, ("interests", "text_twin"))
-    found = propose(view, some_histories(), GENERATED)
+    found = candidates_after(view, some_histories(), GENERATED)
     assert found.sources == (*SOURCES, "interests", "text_twin")
     pairs = list(zip(found.request.tolist(), found.item.tolist(), strict=True))
     assert len(set(pairs)) == len(pairs)
@@ -39,19 +39,19 @@ def test_the_candidates_are_the_union_of_all_lists_each_once():
 
 
 def test_without_a_policy_nothing_is_generated():
-    found = propose(random_view(0), some_histories())
+    found = candidates_after(random_view(0), some_histories())
     assert not found.ranks[:, found.sources.index("generation")].any()
 
 
 def test_a_repeated_item_stands_where_it_was_last():
-    found = propose(random_view(0), HistoryItems(np.array([5, 2, 5]), np.array([0, 3])))
+    found = candidates_after(random_view(0), HistoryItems(np.array([5, 2, 5]), np.array([0, 3])))
     history = dict(zip(found.item.tolist(), found.ranks[:, 0].tolist(), strict=True))
     assert (history[5], history[2]) == (1, 2)
 
 
 def test_a_system_ranks_what_its_own_sources_propose():
     view = random_view(3, ("interests", "text_twin"))
-    found = propose(view, some_histories(), GENERATED)
+    found = candidates_after(view, some_histories(), GENERATED)
     proposed = {name: found.ranks[:, place] > 0 for place, name in enumerate(found.sources)}
     common = np.any([proposed[name] for name in SOURCES if name != "generation"], axis=0)
     assert candidates_of(SERVED, found).tolist() == (common | proposed["generation"] | proposed["interests"]).tolist()
@@ -61,7 +61,7 @@ def test_a_system_ranks_what_its_own_sources_propose():
 
 def test_a_request_has_a_bounded_number_of_candidates_the_highest_first(monkeypatch):
     monkeypatch.setattr(sources, "MAX_CANDIDATES", 3)
-    found = propose(random_view(4), some_histories(), GENERATED)
+    found = candidates_after(random_view(4), some_histories(), GENERATED)
     chosen = choose(found, SOURCES)
     best = np.where(found.ranks[:, : len(SOURCES)] > 0, found.ranks[:, : len(SOURCES)], 255).min(1)
     for request in range(3):
@@ -72,7 +72,7 @@ def test_a_request_has_a_bounded_number_of_candidates_the_highest_first(monkeypa
 
 def test_a_longer_list_than_that_has_as_many_candidates_as_items_are_wanted(monkeypatch):
     monkeypatch.setattr(sources, "MAX_CANDIDATES", 3)
-    found = propose(random_view(4), some_histories(), GENERATED)
+    found = candidates_after(random_view(4), some_histories(), GENERATED)
     proposed = np.bincount(found.request)
     assert np.bincount(found.request[choose(found, SOURCES, 7)]).tolist() == np.minimum(proposed, 7).tolist()
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from digr.ranking.features import pool_counts
 from digr.ranking.groups import fit_lifts, group_items
 from digr.ranking.neighbours import HistoryItems, Neighbours, heaviest
+from digr.ranking.sources import Candidates, propose
 from digr.ranking.views import COUNTED, PERIODS, Family, Statistics, View, period_statistics, save_arrays
 
 NUM_ITEMS, NUM_GROUPS, GRAINS = 12, (5, 3), 2
@@ -56,6 +58,11 @@ def save_view(view: View, folder: Path) -> None:
     for period in PERIODS:
         save_arrays(folder, period_statistics(view.statistics.frequency, view.statistics.recent), period)
         save_arrays(folder, view.statistics.neighbours, period)
+
+
+def candidates_after(view: View, histories: HistoryItems, generated: Neighbours | None = None) -> Candidates:
+    """Return what all sources propose."""
+    return propose(view, histories, pool_counts(view, histories), generated)
 
 
 def some_histories() -> HistoryItems:
