@@ -151,7 +151,7 @@ def _group_features(groups: InterestGroups, lifts: Lifts, histories: HistoryItem
     request, age = key // groups.num_groups, histories.age[step]
     last = np.bincount(known, (age == 0) * groups.profile[told], len(key))
     profile = np.bincount(known, PROFILE_DECAY**age * groups.profile[told], len(key))
-    profile /= np.maximum(np.sqrt(np.bincount(request, profile**2)), 1e-9)[request]
+    profile = profile / np.maximum(np.sqrt(np.bincount(request, profile**2)), 1e-9)[request]
     share = np.bincount(known, LIFT_DECAY**age * groups.share[told], len(key))
     kinds = ((last, groups.profile), (profile, groups.profile), (_lifts(lifts, key, share), groups.share))
     return [np.bincount(pair, weight[wanted] * values[mine], len(pairs.item)) for weight, values in kinds]

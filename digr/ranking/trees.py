@@ -103,12 +103,12 @@ def leaf_tables(groups: Sequence[Leaves], num_features: int) -> LeafTables:
     no_leaf = (~is_leaf << np.arange(WORD)).sum(1).astype(np.uint16)
     thresholds, inside = [], []
     for feature in range(num_features):
-        sides = [(group, *np.nonzero(group.feature == feature)) for group in groups]
-        ends = np.unique(np.concatenate([ends[side, leaf] for group, side, leaf in sides for ends in (group.low, group.high)]))
+        ends = np.unique(np.concatenate([side[group.feature == feature] for group in groups for side in (group.low, group.high)]))
         ends = ends[np.isfinite(ends)]
         above = np.concatenate([[-np.inf], ends])
         outside = np.repeat(no_leaf[:, None], len(above), axis=1)
-        for group, side, leaf in sides:
+        for group in groups:
+            side, leaf = np.nonzero(group.feature == feature)
             is_outside = (above < group.low[side, leaf, None]) | (above >= group.high[side, leaf, None])
             np.bitwise_or.at(outside, group.word[leaf], (is_outside << group.place[leaf, None]).astype(np.uint16))
         thresholds.append(ends)
