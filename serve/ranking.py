@@ -75,7 +75,9 @@ def load_run_ranker(store: Store) -> RunRanker | None:
     vocabulary = Vocabulary(_group_names(store), centroids, carriers)
     chosen = artifacts.require(store, "ranking_index").config["embeddings"]["encoder"]
     item_ids = artifacts.read_table(store, "items", ["item_id"])["item_id"].combine_chunks()
-    return RunRanker(lists, item_ids, feature_names(SERVED, grains), vocabulary, EncoderConfig.model_validate(chosen))
+    names = feature_names(SERVED, grains)
+    lists.rankers[SERVED].contributions(np.zeros((1, len(names)), np.float32))  # so that no request waits for Numba
+    return RunRanker(lists, item_ids, names, vocabulary, EncoderConfig.model_validate(chosen))
 
 
 def _group_names(store: Store) -> pa.Array:
