@@ -64,6 +64,7 @@ JOB_OF = {
     "ranking_index": "build_neighbours",
     "ranking_examples": "train_ranker",
     "ranker": "train_ranker",
+    "towers": "train_towers",
     "item_sids": "build_sids",
     "quantiser": "build_sids",
     "codebook_sweep": "tune_codebooks",

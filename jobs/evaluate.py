@@ -18,6 +18,7 @@ from digr.data.transitions import read_sequences
 from digr.evaluation.baselines import BASELINES, collect_examples, count_training, recommend_baseline
 from digr.evaluation.metrics import evaluate_split
 from digr.evaluation.report import RunDescription, build_report, metrics_json, metrics_text
+from digr.evaluation.towers import SYSTEMS as TOWER_SYSTEMS
 from digr.ranking.systems import systems_of
 from digr.tables import table_spec
 from jobs.runtime.session import Options, log, main
@@ -52,8 +53,9 @@ def run(config: Config, options: Options) -> dict:
 
 
 def find_systems(config: Config, options: Options) -> list[System]:
-    """Return every trained system of the run, in the order of the metrics table, the served one last; GRPO where there is one."""
-    found, evidence = [], ("policy_grpo", "recommendations/grpo_valid")
+    """Return every trained system of the run, in the order of the metrics table: towers first, the served one last."""
+    found = [(name, "", name) for name in TOWER_SYSTEMS] if config.towers.enabled else []
+    evidence = ("policy_grpo", "recommendations/grpo_valid")
     for each in config.ablations:
         variant = apply_overrides(config, {"run.variant": each.name, "grpo.enabled": each.grpo})
         found += [(f"sid_{policy}[{each.name}]", each.name, policy) for policy in trained_policies(variant, options, evidence)]

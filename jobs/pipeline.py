@@ -9,7 +9,16 @@ from jobs.runtime.session import Options, log, main
 
 MINING = ("prepare_data", "mine_interests", "train_classifier", "label_interests")
 RANKING = ("build_neighbours", "train_ranker")
-MODEL = ("embed_items", "build_neighbours", "train_ranker", "build_sids", "train_sft", "train_grpo", "recommend")
+MODEL = (
+    "embed_items",
+    "build_neighbours",
+    "train_ranker",
+    "build_sids",
+    "train_sft",
+    "train_grpo",
+    "train_towers",
+    "recommend",
+)
 
 
 class Step(NamedTuple):
@@ -27,23 +36,23 @@ class Step(NamedTuple):
 def plan(config: Config) -> list[Step]:
     """Return the jobs of a run in order: the main run, each ablation from the embeddings on, and the evaluation of all.
 
-    GRPO is left out where `grpo.enabled`, or an ablation's `grpo`, is false; the ranker where `ranking.enabled` is false, and in
-    all ablations.
+    GRPO is left out where `grpo.enabled`, or an ablation's `grpo`, is false; the ranker where `ranking.enabled` is false, the
+    towers where `towers.enabled` is, and both in all ablations.
 
     Raises:
         ValueError: an ablation's override is not a known key or out of its range.
     """
     steps = [Step(job, config) for job in MINING + MODEL]
     for ablation in config.ablations:
-        own = {"run.variant": ablation.name, "grpo.enabled": ablation.grpo, "ranking.enabled": False}
+        own = {"run.variant": ablation.name, "grpo.enabled": ablation.grpo, "ranking.enabled": False, "towers.enabled": False}
         choices = {**ablation.overrides, **own}
         steps += [Step(job, apply_overrides(config, choices)) for job in MODEL]
     return [step for step in steps if _is_wanted(step)] + [Step("evaluate", config)]
 
 
 def _is_wanted(step: Step) -> bool:
-    needs = {"train_grpo": step.config.grpo.enabled} | dict.fromkeys(RANKING, step.config.ranking.enabled)
-    return needs.get(step.job, True)
+    needs = {"train_grpo": step.config.grpo.enabled, "train_towers": step.config.towers.enabled}
+    return (needs | dict.fromkeys(RANKING, step.config.ranking.enabled)).get(step.job, True)
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:

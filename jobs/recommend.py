@@ -1,10 +1,10 @@
 """Rank items for every validation and test history: artifacts `recommendations/<system>_<valid|test>`.
 
 The policies' own lists are the systems `sft` and `grpo`. The newest policy's beams are then a source beside others, whose union
-a ranker orders: `ranked`, and the systems it is compared with.
+a ranker orders: `ranked`, and the systems it is compared with. The towers of `train_towers` are baselines.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
+from digr.evaluation.towers import SYSTEMS as TOWER_SYSTEMS
 from digr.partitions import parts_of
 from digr.ranking.systems import System, systems_of
 from jobs.ranking.recommender import SPLITS, Recommend, names_of
+from jobs.ranking.towers import RankTowers
 from jobs.runtime.datasets import map_parts
 from jobs.runtime.session import Options, log, main, start_ray
 from jobs.runtime.stage import Output, run_stage, trained_policies
@@ -33,18 +35,8 @@ def run_one(config: Config, options: Options, policy: str, systems: Sequence[Sys
 
     def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
-        histories = artifacts.dataset_of(store, "histories")
-        expected = {split: histories.count_rows(filter=pc.field("split") == split) for split in SPLITS}
-        counts = ", ".join(f"{count} {split}" for split, count in expected.items())
-        log(
-            f"recommendations/{policy}",
-            f"{counts} histories, beam {config.decoding.beam_width}, {len(systems)} rankers, "
-            f"{config.cluster.encode_workers} workers",
-        )
-        rows = map_parts(config, store, Recommend, parts_of(store, "user"), list(split_of), arguments=(policy, systems))
-        for name, split in split_of.items():
-            if rows[name] != expected[split]:
-                raise ValueError(f"{store.uri(name)}: {rows[name]} rows written, {expected[split]} histories of its split")
+        log(f"recommendations/{policy}", f"beam {config.decoding.beam_width}, {len(systems)} rankers")
+        rows = _rank_parts(config, store, Recommend, split_of, (policy, systems))
         facts = {name: count_cut(config, store, [split]) for name, split in split_of.items()}
         for name in names_of(policy).values():
             proven = artifacts.open_parts(store.uri(name)).count_rows(filter=pc.field("is_proven"))
@@ -57,11 +49,45 @@ def run_one(config: Config, options: Options, policy: str, systems: Sequence[Sys
     return run_stage(config, options, outputs=list(split_of), sections=sections, inputs=inputs, build=build)
 
 
+def rank_towers(config: Config, options: Options) -> dict[str, Any]:
+    """Build the recommendations of the trained baselines with Ray."""
+    split_of = {name: split for system in TOWER_SYSTEMS for split, name in names_of(system).items()}
+
+    def build(store: Store, work: str) -> Mapping[str, Output]:
+        start_ray(config)
+        rows = _rank_parts(config, store, RankTowers, split_of)
+        return {name: Output(rows[name], facts={"k": config.decoding.k}) for name in split_of}
+
+    inputs = ["items", "histories", "item_embeddings", "towers"]
+    return run_stage(config, options, outputs=list(split_of), sections=["decoding"], inputs=inputs, build=build)
+
+
+def _rank_parts(
+    config: Config, store: Store, worker: Callable[..., Any], split_of: Mapping[str, str], arguments: tuple[Any, ...] = ()
+) -> Mapping[str, int]:
+    """Let workers write the recommendations of all parts of users; returns the rows of each output.
+
+    Args:
+        split_of: output -> split of its rows.
+    """
+    histories = artifacts.dataset_of(store, "histories")
+    expected = {split: histories.count_rows(filter=pc.field("split") == split) for split in SPLITS}
+    counts = ", ".join(f"{count} {split}" for split, count in expected.items())
+    log(next(iter(split_of)), f"{counts} histories, {config.cluster.encode_workers} workers")
+    rows = map_parts(config, store, worker, parts_of(store, "user"), list(split_of), arguments=arguments)
+    for name, split in split_of.items():
+        if rows[name] != expected[split]:
+            raise ValueError(f"{store.uri(name)}: {rows[name]} rows written, {expected[split]} histories of its split")
+    return rows
+
+
 def run(config: Config, options: Options) -> dict[str, Any]:
-    """Build the recommendations of every policy that this run has, and the ranked ones, on validation and test histories."""
+    """Build the recommendations of every system that this run has on validation and test histories."""
     *older, newest = trained_policies(config, options)
     done = {policy: run_one(config, options, policy, []) for policy in older}
     done[newest] = run_one(config, options, newest, systems_of(config.ranking.ablations) if config.ranking.enabled else [])
+    if config.towers.enabled:
+        done["towers"] = rank_towers(config, options)
     statuses = {summary["status"] for summary in done.values()}
     return {"stage": "recommendations", "status": statuses.pop() if len(statuses) == 1 else "built", "lists": done}
 

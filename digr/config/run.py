@@ -66,6 +66,35 @@ class EvaluationConfig(Section):
     """Bootstrap resamples of the 95 % intervals."""
 
 
+class TowersConfig(Section):
+    """The baselines that are trained: SASRec over item ids, the same over text vectors, and their sum."""
+
+    enabled: bool = False
+    """Whether the run has them. Each training step scores every item, so the catalogue is limited."""
+    dim: int = Field(64, ge=8)
+    """Model width."""
+    num_layers: int = Field(2, ge=1)
+    """Transformer layers."""
+    num_heads: int = Field(2, ge=1)
+    """Attention heads."""
+    dropout: float = Field(0.3, ge=0, lt=1)
+    """Dropout while training."""
+    temperature: float = Field(0.07, ge=0)
+    """The cosine of a history's state and an item is divided by this."""
+    epochs: int = Field(60, ge=1)
+    """Passes over the training sequences, at most."""
+    patience: int = Field(5, ge=1)
+    """Epochs without a better NDCG@10 on validation before stopping."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay."""
+    batch_size: int = Field(128, ge=1)
+    """Windows of a training sequence per step."""
+    max_valid_examples: int = Field(10_000, ge=1)
+    """Validation examples drawn for early stopping."""
+
+
 class ClusterConfig(Section):
     """What changes speed, not results."""
 

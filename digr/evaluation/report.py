@@ -27,6 +27,7 @@ STAGES = (
     *RLDI,
     *VARIANT,
     *RANKING,
+    "towers",
     "recommendations/sft_test",
     "recommendations/grpo_test",
 )

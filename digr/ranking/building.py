@@ -190,13 +190,12 @@ def group_centroids(files: FamilyFiles, group: Int[np.ndarray, " P"]) -> Float32
     return unit(sums)
 
 
-def write_text_vectors(store: Store, num_items: int, path: Path) -> None:
-    """Write the centred vectors of all items' texts as an array file.
+def read_text_vectors(store: Store) -> Iterator[Float32[np.ndarray, "B D"]]:
+    """Yield the vectors of all items' texts, some items at a time.
 
     Raises:
         ValueError: the embeddings are of an older build, which did not keep them.
     """
-    vectors, before = None, 0
     for found in artifacts.iter_table(store, "item_embeddings", ["text_embedding"], BLOCK_ITEMS):
         lists = found["text_embedding"]
         if lists.null_count:
@@ -204,7 +203,13 @@ def write_text_vectors(store: Store, num_items: int, path: Path) -> None:
                 f"{store.uri('item_embeddings')}: no text_embedding, which older builds did not keep; run "
                 f"`python -m jobs.embed_items ... --force` to rebuild it"
             )
-        part = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+        yield lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+
+
+def write_text_vectors(store: Store, num_items: int, path: Path) -> None:
+    """Write the centred vectors of all items' texts as an array file."""
+    vectors, before = None, 0
+    for part in read_text_vectors(store):
         if vectors is None:
             vectors = np.lib.format.open_memmap(path, "w+", VECTOR, (num_items, part.shape[1]))
         vectors[before : before + len(part)] = part

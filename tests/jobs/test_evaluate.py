@@ -205,6 +205,8 @@ def test_the_order_of_systems_is_that_of_the_table():
     ablations = [{"name": "a", "overrides": {}}, {"name": "b", "overrides": {}, "grpo": True}]
     names = [name for name, _, _ in find_systems(_config("runs/x", ablations=ablations), Options(dry_run=True))]
     assert names == ["sid_sft[a]", "sid_sft[b]", "sid_grpo[b]", "sid_sft", "sid_grpo"]
+    with_towers = find_systems(_config("runs/x", ablations=ablations, towers={"enabled": True}), Options(dry_run=True))
+    assert [name for name, _, _ in with_towers] == ["sasrec", "text_tower", "two_towers", *names]
 
 
 @pytest.mark.parametrize(

@@ -54,11 +54,11 @@ def test_an_ablation_runs_from_the_embeddings_on_with_its_own_choices_before_the
     ablations = [{"name": "plain", "overrides": {"embeddings.interests": "none"}}, {"name": "rl", "overrides": {}, "grpo": True}]
     steps = plan(_config(ablations=ablations))
     names = [step.label for step in steps]
-    policies = [job for job in MODEL if job not in RANKING]
+    policies = [job for job in MODEL if job not in (*RANKING, "train_towers")]
     assert names[11:15] == [f"{job} (plain)" for job in policies if job != "train_grpo"]
     assert names[15:20] == [f"{job} (rl)" for job in policies]
     assert names[-1] == "evaluate"
-    assert len(steps) == len(MINING) + len(MODEL) + 4 + 5 + 1
+    assert len(steps) == len(MINING) + len(MODEL) - 1 + 4 + 5 + 1
     assert {step.config.embeddings.interests for step in steps[:11]} == {"trusted"}
     assert {step.config.embeddings.interests for step in steps[11:15]} == {"none"}
     assert {step.config.run.variant for step in steps[11:15]} == {"plain"}
@@ -66,6 +66,13 @@ def test_an_ablation_runs_from_the_embeddings_on_with_its_own_choices_before_the
 
 def test_a_run_without_ranking_has_no_ranker():
     assert not set(RANKING) & {step.job for step in plan(_config(ranking={"enabled": False}))}
+
+
+def test_towers_are_trained_once_before_the_lists_are_made():
+    ablations = [{"name": "plain", "overrides": {}}]
+    names = [step.label for step in plan(_config(ablations=ablations, towers={"enabled": True}))]
+    assert names[names.index("train_towers") + 1] == "recommend"
+    assert [name for name in names if "towers" in name] == ["train_towers"]
 
 
 def test_grpo_may_be_left_out_of_the_run_or_of_an_ablation():
