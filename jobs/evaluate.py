@@ -54,14 +54,13 @@ def run(config: Config, options: Options) -> dict:
 
 def find_systems(config: Config, options: Options) -> list[System]:
     """Return every trained system of the run, in the order of the metrics table: towers first, the served one last."""
-    found = [(name, "", name) for name in TOWER_SYSTEMS] if config.towers.enabled else []
+    found = [(name, "", name) for name in TOWER_SYSTEMS if config.towers.enabled]
     evidence = ("policy_grpo", "recommendations/grpo_valid")
     for each in config.ablations:
         variant = apply_overrides(config, {"run.variant": each.name, "grpo.enabled": each.grpo})
         found += [(f"sid_{policy}[{each.name}]", each.name, policy) for policy in trained_policies(variant, options, evidence)]
     found += [(f"sid_{policy}", "", policy) for policy in trained_policies(config, options, evidence)]
-    systems = systems_of(config.ranking.ablations) if config.ranking.enabled else []
-    return found + [(system.name, "", system.name) for system in reversed(systems)]
+    return found + [(each.name, "", each.name) for each in systems_of(config.ranking.ablations)[::-1] if config.ranking.enabled]
 
 
 def _build(config: Config, trained: Sequence[System], store: Store, work: str) -> Mapping[str, Output]:

@@ -79,13 +79,13 @@ class TowersConfig(Section):
     """Attention heads."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout while training."""
-    temperature: float = Field(0.07, ge=0)
+    temperature: float = Field(0.07, gt=0)
     """The cosine of a history's state and an item is divided by this."""
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(30, ge=1)
     """Passes over the training sequences, at most."""
-    patience: int = Field(5, ge=1)
+    patience: int = Field(3, ge=1)
     """Epochs without a better NDCG@10 on validation before stopping."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(2e-3, gt=0)
     """Learning rate."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW weight decay."""

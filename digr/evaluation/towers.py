@@ -91,8 +91,6 @@ class Tower(nn.Module):
 
     def logits(self, states: Float[Tensor, "P D"], vectors: Float[Tensor, "N D"]) -> Float[Tensor, "P N"]:
         """Score all items after each state."""
-        if self.temperature == 0:
-            return states @ vectors.T
         return normalize(states, dim=-1) @ normalize(vectors, dim=-1).T / self.temperature
 
     def loss(self, windows: Int[Tensor, "B T1"]) -> Float[Tensor, ""]:

@@ -1,4 +1,4 @@
-"""The ranker's jobs see nothing of what they will be judged by."""
+"""The jobs of the ranker and of the towers see nothing of what they will be judged by."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, build_config
 from digr.tables import TABLES, conform, nest_interests
-from jobs import build_neighbours, train_ranker
+from jobs import build_neighbours, recommend, train_ranker, train_towers
 from jobs.runtime.session import Options
 from tests.tiny_models import make_text_encoder
 
@@ -133,6 +133,42 @@ def test_the_examples_are_the_tail_and_the_validation_rows(runs):
     by_fold = {fold: set(rows.filter(pc.equal(rows["fold"], fold))["example_id"].to_pylist()) for fold in ("before", "valid")}
     assert by_fold["before"] == {f"train-{number:09d}" for number in range(170, 200)}
     assert by_fold["valid"] == {f"valid-{number:09d}" for number in range(40)}
+
+
+def _train_towers(store: Store) -> list[str]:
+    """Train both towers in a run and make the lists; returns what became of each job."""
+    towers = {"enabled": True, "dim": 16, "num_layers": 1, "dropout": 0.0, "lr": 0.01, "epochs": 4, "batch_size": 8}
+    tree = {"run": {"dir": store.root}, "data": {"split": "temporal"}, "towers": towers, "decoding": {"k": 5}}
+    config = build_config(tree, "test")
+    return [job(config, Options())["status"] for job in (train_towers.run, recommend.rank_towers)]
+
+
+def test_towers_know_nothing_of_test_targets_and_list_items_for_each_held_out_history(tmp_path, ray_local, capsys):
+    kind = TABLES["item_embeddings"].schema.field("embedding").type
+    vectors = pa.array(np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32).tolist(), kind)
+    weights = []
+    for changed in ("", "test"):
+        store = Store(str(tmp_path / f"run{changed}"))
+        _put(store, "items", pa.table({"item_id": ITEMS, "title": ITEMS}))
+        _put(store, "histories", _train_first(_histories(0, changed)))
+        given = {"item_id": ITEMS, "embedding": vectors, "text_embedding": vectors}
+        _put(store, "item_embeddings", pa.table(given | dict.fromkeys(OPTIONAL - given.keys(), pa.nulls(30))))
+        assert _train_towers(store) == ["built", "built"]
+        weights.append([path.read_bytes() for path in sorted(Path(store.uri("towers")).glob("*.safetensors"))])
+    assert weights[0] == weights[1]
+    assert len(weights[0]) == 2
+    assert "towers: text_tower, epoch 4, loss " in capsys.readouterr().out
+    store = Store(str(tmp_path / "run"))
+    assert _train_towers(store) == ["skipped", "skipped"]
+    histories = {row["example_id"]: row for row in artifacts.read_table(store, "histories").to_pylist()}
+    for split in ("valid", "test"):
+        wanted = {name for name, row in histories.items() if row["split"] == split}
+        for system in ("sasrec", "text_tower", "two_towers"):
+            lists = artifacts.read_table(store, f"recommendations/{system}_{split}").to_pylist()
+            assert len(lists) == len(wanted) and {row["example_id"] for row in lists} == wanted
+            assert all(len(set(row["item_ids"])) == 5 and row["scores"] == sorted(row["scores"])[::-1] for row in lists)
+            hits = [histories[row["example_id"]]["target"] in row["item_ids"] for row in lists]
+            assert system == "text_tower" or np.mean(hits) > 0.8  # these texts say nothing; by chance .17
 
 
 def test_embeddings_of_an_older_build_name_the_job_that_rebuilds_them(tmp_path, encoder, ray_local):
