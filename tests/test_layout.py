@@ -108,6 +108,7 @@ def test_jobs_holds_commands_and_four_wings():
         "train_grpo",
         "train_ranker",
         "train_sft",
+        "train_towers",
         "tune_codebooks",
     }
 

@@ -70,7 +70,7 @@ class TowersConfig(Section):
     """The baselines that are trained: SASRec over item ids, the same over text vectors, and their sum."""
 
     enabled: bool = False
-    """Whether the run has them. Each training step scores every item, so the catalogue is limited."""
+    """Whether the run has them. Each training step scores every item, so a catalogue of more than 200,000 is refused."""
     dim: int = Field(64, ge=8)
     """Model width."""
     num_layers: int = Field(2, ge=1)
@@ -90,7 +90,8 @@ class TowersConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     """AdamW weight decay."""
     batch_size: int = Field(128, ge=1)
-    """Windows of a training sequence per step."""
+    """Windows of training sequences per step, of up to data.max_history targets each. All items are scored for each target, so
+    memory is some 12 bytes times targets times items."""
     max_valid_examples: int = Field(10_000, ge=1)
     """Validation examples drawn for early stopping."""
 
