@@ -53,6 +53,7 @@ def test_a_missing_run_dir_is_named(tmp_path):
     ("override", "message"),
     [
         ("sft.epoch=3", r"sft\.epoch: unknown key; the nearest known key is sft\.epochs"),
+        ("towers.num_heads=3", r"towers: dim \(64\) must be a multiple of num_heads \(3\)"),
         ("stf.epochs=3", r"stf: unknown key; the nearest known key is sft"),
         ("grpo.reward.exakt=1", r"grpo\.reward\.exakt: unknown key; the nearest known key is grpo\.reward\.exact"),
         ("data.synthetic.num_item=30", r"nearest known key is data\.synthetic\.num_items"),

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from digr.config.base import Section
 
@@ -94,6 +94,12 @@ class TowersConfig(Section):
     memory is some 12 bytes times targets times items."""
     max_valid_examples: int = Field(10_000, ge=1)
     """Validation examples drawn for early stopping."""
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> "TowersConfig":
+        if self.dim % self.num_heads:
+            raise ValueError(f"towers: dim ({self.dim}) must be a multiple of num_heads ({self.num_heads})")
+        return self
 
 
 class ClusterConfig(Section):
