@@ -33,6 +33,8 @@ MAX_ITEMS = 200_000
 NO_ITEM = -1
 MAX_SCORES = 2**24
 """Scores in memory at once while ranking."""
+TIE = 1e-6
+"""Log-probabilities that differ by less are equal."""
 K = 10
 SCORE = f"ndcg@{K}"
 """Mean on validation that chooses the epoch."""
@@ -213,12 +215,22 @@ def score_histories(tower: Tower, histories: HistoryItems) -> Iterator[tuple[sli
         yield slice(first, first + len(rows)), tower.log_probs(pad(histories, rows).to(tower.device))
 
 
-def rank_systems(towers: Mapping[str, Tower], histories: HistoryItems, k: int) -> Iterator[tuple[slice, dict[str, TopItems]]]:
+def rank_systems(
+    towers: Mapping[str, Tower], histories: HistoryItems, k: int, generator: torch.Generator
+) -> Iterator[tuple[slice, dict[str, TopItems]]]:
     """Yield the k best items of each system by the sum of its towers' log-probabilities, for some histories at a time.
 
-    Items of the history may be listed again, as in all systems.
+    Items of the history may be listed again, as in all systems. Items that read alike have equal scores in the text tower: each list
+    orders them at random and never by id, which would leak the order of logs that are sorted by id within a day.
+
+    Args:
+        generator: on the CPU.
     """
     for found in zip(*(score_histories(tower, histories) for tower in towers.values()), strict=True):
-        log_probs = dict(zip(towers, (scores for _, scores in found), strict=True))
+        log_probs = dict(zip(towers, (scores.double().cpu() for _, scores in found), strict=True))
+        shuffle = TIE * torch.rand(next(iter(log_probs.values())).shape, generator=generator, dtype=torch.float64)
         sums = {system: torch.stack([log_probs[name] for name in names]).sum(0) for system, names in SYSTEMS.items()}
-        yield found[0][0], {system: TopItems(*scores.topk(min(k, scores.shape[1]))) for system, scores in sums.items()}
+        yield (
+            found[0][0],
+            {system: TopItems(*(scores + shuffle).topk(min(k, scores.shape[1]))) for system, scores in sums.items()},
+        )

@@ -65,21 +65,22 @@ class RankTowers:
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
         """Rank items for a part."""
+        generator = torch.Generator().manual_seed(int(np.random.default_rng([self.config.run.seed, part.number]).integers(2**63)))
         for table in iter_part(self.store, "histories", part, BATCH_HISTORIES):
             for split in SPLITS:
                 rows = table.filter(pc.equal(table["split"], split))
                 histories = histories_of(rows, self.items, self.config.data.max_history)
-                for batch, best in rank_systems(self.towers, histories, self.config.decoding.k):
+                for batch, best in rank_systems(self.towers, histories, self.config.decoding.k, generator):
                     for system, (scores, places) in best.items():
                         yield names_of(system)[split], self._table(rows["example_id"][batch], places, scores)
 
     def _table(self, example_ids: pa.ChunkedArray, places: Int[Tensor, "B k"], scores: Float[Tensor, "B k"]) -> pa.Table:
         ends = pa.array(np.arange(len(places) + 1) * places.shape[1], pa.int32())
-        item_ids = self.items.ids.take(pa.array(places.flatten().cpu().numpy()))
+        item_ids = self.items.ids.take(pa.array(places.flatten().numpy()))
         columns = {
             "example_id": example_ids,
             "item_ids": pa.ListArray.from_arrays(ends, item_ids),
-            "scores": pa.ListArray.from_arrays(ends, pa.array(scores.flatten().double().cpu().numpy())),
+            "scores": pa.ListArray.from_arrays(ends, pa.array(scores.flatten().numpy())),
         }
         return pa.table(columns)
 
