@@ -220,8 +220,8 @@ def rank_systems(
 ) -> Iterator[tuple[slice, dict[str, TopItems]]]:
     """Yield the k best items of each system by the sum of its towers' log-probabilities, for some histories at a time.
 
-    Items of the history may be listed again, as in all systems. Items that read alike have equal scores in the text tower: each list
-    orders them at random and never by id, which would leak the order of logs that are sorted by id within a day.
+    Items of the history may be listed again, as in all systems. Items that read alike have equal scores in the text tower: each
+    list orders them at random and never by id, which would leak the order of logs that are sorted by id within a day.
 
     Args:
         generator: on the CPU.

@@ -95,12 +95,12 @@ def test_the_sum_is_the_sum_of_log_probabilities_and_lists_are_sorted_by_it():
     assert rows == slice(0, 5)
     for system, scores in (("sasrec", single[0]), ("text_tower", single[1]), ("two_towers", single[0] + single[1])):
         expected = scores.double().sort(1, descending=True)
-        torch.testing.assert_close(best[system].score, expected.values[:, :7])
+        torch.testing.assert_close(best[system].score, expected.values[:, :7], rtol=0, atol=2e-6)
         assert best[system].item.tolist() == expected.indices[:, :7].tolist()
 
 
 def test_items_that_read_alike_are_listed_in_either_order():
-    """They were listed by id, which moved NDCG@10 by .007 where two of them are frequent targets."""
+    """They were listed by id, though two of the most frequent targets of a shop may be such items."""
     text = _texts()
     text[5] = text[4]
     towers = {"sasrec": _tower().eval(), "text_tower": _tower(text).eval()}
