@@ -79,12 +79,12 @@ def _part_of_catalogue(first: int, count: int) -> Iterator[tuple[str, pa.Table]]
     yield "interests", nest_interests("interests", owners, np.repeat(np.arange(count), INTERESTS), fields)
 
 
-def pass_over(config: Config, store: Store) -> dict[str, float]:
+def pass_over(config: Config, store: Store, embed: type[Embed] = FreeEmbed) -> dict[str, float]:
     """Label all interests and embed all items; returns the seconds of each."""
     from jobs.runtime.datasets import map_parts
 
     seconds, parts = {}, parts_of(store, "item")
-    for name, worker, arguments in (("interest_labels", FreeLabel, ("", None)), ("item_embeddings", FreeEmbed, ())):
+    for name, worker, arguments in (("interest_labels", FreeLabel, ("", None)), ("item_embeddings", embed, ())):
         artifacts.begin(store, name)
         start = time.monotonic()
         rows = map_parts(config, store, worker, parts, [name], arguments=arguments)[name]

@@ -10,13 +10,14 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import psutil
 import pyarrow as pa
 
 from benchmarks.harness import Bar, Measurement, main
-from benchmarks.item_pass import DIM, pass_over, write_catalogue
+from benchmarks.item_pass import DIM, FreeEmbed, pass_over, write_catalogue
 from digr import artifacts, partitions
 from digr.artifacts import Manifest, Store
 from digr.config import Config, build_config
@@ -38,19 +39,28 @@ USERS_PER_ITEM, STEPS, USERS_PER_PART = 0.3, 10, 16_384
 REQUESTS, HISTORY, K = 200, 10, 10
 
 
+class SpreadEmbed(FreeEmbed):
+    """The embedding job's worker with an encoder that costs nothing and gives every text a vector of its own."""
+
+    def load_encoder(self) -> Any:
+        """Give vectors drawn by the words of the texts."""
+        return lambda texts: _near_centres(np.array([crc32(text.encode()) for text in texts], np.int64))
+
+
 class FreePhrases(EncodePhrases):
     """The job's worker with an encoder that costs nothing."""
 
     def load_encoder(self) -> Any:
         """Give vectors drawn by each phrase's number."""
-        centres = np.random.default_rng(0).normal(size=(4096, DIM)).astype(np.float32)
+        return lambda texts: _near_centres(np.array([int(text.rsplit(" ", 1)[1]) for text in texts], np.int64))
 
-        def encode(texts: list[str]) -> np.ndarray:
-            numbers = np.array([int(text.rsplit(" ", 1)[1]) for text in texts])
-            vectors = centres[numbers % len(centres)] + 0.3 * np.random.default_rng(numbers[0]).normal(size=(len(texts), DIM))
-            return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
-        return encode
+def _near_centres(numbers: np.ndarray) -> np.ndarray:
+    """Return unit vectors, each near one of 4,096 centres."""
+    centres = np.random.default_rng(0).normal(size=(4096, DIM)).astype(np.float32)
+    rng = np.random.default_rng(int(numbers[0]) if len(numbers) else 0)
+    vectors = centres[numbers % len(centres)] + 0.3 * rng.normal(size=(len(numbers), DIM)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def write_walks(store: Store, num_items: int) -> None:
@@ -127,7 +137,7 @@ def measure(quick: bool) -> Measurement:
         for num_items in SIZES_QUICK if quick else SIZES:
             store = Store(f"{folder}/{num_items}")
             write_catalogue(store, num_items, 4096 if quick else config.data.items_per_part)
-            pass_over(config, store)
+            pass_over(config, store, SpreadEmbed)
             write_walks(store, num_items)
             for name in OUTPUTS:
                 artifacts.begin(store, name)

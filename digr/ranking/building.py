@@ -256,6 +256,15 @@ def build_search(vectors: Float[np.ndarray, "N D"], seed: int) -> faiss.Index:
     return index
 
 
+def map_search(path: Path) -> faiss.Index:
+    """Map an index that `faiss.write_index` wrote into memory, so that the processes of a machine share it."""
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    if isinstance(index, faiss.IndexIVF):
+        lists = faiss.downcast_InvertedLists(index.invlists)
+        lists.prefetch_nthread = 0  # threads that read lists ahead take half as much time again, and these are in memory
+    return index
+
+
 def nearest(index: faiss.Index, vectors: Float[np.ndarray, "N D"], first: int, end: int, most: int) -> Neighbours:
     """Return the items nearest to items `first` up to `end`, those of a positive cosine; itself is left out."""
     weight, item = index.search(vectors[first:end].astype(np.float32), most + 1)  # heaviest first

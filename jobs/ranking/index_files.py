@@ -72,7 +72,7 @@ class Nearest:
             with artifacts.fetch_files(store.uri(INDEX), f"{name}.vectors") as folder:
                 self.vectors[name] = np.load(folder / f"{name}.vectors.npy", mmap_mode="r")
             with artifacts.fetch_files(Store(work).uri(SEARCH), name) as folder:
-                self.search[name] = faiss.read_index(str(folder / f"{name}.faiss"), faiss.IO_FLAG_MMAP)
+                self.search[name] = building.map_search(folder / f"{name}.faiss")
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
         """Search the neighbours of a part's items."""

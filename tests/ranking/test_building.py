@@ -1,5 +1,6 @@
 """The arrays of a view: phrases, groups and vectors of families, and the search for neighbours."""
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -126,13 +127,14 @@ def test_a_catalogue_without_a_phrase_has_empty_groups(tmp_path):
 
 
 @pytest.mark.parametrize("exact_items", [10, 10_000])
-def test_neighbours_are_the_nearest_of_all_others(monkeypatch, exact_items):
+def test_neighbours_are_the_nearest_of_all_others(monkeypatch, tmp_path, exact_items):
     monkeypatch.setattr(building, "EXACT_ITEMS", exact_items)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(600, 8))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors[7] = 0
-    index = building.build_search(vectors.astype(np.float16), 0)
+    faiss.write_index(building.build_search(vectors.astype(np.float16), 0), str(tmp_path / "index"))
+    index = building.map_search(tmp_path / "index")
     found = building.nearest(index, vectors.astype(np.float16), 5, 9, 10)
     cosine = vectors[5:9] @ vectors.T
     cosine[np.arange(4), np.arange(5, 9)] = -1
