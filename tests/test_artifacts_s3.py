@@ -62,3 +62,15 @@ def test_files_go_to_s3_and_come_back(bucket, tmp_path):
     with pytest.raises(ValueError, match="no such file or folder"):
         artifacts.digest_of_files(store.uri("policy_sft"))
     assert len(before) == 16
+
+
+def test_of_many_files_on_s3_only_those_of_a_prefix_are_fetched(bucket, tmp_path):
+    store = Store(f"{bucket}/index")
+    for name in ("text.vectors.npy", "text_twin.vectors.npy", "text.faiss"):
+        (tmp_path / name).write_text(name)
+    artifacts.put_files(store, "ranking_index", tmp_path)
+    with artifacts.fetch_files(store.uri("ranking_index"), "text.") as folder:
+        assert {file.name: file.read_text() for file in folder.iterdir()} == {
+            "text.vectors.npy": "text.vectors.npy",
+            "text.faiss": "text.faiss",
+        }

@@ -95,9 +95,8 @@ def steer_scores(wishes: Sequence[Wish], groups: InterestGroups, item: Int[np.nd
     owner = np.repeat(np.arange(len(item)), length)
     total = np.zeros(len(item))
     for wish in wishes:
-        nearness = np.zeros(groups.num_groups)
-        nearness[wish.group] = wish.nearness
+        nearness = ((group[:, None] == wish.group) * wish.nearness).max(axis=1, initial=0)
         best = np.zeros(len(item))
-        np.maximum.at(best, owner, nearness[group])
+        np.maximum.at(best, owner, nearness)
         total += SCALE * wish.weight * best
     return total

@@ -71,7 +71,7 @@ class Nearest:
         for name in sources:  # mapped into memory, so that the processes of a node share them
             with artifacts.fetch_files(store.uri(INDEX), f"{name}.vectors") as folder:
                 self.vectors[name] = np.load(folder / f"{name}.vectors.npy", mmap_mode="r")
-            with artifacts.fetch_files(Store(work).uri(SEARCH), name) as folder:
+            with artifacts.fetch_files(Store(work).uri(SEARCH), f"{name}.faiss") as folder:
                 self.search[name] = building.map_search(folder / f"{name}.faiss")
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
