@@ -260,8 +260,9 @@ def map_search(path: Path) -> faiss.Index:
     """Map an index that `faiss.write_index` wrote into memory, so that the processes of a machine share it."""
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     if isinstance(index, faiss.IndexIVF):
-        lists = faiss.downcast_InvertedLists(index.invlists)
-        lists.prefetch_nthread = 0  # threads that read lists ahead take half as much time again, and these are in memory
+        lists = index.invlists and faiss.downcast_InvertedLists(index.invlists)
+        if isinstance(lists, faiss.OnDiskInvertedLists):  # mapped, so already in memory: reading ahead only costs time
+            lists.prefetch_nthread = 0
     return index
 
 
