@@ -17,7 +17,7 @@ from digr.data.ids import build_id_index
 from digr.data.transitions import read_sequences
 from digr.evaluation.baselines import BASELINES, collect_examples, count_training, recommend_baseline
 from digr.evaluation.metrics import evaluate_split
-from digr.evaluation.report import RunDescription, build_report, metrics_json, metrics_text
+from digr.evaluation.report import RunDescription, build_report, metrics_text, strict_json
 from digr.evaluation.towers import SYSTEMS as TOWER_SYSTEMS
 from digr.ranking.systems import systems_of
 from digr.tables import table_spec
@@ -78,7 +78,7 @@ def _build(config: Config, trained: Sequence[System], store: Store, work: str) -
         rows += found[0]
         comparisons += found[1]
     artifacts.write_table(store, "metrics", pa.Table.from_pylist(rows, table_spec("metrics").schema))
-    _write(store, "metrics.json", metrics_json(rows, comparisons))
+    _write(store, "metrics.json", strict_json({"metrics": rows, "comparisons": comparisons}))
     description = RunDescription(
         config=config.model_dump(mode="json"),
         variants=[ablation.name for ablation in config.ablations],

@@ -8,8 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.patience import PATIENT_RAY
+
+# a property that holds on a fast machine holds on a slow one
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # before any Ray starts, in this process or in a command that a test runs
 os.environ.update({name: value for name, value in PATIENT_RAY.items() if name not in os.environ})

@@ -1,6 +1,6 @@
 """Item-level ranking metrics, from nothing but the rank of each example's target and whose example it is.
 
-Intervals and paired tests resample users; differences of systems have a second interval, with target items resampled too. See
+Intervals and paired tests resample users; differences of systems have a second interval, over users and target items. See
 `digr.evaluation.resampling`.
 """
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from digr.data.ids import IdIndex
-from digr.evaluation.resampling import resample_users, resample_users_and_items
+from digr.evaluation.resampling import resample_users, two_way_errors
 
 HEAD_RATE = 0.2
 """Share of the items seen in training, the most frequent, whose targets make the slice `head`."""
@@ -27,6 +27,9 @@ TOP_TARGETS = 2
 
 INTERVAL = (2.5, 97.5)
 """Percentiles of a 95 % interval."""
+
+INTERVAL_ERRORS = 1.96
+"""Standard errors on either side of the mean that make a 95 % interval."""
 
 
 class Examples(NamedTuple):
@@ -96,7 +99,7 @@ def rank_gains(name: str, k: int, depth: int) -> Float[np.ndarray, " R"]:
 
 
 def evaluate_ranks(
-    ranks: Mapping[str, Int[np.ndarray, " B"]],
+    ranks: Mapping[str, Int[np.ndarray, " B"] | Int[np.ndarray, "R B"]],
     user: Int[np.ndarray, " B"],
     item: Int[np.ndarray, " B"],
     slices: Mapping[str, Bool[np.ndarray, " B"]],
@@ -105,31 +108,31 @@ def evaluate_ranks(
     resamples: int,
     rng: np.random.Generator,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return HR@k and NDCG@k of each system on each slice, and the gains at the largest k of each system over all before it.
+    """Return HR@k and NDCG@k of each system on each slice, and the gains of each system over all before it.
 
-    Metrics and gains have 95 % bootstrap intervals over users; gains also one over users and target items (`low_with_items`,
-    `high_with_items`), and the two-sided p-value of a paired permutation test over users. An empty slice has NaN values and 0
-    examples. All systems are measured on the same resamples, on a slice by the mean over a resample's examples there.
+    Metrics and gains have 95 % bootstrap intervals over users. Gains also have one over users and target items (`low_with_items`,
+    `high_with_items`), from two-way clustered errors, and the two-sided p-value of a paired permutation test over users. An empty
+    slice has NaN values and 0 examples. All systems are measured on the same resamples, on a slice by the mean over a resample's
+    examples there.
 
     Args:
-        ranks: place of each example's target in each system's list from 1, 0 where it is absent; baselines first.
+        ranks: place of each example's target in each system's list from 1, 0 where it is absent; baselines first. A row per run
+            where there are several: they are averaged example by example, so that intervals are those of their mean.
         user: whose example each is.
         item: a number per target item.
 
     Raises:
         ValueError: systems were ranked on different numbers of examples, or on none.
     """
-    if {len(found) for found in ranks.values()} != {len(user)} or not len(user):
-        sizes = ", ".join(f"{system} {len(found)}" for system, found in ranks.items())
+    if {found.shape[-1] for found in ranks.values()} != {len(user)} or not len(user):
+        sizes = ", ".join(f"{system} {found.shape[-1]}" for system, found in ranks.items())
         raise ValueError(f"evaluation: every system needs a rank for each of {len(user)} examples, at least one; found {sizes}")
     measures = [(name, k) for name in ("hr", "ndcg") for k in ks]
     pairs = [(later, first) for later in range(len(ranks)) for first in range(later)]
-    deepest = [place for place, (_, k) in enumerate(measures) if k == max(ks)]
-    columns = _columns(list(ranks.values()), slices, measures, pairs, deepest)
-    systems, paired = list(ranks), len(pairs) * len(deepest)
+    columns = _columns([np.atleast_2d(found) for found in ranks.values()], slices, measures, pairs)
+    systems, paired = list(ranks), len(pairs) * len(measures)
     sums = resample_users(user, columns, paired, resamples=resamples, rng=rng)
-    means = resample_users_and_items(user, item, columns, paired, resamples=resamples, rng=rng.spawn(1)[0])  # rng does not move
-    bounds = np.nanpercentile(means, INTERVAL, axis=0).tolist()
+    margins = INTERVAL_ERRORS * two_way_errors(user, item, columns, paired)
     shape = (len(systems), len(slices), len(measures))
     found = _means_with_intervals(sums.total[: -paired or None], sums.drawn[:, : -paired or None], shape)
     rows = []
@@ -139,22 +142,22 @@ def evaluate_ranks(
         value, low, high = (float(part[at]) for part in found)
         rows.append(row | {"value": value, "low": low, "high": high, "num_examples": int(sums.total[at[1]])})
     comparisons = []
-    for column, ((later, first), place) in enumerate(itertools.product(pairs, deepest), -paired):
+    for column, ((later, first), (name, k)) in enumerate(itertools.product(pairs, measures), -paired):
         gain, drawn, swapped = (part[..., column] / len(user) for part in sums)
         low, high = np.percentile(drawn, INTERVAL).tolist()
-        row = {"system": systems[later], "baseline": systems[first], "name": measures[place][0], "k": max(ks)}
+        row = {"system": systems[later], "baseline": systems[first], "name": name, "k": k}
         row |= {"difference": float(gain), "low": low, "high": high}
-        row |= {"low_with_items": bounds[0][column], "high_with_items": bounds[1][column]}
+        margin = float(margins[column])
+        row |= {"low_with_items": float(gain) - margin, "high_with_items": float(gain) + margin}
         comparisons.append(row | {"p_value": (1 + int((np.abs(swapped) >= abs(gain) - 1e-12).sum())) / (1 + resamples)})
     return rows, comparisons
 
 
 def _columns(
-    ranks: Sequence[Int[np.ndarray, " B"]],
+    ranks: Sequence[Int[np.ndarray, "R B"]],
     slices: Mapping[str, Bool[np.ndarray, " B"]],
     measures: Sequence[tuple[str, int]],
     pairs: Sequence[tuple[int, int]],
-    deepest: Sequence[int],
 ) -> Callable[[Int[np.ndarray, " b"]], Float[np.ndarray, "b F"]]:
     """Return what gives the columns of examples: whether in each slice, gains by system, slice and measure, differences."""
     depth = max(k for _, k in measures)
@@ -163,9 +166,9 @@ def _columns(
 
     def columns(rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b F"]:
         inside = masks[rows].astype(np.float64)
-        found = [gains[np.where(places[rows] > depth, 0, places[rows])] for places in ranks]
+        found = [np.mean([gains[np.where(run > depth, 0, run)] for run in places[:, rows]], axis=0) for places in ranks]
         on_slices = [(inside[:, :, None] * each[:, None, :]).reshape(len(rows), -1) for each in found]
-        differences = [(found[later] - found[first])[:, deepest] for later, first in pairs]
+        differences = [found[later] - found[first] for later, first in pairs]
         return np.concatenate([inside, *on_slices, *differences], axis=1)
 
     return columns

@@ -65,9 +65,9 @@ def metrics_text(rows: Sequence[Mapping[str, Any]], split: str) -> str:
     return "\n".join([*lines, "in brackets: 95 % bootstrap intervals, users resampled"])
 
 
-def metrics_json(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Return metrics and comparisons as strict JSON: an interval that does not exist is null."""
-    return json.dumps(_without_nan({"metrics": list(rows), "comparisons": list(comparisons)}), indent=1, allow_nan=False)
+def strict_json(value: Any) -> str:
+    """Return metrics and what belongs to them as JSON: an interval that does not exist is null."""
+    return json.dumps(_without_nan(value), indent=1, allow_nan=False)
 
 
 def build_report(
@@ -144,7 +144,11 @@ def _results(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[st
         "tables": {split: _ranking_table(rows, split) for split in [shown, *(name for name in splits if name != shown)]},
         "chart": charts.metric_bars(ranking),
         "slices": _slice_table(rows, shown, k),
-        "gains": [row for row in comparisons if row["split"] == shown and row["name"] == "ndcg" and _is_compared(row["system"])],
+        "gains": [
+            row
+            for row in comparisons
+            if (row["split"], row["name"], row["k"]) == (shown, "ndcg", k) and _is_compared(row["system"])
+        ],
         "headline": max(
             (row for row in reversed(ranking) if row["name"] == "ndcg" and row["k"] == k), key=lambda row: row["value"]
         ),

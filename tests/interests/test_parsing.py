@@ -309,13 +309,13 @@ def test_each_of_ten_thousand_mangled_answers_becomes_a_ledger_row_with_a_status
 
 
 @given(st.text())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_text_raises(text):
     _check(text)
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_mangling_of_a_good_answer_raises(data):
     letters = list(GOOD)
     for _ in range(data.draw(st.integers(1, 6))):

@@ -3,7 +3,7 @@
 import doctest
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from digr.config.interests import OpenAIJudge, OpenAIMiner, VllmJudge
@@ -44,7 +44,6 @@ def test_a_batch_that_is_run_again_after_a_lost_worker_is_let_through_again():
     assert budget.admit(_batch("c", "d")) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 6), st.floats(0, 1)), max_size=30), st.integers(0, 300))
 def test_what_is_spent_never_exceeds_the_cap_where_answers_keep_to_their_worst_case(batches, cap):
     budget = Budget(Spending(cap, 0), Spending())

@@ -22,7 +22,7 @@ def boosters_of(seed, leaves, seeds=2, rounds=8):
     return [lgb.train(QUIET | {"num_leaves": leaves, "seed": seed + number}, data, rounds) for number in range(seeds)], features
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 1000), st.sampled_from([2, 3, 15, 17, 40]), st.integers(1, 3))
 def test_scores_and_contributions_are_those_of_the_boosters(seed, leaves, seeds):
     boosters, features = boosters_of(seed, leaves, seeds)

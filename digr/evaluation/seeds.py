@@ -1,0 +1,107 @@
+"""Several runs of one configuration that differ in their seed, measured together: by split, and with both splits as one."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+from jaxtyping import Int
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config.ranking import Ablation
+from digr.data.ids import build_id_index
+from digr.data.transitions import read_sequences
+from digr.evaluation.baselines import collect_examples, count_training
+from digr.evaluation.metrics import Examples, evaluate_ranks, rank_gains, rank_system
+from digr.evaluation.towers import SYSTEMS as TOWER_SYSTEMS
+from digr.ranking.systems import systems_of
+
+SPLITS = ("valid", "test")
+
+
+class SeedResults(NamedTuple):
+    """What several runs have to say together."""
+
+    systems: list[str]
+    """Ranked by all runs; the served one last."""
+    metrics: list[dict[str, Any]]
+    """Rows of the `metrics` table, means over the runs; `runs` has the value of each."""
+    comparisons: list[dict[str, Any]]
+    """What each system gains over all before it, as the report's."""
+
+
+def compare_runs(
+    runs: Sequence[Store], *, ks: Sequence[int], resamples: int, rng: np.random.Generator, splits: Sequence[str] = SPLITS
+) -> SeedResults:
+    """Average runs example by example, so that intervals are those of the mean over their seeds.
+
+    Systems are the towers, the policies and the ranked lists that every run has; variants of ablations are left out.
+
+    Raises:
+        ValueError: the runs are of different data, or have no system in common.
+    """
+    names = [*TOWER_SYSTEMS, "sft", "grpo", *(each.name for each in systems_of(get_args(Ablation))[::-1])]
+    wanted = {name: [f"recommendations/{name}_{split}" for split in splits] for name in names}
+    systems = [
+        name for name, lists in wanted.items() if all(artifacts.read_manifest(run, each) for run in runs for each in lists)
+    ]
+    if not systems:
+        places = ", ".join(run.root for run in runs)
+        raise ValueError(f"{places}: no system has lists in every run; run `python -m jobs.recommend` for each of them")
+    _check_same_examples(runs, splits)
+    metrics, comparisons = list[dict[str, Any]](), list[dict[str, Any]]()
+    for pooled in [*((split,) for split in splits), *([tuple(splits)] if len(splits) > 1 else [])]:
+        examples = _examples(runs[0], pooled)
+        item = examples.targets.dictionary_encode().indices.to_numpy()
+        ranks = {system: _ranks(runs, system, pooled, examples) for system in systems}
+        found = evaluate_ranks(ranks, examples.user, item, examples.slices, ks, resamples=resamples, rng=rng)
+        for row in found[0]:
+            gains, rank = rank_gains(row["name"], row["k"], max(ks)), ranks[row["system"]][:, examples.slices[row["slice"]]]
+            row["runs"] = gains[np.where(rank > max(ks), 0, rank)].mean(axis=1).tolist() if rank.size else []
+        named = {"split": "+".join(pooled)}
+        metrics += [named | row for row in found[0]]
+        comparisons += [named | row for row in found[1]]
+    return SeedResults(systems, metrics, comparisons)
+
+
+def _examples(store: Store, splits: Sequence[str]) -> Examples:
+    items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
+    # the generator decides the order of equally popular items, which is of no use here
+    counts = count_training(read_sequences(store, partial(items.find_all, where="histories")), items, np.random.default_rng(0))
+    batches = artifacts.dataset_of(store, "histories").to_batches(filter=pads.field("split").isin(list(splits)))
+    return collect_examples(iter(batches), counts, f"histories, {'+'.join(splits)}")
+
+
+def _ranks(runs: Sequence[Store], system: str, splits: Sequence[str], examples: Examples) -> Int[np.ndarray, "R B"]:
+    return np.stack([rank_system(_lists(run, system, splits), examples, f"{run.root}, {system}").ranks for run in runs])
+
+
+def _lists(store: Store, system: str, splits: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for split in splits:
+        yield from artifacts.iter_table(store, f"recommendations/{system}_{split}", ["example_id", "item_ids"])
+
+
+def _check_same_examples(runs: Sequence[Store], splits: Sequence[str]) -> None:
+    columns = ["example_id", "user_id", "target"]
+    tables = (artifacts.read_table(run, "histories", columns, split=splits).sort_by("example_id") for run in runs)
+    first = next(tables)
+    for run, other in zip(runs[1:], tables, strict=True):
+        if not other.equals(first):
+            raise ValueError(f"{run.root}: its held-out examples are not those of {runs[0].root}; compare runs of the same data")
+
+
+def gains_text(comparisons: Sequence[Mapping[str, Any]], system: str, measures: Sequence[tuple[str, int]]) -> str:
+    """Return what a system gains over each other one as a plain table, with both 95 % intervals, by split."""
+    lines = []
+    for split, (name, k) in itertools.product(dict.fromkeys(row["split"] for row in comparisons), measures):
+        lines.append(f"{split}, {name}@{k}: {system} gains over")
+        for row in comparisons:
+            if (row["split"], row["name"], row["k"], row["system"]) == (split, name, k, system):
+                users, both = ((row[f"low{end}"], row[f"high{end}"]) for end in ("", "_with_items"))
+                bounds = " ".join(f"[{low:.4f}, {high:.4f}]" for low, high in (users, both))
+                lines.append(f"  {row['baseline']:<28} {row['difference']:+.4f} {bounds}")
+    return "\n".join([*lines, "in brackets: 95 % intervals, over users and then over users and target items"])

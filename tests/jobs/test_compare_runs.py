@@ -1,0 +1,112 @@
+"""Runs of several seeds, whose lists are known, measured together."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from digr import artifacts
+from digr.artifacts import Manifest, Store
+from digr.evaluation.seeds import compare_runs
+from jobs.compare_runs import main
+
+ITEMS = [f"i{index:02d}" for index in range(12)]
+HELD_OUT = {"v0": ("u", "valid"), "v1": ("v", "valid"), "s0": ("u", "test"), "s1": ("v", "test")}
+"""Example -> user and split; the target is i00."""
+
+
+def _put(store: Store, name: str, table: pa.Table, seed: int = 0) -> None:
+    artifacts.commit(store, Manifest(name=name, rows=artifacts.write_table(store, name, table), seed=seed))
+
+
+def _make_run(folder, seed: int, target: str = "i00", **places: dict[str, int]) -> Store:
+    """Write a run in which the target has the given place of each example's list from 1, or none (0)."""
+    store = Store(str(folder))
+    _put(store, "items", pa.table({"item_id": ITEMS, "title": ITEMS}))
+    rows = [("t0", "u", "train", ["i01"], "i02"), *((each, *HELD_OUT[each], ["i03"], target) for each in HELD_OUT)]
+    names = ("example_id", "user_id", "split", "history", "target")
+    _put(store, "histories", pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), seed)
+    for system, known in places.items():
+        for split in ("valid", "test"):
+            ids = [each for each in HELD_OUT if HELD_OUT[each][1] == split]
+            lists = [[*ITEMS[1 : known[each]], ITEMS[0]] if known[each] else ITEMS[1:] for each in ids]
+            table = {
+                "example_id": ids,
+                "item_ids": pa.array(lists, pa.list_(pa.string())),
+                "scores": [[0.0] * len(one) for one in lists],
+            }
+            _put(store, f"recommendations/{system}_{split}", pa.table(table))
+    return store
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two seeds: the ranker finds three of four targets with the first and one with the second, the policy one and none."""
+    policy, ranked = dict.fromkeys(HELD_OUT, 0), {"v0": 1, "v1": 3, "s0": 1, "s1": 0}
+    return [
+        _make_run(tmp_path / "a", 0, sft=policy | {"s0": 2}, ranked=ranked),
+        _make_run(tmp_path / "b", 1, sft=policy, ranked=policy | {"v0": 1}, grpo=policy),
+    ]
+
+
+def _value(rows, split, system, name, k):
+    wanted = (split, "all", system, name, k)
+    (row,) = [row for row in rows if (row["split"], row["slice"], row["system"], row["name"], row["k"]) == wanted]
+    return row["value"], row["runs"]
+
+
+def test_means_over_seeds_and_splits_are_those_of_all_examples(runs):
+    found = compare_runs(runs, ks=(2, 5), resamples=50, rng=np.random.default_rng(0))
+    assert found.systems == ["sft", "ranked"]  # only one run has GRPO
+    assert _value(found.metrics, "valid", "ranked", "hr", 5) == (0.75, [1.0, 0.5])
+    assert _value(found.metrics, "test", "ranked", "hr", 5) == (0.25, [0.5, 0.0])
+    assert _value(found.metrics, "valid+test", "ranked", "hr", 5) == (0.5, [0.75, 0.25])
+    assert _value(found.metrics, "valid+test", "ranked", "hr", 2) == (0.375, [0.5, 0.25])
+    value, each = _value(found.metrics, "test", "sft", "ndcg", 5)
+    assert value == pytest.approx(1 / np.log2(3) / 4) and each == pytest.approx([1 / np.log2(3) / 2, 0])
+    gains = {(row["split"], row["name"], row["k"]): row for row in found.comparisons}
+    assert len(gains) == len(found.comparisons) == 3 * 2 * 2
+    pooled = gains["valid+test", "hr", 5]
+    assert (pooled["system"], pooled["baseline"], pooled["difference"]) == ("ranked", "sft", 0.375)
+    assert pooled["low"] <= pooled["difference"] <= pooled["high"]
+
+
+def test_an_interval_is_that_of_the_mean_and_not_of_one_run(tmp_path):
+    """With seeds that err on opposite users, their mean is the same for every user."""
+    first, second = {"v0": 1, "v1": 0, "s0": 1, "s1": 0}, {"v0": 0, "v1": 1, "s0": 0, "s1": 1}
+    stores = [_make_run(tmp_path / "a", 0, sft=first), _make_run(tmp_path / "b", 1, sft=second)]
+    both = compare_runs(stores, ks=(1,), resamples=200, rng=np.random.default_rng(0)).metrics
+    alone = compare_runs(stores[:1], ks=(1,), resamples=200, rng=np.random.default_rng(0)).metrics
+    wanted = ("test", "hr", "all")
+    (mean,) = [row for row in both if (row["split"], row["name"], row["slice"]) == wanted]
+    (one,) = [row for row in alone if (row["split"], row["name"], row["slice"]) == wanted]
+    assert (mean["value"], mean["low"], mean["high"]) == (0.5, 0.5, 0.5)
+    assert (one["value"], one["low"], one["high"]) == (0.5, 0.0, 1.0)
+
+
+def test_the_command_prints_tables_and_writes_strict_json(runs, tmp_path, capsys):
+    out = tmp_path / "seeds.json"
+    assert main([*(run.root for run in runs), "--out", str(out), "--ks", "5", "10", "--resamples", "50"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    summary = {"job": "jobs.compare_runs", "status": "done", "runs": 2, "systems": ["sft", "ranked"], "out": str(out)}
+    assert json.loads(printed[-1]) == summary
+    assert [line for line in printed if line.startswith("valid+test")][1:] == [
+        "valid+test, ndcg@10: ranked gains over",
+        "valid+test, hr@10: ranked gains over",
+    ]
+    assert any(line.split()[:2] == ["sft", "+0.3750"] for line in printed)
+    found = json.loads(out.read_text(), parse_constant=lambda constant: pytest.fail(constant))
+    assert [(run["run"], run["seed"]) for run in found["runs"]] == [(runs[0].root, 0), (runs[1].root, 1)]
+    assert found["systems"] == ["sft", "ranked"]
+
+
+def test_runs_of_other_data_or_without_lists_are_refused(runs, tmp_path, capsys):
+    other = _make_run(tmp_path / "c", 2, target="i05", ranked=dict.fromkeys(HELD_OUT, 1))
+    assert main([runs[0].root, other.root]) == 2
+    assert f"error: {other.root}: its held-out examples are not those of {runs[0].root}" in capsys.readouterr().err
+    bare = _make_run(tmp_path / "d", 3)
+    assert main([runs[0].root, bare.root]) == 2
+    assert "no system has lists in every run; run `python -m jobs.recommend`" in capsys.readouterr().err
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert "error:" in capsys.readouterr().err
