@@ -41,6 +41,7 @@ SHARED = frozenset(
         "interest_verdicts",
         "metrics",
         "report",
+        "seed_comparison",
     }
 )
 """Artifacts that every variant of a run uses; all others are made once per variant."""
@@ -74,6 +75,7 @@ JOB_OF = {
     "recommendations": "recommend",
     "metrics": "evaluate",
     "report": "evaluate",
+    "seed_comparison": "compare_runs",
 }
 
 
@@ -129,6 +131,11 @@ class Store(NamedTuple):
     def work_uri(self, name: str, request: str) -> str:
         """Address of the scratch folder (checkpoints) of a stage that may be killed and resumed."""
         return f"{self.uri(name)}.work-{request[:12]}"
+
+
+def absolute(root: str) -> str:
+    """Return the address of a run, which holds in every working directory."""
+    return root if is_remote(root) else filesystem_of(root)[1]
 
 
 def read_manifest(store: Store, name: str) -> Manifest | None:

@@ -21,13 +21,13 @@ from jobs.ranking.counts import count_sources, counted_rows
 from jobs.ranking.index_files import (
     INDEX,
     Nearest,
+    write_content,
     write_counts,
     write_family,
     write_lifts,
     write_search,
     write_shuffled,
     write_source,
-    write_text,
 )
 from jobs.ranking.phrase_groups import EncodePhrases, group_phrases
 from jobs.runtime.datasets import map_parts, start_task
@@ -51,13 +51,14 @@ def build_sources(
     files: dict[str, FamilyFiles] = {name: FamilyFiles(f"{work}/{name}") for name in WITH_PHRASES if name in families}
     groups = group_phrases(config, store, files, encode_worker)
     written = [start_task(write_family, store, files[name], found, firsts, name) for name, found in groups.items()]
-    written.append(start_task(write_text, store, int(firsts[-1])))
+    contents = building.contents_of(store)
+    written += [start_task(write_content, store, content, int(firsts[-1])) for content in contents]
     log(STAGE, "phrases are encoded; grouping them and counting what follows what")
     counts = count_sources(config, store, work, firsts)
     ray.get(written)
     joined = artifacts.open_parts(store.uri("canonical_interests")).count_rows()
-    log(STAGE, f"{joined} phrases grouped, interactions counted; searching neighbours by text and by interests")
-    sources = ["text", *files]
+    log(STAGE, f"{joined} phrases grouped, interactions counted; searching neighbours by {', '.join([*contents, 'interests'])}")
+    sources = [*contents, *files]
     ray.get([start_task(write_search, store, work, name, config.run.seed) for name in sources])
     rows = map_parts(config, store, Nearest, parts_of(store, "item"), [STAGE], arguments=(work, firsts, tuple(sources)))
     log(STAGE, "searched; writing the arrays of lists and the steps between interests")

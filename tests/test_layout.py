@@ -97,6 +97,7 @@ def test_jobs_holds_commands_and_four_wings():
     assert {path.stem for path in _commands()} == {
         "build_neighbours",
         "build_sids",
+        "compare_runs",
         "embed_items",
         "evaluate",
         "label_interests",

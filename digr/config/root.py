@@ -12,7 +12,7 @@ from digr.config.base import Section
 from digr.config.interests import ClassifierConfig, EmbeddingsConfig, InterestsConfig, LabelsConfig
 from digr.config.policy import DecodingConfig, GrpoConfig, PolicyConfig, SftConfig, TasksConfig, TrainConfig
 from digr.config.ranking import RankingConfig
-from digr.config.run import AblationConfig, ClusterConfig, DataConfig, EvaluationConfig, RunConfig, TowersConfig
+from digr.config.run import AblationConfig, ClusterConfig, DataConfig, EvaluationConfig, RunConfig, SeedsConfig, TowersConfig
 from digr.config.sids import SidsConfig, TuneConfig
 
 
@@ -36,6 +36,7 @@ class Config(Section):
     decoding: DecodingConfig = DecodingConfig()
     towers: TowersConfig = TowersConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    seeds: SeedsConfig = SeedsConfig()
     cluster: ClusterConfig = ClusterConfig()
     ablations: tuple[AblationConfig, ...] = ()
 

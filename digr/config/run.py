@@ -66,6 +66,13 @@ class EvaluationConfig(Section):
     """Bootstrap resamples of the 95 % intervals."""
 
 
+class SeedsConfig(Section):
+    """Runs that differ in their seed, which `jobs.compare_runs` measures together."""
+
+    runs: tuple[str, ...] = ()
+    """Folders or s3:// addresses of further runs of the same data; the first run is `run.dir`."""
+
+
 class TowersConfig(Section):
     """The baselines that are trained: SASRec over item ids, the same over text vectors, and their sum."""
 

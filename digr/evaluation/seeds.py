@@ -34,27 +34,31 @@ class SeedResults(NamedTuple):
     """What each system gains over all before it, as the report's."""
 
 
-def compare_runs(
-    runs: Sequence[Store], *, ks: Sequence[int], resamples: int, rng: np.random.Generator, splits: Sequence[str] = SPLITS
-) -> SeedResults:
-    """Average runs example by example, so that intervals are those of the mean over their seeds.
+def common_systems(runs: Sequence[Store]) -> list[str]:
+    """Return the systems that every run has lists of, towers first and the served one last; variants of ablations are left out.
 
-    Systems are the towers, the policies and the ranked lists that every run has; variants of ablations are left out.
+    Raises:
+        ValueError: there is none.
+    """
+    names = [*TOWER_SYSTEMS, "sft", "grpo", *(each.name for each in systems_of(get_args(Ablation))[::-1])]
+    lists = {name: [f"recommendations/{name}_{split}" for split in SPLITS] for name in names}
+    found = [name for name in names if all(artifacts.read_manifest(run, each) for run in runs for each in lists[name])]
+    if not found:
+        places = ", ".join(run.root for run in runs)
+        raise ValueError(f"{places}: no system has lists in every run; run `python -m jobs.recommend` for each of them")
+    return found
+
+
+def compare_runs(runs: Sequence[Store], *, ks: Sequence[int], resamples: int, rng: np.random.Generator) -> SeedResults:
+    """Average runs example by example, so that intervals are those of the mean over their seeds.
 
     Raises:
         ValueError: the runs are of different data, or have no system in common.
     """
-    names = [*TOWER_SYSTEMS, "sft", "grpo", *(each.name for each in systems_of(get_args(Ablation))[::-1])]
-    wanted = {name: [f"recommendations/{name}_{split}" for split in splits] for name in names}
-    systems = [
-        name for name, lists in wanted.items() if all(artifacts.read_manifest(run, each) for run in runs for each in lists)
-    ]
-    if not systems:
-        places = ", ".join(run.root for run in runs)
-        raise ValueError(f"{places}: no system has lists in every run; run `python -m jobs.recommend` for each of them")
-    _check_same_examples(runs, splits)
+    systems = common_systems(runs)
+    _check_same_examples(runs)
     metrics, comparisons = list[dict[str, Any]](), list[dict[str, Any]]()
-    for pooled in [*((split,) for split in splits), *([tuple(splits)] if len(splits) > 1 else [])]:
+    for pooled in (*((split,) for split in SPLITS), SPLITS):
         examples = _examples(runs[0], pooled)
         item = examples.targets.dictionary_encode().indices.to_numpy()
         ranks = {system: _ranks(runs, system, pooled, examples) for system in systems}
@@ -85,9 +89,9 @@ def _lists(store: Store, system: str, splits: Sequence[str]) -> Iterator[pa.Reco
         yield from artifacts.iter_table(store, f"recommendations/{system}_{split}", ["example_id", "item_ids"])
 
 
-def _check_same_examples(runs: Sequence[Store], splits: Sequence[str]) -> None:
+def _check_same_examples(runs: Sequence[Store]) -> None:
     columns = ["example_id", "user_id", "target"]
-    tables = (artifacts.read_table(run, "histories", columns, split=splits).sort_by("example_id") for run in runs)
+    tables = (artifacts.read_table(run, "histories", columns, split=SPLITS).sort_by("example_id") for run in runs)
     first = next(tables)
     for run, other in zip(runs[1:], tables, strict=True):
         if not other.equals(first):

@@ -21,8 +21,8 @@ from digr.data.sequences import ranges
 from digr.interests.canonical import join_phrases, nearest_group
 from digr.partitions import part_uri, parts_of
 from digr.ranking.groups import InterestGroups, group_items, permute_items
-from digr.ranking.neighbours import Neighbours, from_lists
-from digr.ranking.views import Period, load_arrays
+from digr.ranking.neighbours import Neighbours, from_lists, join_lists
+from digr.ranking.views import Content, Period, load_arrays
 
 PART_PHRASES = 65_536
 """Phrases of a file, which one worker encodes at once."""
@@ -190,26 +190,38 @@ def group_centroids(files: FamilyFiles, group: Int[np.ndarray, " P"]) -> Float32
     return unit(sums)
 
 
-def read_text_vectors(store: Store) -> Iterator[Float32[np.ndarray, "B D"]]:
-    """Yield the vectors of all items' texts, some items at a time.
+def contents_of(store: Store) -> list[Content]:
+    """Return what of items has vectors: always their texts, and images where an encoder was named and read any."""
+    images = pc.field("image_embedding").is_valid()
+    has_images = len(artifacts.dataset_of(store, "item_embeddings").filter(images).head(1, columns=["item_id"]))
+    return ["text", "image"] if has_images else ["text"]
+
+
+def read_content_vectors(store: Store, content: Content) -> Iterator[Float32[np.ndarray, "B D"]]:
+    """Yield the vectors of all items' texts or images, some items at a time; zeros for an item without an image.
 
     Raises:
-        ValueError: the embeddings are of an older build, which did not keep them.
+        ValueError: the embeddings are of an older build, which did not keep texts' vectors.
     """
-    for found in artifacts.iter_table(store, "item_embeddings", ["text_embedding"], BLOCK_ITEMS):
-        lists = found["text_embedding"]
-        if lists.null_count:
+    column = f"{content}_embedding"
+    known = artifacts.dataset_of(store, "item_embeddings").filter(pc.field(column).is_valid())
+    dim = len(known.head(1, columns=[column])[column].combine_chunks().flatten())
+    for found in artifacts.iter_table(store, "item_embeddings", [column], BLOCK_ITEMS):
+        lists = found[column]
+        if content == "text" and lists.null_count:
             raise ValueError(
                 f"{store.uri('item_embeddings')}: no text_embedding, which older builds did not keep; run "
                 f"`python -m jobs.embed_items ... --force` to rebuild it"
             )
-        yield lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+        vectors = np.zeros((len(lists), dim), np.float32)
+        vectors[np.asarray(lists.is_valid())] = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, max(dim, 1))
+        yield vectors
 
 
-def write_text_vectors(store: Store, num_items: int, path: Path) -> None:
-    """Write the centred vectors of all items' texts as an array file."""
+def write_content_vectors(store: Store, content: Content, num_items: int, path: Path) -> None:
+    """Write the centred vectors of all items' texts or images as an array file."""
     vectors, before = None, 0
-    for part in read_text_vectors(store):
+    for part in read_content_vectors(store, content):
         if vectors is None:
             vectors = np.lib.format.open_memmap(path, "w+", VECTOR, (num_items, part.shape[1]))
         vectors[before : before + len(part)] = part
@@ -287,17 +299,12 @@ def source_name(source: str, period: Period) -> str:
 
 def read_source(store: Store, source: str) -> Neighbours:
     """Read the lists of all items of a source."""
-    starts, items, weights, before = [np.zeros(1, np.int64)], [], [], 0
+    found = []
     for part in parts_of(store, "item"):
         rows = artifacts.open_parts(part_uri(store, "item_neighbours", part))
-        found = from_lists(
-            rows.to_table(columns=["neighbours"], filter=pc.field("source") == source)["neighbours"].combine_chunks()
-        )
-        starts.append(found.start[1:] + before)
-        items.append(found.item)
-        weights.append(found.weight)
-        before += int(found.start[-1])
-    return Neighbours(np.concatenate(starts), np.concatenate(items), np.concatenate(weights))
+        lists = rows.to_table(columns=["neighbours"], filter=pc.field("source") == source)["neighbours"]
+        found.append(from_lists(lists.combine_chunks()))
+    return join_lists(found)
 
 
 def no_neighbours(num_items: int) -> Neighbours:

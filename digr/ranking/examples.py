@@ -18,7 +18,7 @@ from digr.data.transitions import TrainingSequences, user_begins
 from digr.ranking.features import base_names, interest_names
 from digr.ranking.neighbours import HistoryItems, history_items
 from digr.ranking.ranker import RankingExamples
-from digr.ranking.sources import SOURCES, Candidates
+from digr.ranking.sources import SOURCES, Candidates, sources_of_families
 from digr.ranking.systems import Features, System, candidates_of
 from digr.tables import conform
 
@@ -140,7 +140,7 @@ def ranking_examples(batches: Iterable[pa.RecordBatch], system: System, families
     if not features:
         raise ValueError("ranking_examples: no row to learn from; choose another data.split or ranking.fit")
     request = np.cumsum(np.concatenate(begins)) - 1
-    target, sources = np.concatenate(is_target), (*SOURCES, *families)
+    target, sources = np.concatenate(is_target), (*SOURCES, *sources_of_families(families))
     candidates = Candidates(request, np.arange(len(request)), np.concatenate(ranks), sources)
     kept = candidates_of(system, candidates)
     # a request whose target none of these sources proposed teaches that a target is what no source knows

@@ -13,16 +13,18 @@ from jaxtyping import Float, Float32, Int
 
 from digr.data.sequences import ranges
 from digr.ranking.groups import InterestGroups, Lifts
-from digr.ranking.neighbours import HistoryItems, ItemWeights, pool_neighbours
-from digr.ranking.views import Family, Statistics, View
+from digr.ranking.neighbours import HistoryItems, ItemWeights, pool_neighbours, pool_rows
+from digr.ranking.views import CONTENTS, Family, Statistics, View
 
 DECAYS = {"transitions": 0.6, "next": 0.3, "cooccurrence": 0.6}
 """Weight of a history's item as a power of its place from the end."""
 PROFILE_DECAY, MEAN_DECAY, LIFT_DECAY = 0.9, 0.7, 0.6
-FLOORS = {"transitions": 1e-6, "next": 1e-3, "cooccurrence": 1e-3}
+FLOORS = {"transitions": 1e-6, "next": 1e-3, "cooccurrence": 1e-3, "steps": 1e-3}
 POPULARITY_SHARE = 1e-3
 """Share of the popularity that is added to transitions."""
 RECENT_FLOOR = 0.3
+STEP_ITEMS = 8
+"""Newest items of a history whose interests' steps are pooled; what is older would weigh under 2 %."""
 CONTEXT = ("last_frequency", "history_length")
 """Features of a request rather than of a candidate: a gate weighs the others by them."""
 MONOTONE = frozenset({"transitions", "next", "cooccurrence", "recent_popularity"})
@@ -31,6 +33,7 @@ later", which is true of the held-out part of a 5-core data set and of nothing e
 GROUPS = {
     "counts": ("transitions", "next", "cooccurrence"),
     "text": ("text_mean", "text_last"),
+    "image": ("image_mean", "image_last"),
     "popularity": ("recent_popularity",),
     "repeat": ("repeat", "repeat_last"),
     "request": CONTEXT,
@@ -48,7 +51,7 @@ class RequestItems(NamedTuple):
 def interest_names(grains: int) -> list[str]:
     """Return the names of the features of interests, in the order of `interest_features`."""
     names = [f"interest_{name}_{grain}" for grain in range(grains) for name in ("last", "profile", "lift")]
-    return ["interest_mean", "interest_last", *names]
+    return ["interest_mean", "interest_last", "interest_steps", *names]
 
 
 def base_names() -> list[str]:
@@ -61,23 +64,46 @@ def group_of(feature: str) -> str:
     return next((group for group, names in GROUPS.items() if feature in names), "interests")
 
 
-def pool_counts(view: View, histories: HistoryItems) -> dict[str, ItemWeights]:
-    """Return what each of the counted sources gives to items after the histories."""
-    return {name: pool_neighbours(view.statistics.neighbours[name], histories, decay) for name, decay in DECAYS.items()}
+class Pooled(NamedTuple):
+    """What bounded lists give together to items after B histories; sources and features both need it."""
+
+    counts: Mapping[str, ItemWeights]
+    """Of each counted source."""
+    steps: Mapping[str, ItemWeights]
+    """Of the steps between the interests of each family."""
 
 
-def base_features(
-    view: View, histories: HistoryItems, counts: Mapping[str, ItemWeights], pairs: RequestItems
-) -> Float32[np.ndarray, "C F"]:
-    """Return what counts (see `pool_counts`) and texts say of each pair, in the order of `base_names`."""
-    found = _count_features(view.statistics, histories, counts, pairs)
-    found |= dict(zip(GROUPS["text"], _vector_features(view.text_vectors, histories, pairs), strict=True))
+def pool_lists(view: View, histories: HistoryItems) -> Pooled:
+    """Pool the lists of the histories' items and of their interests."""
+    counts = {name: pool_neighbours(view.statistics.neighbours[name], histories, decay) for name, decay in DECAYS.items()}
+    return Pooled(counts, {name: _pool_steps(family, histories, view.num_items) for name, family in view.families.items()})
+
+
+def _pool_steps(family: Family, histories: HistoryItems, num_items: int) -> ItemWeights:
+    newest = np.flatnonzero(histories.age < STEP_ITEMS)
+    groups, age = family.groups[0], histories.age[newest]
+    owner, place = _entries(groups.start, histories.item[newest])
+    share = ((LIFT_DECAY**age)[owner] * groups.share[place]).astype(np.float32)
+    return pool_rows(family.steps, groups.group[place], histories.request[newest][owner], share, num_items)
+
+
+def base_features(view: View, histories: HistoryItems, pooled: Pooled, pairs: RequestItems) -> Float32[np.ndarray, "C F"]:
+    """Return what counts, texts and images say of each pair, in the order of `base_names`; 0 of images where there are none."""
+    found = _count_features(view.statistics, histories, pooled.counts, pairs)
+    nothing = [np.zeros(len(pairs.item), np.float32)] * 2
+    for name in CONTENTS:
+        known = view.contents.get(name)
+        values = _vector_features(known.vectors, histories, pairs) if known else nothing
+        found |= dict(zip(GROUPS[name], values, strict=True))
     return np.stack([found[name] for name in base_names()], axis=1).astype(np.float32)
 
 
-def interest_features(family: Family, histories: HistoryItems, pairs: RequestItems) -> Float32[np.ndarray, "C F"]:
-    """Return what interests say of each pair, in the order of `interest_names`."""
+def interest_features(
+    family: Family, histories: HistoryItems, steps: ItemWeights, pairs: RequestItems
+) -> Float32[np.ndarray, "C F"]:
+    """Return what interests say of each pair, in the order of `interest_names`; `steps` are the pooled ones of the family."""
     found = _vector_features(family.vectors, histories, pairs)
+    found.append(np.log(steps.of(*pairs) + FLOORS["steps"]))
     for groups, lifts in zip(family.groups, family.lifts, strict=True):
         found += _group_features(groups, lifts, histories, pairs)
     return np.stack(found, axis=1).astype(np.float32)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32, Int
 from scipy.sparse import csr_matrix
 
 from digr.data.sequences import ranges
-from digr.ranking.neighbours import Neighbours, heaviest
+from digr.ranking.neighbours import Neighbours, heaviest, join_lists, pool_rows
 
 LIFT_PRIOR = 3.0
 """Chance steps added to the observed ones of each interest."""
@@ -15,6 +15,11 @@ MOST_LIFTS = 1000
 """Interests kept behind each interest, those of the largest lift."""
 BLOCK_ITEMS = 65_536
 """Items whose steps are summed at once."""
+NEXT_INTERESTS, MOST_CARRIERS, MOST_STEPS = 10, 50, 50
+"""Interests of the largest lift behind an interest, items of each of them, and items that both together leave of it."""
+RECENT_FLOOR = 0.1
+BLOCK_GROUPS = 4096
+"""Interests whose steps to items are summed at once."""
 
 
 class InterestGroups(NamedTuple):
@@ -110,3 +115,31 @@ def fit_lifts(groups: InterestGroups, steps: Neighbours) -> Lifts:
     kept = heaviest(row, counted.indices, lift, num, MOST_LIFTS)
     unseen = np.log(LIFT_PRIOR / (row_sums + LIFT_PRIOR)).astype(np.float32)
     return Lifts(kept.start, kept.item, kept.weight, unseen)
+
+
+def interest_steps(groups: InterestGroups, lifts: Lifts, recent: Float[np.ndarray, " N"]) -> Neighbours:
+    """Return the items that come after each interest: those of the interests that follow it more often than by chance.
+
+    weight(a, j) = sum over interests b of max(lift(a, b), 0) share(j, b) sqrt(recent(j) + `RECENT_FLOOR`). Only the first
+    `NEXT_INTERESTS` interests and `MOST_CARRIERS` items of each are looked at, so that an interest of many items costs no more.
+
+    Args:
+        recent: interactions of each item, older ones less.
+
+    Returns:
+        Lists of K interests.
+    """
+    num_items, num = len(groups.start) - 1, groups.num_groups
+    owner = np.repeat(np.arange(num_items), np.diff(groups.start))
+    weight = groups.share * np.sqrt(recent[owner] + RECENT_FLOOR)
+    carriers = heaviest(groups.group, owner, weight.astype(np.float32), num, MOST_CARRIERS)
+    found = []
+    for first in range(0, num, BLOCK_GROUPS):
+        end = min(first + BLOCK_GROUPS, num)
+        length = np.minimum(np.diff(lifts.start[first : end + 1]), NEXT_INTERESTS)  # the largest lifts stand first
+        places, row = ranges(lifts.start[first:end], length), np.repeat(np.arange(end - first), length)
+        lift = lifts.lift[places] + lifts.unseen[first:end][row]
+        kept = lift > 0
+        pooled = pool_rows(carriers, lifts.group[places][kept], row[kept], lift[kept].astype(np.float32), num_items)
+        found.append(pooled.best(end - first, MOST_STEPS))
+    return join_lists(found)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from digr.ranking.features import pool_counts
+from digr.ranking.features import pool_lists
 from digr.ranking.neighbours import HistoryItems, Neighbours
 from digr.ranking.ranker import Ranker, best_of, load_ranker
 from digr.ranking.sources import Candidates, propose
@@ -64,11 +64,11 @@ class ListRanker(NamedTuple):
             bounds = histories.start[first : end + 1]
             batch = HistoryItems(histories.item[bounds[0] : bounds[-1]], bounds - bounds[0])
             steered = proposals(wishes, carriers, self.view.num_items) if wishes and carriers is not None else None
-            counts = pool_counts(self.view, batch)
-            candidates = propose(self.view, batch, counts, slice_lists(generated, first, end) if generated else None, steered)
+            pooled = pool_lists(self.view, batch)
+            candidates = propose(self.view, batch, pooled, slice_lists(generated, first, end) if generated else None, steered)
             if allowed is not None:
                 candidates = candidates.take(allowed[first:end][candidates.request, candidates.item])
-            features = build_features(self.view, batch, counts, candidates)
+            features = build_features(self.view, batch, pooled, candidates)
             found = {}
             for system, ranker in self.rankers.items():
                 rows = np.flatnonzero(candidates_of(system, candidates, k))

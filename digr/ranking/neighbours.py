@@ -4,6 +4,7 @@ A source of candidates is such lists: what follows an item, what is bought besid
 lists of its history's items, so its cost depends on their length and not on the catalogue's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -62,6 +63,14 @@ class Neighbours(NamedTuple):
     start: Int[np.ndarray, " N1"]
     item: Int[np.ndarray, " P"]
     weight: Float32[np.ndarray, " P"]
+
+
+def join_lists(parts: Sequence[Neighbours]) -> Neighbours:
+    """Put lists one behind the other."""
+    ends = np.concatenate([[0], np.cumsum([len(part.item) for part in parts])])
+    starts = [np.zeros(1, np.int64), *(part.start[1:] + end for part, end in zip(parts, ends[:-1], strict=True))]
+    items = np.concatenate([np.zeros(0, np.int32), *(part.item for part in parts)])
+    return Neighbours(np.concatenate(starts), items, np.concatenate([np.zeros(0, np.float32), *(part.weight for part in parts)]))
 
 
 def from_lists(lists: pa.ListArray) -> Neighbours:
@@ -128,10 +137,20 @@ def sum_weights(
 
 def pool_neighbours(neighbours: Neighbours, histories: HistoryItems, decay: float) -> ItemWeights:
     """Add up the lists of each history's items, those of the item j places from the end weighted by decay^j."""
-    num_items = len(neighbours.start) - 1
-    start = neighbours.start[histories.item]
-    length = neighbours.start[histories.item + 1] - start
+    share = (decay**histories.age).astype(np.float32)
+    return pool_rows(neighbours, histories.item, histories.request, share, len(neighbours.start) - 1)
+
+
+def pool_rows(
+    lists: Neighbours,
+    row: Int[np.ndarray, " P"],
+    request: Int[np.ndarray, " P"],
+    share: Float32[np.ndarray, " P"],
+    num_items: int,
+) -> ItemWeights:
+    """Add up some of the lists for each request, each weighted by its share."""
+    start = lists.start[row]
+    length = lists.start[row + 1] - start
     places = ranges(start, length)
-    share = np.repeat((decay**histories.age).astype(np.float32), length)
-    request = np.repeat(histories.request, length)
-    return sum_weights(request, neighbours.item[places].astype(np.int64), share * neighbours.weight[places], num_items)
+    weight = np.repeat(share, length) * lists.weight[places]
+    return sum_weights(np.repeat(request, length), lists.item[places].astype(np.int64), weight, num_items)

@@ -1,26 +1,36 @@
 """Named sources of candidates: each proposes a bounded list for a request, and a ranker orders their union."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from digr.ranking.features import RequestItems
-from digr.ranking.neighbours import HistoryItems, ItemWeights, Neighbours, pool_neighbours
+from digr.ranking.features import Pooled, RequestItems
+from digr.ranking.neighbours import HistoryItems, Neighbours, pool_neighbours
 from digr.ranking.views import View
 
-MOST = {"history": 50, "transitions": 50, "next": 20, "cooccurrence": 50, "text": 40, "popular": 30}
+MOST = {"history": 50, "transitions": 50, "next": 20, "cooccurrence": 50, "text": 40, "image": 40, "popular": 30}
 """Items that a source proposes at most."""
 SOURCES = (*MOST, "generation")
 """Sources of every request; the policy's list is as long as its beam."""
 STEER = "steer"
 """The source of a request's wishes."""
-MOST_OF_FAMILY = 30
+MOST_OF_FAMILY, MOST_OF_STEPS = 30, 20
 CONTENT_DECAY = 0.6
 """Weight of a history's item as a power of its place from the end, for neighbours by text and by interests."""
 MAX_CANDIDATES = 200
 """Candidates of a request, those that stand highest with some source; more only where a longer list is wanted."""
+
+
+def steps_of(family: str) -> str:
+    """Return the name of the source that follows the steps between interests of a family."""
+    return f"{family}_steps"
+
+
+def sources_of_families(families: Sequence[str]) -> list[str]:
+    """Return the sources of some families: the nearest items, and those that its steps lead to."""
+    return [source for name in families for source in (name, steps_of(name))]
 
 
 class Candidates(NamedTuple):
@@ -45,31 +55,33 @@ class Candidates(NamedTuple):
 def propose(
     view: View,
     histories: HistoryItems,
-    counts: Mapping[str, ItemWeights],
+    pooled: Pooled,
     generated: Neighbours | None = None,
     steered: Neighbours | None = None,
 ) -> Candidates:
     """Return the union of all sources' lists.
 
     Args:
-        view: what is known of the items; each of its families is a source.
+        view: what is known of the items; each of its families is two sources, see `sources_of_families`.
         histories: of B requests.
-        counts: what the counted sources give to items after them, see `pool_counts`.
+        pooled: what lists give to items after them, see `pool_lists`.
         generated: the policy's list of each request, best first; None proposes nothing.
         steered: what the wishes of each request propose; None where there is no wish, and then there is no such source.
     """
     num_requests = len(histories.start) - 1
     lists = dict.fromkeys(SOURCES, _same_for_all(np.zeros(0, np.int64), num_requests))
     lists["history"] = _newest(histories)
-    for name, weights in counts.items():
+    for name, weights in pooled.counts.items():
         lists[name] = weights.best(num_requests, MOST[name])
-    lists["text"] = pool_neighbours(view.text, histories, CONTENT_DECAY).best(num_requests, MOST["text"])
+    for name, content in view.contents.items():
+        lists[name] = pool_neighbours(content.neighbours, histories, CONTENT_DECAY).best(num_requests, MOST[name])
     popular = view.statistics.popular[: MOST["popular"]]
     lists["popular"] = _same_for_all(popular, num_requests)
     if generated:
         lists["generation"] = generated
     for name, family in view.families.items():
         lists[name] = pool_neighbours(family.neighbours, histories, CONTENT_DECAY).best(num_requests, MOST_OF_FAMILY)
+        lists[steps_of(name)] = pooled.steps[name].best(num_requests, MOST_OF_STEPS)
     if steered is not None:
         lists[STEER] = steered
     return union(lists, view.num_items)

@@ -1,15 +1,15 @@
 """The ranker that is served, and those that are measured beside it: without a source, or with other phrases for interests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from digr.config.ranking import Ablation
-from digr.ranking.features import base_features, base_names, interest_features, interest_names
-from digr.ranking.neighbours import HistoryItems, ItemWeights
-from digr.ranking.sources import SOURCES, STEER, Candidates, choose
+from digr.ranking.features import Pooled, base_features, base_names, interest_features, interest_names
+from digr.ranking.neighbours import HistoryItems
+from digr.ranking.sources import SOURCES, STEER, Candidates, choose, sources_of_families
 from digr.ranking.views import View
 
 SHUFFLES = 3
@@ -80,16 +80,18 @@ def feature_names(system: System, grains: int) -> list[str]:
     return base_names() + (interest_names(grains) if system.family else [])
 
 
-def build_features(view: View, histories: HistoryItems, counts: Mapping[str, ItemWeights], candidates: Candidates) -> Features:
-    """Compute the features of all candidates, for every family of the view; `counts` are those they were proposed by."""
-    families = {name: interest_features(family, histories, candidates.pairs) for name, family in view.families.items()}
-    return Features(base_features(view, histories, counts, candidates.pairs), families)
+def build_features(view: View, histories: HistoryItems, pooled: Pooled, candidates: Candidates) -> Features:
+    """Compute the features of all candidates, for every family of the view; `pooled` is what they were proposed by."""
+    families = {
+        name: interest_features(family, histories, pooled.steps[name], candidates.pairs) for name, family in view.families.items()
+    }
+    return Features(base_features(view, histories, pooled, candidates.pairs), families)
 
 
 def sources_of(system: System) -> list[str]:
     """Return the sources of a system."""
     sources = [name for name in SOURCES if system.generation or name != "generation"]
-    return sources + ([system.family] if system.family else [])
+    return sources + sources_of_families([system.family] if system.family else [])
 
 
 def candidates_of(system: System, candidates: Candidates, k: int = 0) -> Bool[np.ndarray, " C"]:

@@ -19,6 +19,9 @@ Period = Literal["all", "before"]
 PERIODS: tuple[Period, ...] = ("all", "before")
 COUNTED = ("transitions", "next", "cooccurrence")
 """Sources that are counted in training."""
+Content = Literal["text", "image"]
+"""What of an item itself has a vector."""
+CONTENTS: tuple[Content, ...] = ("text", "image")
 MOST_POPULAR = 30
 
 
@@ -37,6 +40,15 @@ class Statistics(NamedTuple):
     """The `MOST_POPULAR` items by recent interactions."""
 
 
+class ContentVectors(NamedTuple):
+    """What items read or look like."""
+
+    vectors: Float[np.ndarray, "N D"]
+    """Centred unit vectors; zero rows where an item has no image."""
+    neighbours: Neighbours
+    """Items with the nearest vectors."""
+
+
 class Family(NamedTuple):
     """What one kind of phrases about items says: interests, or what is put in their place to be compared with them."""
 
@@ -48,6 +60,8 @@ class Family(NamedTuple):
     """One for each grain."""
     lifts: tuple[Lifts, ...]
     """Of the view's period."""
+    steps: Neighbours
+    """Items that come after each group of the finest grain, in the view's period."""
 
 
 def period_statistics(frequency: Int[np.ndarray, " N"], recent: Float[np.ndarray, " N"]) -> dict[str, np.ndarray]:
@@ -65,10 +79,8 @@ class View(NamedTuple):
     """Everything that is known of N items in one period."""
 
     statistics: Statistics
-    text_vectors: Float[np.ndarray, "N D"]
-    """Centred unit vectors."""
-    text: Neighbours
-    """Items with the nearest texts."""
+    contents: Mapping[Content, ContentVectors]
+    """Texts, and images where there are any."""
     families: Mapping[str, Family]
 
     @property
@@ -108,8 +120,13 @@ def load_view(folder: Path, period: Period, families: tuple[str, ...], grains: i
             load_arrays(Neighbours, folder, f"{name}.neighbours"),
             tuple(load_arrays(InterestGroups, folder, f"{name}.groups.{grain}") for grain in range(grains)),
             tuple(load_arrays(Lifts, folder, f"{name}.{period}.lifts.{grain}") for grain in range(grains)),
+            load_arrays(Neighbours, folder, f"{name}.{period}.steps"),
         )
         for name in families
     }
-    vectors = load_array(folder, "text.vectors")
-    return View(statistics, vectors, load_arrays(Neighbours, folder, "text.neighbours"), found)
+    contents = {
+        name: ContentVectors(load_array(folder, f"{name}.vectors"), load_arrays(Neighbours, folder, f"{name}.neighbours"))
+        for name in CONTENTS
+        if (folder / f"{name}.vectors.npy").is_file()
+    }
+    return View(statistics, contents, found)

@@ -18,7 +18,7 @@ from digr.config import Config
 from digr.data.ids import build_id_index
 from digr.partitions import Part, read_part
 from digr.ranking.examples import FOLDS, example_rows, histories_of, is_fit_row, ranking_examples, thin
-from digr.ranking.features import pool_counts
+from digr.ranking.features import pool_lists
 from digr.ranking.ranker import fit_ranker
 from digr.ranking.sources import propose
 from digr.ranking.systems import build_features, families_of, feature_names, systems_of
@@ -64,9 +64,9 @@ class Examples:
         view = self.views[fold]
         histories = histories_of(rows, self.items, self.config.data.max_history)
         target = self.items.find_all(rows["target"], "histories")
-        counts = pool_counts(view, histories)
-        thinned = thin(propose(view, histories, counts), target, self.config.ranking.fit_candidates, rng)
-        features = build_features(view, histories, counts, thinned.candidates)
+        pooled = pool_lists(view, histories)
+        thinned = thin(propose(view, histories, pooled), target, self.config.ranking.fit_candidates, rng)
+        features = build_features(view, histories, pooled, thinned.candidates)
         return example_rows(rows["example_id"], fold, thinned, features)
 
 

@@ -17,10 +17,10 @@ from digr.partitions import Part, read_part
 from digr.ranking import building
 from digr.ranking.building import FamilyFiles
 from digr.ranking.counting import STEPS
-from digr.ranking.groups import InterestGroups, fit_lifts
+from digr.ranking.groups import InterestGroups, fit_lifts, interest_steps
 from digr.ranking.neighbours import to_lists
 from digr.ranking.steering import carriers_of
-from digr.ranking.views import COUNTED, PERIODS, Period, load_arrays, period_statistics, save_arrays
+from digr.ranking.views import COUNTED, PERIODS, Content, Period, load_array, load_arrays, period_statistics, save_arrays
 
 INDEX, SEARCH = "ranking_index", "search"
 
@@ -44,10 +44,10 @@ def write_family(store: Store, files: FamilyFiles, groups: list[np.ndarray], fir
         save_arrays(folder, building.group_centroids(files, groups[0]), f"{name}.centroids")
 
 
-def write_text(store: Store, num_items: int) -> None:
-    """Write the vectors of all items' texts."""
+def write_content(store: Store, content: Content, num_items: int) -> None:
+    """Write the vectors of all items' texts or images."""
     with _added_files(store) as folder:
-        building.write_text_vectors(store, num_items, folder / "text.vectors.npy")
+        building.write_content_vectors(store, content, num_items, folder / f"{content}.vectors.npy")
 
 
 def write_search(store: Store, work: str, name: str, seed: int) -> None:
@@ -60,7 +60,7 @@ def write_search(store: Store, work: str, name: str, seed: int) -> None:
 
 
 class Nearest:
-    """Write parts of `item_neighbours`: what was counted, and the items nearest in text and in the phrases of each family."""
+    """Write parts of `item_neighbours`: what was counted, and the items nearest in content and in the phrases of each family."""
 
     def __init__(self, config: Config, store: Store, work: str, firsts: np.ndarray, sources: tuple[str, ...]) -> None:
         import faiss
@@ -111,9 +111,17 @@ def write_shuffled(store: Store, name: str, grains: int) -> None:
 
 
 def write_lifts(store: Store, name: str, period: Period, grains: int) -> None:
-    """Write the steps between the interests of a family at each grain."""
-    with artifacts.fetch_files(store.uri(INDEX), f"{name}.groups.") as index, _added_files(store) as folder:
-        steps = building.read_source(store, building.source_name(STEPS, period))
+    """Write the steps between the interests of a family at each grain, and the items that those of the finest lead to."""
+    with (
+        artifacts.fetch_files(store.uri(INDEX), f"{name}.groups.") as index,
+        artifacts.fetch_files(store.uri(INDEX), f"{period}.recent") as counted,
+        _added_files(store) as folder,
+    ):
+        followed = building.read_source(store, building.source_name(STEPS, period))
         for grain in range(grains):
             groups = load_arrays(InterestGroups, index, f"{name}.groups.{grain}")
-            save_arrays(folder, fit_lifts(groups, steps), f"{name}.{period}.lifts.{grain}")
+            lifts = fit_lifts(groups, followed)
+            save_arrays(folder, lifts, f"{name}.{period}.lifts.{grain}")
+            if not grain:
+                steps = interest_steps(groups, lifts, load_array(counted, f"{period}.recent"))
+                save_arrays(folder, steps, f"{name}.{period}.steps")

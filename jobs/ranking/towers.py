@@ -30,7 +30,7 @@ from digr.evaluation.towers import (
     training_windows,
 )
 from digr.partitions import Part, iter_part
-from digr.ranking.building import read_text_vectors
+from digr.ranking.building import read_content_vectors
 from digr.ranking.examples import histories_of
 from jobs.ranking.recommender import BATCH_HISTORIES, SPLITS, names_of
 
@@ -97,7 +97,7 @@ def _items(store: Store) -> IdIndex:
 
 def _texts(store: Store, name: str) -> Float[Tensor, "N D"] | None:
     """Return what a tower reads of the items' texts."""
-    return torch.from_numpy(np.concatenate([*read_text_vectors(store)])) if name == TEXT_TOWER else None
+    return torch.from_numpy(np.concatenate([*read_content_vectors(store, "text")])) if name == TEXT_TOWER else None
 
 
 def _valid_rows(config: Config, store: Store, items: IdIndex) -> ValidRows:

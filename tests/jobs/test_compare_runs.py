@@ -1,15 +1,18 @@
 """Runs of several seeds, whose lists are known, measured together."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from digr import artifacts
-from digr.artifacts import Manifest, Store
+from digr.artifacts import Manifest, StaleArtifact, Store
+from digr.config import build_config
 from digr.evaluation.seeds import compare_runs
-from jobs.compare_runs import main
+from jobs.compare_runs import run
+from jobs.runtime.session import Options
 
 ITEMS = [f"i{index:02d}" for index in range(12)]
 HELD_OUT = {"v0": ("u", "valid"), "v1": ("v", "valid"), "s0": ("u", "test"), "s1": ("v", "test")}
@@ -85,28 +88,41 @@ def test_an_interval_is_that_of_the_mean_and_not_of_one_run(tmp_path):
     assert (one["value"], one["low"], one["high"]) == (0.5, 0.0, 1.0)
 
 
-def test_the_command_prints_tables_and_writes_strict_json(runs, tmp_path, capsys):
-    out = tmp_path / "seeds.json"
-    assert main([*(run.root for run in runs), "--out", str(out), "--ks", "5", "10", "--resamples", "50"]) == 0
+def _config(runs):
+    first, *others = runs
+    tree = {"run": {"dir": first.root}, "evaluation": {"ks": [5, 10], "bootstrap": 100}}
+    return build_config(tree | {"seeds": {"runs": [other.root for other in others]}}, "test")
+
+
+def test_the_job_prints_tables_and_writes_strict_json(runs, capsys):
+    summary = run(_config(runs), Options())
+    assert (summary["status"], summary["facts"]["seed_comparison"]["systems"]) == ("built", ["sft", "ranked"])
     printed = capsys.readouterr().out.splitlines()
-    summary = {"job": "jobs.compare_runs", "status": "done", "runs": 2, "systems": ["sft", "ranked"], "out": str(out)}
-    assert json.loads(printed[-1]) == summary
     assert [line for line in printed if line.startswith("valid+test")][1:] == [
         "valid+test, ndcg@10: ranked gains over",
         "valid+test, hr@10: ranked gains over",
     ]
     assert any(line.split()[:2] == ["sft", "+0.3750"] for line in printed)
-    found = json.loads(out.read_text(), parse_constant=lambda constant: pytest.fail(constant))
-    assert [(run["run"], run["seed"]) for run in found["runs"]] == [(runs[0].root, 0), (runs[1].root, 1)]
+    text = Path(runs[0].root, "seed_comparison", "seed_comparison.json").read_text()
+    found = json.loads(text, parse_constant=lambda constant: pytest.fail(constant))
+    assert [(each["run"], each["seed"]) for each in found["runs"]] == [(runs[0].root, 0), (runs[1].root, 1)]
     assert found["systems"] == ["sft", "ranked"]
 
 
-def test_runs_of_other_data_or_without_lists_are_refused(runs, tmp_path, capsys):
+def test_it_is_skipped_until_lists_of_another_run_change(runs, tmp_path):
+    assert run(_config(runs), Options())["status"] == "built"
+    assert run(_config(runs), Options())["status"] == "skipped"
+    _make_run(tmp_path / "b", 1, sft=dict.fromkeys(HELD_OUT, 1), ranked=dict.fromkeys(HELD_OUT, 1))
+    with pytest.raises(StaleArtifact, match=r"different: input file recommendations/sft_valid of .*/b"):
+        run(_config(runs), Options())
+
+
+def test_runs_of_other_data_or_without_lists_are_refused(runs, tmp_path):
     other = _make_run(tmp_path / "c", 2, target="i05", ranked=dict.fromkeys(HELD_OUT, 1))
-    assert main([runs[0].root, other.root]) == 2
-    assert f"error: {other.root}: its held-out examples are not those of {runs[0].root}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"{other.root}: its held-out examples are not those of {runs[0].root}"):
+        run(_config([runs[0], other]), Options())
     bare = _make_run(tmp_path / "d", 3)
-    assert main([runs[0].root, bare.root]) == 2
-    assert "no system has lists in every run; run `python -m jobs.recommend`" in capsys.readouterr().err
-    assert main([str(tmp_path / "nothing")]) == 2
-    assert "error:" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no system has lists in every run; run `python -m jobs.recommend`"):
+        run(_config([runs[0], bare]), Options())
+    with pytest.raises(ValueError, match="seeds.runs: no run is named beside run.dir"):
+        run(_config(runs[:1]), Options())

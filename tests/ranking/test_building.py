@@ -185,4 +185,4 @@ def _flat(tree) -> dict:
 
 
 def test_families_have_the_fields_that_are_saved():
-    assert Family._fields == ("vectors", "neighbours", "groups", "lifts")
+    assert Family._fields == ("vectors", "neighbours", "groups", "lifts", "steps")

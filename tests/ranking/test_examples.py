@@ -7,7 +7,7 @@ import pytest
 from digr.config import build_config
 from digr.data.transitions import TrainingSequences
 from digr.ranking.examples import example_rows, fit_rows, is_fit_row, ranking_examples, recent_weights, thin, without_last
-from digr.ranking.features import pool_counts
+from digr.ranking.features import pool_lists
 from digr.ranking.sources import Candidates
 from digr.ranking.systems import SERVED, System, build_features, candidates_of, feature_names
 from tests.ranking.tiny_view import GRAINS, candidates_after, random_view, some_histories
@@ -66,14 +66,14 @@ def test_a_part_without_a_proposed_target_has_no_examples():
     view, histories = random_view(5, FAMILIES), some_histories()
     candidates = candidates_after(view, histories)
     nothing = thin(candidates.take(candidates.item != 7), np.array([7, 7, 7]), 6, np.random.default_rng(0))
-    features = build_features(view, histories, pool_counts(view, histories), nothing.candidates)
+    features = build_features(view, histories, pool_lists(view, histories), nothing.candidates)
     assert example_rows(pa.chunked_array([["a", "b", "c"]]), "valid", nothing, features).num_rows == 0
 
 
 def test_a_ranker_learns_only_from_requests_whose_target_one_of_its_sources_proposed():
     view, histories = random_view(5, FAMILIES), some_histories()
     thinned = thin(candidates_after(view, histories), np.array([11, 6, 7]), 50, np.random.default_rng(0))
-    features = build_features(view, histories, pool_counts(view, histories), thinned.candidates)
+    features = build_features(view, histories, pool_lists(view, histories), thinned.candidates)
     rows = example_rows(pa.chunked_array([["a", "b", "c"]]), "valid", thinned, features)
     for system in (SERVED, System("plain"), System("twin", "text_twin")):
         found = ranking_examples(rows.to_batches(max_chunksize=5), system, FAMILIES, GRAINS)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from digr.ranking.groups import LIFT_PRIOR, fit_lifts, group_items, permute_items
+from digr.ranking import groups as groups_module
+from digr.ranking.groups import LIFT_PRIOR, Lifts, fit_lifts, group_items, interest_steps, permute_items
 from digr.ranking.neighbours import heaviest
 
 ITEM, GROUP = np.array([0, 0, 0, 1, 3]), np.array([2, 1, 2, 1, 0])
@@ -52,3 +53,32 @@ def test_lifts_are_those_of_the_formula():
         inside = slice(lifts.start[before], lifts.start[before + 1])
         found[before, lifts.group[inside]] += lifts.lift[inside]
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_steps_lead_to_the_items_of_the_interests_that_follow(monkeypatch):
+    """Interest 0 is followed by 1 and by 2, and less than by chance by 3; items 4 to 7 have these."""
+    groups = group_items(np.array([4, 5, 5, 6, 7]), np.array([1, 1, 2, 2, 3]), np.ones(5), 8, 4)
+    above, unseen = np.array([2.0, 1.5, 0.5], np.float32), np.full(4, -1, np.float32)
+    lifts = Lifts(np.array([0, 3, 3, 3, 3]), np.array([1, 2, 3]), above, unseen)
+    recent = np.array([0, 0, 0, 0, 3.9, 0.8, 0, 9])
+    expected = {4: 1.0 * 2.0, 5: (1.0 + 0.5) * 0.5 * np.sqrt(0.9), 6: 0.5 * np.sqrt(0.1)}
+    found = interest_steps(groups, lifts, recent)
+    assert found.start.tolist() == [0, 3, 3, 3, 3]
+    assert found.item.tolist() == [4, 5, 6]
+    assert found.weight.tolist() == pytest.approx([expected[item] for item in (4, 5, 6)], abs=1e-6)
+    monkeypatch.setattr(groups_module, "NEXT_INTERESTS", 1)
+    assert interest_steps(groups, lifts, recent).item.tolist() == [4, 5]
+    monkeypatch.setattr(groups_module, "MOST_CARRIERS", 1)
+    assert interest_steps(groups, lifts, recent).item.tolist() == [4]
+
+
+def test_blocks_of_interests_change_no_step(monkeypatch):
+    rng = np.random.default_rng(0)
+    groups = group_items(rng.integers(0, 60, 200), rng.integers(0, 25, 200), rng.random(200), 60, 25)
+    lifts = fit_lifts(groups, heaviest(rng.integers(0, 60, 300), rng.integers(0, 60, 300), rng.random(300), 60, 9))
+    recent = rng.random(60)
+    whole = interest_steps(groups, lifts, recent)
+    assert len(whole.item) > 100
+    monkeypatch.setattr(groups_module, "BLOCK_GROUPS", 7)
+    for mine, theirs in zip(interest_steps(groups, lifts, recent), whole, strict=True):
+        assert mine.tolist() == theirs.tolist()

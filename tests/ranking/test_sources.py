@@ -24,9 +24,10 @@ def test_each_candidate_says_which_list_has_it_where():
 
 
 def test_the_candidates_are_the_union_of_all_lists_each_once():
-    view = random_view(0, ("interests", "text_twin"))
+    view = random_view(0, ("interests", "text_twin"), images=True)
     found = candidates_after(view, some_histories(), GENERATED)
-    assert found.sources == (*SOURCES, "interests", "text_twin")
+    assert found.sources == (*SOURCES, "interests", "interests_steps", "text_twin", "text_twin_steps")
+    assert (found.ranks > 0).any(axis=0).all()
     pairs = list(zip(found.request.tolist(), found.item.tolist(), strict=True))
     assert len(set(pairs)) == len(pairs)
     assert pairs == sorted(pairs)
@@ -54,7 +55,10 @@ def test_a_system_ranks_what_its_own_sources_propose():
     found = candidates_after(view, some_histories(), GENERATED)
     proposed = {name: found.ranks[:, place] > 0 for place, name in enumerate(found.sources)}
     common = np.any([proposed[name] for name in SOURCES if name != "generation"], axis=0)
-    assert candidates_of(SERVED, found).tolist() == (common | proposed["generation"] | proposed["interests"]).tolist()
+    assert (
+        candidates_of(SERVED, found).tolist()
+        == (common | proposed["generation"] | proposed["interests"] | proposed["interests_steps"]).tolist()
+    )
     plain = System("x", generation=False)
     assert candidates_of(plain, found).tolist() == common.tolist()
 

@@ -4,11 +4,21 @@ from pathlib import Path
 
 import numpy as np
 
-from digr.ranking.features import pool_counts
-from digr.ranking.groups import fit_lifts, group_items
+from digr.ranking.features import pool_lists
+from digr.ranking.groups import fit_lifts, group_items, interest_steps
 from digr.ranking.neighbours import HistoryItems, Neighbours, heaviest
 from digr.ranking.sources import Candidates, propose
-from digr.ranking.views import COUNTED, PERIODS, Family, Statistics, View, period_statistics, save_arrays
+from digr.ranking.views import (
+    CONTENTS,
+    COUNTED,
+    PERIODS,
+    ContentVectors,
+    Family,
+    Statistics,
+    View,
+    period_statistics,
+    save_arrays,
+)
 
 NUM_ITEMS, NUM_GROUPS, GRAINS = 12, (5, 3), 2
 
@@ -33,28 +43,37 @@ def random_family(rng: np.random.Generator, num_items: int = NUM_ITEMS) -> Famil
     )
     steps = random_lists(rng, num_items=num_items)
     lifts = tuple(fit_lifts(each, steps) for each in groups)
-    return Family(vectors.astype(np.float16), random_lists(rng, num_items=num_items), groups, lifts)
+    followers = interest_steps(groups[0], lifts[0], rng.random(num_items))
+    return Family(vectors.astype(np.float16), random_lists(rng, num_items=num_items), groups, lifts, followers)
 
 
-def random_view(seed: int, families: tuple[str, ...] = ("interests",), num_items: int = NUM_ITEMS) -> View:
+def random_content(rng: np.random.Generator, num_items: int = NUM_ITEMS) -> ContentVectors:
+    """Draw vectors of unit length."""
+    vectors = rng.normal(size=(num_items, 6))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return ContentVectors(vectors.astype(np.float16), random_lists(rng, num_items=num_items))
+
+
+def random_view(
+    seed: int, families: tuple[str, ...] = ("interests",), num_items: int = NUM_ITEMS, *, images: bool = False
+) -> View:
     """Draw a view."""
     rng = np.random.default_rng(seed)
-    text = rng.normal(size=(num_items, 6))
-    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    contents = {name: random_content(rng, num_items) for name in CONTENTS if name == "text" or images}
     frequency = rng.integers(0, 9, num_items)
     counted = {name: random_lists(rng, num_items=num_items) for name in COUNTED}
     statistics = Statistics(counted, **period_statistics(frequency, frequency * rng.random(num_items)))
     found = {name: random_family(rng, num_items) for name in families}
-    return View(statistics, text.astype(np.float16), random_lists(rng, num_items=num_items), found)
+    return View(statistics, contents, found)
 
 
 def save_view(view: View, folder: Path) -> None:
     """Write a view as `jobs.build_neighbours` does, the same for both periods."""
-    save_arrays(folder, view.text_vectors, "text.vectors")
-    save_arrays(folder, view.text, "text.neighbours")
+    save_arrays(folder, view.contents)
     for name, family in view.families.items():
         arrays = {"vectors": family.vectors, "neighbours": family.neighbours, "groups": family.groups}
-        save_arrays(folder, arrays | {f"{period}.lifts": family.lifts for period in PERIODS}, name)
+        of_periods = {period: {"lifts": family.lifts, "steps": family.steps} for period in PERIODS}
+        save_arrays(folder, arrays | of_periods, name)
     for period in PERIODS:
         save_arrays(folder, period_statistics(view.statistics.frequency, view.statistics.recent), period)
         save_arrays(folder, view.statistics.neighbours, period)
@@ -62,7 +81,7 @@ def save_view(view: View, folder: Path) -> None:
 
 def candidates_after(view: View, histories: HistoryItems, generated: Neighbours | None = None) -> Candidates:
     """Return what all sources propose."""
-    return propose(view, histories, pool_counts(view, histories), generated)
+    return propose(view, histories, pool_lists(view, histories), generated)
 
 
 def some_histories() -> HistoryItems:
