@@ -24,9 +24,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `seed_comparison`: the tables as JSON, and printed."""
     runs = [store_of(config), *(Store(artifacts.absolute(each)) for each in config.seeds.runs)]
     if len(runs) < 2:
-        raise ValueError(
-            "seeds.runs: no run is named beside run.dir; name those of the other seeds, seeds.runs='[\"runs/seed_1\"]'"
-        )
+        raise ValueError("seeds.runs is empty: name the runs of other seeds, for example seeds.runs='[\"runs/seed_1\"]'")
 
     def build(store: Store, work: str) -> Mapping[str, Output]:
         log(OUTPUT, f"{len(runs)} runs")
@@ -40,7 +38,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         return {OUTPUT: Output(len(found.metrics), facts={"runs": described, "systems": found.systems})}
 
     names = [] if options.dry_run else [f"recommendations/{name}_{split}" for name in common_systems(runs) for split in SPLITS]
-    lists = {f"{name} of {other.root}": other.uri(name) for name in names for other in runs[1:]}
+    lists = {f"{name} of {other.root}": f"{other.uri(name)}/{artifacts.MANIFEST}" for name in names for other in runs[1:]}
     sections = ["evaluation", "seeds"]
     return run_stage(config, options, outputs=[OUTPUT], sections=sections, inputs=["histories", *names], files=lists, build=build)
 

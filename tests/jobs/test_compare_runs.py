@@ -113,7 +113,7 @@ def test_it_is_skipped_until_lists_of_another_run_change(runs, tmp_path):
     assert run(_config(runs), Options())["status"] == "built"
     assert run(_config(runs), Options())["status"] == "skipped"
     _make_run(tmp_path / "b", 1, sft=dict.fromkeys(HELD_OUT, 1), ranked=dict.fromkeys(HELD_OUT, 1))
-    with pytest.raises(StaleArtifact, match=r"different: input file recommendations/sft_valid of .*/b"):
+    with pytest.raises(StaleArtifact, match=r"different: .*input file recommendations/sft_valid of .*/b"):
         run(_config(runs), Options())
 
 
@@ -122,7 +122,7 @@ def test_runs_of_other_data_or_without_lists_are_refused(runs, tmp_path):
     with pytest.raises(ValueError, match=f"{other.root}: its held-out examples are not those of {runs[0].root}"):
         run(_config([runs[0], other]), Options())
     bare = _make_run(tmp_path / "d", 3)
-    with pytest.raises(ValueError, match="no system has lists in every run; run `python -m jobs.recommend`"):
+    with pytest.raises(ValueError, match="no system has lists in every run"):
         run(_config([runs[0], bare]), Options())
-    with pytest.raises(ValueError, match="seeds.runs: no run is named beside run.dir"):
+    with pytest.raises(ValueError, match=r"seeds\.runs is empty: name the runs of other seeds"):
         run(_config(runs[:1]), Options())
