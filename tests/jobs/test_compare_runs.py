@@ -39,7 +39,7 @@ def _make_run(folder, seed: int, target: str = "i00", **places: dict[str, int]) 
                 "item_ids": pa.array(lists, pa.list_(pa.string())),
                 "scores": [[0.0] * len(one) for one in lists],
             }
-            _put(store, f"recommendations/{system}_{split}", pa.table(table))
+            _put(store, f"recommendations/{system}_{split}", pa.table(table), seed)
     return store
 
 
@@ -112,7 +112,7 @@ def test_the_job_prints_tables_and_writes_strict_json(runs, capsys):
 def test_it_is_skipped_until_lists_of_another_run_change(runs, tmp_path):
     assert run(_config(runs), Options())["status"] == "built"
     assert run(_config(runs), Options())["status"] == "skipped"
-    _make_run(tmp_path / "b", 1, sft=dict.fromkeys(HELD_OUT, 1), ranked=dict.fromkeys(HELD_OUT, 1))
+    _make_run(tmp_path / "b", 2, sft=dict.fromkeys(HELD_OUT, 1), ranked=dict.fromkeys(HELD_OUT, 1))
     with pytest.raises(StaleArtifact, match=r"different: .*input file recommendations/sft_valid of .*/b"):
         run(_config(runs), Options())
 
