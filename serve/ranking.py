@@ -167,8 +167,11 @@ def rank(
 
 
 def _contributions(ranker: RunRanker, features: np.ndarray) -> list[dict[str, float]]:
+    """Return what each group of features adds to each score; a group that adds nothing to any is left out."""
     groups = [group_of(name) for name in ranker.features]
     rows = ranker.lists.rankers[SERVED].contributions(features)
     names = list(dict.fromkeys(groups))
     member = np.array([[group == name for name in names] for group in groups], float)
-    return [dict(zip(names, row, strict=True)) for row in (rows @ member).round(4).tolist()]
+    added = (rows @ member).round(4)
+    kept = np.flatnonzero(added.any(axis=0))
+    return [dict(zip([names[at] for at in kept], row, strict=True)) for row in added[:, kept].tolist()]

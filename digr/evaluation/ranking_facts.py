@@ -56,14 +56,14 @@ def source_table(store: Store, k: int) -> list[dict[str, Any]] | None:
 
 
 def feature_shares(store: Store) -> dict[str, float] | None:
-    """Return the share of the served ranker's scores that each group of features makes; None where there is no ranker."""
+    """Return the share of the served ranker's scores that each group of features makes, if any; None where there is no ranker."""
     manifest = artifacts.read_manifest(store, "ranker")
     if manifest is None:
         return None
     shares: dict[str, float] = {}
     for feature, share in manifest.facts[f"{SERVED.name}/test"]["feature_shares"].items():
         shares[group_of(feature)] = shares.get(group_of(feature), 0.0) + share
-    return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+    return {group: share for group, share in sorted(shares.items(), key=lambda pair: -pair[1]) if share}
 
 
 def canonical_groups(store: Store) -> list[dict[str, Any]] | None:

@@ -18,7 +18,7 @@ from digr.config.run import SyntheticConfig
 from digr.data.ids import build_id_index
 from digr.data.synthetic import build_shop
 from digr.ranking.neighbours import HistoryItems
-from digr.ranking.sources import SOURCES
+from digr.ranking.sources import SOURCES, sources_of_families
 from digr.ranking.steering import Wish
 from digr.ranking.systems import SERVED
 from digr.tables import TABLES
@@ -211,7 +211,10 @@ def test_every_ranked_item_names_a_source(finished, split):
     store = Store(finished[1]["run_dir"])
     rows = artifacts.read_table(store, f"recommendations/ranked_{split}", ["item_ids", "sources"]).to_pylist()
     assert all(len(row["sources"]) == len(row["item_ids"]) and all(row["sources"]) for row in rows)
-    assert {name for row in rows for item in row["sources"] for name in item} == {*SOURCES, "interests"}
+    assert {name for row in rows for item in row["sources"] for name in item} == {
+        *SOURCES,
+        *sources_of_families(["interests"]),
+    } - {"image"}
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, build_config
+from digr.ranking.views import load_view
 from digr.tables import TABLES, conform, nest_interests
 from jobs import build_neighbours, recommend, train_ranker, train_towers
 from jobs.runtime.session import Options
@@ -19,6 +20,9 @@ pytestmark = pytest.mark.ray
 
 ITEMS = [f"i{number:02d}" for number in range(30)]
 OPTIONAL = {"interest_embedding", "text_only", "image_embedding", "text_embedding"}
+IMAGES = np.random.default_rng(3).normal(size=(30, 5)).astype(np.float32)
+IMAGES /= np.linalg.norm(IMAGES, axis=1, keepdims=True)
+"""Vectors of images, of which the first 20 items have one."""
 WORDS = ("camping", "baking", "sewing", "fishing", "painting")
 
 
@@ -76,6 +80,8 @@ def _build(folder, encoder, histories: pa.Table, texts: bool = True) -> Config:
     kind = TABLES["item_embeddings"].schema.field("embedding").type
     vectors = pa.array(rng.normal(size=(30, 8)).astype(np.float32).tolist(), kind)
     embeddings = {"item_id": ITEMS, "embedding": vectors} | ({"text_embedding": vectors} if texts else {})
+    images = [vector if number < 20 else None for number, vector in enumerate(IMAGES.tolist())]
+    embeddings["image_embedding"] = pa.array(images, TABLES["item_embeddings"].schema.field("image_embedding").type)
     _put(store, "item_embeddings", pa.table(embeddings | dict.fromkeys(OPTIONAL - embeddings.keys(), pa.nulls(30))))
     build_neighbours.run(config, Options())
     train_ranker.run(config, Options())
@@ -90,6 +96,22 @@ def runs(tmp_path_factory, ray_local, encoder):
     early = histories.filter(pc.invert(pc.is_in(histories["example_id"], pa.array(tail))))
     tables = {"whole": histories, "valid": _histories(0, "valid"), "test": _histories(0, "test"), "early": early}
     return {name: Store(_build(tmp_path_factory.mktemp(name), encoder, table).run.dir) for name, table in tables.items()}
+
+
+def test_neighbours_by_image_are_those_of_the_nearest_centred_vectors_of_items_with_one(runs):
+    images = IMAGES[:20] - IMAGES[:20].mean(axis=0)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    cosine = images @ images.T
+    rows = artifacts.read_table(runs["whole"], "item_neighbours", source=["image"]).to_pylist()
+    assert [row["item_id"] for row in rows] == ITEMS
+    for item, row in enumerate(rows):
+        found = {each["place"]: each["weight"] for each in row["neighbours"]}
+        near = [] if item >= 20 else [other for other in range(20) if other != item and cosine[item, other] > 2e-3]
+        assert found.keys() >= set(near) and all(place < 20 for place in found)
+        assert [found[other] for other in near] == pytest.approx([float(cosine[item, other]) for other in near], abs=2e-3)
+    view = load_view(Path(artifacts.filesystem_of(runs["whole"].uri("ranking_index"))[1]), "all", ("interests",), 1)
+    assert set(view.contents) == {"text", "image"}
+    assert not view.contents["image"].vectors[20:].any()
 
 
 def _table(runs, name: str, table: str, **filters) -> pa.Table:

@@ -13,10 +13,10 @@ from digr.config.interests import EmbeddingsConfig
 from digr.config.models import EncoderConfig
 from digr.config.ranking import RankingConfig
 from digr.policy.decoding.search import Recommendation, recommend
-from digr.ranking.features import CONTEXT
+from digr.ranking.features import CONTEXT, group_of
 from digr.ranking.neighbours import HistoryItems, Neighbours
 from digr.ranking.ranker import RankingExamples, fit_trees
-from digr.ranking.sources import SOURCES
+from digr.ranking.sources import SOURCES, sources_of_families
 from digr.ranking.steering import carriers_of
 from digr.ranking.systems import SERVED, feature_names
 from digr.ranking.views import save_arrays
@@ -38,6 +38,7 @@ def _write_ranker(store: Store) -> None:
     names = feature_names(SERVED, GRAINS)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6000, len(names))).astype(np.float32)
+    features[:, [group_of(name) == "image" for name in names]] = 0  # as in a run without images
     wish = features[:, [name not in CONTEXT for name in names]].sum(1).reshape(-1, 20)
     is_target = (np.arange(20) == wish.argmax(1)[:, None]).ravel()
     config = RankingConfig(rounds=10, min_leaf_candidates=20)
@@ -96,7 +97,7 @@ def test_the_list_is_that_of_the_ranker_over_all_sources(client, run, store):
     assert (reply["source"], reply["proven"]) == ("ranker", None)
     assert [item["item_id"] for item in reply["items"]] == [items[place] for place in found[SERVED].candidates.item]
     assert [item["score"] for item in reply["items"]] == pytest.approx(found[SERVED].score.tolist())
-    assert {name for item in reply["items"] for name in item["sources"]} <= {*SOURCES, "interests"}
+    assert {name for item in reply["items"] for name in item["sources"]} <= {*SOURCES, *sources_of_families(["interests"])}
     assert all(item["sources"] for item in reply["items"])
 
 
