@@ -76,7 +76,9 @@ def load_run_ranker(store: Store) -> RunRanker | None:
     chosen = artifacts.require(store, "ranking_index").config["embeddings"]["encoder"]
     item_ids = artifacts.read_table(store, "items", ["item_id"])["item_id"].combine_chunks()
     names = feature_names(SERVED, grains)
-    lists.rankers[SERVED].contributions(np.zeros((1, len(names)), np.float32))  # so that no request waits for Numba
+    # so that no request waits for Numba
+    next(lists.rank(HistoryItems(np.zeros(1, np.int64), np.array([0, 1])), None, 1))
+    lists.rankers[SERVED].contributions(np.zeros((1, len(names)), np.float32))
     return RunRanker(lists, item_ids, names, vocabulary, EncoderConfig.model_validate(chosen))
 
 

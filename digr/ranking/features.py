@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Float32, Int
 
 from digr.data.sequences import ranges
-from digr.ranking.groups import InterestGroups, Lifts
 from digr.ranking.neighbours import HistoryItems, ItemWeights, pool_neighbours, pool_rows
+from digr.ranking.overlaps import interest_overlaps
 from digr.ranking.views import CONTENTS, Family, Statistics, View
 
 DECAYS = {"transitions": 0.6, "next": 0.3, "cooccurrence": 0.6}
@@ -104,8 +104,10 @@ def interest_features(
     """Return what interests say of each pair, in the order of `interest_names`; `steps` are the pooled ones of the family."""
     found = _vector_features(family.vectors, histories, pairs)
     found.append(np.log(steps.of(*pairs) + FLOORS["steps"]))
+    ends = np.searchsorted(pairs.request, np.arange(len(histories.start)))
+    requests, decays = (histories.item, histories.start, pairs.item, ends), (PROFILE_DECAY, LIFT_DECAY)
     for groups, lifts in zip(family.groups, family.lifts, strict=True):
-        found += _group_features(groups, lifts, histories, pairs)
+        found += [*interest_overlaps(*groups[:4], *lifts, *requests, *decays).T]
     return np.stack(found, axis=1).astype(np.float32)
 
 
@@ -160,49 +162,6 @@ def _history_vectors(vectors: Float[np.ndarray, "N D"], histories: HistoryItems)
 def _rows(vectors: Float[np.ndarray, "N D"], items: Int[np.ndarray, " R"]) -> Float32[np.ndarray, "R D"]:
     """Return the vectors of items; NumPy takes eight times as long as PyTorch to widen half precision."""
     return torch.from_numpy(vectors[items]).float().numpy()
-
-
-def _group_features(groups: InterestGroups, lifts: Lifts, histories: HistoryItems, pairs: RequestItems) -> list[np.ndarray]:
-    """Return overlap with the last item, overlap with the history's profile, and the lift of steps between interests.
-
-    Only interests of the request's own items are looked at: their number, not that of all interests, sets the time.
-    """
-    pair, mine = _entries(groups.start, pairs.item)
-    step, told = _entries(groups.start, histories.item)
-    keys = [pairs.request[pair] * groups.num_groups + groups.group[mine]]
-    keys += [histories.request[step] * groups.num_groups + groups.group[told]]
-    key, number = np.unique(np.concatenate(keys), return_inverse=True)
-    wanted, known = number[: len(mine)], number[len(mine) :]
-
-    request, age = key // groups.num_groups, histories.age[step]
-    last = np.bincount(known, (age == 0) * groups.profile[told], len(key))
-    profile = np.bincount(known, PROFILE_DECAY**age * groups.profile[told], len(key))
-    profile = profile / np.maximum(np.sqrt(np.bincount(request, profile**2)), 1e-9)[request]
-    share = np.bincount(known, LIFT_DECAY**age * groups.share[told], len(key))
-    kinds = ((last, groups.profile), (profile, groups.profile), (_lifts(lifts, key, share), groups.share))
-    return [np.bincount(pair, weight[wanted] * values[mine], len(pairs.item)) for weight, values in kinds]
-
-
-def _lifts(lifts: Lifts, key: Int[np.ndarray, " U"], share: Float[np.ndarray, " U"]) -> Float[np.ndarray, " U"]:
-    """Return the lift of steps from all interests of a request's history to each interest.
-
-    Args:
-        lifts: between K interests.
-        key: request times K plus interest, ascending.
-        share: weight of each in its request's history.
-    """
-    source = np.flatnonzero(share)
-    request, group = np.divmod(key, len(lifts.unseen))
-    step, place = _entries(lifts.start, group[source])
-    target = (key - group)[source][step] + lifts.group[place]
-    size = 1 << (16 * len(key)).bit_length()
-    may_be = np.zeros(size, bool)  # most targets are not wanted, which their last bits tell at once
-    may_be[key & (size - 1)] = True
-    kept = np.flatnonzero(may_be[target & (size - 1)])
-    at = np.minimum(np.searchsorted(key, target[kept]), len(key) - 1)
-    weight = np.where(key[at] == target[kept], share[source][step[kept]] * lifts.lift[place[kept]], 0)
-    seen = np.bincount(at, weight, len(key))
-    return seen + np.bincount(request, share * lifts.unseen[group])[request]
 
 
 def _entries(start: Int[np.ndarray, " N1"], rows: Int[np.ndarray, " R"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
