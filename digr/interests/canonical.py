@@ -7,6 +7,8 @@ and phrases beyond the most usual ones join the group whose mean is nearest.
 
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float32, Int
 from scipy.cluster.hierarchy import fcluster, linkage
 
@@ -32,14 +34,26 @@ def join_phrases(vectors: Float32[np.ndarray, "P D"], min_cosine: float, *, seed
 
 
 def nearest_group(
-    vectors: Float32[np.ndarray, "R D"], members: Float32[np.ndarray, "P D"], groups: Int[np.ndarray, " P"]
-) -> Int[np.ndarray, " R"]:
-    """Return the group whose mean vector is nearest to each of R phrases."""
-    means = np.zeros((int(groups.max()) + 1, members.shape[1]), np.float32)
-    np.add.at(means, groups, members)
+    vectors: Float32[np.ndarray, "R D"], means: Float32[np.ndarray, "K D"]
+) -> tuple[Int[np.ndarray, " R"], Float32[np.ndarray, " R"]]:
+    """Return the group that is nearest to each of R phrases, and how near it is.
+
+    Args:
+        vectors: unit vectors of the phrases.
+        means: of the K groups' phrases, K at least 1. By means as they are, nearness is the mean cosine with a group's phrases,
+            as in average linkage; by means of unit length it is the cosine with the group's direction.
+    """
     index = faiss.IndexFlatIP(means.shape[1])
-    index.add(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9))
-    return index.search(np.ascontiguousarray(vectors), 1)[1][:, 0]
+    index.add(np.ascontiguousarray(means))
+    nearness, group = index.search(np.ascontiguousarray(vectors), 1)
+    return group[:, 0], nearness[:, 0]
+
+
+def group_names(table: pa.Table, grain: int) -> pa.Array:
+    """Return the names of all groups of a grain, in the order of their numbers, from rows of `canonical_interests`."""
+    group, name = (pc.list_element(table[column], grain) for column in ("groups", "names"))
+    first = np.unique(group.to_numpy(), return_index=True)[1]
+    return name.combine_chunks().take(pa.array(first))
 
 
 def _cells(vectors: Float32[np.ndarray, "P D"], seed: int) -> list[Int[np.ndarray, " p"]]:
