@@ -5,6 +5,8 @@ same thing, a coarse one joins related motives. Linkage compares all pairs, so m
 and phrases beyond the most usual ones join the group whose mean is nearest.
 """
 
+from typing import NamedTuple
+
 import faiss
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,47 @@ import pyarrow.compute as pc
 from jaxtyping import Float32, Int
 from scipy.cluster.hierarchy import fcluster, linkage
 
+from digr import artifacts
+from digr.artifacts import Store
+
 CELL_PHRASES = 4096
 """Phrases that are linked together, about; phrases of different cells are never joined."""
 KMEANS_ITERATIONS, KMEANS_SAMPLES = 20, 64
+
+
+class CanonicalInterests(NamedTuple):
+    """The K canonical interests of a run at its finest grain, and its P phrases."""
+
+    phrases: pa.Array
+    """In small letters, ascending."""
+    group: Int[np.ndarray, " P"]
+    """The canonical interest of each."""
+    names: pa.Array
+    """Of each canonical interest."""
+
+
+def load_canonical(store: Store) -> CanonicalInterests | None:
+    """Read the canonical interests of a run; None where it has none."""
+    if artifacts.read_manifest(store, "canonical_interests") is None:
+        return None
+    table = artifacts.read_table(store, "canonical_interests", ["interest", "groups", "names"]).sort_by("interest")
+    group = pc.list_element(table["groups"], 0).to_numpy()
+    return CanonicalInterests(table["interest"].combine_chunks(), group, group_names(table, 0))
+
+
+def find_groups(canonical: CanonicalInterests, texts: pa.Array) -> Int[np.ndarray, " B"]:
+    """Return the canonical interest of each of some interests, -1 for one that is none of the phrases, see `read_alike`."""
+    if not len(canonical.phrases):
+        return np.full(len(texts), -1)
+    words = read_alike(texts)
+    at = np.minimum(pc.search_sorted(canonical.phrases, words).to_numpy(zero_copy_only=False), len(canonical.phrases) - 1)
+    known = pc.equal(canonical.phrases.take(pa.array(at)), words).to_numpy(zero_copy_only=False)
+    return np.where(known, canonical.group[at], -1)
+
+
+def read_alike(texts: pa.Array) -> pa.Array:
+    """Return interests in small letters without outer blanks: those that are equal then read the same."""
+    return pc.utf8_lower(pc.utf8_trim_whitespace(texts))
 
 
 def join_phrases(vectors: Float32[np.ndarray, "P D"], min_cosine: float, *, seed: int) -> Int[np.ndarray, " P"]:
