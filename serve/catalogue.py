@@ -20,7 +20,7 @@ from digr.policy.model import SidPolicy, load_policy
 from digr.policy.reasons import ItemInterests, index_interests, shared_interests
 from digr.policy.user_interests import shown_interests
 from digr.policy.vocabulary import history_prompt, sid_texts
-from digr.serving.facts import ItemFacts, index_facts, matching_items
+from digr.serving.facts import ItemFacts, index_facts, matching_items, words_of
 from digr.serving.users import UserHistories, index_histories
 from digr.sids.trie import SidTrie, build_trie, codes_of
 from digr.tables import Owner, flat_interests, table_spec
@@ -47,6 +47,8 @@ class RunTables(NamedTuple):
     labels: pa.Table
     """Trusted interests of items."""
     canonical: CanonicalInterests | None
+    phrase_words: pa.Array
+    """Words of its phrases for the search; of none where the run has no canonical interests."""
     counts: Int[np.ndarray, " N"]
     """Occurrences in the training interactions."""
     users: UserHistories
@@ -127,6 +129,7 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     index = build_id_index(ids)
     interactions = artifacts.read_table(store, "interactions", ["user_id", "position", "item_id"])
     users = index_histories(interactions, index, max_history)
+    canonical = load_canonical(store)
     shown = shown_interests(manifest.config, partial(_read_labels, store, "user"))
     return RunTables(
         policy_name=name,
@@ -137,7 +140,8 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
         items=items.take(pc.index_in(ids, value_set=items["item_id"])).combine_chunks(),
         codes=codes_of(coded, len(level_sizes)),
         labels=labels.filter(pc.equal(labels["label"], 1)).select(LABEL_COLUMNS),
-        canonical=load_canonical(store),
+        canonical=canonical,
+        phrase_words=words_of(canonical.phrases if canonical else pa.array([], pa.string())),
         counts=count_items(read_sequences(store, index.find), len(index)),
         users=users,
         user_interests=shown.of_users(users.users.ids),

@@ -94,6 +94,15 @@ def shared_interests(
     return [texts[start:end] for start, end in itertools.pairwise(ends)]
 
 
+def names_of(interests: ItemInterests, rows: Int[np.ndarray, " P"]) -> list[str]:
+    """Return the names of the canonical interests of some rows; one that has none stands for itself."""
+    texts = interests.texts.take(pa.array(rows)).to_pylist()
+    if interests.canonical is None:
+        return texts
+    names, keys = interests.canonical.names, interests.keys[rows].tolist()
+    return [names[key].as_py() if key < len(names) else text for key, text in zip(keys, texts, strict=True)]
+
+
 def _rows_of(interests: ItemInterests, items: Int[np.ndarray, " M"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
     """Return the rows of all interests of some items, item by item, and which of the items each belongs to."""
     starts, counts = interests.offsets[items], interests.offsets[items + 1] - interests.offsets[items]
