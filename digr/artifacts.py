@@ -133,11 +133,6 @@ class Store(NamedTuple):
         return f"{self.uri(name)}.work-{request[:12]}"
 
 
-def absolute(root: str) -> str:
-    """Return the address of a run, which holds in every working directory."""
-    return root if is_remote(root) else filesystem_of(root)[1]
-
-
 def read_manifest(store: Store, name: str) -> Manifest | None:
     """Return the manifest of an artifact, or None where the artifact does not exist.
 

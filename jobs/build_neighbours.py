@@ -8,13 +8,13 @@ from typing import Any
 
 import ray
 
-from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.config.models import ModelConfig
 from digr.partitions import STARTS, part_starts, parts_of
 from digr.ranking import building
 from digr.ranking.building import FamilyFiles, source_name
+from digr.ranking.grouping import check_same_choices
 from digr.ranking.systems import families_of, systems_of
 from digr.ranking.views import COUNTED, PERIODS
 from jobs.ranking.counts import count_sources, counted_rows
@@ -29,10 +29,10 @@ from jobs.ranking.index_files import (
     write_shuffled,
     write_source,
 )
-from jobs.ranking.phrase_groups import EncodePhrases, group_phrases
+from jobs.ranking.phrase_groups import EncodePhrases, earlier_store, group_phrases, grouped_facts
 from jobs.runtime.datasets import map_parts, start_task
 from jobs.runtime.session import Options, log, main, start_ray
-from jobs.runtime.stage import Output, run_stage
+from jobs.runtime.stage import Output, run_stage, store_of
 
 STAGE = "item_neighbours"
 OUTPUTS = ("canonical_interests", STAGE, INDEX)
@@ -56,8 +56,9 @@ def build_sources(
     log(STAGE, "phrases are encoded; grouping them and counting what follows what")
     counts = count_sources(config, store, work, firsts)
     ray.get(written)
-    joined = artifacts.open_parts(store.uri("canonical_interests")).count_rows()
-    log(STAGE, f"{joined} phrases grouped, interactions counted; searching neighbours by {', '.join([*contents, 'interests'])}")
+    grouped = grouped_facts(config, store)
+    said = ", ".join(f"{count} {name[4:].replace('_', ' ')}" for name, count in grouped.items())
+    log(STAGE, f"{said} grouped, interactions counted; searching neighbours by {', '.join([*contents, 'interests'])}")
     sources = [*contents, *files]
     ray.get([start_task(write_search, store, work, name, config.run.seed) for name in sources])
     rows = map_parts(config, store, Nearest, parts_of(store, "item"), [STAGE], arguments=(work, firsts, tuple(sources)))
@@ -68,7 +69,8 @@ def build_sources(
     ray.get([start_task(write_lifts, store, name, period, grains) for name in families for period in PERIODS])
     facts = {STARTS: part_starts(store, "items"), "sources": [*sources, *COUNTED]}
     index = {"families": list(families), "fit_rows": counted_rows(config, store)._asdict()}
-    return {"canonical_interests": Output(joined), STAGE: Output(rows[STAGE], facts=facts), INDEX: Output(facts=index)}
+    joined = Output(grouped["num_phrases"], facts=grouped)
+    return {"canonical_interests": joined, STAGE: Output(rows[STAGE], facts=facts), INDEX: Output(facts=index)}
 
 
 def _lists(store: Store, sources: Sequence[str]) -> list[Any]:
@@ -80,18 +82,22 @@ def _lists(store: Store, sources: Sequence[str]) -> list[Any]:
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build the sources of candidates with Ray."""
+    earlier, encoder = earlier_store(config), config.embeddings.encoder
+    if earlier:
+        check_same_choices(earlier, store_of(config), config.ranking, encoder)
 
     def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
         return build_sources(config, store, work)
 
-    models: dict[str, ModelConfig] = {"embeddings.encoder": config.embeddings.encoder}
+    models: dict[str, ModelConfig] = {"embeddings.encoder": encoder}
     return run_stage(
         config,
         options,
         outputs=OUTPUTS,
         sections=["ranking", "embeddings"],
         models=models,
+        files={"canonical_interests": earlier.uri("canonical_interests")} if earlier else {},
         inputs=["items", "histories", "interests", "interest_labels", "item_embeddings"],
         build=build,
     )

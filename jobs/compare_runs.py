@@ -15,14 +15,14 @@ from digr.config import Config
 from digr.evaluation.report import metrics_text, strict_json
 from digr.evaluation.seeds import SPLITS, SeedResults, common_systems, compare_runs, gains_text
 from jobs.runtime.session import Options, log, main
-from jobs.runtime.stage import Output, run_stage, store_of
+from jobs.runtime.stage import Output, run_stage, store_at, store_of
 
 OUTPUT = "seed_comparison"
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `seed_comparison`: the tables as JSON, and printed."""
-    runs = [store_of(config), *(Store(artifacts.absolute(each)) for each in config.seeds.runs)]
+    runs = [store_of(config), *map(store_at, config.seeds.runs)]
     if len(runs) < 2:
         raise ValueError("seeds.runs is empty: name the runs of other seeds, for example seeds.runs='[\"runs/seed_1\"]'")
 

@@ -19,7 +19,7 @@ from jobs.ranking.recommender import SPLITS, Recommend, names_of
 from jobs.ranking.towers import RankTowers
 from jobs.runtime.datasets import map_parts
 from jobs.runtime.session import Options, log, main, start_ray
-from jobs.runtime.stage import Output, run_stage, trained_policies
+from jobs.runtime.stage import Output, run_stage, store_of, trained_policies
 from jobs.training.policy_data import count_cut
 
 
@@ -43,10 +43,16 @@ def run_one(config: Config, options: Options, policy: str, systems: Sequence[Sys
             facts[name] |= {"k": config.decoding.k, "proven_rate": round(proven / max(1, rows[name]), 4)}
         return {name: Output(rows[name], facts=found) for name, found in facts.items()}
 
-    inputs = ["histories", "item_sids", "interest_labels", f"policy_{policy}"]
+    inputs = ["histories", "item_sids", "interest_labels", f"policy_{policy}", *_canonical(config, options)]
     inputs += ["items", "ranking_index", "ranker"] * bool(systems)
     sections = ["decoding"] + ["ranking"] * bool(systems)
     return run_stage(config, options, outputs=list(split_of), sections=sections, inputs=inputs, build=build)
+
+
+def _canonical(config: Config, options: Options) -> list[str]:
+    """Return the artifact that reasons are by, where the run has it; a dry run takes it for granted where lists are ranked."""
+    there = artifacts.read_manifest(store_of(config), "canonical_interests") is not None
+    return ["canonical_interests"] * (there or (options.dry_run and config.ranking.enabled))
 
 
 def rank_towers(config: Config, options: Options) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     if not config.grpo.enabled:
         raise ValueError("grpo.enabled = false: this run has no GRPO; set it to true to train policy_grpo")
 
+    inputs = [*INPUTS, *data.reward_inputs(config, options)]
+
     def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
         datasets = {split: data.read_prompts(config, store, split) for split in ("train", "valid")}
@@ -101,7 +103,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     sections = ["policy", *(["tasks"] if config.policy.prompt_interests else []), "train", "grpo"]
     return run_stage(
-        config, options, outputs=[STAGE], sections=sections, inputs=INPUTS, build=build, may_change=training.MAY_CHANGE
+        config, options, outputs=[STAGE], sections=sections, inputs=inputs, build=build, may_change=training.MAY_CHANGE
     )
 
 

@@ -1,10 +1,12 @@
 """Look at the catalogue: items, searches, and the tree of semantic IDs."""
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int
 
 from digr.policy.vocabulary import sid_texts
 from digr.serving.facts import search_titles
+from digr.serving.interest_search import search_interests
 from digr.serving.tree import children_of, common_interests
 from serve.catalogue import ServedRun, places_array
 from serve.item_schemas import MAX_CHILDREN, FoundItem, FoundItems, Item, SidChild, SidLevel
@@ -51,9 +53,21 @@ def find_item(run: ServedRun, item_id: str) -> int:
 
 
 def search(run: ServedRun, query: str, limit: int) -> FoundItems:
-    """Find items by the words of their titles; with no query, list the most popular ones."""
-    places = search_titles(run.facts, query, limit) if query.strip() else run.popular[:limit]
-    return FoundItems(items=_found(run, places))
+    """Find items by the words of their titles, and what these leave of the limit by the canonical interests that the words name.
+
+    With no query, list the most popular ones.
+    """
+    if not query.strip():
+        return FoundItems(items=_found(run, run.popular[:limit]))
+    places = search_titles(run.facts, query, limit)
+    items = _found(run, places)
+    if len(places) < limit and run.tables.canonical:
+        more, named = search_interests(run.interests, run.tables.phrase_words, run.facts.popularity, query)
+        new = np.flatnonzero(~np.isin(more, places))[: limit - len(places)]
+        names = run.tables.canonical.names.take(pa.array(named[new])).to_pylist()
+        served = zip(_found(run, more[new]), names, strict=True)
+        items += [item.model_copy(update={"interest": name}) for item, name in served]
+    return FoundItems(items=items)
 
 
 def show_level(run: ServedRun, prefix: str) -> SidLevel:

@@ -15,11 +15,12 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.data.ids import build_id_index
 from digr.data.transitions import count_items, read_sequences
+from digr.interests.canonical import CanonicalInterests, load_canonical
 from digr.policy.model import SidPolicy, load_policy
 from digr.policy.reasons import ItemInterests, index_interests, shared_interests
 from digr.policy.user_interests import shown_interests
 from digr.policy.vocabulary import history_prompt, sid_texts
-from digr.serving.facts import ItemFacts, index_facts, matching_items
+from digr.serving.facts import ItemFacts, index_facts, matching_items, words_of
 from digr.serving.users import UserHistories, index_histories
 from digr.sids.trie import SidTrie, build_trie, codes_of
 from digr.tables import Owner, flat_interests, table_spec
@@ -45,6 +46,9 @@ class RunTables(NamedTuple):
     codes: Int32[np.ndarray, "N L"]
     labels: pa.Table
     """Trusted interests of items."""
+    canonical: CanonicalInterests | None
+    phrase_words: pa.Array
+    """Words of its phrases for the search; of none where the run has no canonical interests."""
     counts: Int[np.ndarray, " N"]
     """Occurrences in the training interactions."""
     users: UserHistories
@@ -125,6 +129,7 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     index = build_id_index(ids)
     interactions = artifacts.read_table(store, "interactions", ["user_id", "position", "item_id"])
     users = index_histories(interactions, index, max_history)
+    canonical = load_canonical(store)
     shown = shown_interests(manifest.config, partial(_read_labels, store, "user"))
     return RunTables(
         policy_name=name,
@@ -135,6 +140,8 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
         items=items.take(pc.index_in(ids, value_set=items["item_id"])).combine_chunks(),
         codes=codes_of(coded, len(level_sizes)),
         labels=labels.filter(pc.equal(labels["label"], 1)).select(LABEL_COLUMNS),
+        canonical=canonical,
+        phrase_words=words_of(canonical.phrases if canonical else pa.array([], pa.string())),
         counts=count_items(read_sequences(store, index.find), len(index)),
         users=users,
         user_interests=shown.of_users(users.users.ids),
@@ -152,8 +159,9 @@ def digests_of(version: VersionSettings) -> tuple[str, ...]:
     """Return what tells one build of a run from another in the same folder."""
     store = Store(version.run_dir, version.variant)
     names = (_policy_name(store, version.policy), "item_sids", "items", "interest_labels")
-    ranker = artifacts.read_manifest(store, "ranker") if version.ranker == "on" else None
-    return (*(artifacts.require(store, name).digest for name in names), *([ranker.digest] if ranker else []))
+    optional = ("canonical_interests", *(["ranker"] if version.ranker == "on" else []))
+    found = (artifacts.read_manifest(store, name) for name in optional)
+    return (*(artifacts.require(store, name).digest for name in names), *(each.digest for each in found if each))
 
 
 def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
@@ -177,7 +185,7 @@ def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
         policy=tables.policy,
         trie=trie.to(tables.policy.device),
         facts=index_facts(items.take(pa.array(order)), standing),
-        interests=index_interests(labels, trie.item_ids),
+        interests=index_interests(labels, trie.item_ids, tables.canonical),
         users=tables.users._replace(places=place[tables.users.places]),
         popular=popular,
         max_history=tables.max_history,

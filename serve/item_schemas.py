@@ -37,10 +37,13 @@ class FoundItem(Contract):
     item_id: str
     title: str
     image: str | None = None
+    """Path of the item's image on this server."""
+    interest: str | None = None
+    """Name of the canonical interest by which it was found; null where its title was enough."""
 
 
 class FoundItems(Contract):
-    """Items whose title has all words of the query, better ones first."""
+    """Items found by the words of their titles, better ones first, and behind them those found by canonical interests."""
 
     items: list[FoundItem]
 
@@ -57,7 +60,7 @@ class SidChild(Contract):
     samples: list[FoundItem]
     """Some of the items, the most popular first."""
     interests: list[str]
-    """The trusted interests that most of the items have, commonest first."""
+    """Names of the canonical interests that most of the items have, commonest first; where the run has none, of interests."""
 
 
 class SidLevel(Contract):

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config.models import EncoderConfig
 from digr.data.ids import build_id_index
+from digr.interests.canonical import group_names
 from digr.policy.decoding.search import Recommendation
 from digr.ranking.features import group_of
 from digr.ranking.lists import ListRanker, load_list_ranker, source_names
@@ -72,7 +72,8 @@ def load_run_ranker(store: Store) -> RunRanker | None:
         lists = load_list_ranker(index, rankers, [SERVED], "test", grains)
         carriers = load_arrays(Neighbours, index, f"{SERVED.family}.carriers")
         centroids = load_array(index, f"{SERVED.family}.centroids")
-    vocabulary = Vocabulary(_group_names(store), centroids, carriers)
+    named = artifacts.read_table(store, "canonical_interests", ["groups", "names"])
+    vocabulary = Vocabulary(group_names(named, 0), centroids, carriers)
     chosen = artifacts.require(store, "ranking_index").config["embeddings"]["encoder"]
     item_ids = artifacts.read_table(store, "items", ["item_id"])["item_id"].combine_chunks()
     names = feature_names(SERVED, grains)
@@ -80,14 +81,6 @@ def load_run_ranker(store: Store) -> RunRanker | None:
     next(lists.rank(HistoryItems(np.zeros(1, np.int64), np.array([0, 1])), None, 1))
     lists.rankers[SERVED].contributions(np.zeros((1, len(names)), np.float32))
     return RunRanker(lists, item_ids, names, vocabulary, EncoderConfig.model_validate(chosen))
-
-
-def _group_names(store: Store) -> pa.Array:
-    """Return the names of the canonical interests of the finest grain, in the order of their numbers."""
-    table = artifacts.read_table(store, "canonical_interests", ["groups", "names"])
-    group, name = (pc.list_element(table[column], 0).combine_chunks() for column in ("groups", "names"))
-    first = np.unique(group.to_numpy(), return_index=True)[1]
-    return name.take(pa.array(first))
 
 
 def serve_ranker(ranker: RunRanker | None, item_ids: pa.Array) -> ServedRanker | None:

@@ -58,11 +58,13 @@ async def recommend_batch(request: Request, body: RecommendBatch) -> RecommendBa
 @router.get("/v1/items")
 async def find_items(
     request: Request,
-    query: Annotated[str, Query(max_length=200, description="Beginnings of words of the title.")] = "",
+    query: Annotated[
+        str, Query(max_length=200, description="Beginnings of words of the title, or of a phrase of a canonical interest.")
+    ] = "",
     limit: Annotated[int, Query(ge=1, le=MAX_SEARCH)] = 10,
     model: Model = None,
 ) -> FoundItems:
-    """Search titles while they are typed; without a query, list the most popular items."""
+    """Search titles and canonical interests while they are typed; without a query, list the most popular items."""
     _, run = _service(request).version(model)
     return await asyncio.to_thread(search, run, query, limit)
 

@@ -99,7 +99,8 @@ class RecommendedItem(Contract):
     """Score of the ranker; in a list of the policy's own the item's log-probability, at most 0; null in a list by popularity."""
     title: str
     reasons: list[str]
-    """Trusted interests that the item shares with the history, strongest first."""
+    """Trusted interests that the item shares with the history or the user, strongest first, in the item's own words: of the same
+    canonical interest, or where the run has none, those that read the same."""
     sid: list[int]
     """Semantic ID, one code per level."""
     price_usd: float | None = None

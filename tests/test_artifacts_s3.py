@@ -9,6 +9,9 @@ from moto.server import ThreadedMotoServer
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
+from digr.ranking.building import FamilyFiles, write_phrases
+from digr.ranking.grouping import group_all, read_known
+from digr.ranking.phrases import PHRASES
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +77,23 @@ def test_of_many_files_on_s3_only_those_of_a_prefix_are_fetched(bucket, tmp_path
             "text.vectors.npy": "text.vectors.npy",
             "text.faiss": "text.faiss",
         }
+
+
+def test_canonical_interests_of_a_run_on_s3_are_kept_by_a_later_one_there(bucket):
+    vectors, known = {"trout": [1.0, 0.0], "bread": [0.0, 1.0], "river trout": [0.8, 0.6]}, None
+    for number, phrases in enumerate((["trout", "bread"], ["river trout", "bread"])):
+        store, files = Store(f"{bucket}/canonical{number}"), FamilyFiles(f"{bucket}/work{number}")
+        with artifacts.open_part(f"{files.rows}/{artifacts.part_name(0)}", PHRASES) as writer:
+            writer.write_table(pa.table({"row": [0, 1], "interest": phrases, "weight": [1.0, 1.0]}).cast(PHRASES))
+        write_phrases(files, known)
+        names = artifacts.open_parts(files.phrases).to_table()["interest"].to_pylist()
+        table = pa.table({"vector": pa.array([vectors[name] for name in names], pa.list_(pa.float32()))})
+        with artifacts.open_part(f"{files.vectors}/{artifacts.part_name(0)}", table.schema) as writer:
+            writer.write_table(table)
+        found, _ = group_all(files, (0.7,), max_phrases=100, seed=0, known=known)
+        artifacts.write_table(store, "canonical_interests", found)
+        artifacts.commit(store, Manifest(name="canonical_interests", rows=len(found)))
+        known = read_known(store)
+    rows = {row["interest"]: (row["groups"], row["names"]) for row in known.to_pylist()}
+    first = {row["interest"]: (row["groups"], row["names"]) for row in read_known(Store(f"{bucket}/canonical0")).to_pylist()}
+    assert rows == first | {"river trout": first["trout"]}

@@ -174,6 +174,9 @@ class RewardConfig(Section):
     """Cosine of trusted-interest vectors of roll-out and target, times the roll-out's quality."""
     user_interest: float | None = None
     """Cosine of the trusted-interest vectors of roll-out and user; in no preset. Only where users were mined."""
+    canonical: float | None = None
+    """Cosine of roll-out's and target's canonical interests at the finest grain, rare ones weighing more, times the roll-out's
+    quality; in no preset. Only where jobs.build_neighbours has run."""
 
 
 class GrpoConfig(Section):

@@ -33,7 +33,10 @@ class RankingConfig(Section):
     interest_cosines: tuple[float, ...] = Field((0.7, 0.45), min_length=1, max_length=4)
     """Mean cosine from which phrases are one canonical interest: one grain each, the finest first."""
     max_phrases: int = Field(200_000, ge=100)
-    """Distinct phrases that are grouped, the most usual ones; the others join the nearest group."""
+    """Distinct phrases that are linked, the most usual ones; the others join the nearest group."""
+    keep_from: str = ""
+    """Folder of an earlier run whose phrases keep their canonical interests, numbers and names; new phrases join these or make
+    further ones. Empty groups all phrases anew."""
     rounds: int = Field(160, ge=1)
     """Trees of each seed."""
     leaves: int = Field(15, ge=2)

@@ -59,6 +59,16 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _canonical_interests_are_built(self) -> "Config":
+        weight = self.grpo.reward.canonical
+        if weight and self.grpo.enabled and not self.ranking.enabled:
+            raise ValueError(
+                f"grpo.reward.canonical = {weight:g} reads canonical interests, but ranking.enabled = false leaves them out, as "
+                f"ablations do; set grpo.reward.canonical = 0 there, or enable the ranking"
+            )
+        return self
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file and apply `section.key=value` overrides.

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from digr import artifacts
 from digr.artifacts import Store
 from digr.data.ids import build_id_index
+from digr.interests.canonical import group_names
 from digr.ranking.features import group_of
 from digr.ranking.systems import SERVED
 
@@ -77,12 +78,13 @@ def canonical_groups(store: Store) -> list[dict[str, Any]] | None:
     found = []
     for grain in range(groups.shape[1]):
         group = groups[:, grain]
-        items = np.bincount(group, weights=num_items).astype(np.int64)
+        items, names = np.bincount(group, weights=num_items).astype(np.int64), group_names(table, grain)
         largest = np.argsort(-items, kind="stable")[:SHOWN_GROUPS].tolist()
         shown = []
         for number in largest:
             members = np.flatnonzero(group == number)  # the most usual first, as the table is sorted
-            texts = phrases.take(pa.array(members[:SHOWN_PHRASES])).to_pylist()
-            shown.append({"name": texts[0], "phrases": len(members), "items": int(items[number]), "examples": texts[1:]})
+            name, texts = names[number].as_py(), phrases.take(pa.array(members[:SHOWN_PHRASES])).to_pylist()
+            examples = [text for text in texts if text != name]
+            shown.append({"name": name, "phrases": len(members), "items": int(items[number]), "examples": examples})
         found.append({"grain": grain, "num_groups": len(items), "num_phrases": len(table), "largest": shown})
     return found

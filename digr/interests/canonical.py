@@ -5,14 +5,56 @@ same thing, a coarse one joins related motives. Linkage compares all pairs, so m
 and phrases beyond the most usual ones join the group whose mean is nearest.
 """
 
+from typing import NamedTuple
+
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float32, Int
 from scipy.cluster.hierarchy import fcluster, linkage
+
+from digr import artifacts
+from digr.artifacts import Store
 
 CELL_PHRASES = 4096
 """Phrases that are linked together, about; phrases of different cells are never joined."""
 KMEANS_ITERATIONS, KMEANS_SAMPLES = 20, 64
+
+
+class CanonicalInterests(NamedTuple):
+    """The K canonical interests of a run at its finest grain, and its P phrases."""
+
+    phrases: pa.Array
+    """In small letters, ascending."""
+    group: Int[np.ndarray, " P"]
+    """The canonical interest of each."""
+    names: pa.Array
+    """Of each canonical interest."""
+
+
+def load_canonical(store: Store) -> CanonicalInterests | None:
+    """Read the canonical interests of a run; None where it has none."""
+    if artifacts.read_manifest(store, "canonical_interests") is None:
+        return None
+    table = artifacts.read_table(store, "canonical_interests", ["interest", "groups", "names"]).sort_by("interest")
+    group = pc.list_element(table["groups"], 0).to_numpy()
+    return CanonicalInterests(table["interest"].combine_chunks(), group, group_names(table, 0))
+
+
+def find_groups(canonical: CanonicalInterests, texts: pa.Array) -> Int[np.ndarray, " B"]:
+    """Return the canonical interest of each of some interests, -1 for one that is none of the phrases, see `read_alike`."""
+    if not len(canonical.phrases):
+        return np.full(len(texts), -1)
+    words = read_alike(texts)
+    at = np.minimum(pc.search_sorted(canonical.phrases, words).to_numpy(zero_copy_only=False), len(canonical.phrases) - 1)
+    known = pc.equal(canonical.phrases.take(pa.array(at)), words).to_numpy(zero_copy_only=False)
+    return np.where(known, canonical.group[at], -1)
+
+
+def read_alike(texts: pa.Array) -> pa.Array:
+    """Return interests in small letters without outer blanks: those that are equal then read the same."""
+    return pc.utf8_lower(pc.utf8_trim_whitespace(texts))
 
 
 def join_phrases(vectors: Float32[np.ndarray, "P D"], min_cosine: float, *, seed: int) -> Int[np.ndarray, " P"]:
@@ -32,14 +74,26 @@ def join_phrases(vectors: Float32[np.ndarray, "P D"], min_cosine: float, *, seed
 
 
 def nearest_group(
-    vectors: Float32[np.ndarray, "R D"], members: Float32[np.ndarray, "P D"], groups: Int[np.ndarray, " P"]
-) -> Int[np.ndarray, " R"]:
-    """Return the group whose mean vector is nearest to each of R phrases."""
-    means = np.zeros((int(groups.max()) + 1, members.shape[1]), np.float32)
-    np.add.at(means, groups, members)
+    vectors: Float32[np.ndarray, "R D"], means: Float32[np.ndarray, "K D"]
+) -> tuple[Int[np.ndarray, " R"], Float32[np.ndarray, " R"]]:
+    """Return the group that is nearest to each of R phrases, and how near it is.
+
+    Args:
+        vectors: unit vectors of the phrases.
+        means: of the K groups' phrases, K at least 1. By means as they are, nearness is the mean cosine with a group's phrases,
+            as in average linkage; by means of unit length it is the cosine with the group's direction.
+    """
     index = faiss.IndexFlatIP(means.shape[1])
-    index.add(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9))
-    return index.search(np.ascontiguousarray(vectors), 1)[1][:, 0]
+    index.add(np.ascontiguousarray(means))
+    nearness, group = index.search(np.ascontiguousarray(vectors), 1)
+    return group[:, 0], nearness[:, 0]
+
+
+def group_names(table: pa.Table, grain: int) -> pa.Array:
+    """Return the names of all groups of a grain, in the order of their numbers, from rows of `canonical_interests`."""
+    group, name = (pc.list_element(table[column], grain) for column in ("groups", "names"))
+    first = np.unique(group.to_numpy(), return_index=True)[1]
+    return name.combine_chunks().take(pa.array(first))
 
 
 def _cells(vectors: Float32[np.ndarray, "P D"], seed: int) -> list[Int[np.ndarray, " p"]]:

@@ -1,4 +1,8 @@
-"""Why an item is recommended: the trusted interests it shares with the history, or with its user."""
+"""Why an item is recommended: the trusted interests it shares with the history, or with its user.
+
+Two interests are shared if they are of one canonical interest at the finest grain, so wordings of the same thing count; where a
+run has no canonical interests, if they read the same. What is shown is the item's own phrase in either case.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -11,6 +15,7 @@ from jaxtyping import Int
 
 from digr import artifacts
 from digr.artifacts import Store
+from digr.interests.canonical import CanonicalInterests, find_groups, load_canonical, read_alike
 from digr.policy.tasks import INTEREST_SEPARATOR
 from digr.tables import flat_interests
 
@@ -21,33 +26,41 @@ class ItemInterests(NamedTuple):
     texts: pa.Array
     """F interests as the miner wrote them."""
     keys: Int[np.ndarray, " F"]
-    """Equal for interests that read the same, case and outer blanks aside."""
+    """Equal for interests that are one: the number of their canonical interest, or a further number for those that have none
+    and read the same."""
     offsets: Int[np.ndarray, " N1"]
     """Interests of item i are rows `offsets[i]` up to `offsets[i + 1]`."""
+    canonical: CanonicalInterests | None = None
+    """What `keys` are by; None where the run has none."""
 
 
-def index_interests(labels: pa.Table, item_ids: pa.Array) -> ItemInterests:
+def index_interests(labels: pa.Table, item_ids: pa.Array, canonical: CanonicalInterests | None = None) -> ItemInterests:
     """Index the trusted ones of the items' interests; the labeler's probability says which is strongest, rank breaks ties.
 
     Args:
         labels: rows of `interest_labels` as `flat_interests` makes them; those of users, of other items and with label 0 are
             left out.
         item_ids: N items, in the order in which they will be asked for.
+        canonical: of the run; items that came later may have interests that it does not know.
     """
     trusted = labels.filter(pc.and_(pc.equal(labels["owner"], "item"), pc.equal(labels["label"], 1)))
     place = pc.index_in(trusted["owner_id"], value_set=item_ids)
     known = trusted.append_column("place", place).filter(pc.is_valid(place))
     known = known.sort_by([("place", "ascending"), ("probability", "descending"), ("rank", "ascending")])
     texts = known["interest"].combine_chunks()
-    words = _words(texts).dictionary_encode()
+    words = read_alike(texts).dictionary_encode()
+    key = np.arange(len(words.dictionary))
+    if canonical is not None:
+        group = find_groups(canonical, words.dictionary)
+        key = np.where(group >= 0, group, len(canonical.names) + key)
     offsets = np.searchsorted(known["place"].to_numpy(), np.arange(len(item_ids) + 1))
-    return ItemInterests(texts, words.indices.to_numpy(zero_copy_only=False), offsets)
+    return ItemInterests(texts, key[words.indices.to_numpy(zero_copy_only=False)].astype(np.int32), offsets, canonical)
 
 
 def load_item_interests(store: Store, item_ids: pa.Array) -> ItemInterests:
     """Index a run's trusted interests for the given order of items."""
     labels = artifacts.read_table(store, "interest_labels", ["owner", "owner_id", "interests"], owner=["item"])
-    return index_interests(flat_interests(labels), item_ids)
+    return index_interests(flat_interests(labels), item_ids, load_canonical(store))
 
 
 def shared_interests(
@@ -58,6 +71,8 @@ def shared_interests(
 ) -> list[list[str]]:
     """Return for each item its interests that some item of the history, or the user, has too, strongest first.
 
+    Of several phrases of one canonical interest an item shows its strongest.
+
     Args:
         history: places of the history's items in the indexed order.
         items: places of the recommended items.
@@ -67,8 +82,10 @@ def shared_interests(
     rows, owner = _rows_of(interests, np.asarray(items, np.int64))
     shared = np.isin(interests.keys[rows], wanted)
     if own:
-        said = _words(interests.texts.take(pa.array(rows)))
-        shared |= np.asarray(pc.is_in(said, value_set=_words(pa.array(own.split(INTEREST_SEPARATOR)))))
+        told, said = read_alike(pa.array(own.split(INTEREST_SEPARATOR))), read_alike(interests.texts.take(pa.array(rows)))
+        shared |= np.asarray(pc.is_in(said, value_set=told))
+        if interests.canonical is not None:
+            shared |= np.isin(interests.keys[rows], find_groups(interests.canonical, told))
     rows, owner = rows[shared], owner[shared]
     pair = owner * (int(interests.keys.max(initial=0)) + 1) + interests.keys[rows]
     first = np.sort(np.unique(pair, return_index=True)[1])
@@ -77,8 +94,13 @@ def shared_interests(
     return [texts[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _words(texts: pa.Array) -> pa.Array:
-    return pc.utf8_lower(pc.utf8_trim_whitespace(texts))
+def names_of(interests: ItemInterests, rows: Int[np.ndarray, " P"]) -> list[str]:
+    """Return the names of the canonical interests of some rows; one that has none stands for itself."""
+    texts = interests.texts.take(pa.array(rows)).to_pylist()
+    if interests.canonical is None:
+        return texts
+    names, keys = interests.canonical.names, interests.keys[rows].tolist()
+    return [names[key].as_py() if key < len(names) else text for key, text in zip(keys, texts, strict=True)]
 
 
 def _rows_of(interests: ItemInterests, items: Int[np.ndarray, " M"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:

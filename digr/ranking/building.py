@@ -18,7 +18,6 @@ from scipy.sparse import csr_matrix
 from digr import artifacts
 from digr.artifacts import Store
 from digr.data.sequences import ranges
-from digr.interests.canonical import join_phrases, nearest_group
 from digr.partitions import part_uri, parts_of
 from digr.ranking.groups import InterestGroups, group_items, permute_items
 from digr.ranking.neighbours import Neighbours, from_lists, join_lists
@@ -64,10 +63,16 @@ def part_firsts(store: Store) -> Int[np.ndarray, " K1"]:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def write_phrases(files: FamilyFiles) -> int:
-    """Write the distinct phrases of all items, most usual first; returns how many files they take."""
+def write_phrases(files: FamilyFiles, known: pa.Table | None = None) -> int:
+    """Write the distinct phrases of all items, most usual first; returns how many files they take.
+
+    Args:
+        known: rows of an earlier run's `canonical_interests`, whose phrases are written even if no item has them any more.
+    """
     kind = pa.schema([("interest", pa.string()), ("num_items", pa.int64())])
     counted, waiting = kind.empty_table(), list[pa.Table]()
+    if known is not None:
+        counted = pa.table({"interest": known["interest"], "num_items": np.zeros(len(known), np.int64)}, schema=kind)
     for batch in artifacts.open_parts(files.rows).to_batches(columns=["interest"]):
         waiting.append(pa.table({"interest": batch["interest"], "num_items": np.ones(len(batch), np.int64)}, schema=kind))
         if sum(map(len, waiting)) > max(MERGED_ROWS, len(counted)):  # so that phrases are counted anew only when they double
@@ -91,37 +96,6 @@ def read_vectors(uri: str) -> Iterator[Float32[np.ndarray, "b D"]]:
         if len(batch):
             lists = batch["vector"]
             yield lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(lists), -1)
-
-
-def group_all(
-    files: FamilyFiles, cosines: Sequence[float], *, max_phrases: int, seed: int
-) -> tuple[pa.Table, list[Int[np.ndarray, " P"]]]:
-    """Group the phrases of a family: the rows of `canonical_interests`, and the group of each phrase at each grain.
-
-    The most usual `max_phrases` are linked, and the others join the group whose mean is nearest. The most usual phrase of a
-    group names it; of several such, the first in the alphabet.
-    """
-    phrases = artifacts.open_parts(files.phrases).to_table()
-    num, linked = len(phrases), min(len(phrases), max_phrases)
-    leading, rest = list[np.ndarray](), [list[np.ndarray]() for _ in cosines]
-    for vectors in read_vectors(files.vectors):
-        missing = linked - sum(map(len, leading))
-        if missing:
-            leading.append(vectors[:missing])
-            if missing <= len(vectors):
-                members = np.concatenate(leading)
-                joined = [join_phrases(members, cosine, seed=seed) for cosine in cosines]
-        for number, later in enumerate(rest if missing < len(vectors) else []):
-            later.append(nearest_group(vectors[missing:], members, joined[number]))
-    texts = phrases["interest"].combine_chunks()
-    none = np.zeros(0, np.int32)
-    groups = [np.concatenate([joined[at], *rest[at]]).astype(np.int32) if num else none for at in range(len(cosines))]
-    names = [texts.take(pa.array(np.unique(group, return_index=True)[1][group])) for group in groups]
-    ends = np.arange(num + 1, dtype=np.int32) * len(groups)
-    across = pa.array(np.arange(num * len(groups)).reshape(len(groups), -1).T.ravel())
-    lists = {"groups": pa.array(np.stack(groups, 1).ravel(), pa.int32()), "names": pa.concat_arrays(names).take(across)}
-    nested = {name: pa.ListArray.from_arrays(pa.array(ends), values) for name, values in lists.items()}
-    return pa.table({"interest": phrases["interest"], "num_items": phrases["num_items"], **nested}), groups
 
 
 class ItemPhrases(NamedTuple):
@@ -179,15 +153,16 @@ def write_family_vectors(files: FamilyFiles, phrases: ItemPhrases, num_items: in
     scratch.unlink()
 
 
-def group_centroids(files: FamilyFiles, group: Int[np.ndarray, " P"]) -> Float32[np.ndarray, "K D"]:
-    """Return the unit mean of the vectors of each group's phrases."""
+def group_means(files: FamilyFiles, group: Int[np.ndarray, " P"]) -> Float32[np.ndarray, "K D"]:
+    """Return the mean of the vectors of each group's phrases; phrases of group -1 are left out."""
     sums, before, num_groups = np.zeros((0, 1), np.float32), 0, int(group.max(initial=-1)) + 1
     for vectors in read_vectors(files.vectors):
         here = group[before : before + len(vectors)]
-        member = csr_matrix((np.ones(len(here), np.float32), (here, np.arange(len(here)))), shape=(num_groups, len(here)))
+        rows = np.flatnonzero(here >= 0)
+        member = csr_matrix((np.ones(len(rows), np.float32), (here[rows], rows)), shape=(num_groups, len(here)))
         sums = member @ vectors + (sums if before else 0)
         before += len(vectors)
-    return unit(sums)
+    return sums / np.maximum(np.bincount(group[group >= 0], minlength=num_groups), 1).astype(np.float32)[:, None]
 
 
 def contents_of(store: Store) -> list[Content]:

@@ -86,6 +86,24 @@ def permute_items(groups: InterestGroups, order: Int[np.ndarray, " N"]) -> Inter
     return groups._replace(start=start, group=groups.group[places], share=groups.share[places], profile=groups.profile[places])
 
 
+def profile_cosine(
+    groups: InterestGroups, left: Int[np.ndarray, " C"], right: Int[np.ndarray, " C"]
+) -> Float32[np.ndarray, " C"]:
+    """Return the cosine of the profiles of C pairs of items, in [0, 1]; 0 where either has none.
+
+    Only the interests of these items are read, so neither time nor memory grows with the catalogue.
+    """
+    one, other = (_profiles(groups, item) for item in (left, right))
+    return np.asarray(one.multiply(other).sum(axis=1), np.float32).reshape(-1)
+
+
+def _profiles(groups: InterestGroups, item: Int[np.ndarray, " C"]) -> csr_matrix:
+    length = groups.start[item + 1] - groups.start[item]
+    places = ranges(groups.start[item], length)
+    start = np.concatenate([[0], np.cumsum(length)])
+    return csr_matrix((groups.profile[places], groups.group[places], start), shape=(len(item), groups.num_groups))
+
+
 def fit_lifts(groups: InterestGroups, steps: Neighbours) -> Lifts:
     """Count steps between interests: each step between two items is shared among their interests; C = A' T A.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from digr.config.policy import RewardConfig
 
-TERMS = ("exact", "rank", "valid", "prefix", "quality", "interest", "user_interest")
+TERMS = ("exact", "rank", "valid", "prefix", "quality", "interest", "user_interest", "canonical")
 
 PRESETS: dict[str, dict[str, float]] = {
     # DeepInterestGR (2602.18907): the hit, and the quality of the target's interests on a hit; alpha as its successor gives it
@@ -43,10 +43,11 @@ def reward_terms(
     *,
     interest_embeddings: Float[Tensor, "N D"] | None = None,
     user_embeddings: Float[Tensor, "B D"] | None = None,
+    canonical_cosine: Float[Tensor, "B G"] | None = None,
     num_levels: int | None = None,
     scores: Float[Tensor, "B G"] | None = None,
 ) -> dict[str, Float[Tensor, "B G"]]:
-    """Compute every reward term of B groups of G roll-outs; terms without their embeddings are zero.
+    """Compute every reward term of B groups of G roll-outs; terms without what they compare are zero.
 
     A hit is decided by item, not by codes: without a suffix level several items may share them.
 
@@ -59,6 +60,8 @@ def reward_terms(
     - interest: cosine of the roll-out's and the target's trusted-interest vectors, clipped at 0, times the roll-out's
       quality; 0 where either has none.
     - user_interest: cosine of the roll-out's and the user's trusted-interest vectors, clipped at 0; 0 where either has none.
+    - canonical: cosine of the roll-out's and the target's profiles of canonical interests, times the roll-out's quality; 0 where
+      either has none.
 
     Args:
         codes: roll-outs, -1 padded.
@@ -68,6 +71,7 @@ def reward_terms(
         quality: interest quality of all N items, in [0, 1].
         interest_embeddings: unit vectors of all N items, zero rows where an item has none.
         user_embeddings: unit vectors of the groups' users, zero rows where a user has none; needs `interest_embeddings`.
+        canonical_cosine: of the profiles of each roll-out and its target, in [0, 1]; not read of a roll-out that is no item.
         num_levels: semantic levels, without the suffix; all L if not given.
         scores: log-probabilities that rank a group; if not given a group is already best first, as beams are.
     """
@@ -83,6 +87,9 @@ def reward_terms(
         if user_embeddings is not None:
             cosine = torch.einsum("bgd,bd->bg", interest_embeddings[real], user_embeddings)
             user_interest = cosine.clamp(min=0) * valid
+    canonical = torch.zeros_like(interest)
+    if canonical_cosine is not None:
+        canonical = (canonical_cosine * quality[real]).where(valid, 0.0)
     return {
         "exact": exact.to(quality.dtype),
         "rank": _rank_penalty(exact, scores).to(quality.dtype),
@@ -91,6 +98,7 @@ def reward_terms(
         "quality": exact * quality[target_index][:, None],
         "interest": interest,
         "user_interest": user_interest,
+        "canonical": canonical,
     }
 
 

@@ -18,7 +18,7 @@ class ItemFacts(NamedTuple):
     table: pa.Table
     """Columns of `items`."""
     words: pa.Array
-    """Titles for the search: lower case, a blank before each word."""
+    """Titles for the search, see `words_of`."""
     price_usd: Float[np.ndarray, " N"]
     """nan where an item has no price."""
     categories: IdIndex
@@ -46,11 +46,10 @@ def index_facts(items: pa.Table, popularity: Int[np.ndarray, " N"]) -> ItemFacts
     codes = coded.indices.to_numpy(zero_copy_only=False)
     order = np.argsort(codes, kind="stable")
     names = coded.dictionary
-    words = pc.replace_substring_regex(pc.utf8_lower(items["title"].combine_chunks()), r"[^\pL\pN]+", " ")
     return ItemFacts(
         ids=build_id_index(items["item_id"]),
         table=items,
-        words=pc.binary_join_element_wise("", pc.utf8_trim_whitespace(words), " "),
+        words=words_of(items["title"].combine_chunks()),
         price_usd=items["price_usd"].cast(pa.float64()).fill_null(np.nan).to_numpy(),
         categories=build_id_index(names),
         category_rows=parents[order],
@@ -96,12 +95,27 @@ def search_titles(facts: ItemFacts, query: str, limit: int) -> Int[np.ndarray, "
     Titles that begin with the query itself stand first, then the more popular items. A query without letters or digits finds
     nothing.
     """
-    wanted = pc.replace_substring_regex(pc.utf8_lower(pa.array([query])), r"[^\pL\pN]+", " ")[0].as_py().split()
-    if not wanted:
-        return np.zeros(0, np.int64)
-    match = np.ones(len(facts.ids), bool)
-    for word in dict.fromkeys(wanted):
-        match &= pc.match_substring(facts.words, f" {word}").to_numpy(zero_copy_only=False)
-    found = np.flatnonzero(match)
-    whole = pc.starts_with(facts.words.take(pa.array(found)), " " + " ".join(wanted)).to_numpy(zero_copy_only=False)
+    found, whole = find_words(facts.words, query)
     return found[np.lexsort((facts.popularity[found], ~whole))][:limit]
+
+
+def words_of(texts: pa.Array) -> pa.Array:
+    """Return the words of texts for `find_words`: lower case, a blank before each word."""
+    words = pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\pL\pN]+", " ")
+    return pc.binary_join_element_wise("", pc.utf8_trim_whitespace(words), " ")
+
+
+def find_words(words: pa.Array, query: str) -> tuple[Int[np.ndarray, " M"], Bool[np.ndarray, " M"]]:
+    """Find texts that have words which begin with every word of a query, and say which of them begin with the query itself.
+
+    A query without letters or digits finds nothing.
+
+    Args:
+        words: of N texts, see `words_of`.
+    """
+    wanted = words_of(pa.array([query]))[0].as_py()
+    match = np.full(len(words), bool(wanted.strip()))
+    for word in dict.fromkeys(wanted.split()):
+        match &= pc.match_substring(words, f" {word}").to_numpy(zero_copy_only=False)
+    found = np.flatnonzero(match)
+    return found, pc.starts_with(words.take(pa.array(found)), wanted).to_numpy(zero_copy_only=False).astype(bool)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
-from digr.policy.reasons import ItemInterests
+from digr.policy.reasons import ItemInterests, names_of
 from digr.sids.trie import NO_NODE, ROOT, SidTrie
 
 MAX_INTEREST_ROWS = 1_000_000
@@ -53,7 +53,10 @@ def children_of(trie: SidTrie, prefix: Sequence[int]) -> PrefixChildren:
 
 
 def common_interests(interests: ItemInterests, spans: Sequence[tuple[int, int]], count: int) -> list[list[str]]:
-    """Return for each range of items the interests that most of its items have, commonest first, at most `count`."""
+    """Return for each range of items the interests that most of its items have, commonest first, at most `count`.
+
+    They are canonical interests, by name; one that is of no canonical interest stands for itself.
+    """
     if not spans:
         return []
     bounds = np.array([[interests.offsets[start], interests.offsets[end]] for start, end in spans])
@@ -62,12 +65,21 @@ def common_interests(interests: ItemInterests, spans: Sequence[tuple[int, int]],
     group = np.repeat(np.arange(len(spans)), bounds[:, 1] - bounds[:, 0])[::step]
     rows = rows[::step]
     keys = interests.keys[rows]
-    order = np.lexsort((keys, group))
-    group, keys, rows = group[order], keys[order], rows[order]
-    starts = np.flatnonzero(np.concatenate([[True], (group[1:] != group[:-1]) | (keys[1:] != keys[:-1])])) if len(rows) else rows
+    item = np.searchsorted(interests.offsets, rows, side="right")
+    order = np.lexsort((item, keys, group))
+    kept = order[_differs(group[order], keys[order], item[order])]  # an item counts once, whatever its phrases
+    group, keys, rows = group[kept], keys[kept], rows[kept]
+    starts = np.flatnonzero(_differs(group, keys))
     counts = np.diff(np.append(starts, len(rows)))
     best = np.lexsort((rows[starts], -counts, group[starts]))
     return _first_of_each(group[starts][best], rows[starts][best], interests, len(spans), count)
+
+
+def _differs(*columns: Int[np.ndarray, " P"]) -> Bool[np.ndarray, " P"]:
+    """Mark the rows that differ from the one before in some column."""
+    found = np.ones(len(columns[0]), bool)
+    found[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return found
 
 
 def _first_of_each(
@@ -75,4 +87,4 @@ def _first_of_each(
 ) -> list[list[str]]:
     begins = np.searchsorted(group, np.arange(num_groups + 1))
     parts = [rows[start : min(end, start + count)] for start, end in itertools.pairwise(begins)]
-    return [interests.texts.take(part).to_pylist() for part in parts]
+    return [names_of(interests, part) for part in parts]

@@ -41,7 +41,7 @@ def write_family(store: Store, files: FamilyFiles, groups: list[np.ndarray], fir
         found = building.family_groups(phrases, groups, num_items)
         save_arrays(folder, found, f"{name}.groups")
         save_arrays(folder, carriers_of(found[0]), f"{name}.carriers")
-        save_arrays(folder, building.group_centroids(files, groups[0]), f"{name}.centroids")
+        save_arrays(folder, building.unit(building.group_means(files, groups[0])), f"{name}.centroids")
 
 
 def write_content(store: Store, content: Content, num_items: int) -> None:

@@ -16,8 +16,10 @@ from digr.models.encoders import Encode, load_encoder
 from digr.partitions import Part, iter_aligned, parts_of
 from digr.ranking import building
 from digr.ranking.building import FamilyFiles
+from digr.ranking.grouping import group_all, read_known
 from digr.ranking.phrases import PHRASES, text_pieces, trusted_phrases
 from jobs.runtime.datasets import map_tables, map_with_model, part_dataset, parts_in, start_task
+from jobs.runtime.stage import store_at
 
 BATCH_ITEMS = 4096
 
@@ -51,20 +53,28 @@ class EncodePhrases:
         return parts
 
 
+def earlier_store(config: Config) -> Store | None:
+    """Return the run whose canonical interests are kept; None if there is none."""
+    return store_at(config.ranking.keep_from, config.run.variant) if config.ranking.keep_from else None
+
+
 def group_phrases(
     config: Config, store: Store, files: Mapping[str, FamilyFiles], worker: type[EncodePhrases] = EncodePhrases
 ) -> dict[str, Any]:
-    """Collect, encode and group the phrases of each family; returns references to the groups of its phrases."""
+    """Collect, encode and group the phrases of each family; returns references to the groups of its phrases.
+
+    Only the interests keep groups of an earlier run: the other families are there to be compared with them.
+    """
     make = partial(_write_rows, store=store, files=dict(files))
     map_tables(part_dataset(parts_of(store, "item")), make).materialize()
     found = {}
     for name, each in files.items():
-        num_files = ray.get(start_task(building.write_phrases, each))
+        earlier = earlier_store(config) if name == "interests" else None
+        num_files = ray.get(start_task(_write_phrases, each, earlier))
         parts = part_dataset([Part("item", number) for number in range(num_files)])
         map_with_model(parts, config, worker, (config, each), num_files).materialize()
         uri = store.uri("canonical_interests") if name == "interests" else f"{each.folder}/canonical"
-        chosen = config.ranking
-        found[name] = start_task(_group, each, uri, chosen.interest_cosines, chosen.max_phrases, config.run.seed)
+        found[name] = start_task(_group, each, uri, config, earlier)
     return found
 
 
@@ -84,9 +94,25 @@ def _write_rows(parts: pa.Table, store: Store, files: Mapping[str, FamilyFiles])
     return parts
 
 
-def _group(files: FamilyFiles, uri: str, cosines: tuple[float, ...], max_phrases: int, seed: int) -> list[np.ndarray]:
+def _write_phrases(files: FamilyFiles, earlier: Store | None) -> int:
+    return building.write_phrases(files, read_known(earlier) if earlier else None)
+
+
+def _group(files: FamilyFiles, uri: str, config: Config, earlier: Store | None) -> list[np.ndarray]:
     """Write the table of canonical interests; returns the groups of phrases at each grain."""
-    table, groups = building.group_all(files, cosines, max_phrases=max_phrases, seed=seed)
+    chosen, known = config.ranking, read_known(earlier) if earlier else None
+    table, groups = group_all(files, chosen.interest_cosines, max_phrases=chosen.max_phrases, seed=config.run.seed, known=known)
     with artifacts.open_part(f"{uri}/{artifacts.part_name(0)}", table.schema) as writer:
         writer.write_table(table)
     return groups
+
+
+def grouped_facts(config: Config, store: Store) -> dict[str, int]:
+    """Count the phrases that were grouped; beside an earlier run's also those kept, new, and of no item any more."""
+    table, earlier = artifacts.open_parts(store.uri("canonical_interests")), earlier_store(config)
+    facts = {"num_phrases": table.count_rows()}
+    if earlier:
+        known, retired = artifacts.require(earlier, "canonical_interests").rows or 0, pc.field("num_items") == 0
+        facts["num_retired_phrases"] = table.count_rows(filter=retired)
+        facts |= {"num_kept_phrases": known - facts["num_retired_phrases"], "num_new_phrases": facts["num_phrases"] - known}
+    return facts

@@ -29,7 +29,12 @@ def store_of(config: Config) -> Store:
 
     Workers of Ray Train and Ray Serve have a working directory of their own.
     """
-    return Store(artifacts.absolute(config.run.dir), config.run.variant)
+    return store_at(config.run.dir, config.run.variant)
+
+
+def store_at(root: str, variant: str = "") -> Store:
+    """Return the artifacts of a run by its folder, see `store_of`."""
+    return Store(root if artifacts.is_remote(root) else artifacts.filesystem_of(root)[1], variant)
 
 
 def trained_policies(config: Config, options: Options, evidence: Sequence[str] = ("policy_grpo",)) -> list[str]:

@@ -1,6 +1,6 @@
 """What the workers of `train_sft` and `train_grpo` read: shards through Ray Data, and tables by item."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -24,10 +24,15 @@ from digr.policy.training.rollouts import Rollouts
 from digr.policy.training.validation import ValidExamples
 from digr.policy.user_interests import shown_interests
 from digr.policy.vocabulary import sid_texts
+from digr.ranking.groups import InterestGroups, profile_cosine
+from digr.ranking.systems import SERVED
+from digr.ranking.views import load_arrays
 from digr.rewards.interest_reward import reward_terms, reward_weights, total_reward
 from digr.sids.trie import SidTrie, codes_of
 from digr.tables import flat_interests
 from jobs.runtime.datasets import part_dataset, parts_in, read_parts
+from jobs.runtime.session import Options
+from jobs.runtime.stage import store_of
 
 BATCH_ROWS = 16_384
 """Rows of `histories` or `items` turned into examples at once."""
@@ -126,8 +131,23 @@ def concat(columns: Sequence[str], batches: Iterator[pa.Table]) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *(batch.select(columns).cast(schema) for batch in batches)])
 
 
+def reward_inputs(config: Config, options: Options) -> list[str]:
+    """Return the artifacts that the reward reads beside labels and embeddings.
+
+    Raises:
+        ValueError: it weighs canonical interests, and the run has none.
+    """
+    weight, store = reward_weights(config.grpo.reward)["canonical"], store_of(config)
+    if weight and not options.dry_run and artifacts.read_manifest(store, "canonical_interests") is None:
+        raise ValueError(
+            f"grpo.reward.canonical = {weight:g} reads canonical interests, but {store.uri('canonical_interests')} does not "
+            f"exist; run `python -m jobs.build_neighbours` with this config first, or set grpo.reward.canonical = 0"
+        )
+    return ["items", "ranking_index"] if weight else []
+
+
 def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.device, user_ids: Sequence[str] = ()) -> RewardFn:
-    """Read qualities and trusted-interest vectors into the trie's order, and close the reward over them.
+    """Read qualities, and the interests that the weights need, in the trie's order, and close the reward over them.
 
     Args:
         user_ids: users whose prompts will be judged; their interests are embedded if the reward reads them.
@@ -137,6 +157,7 @@ def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.devic
     found, quality = torch.tensor(table["quality"].to_numpy()), torch.zeros(trie.num_items)
     quality[item_positions(trie, table["owner_id"], "interest_labels")] = found.float()
     vectors = _trusted_vectors(store, trie, device) if weights["interest"] or weights["user_interest"] else None
+    canonical = _canonical_cosine(store, trie) if weights["canonical"] else None
     users = build_id_index(pa.array(sorted(set(user_ids) if weights["user_interest"] else ()), pa.string()))
     of_users = _user_vectors(config, store, users, device) if len(users) else None
     quality, codes, num_levels = quality.to(device), trie.codes.to(device), len(config.sids.level_sizes)
@@ -152,6 +173,7 @@ def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.devic
             quality,
             interest_embeddings=vectors,
             user_embeddings=None if of_users is None else of_users[users.find_all(user_ids, "prompts")],
+            canonical_cosine=canonical(rollouts.item_index, target_index) if canonical else None,
             num_levels=num_levels,
             scores=scores,
         )
@@ -170,6 +192,21 @@ def _trusted_vectors(store: Store, trie: SidTrie, device: torch.device) -> torch
     vectors = torch.zeros(trie.num_items, flat.shape[1])
     vectors[item_positions(trie, table["item_id"], "item_embeddings")] = torch.tensor(flat)
     return vectors.to(device)
+
+
+def _canonical_cosine(store: Store, trie: SidTrie) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Map the items' canonical interests at the finest grain; returns the cosine of roll-outs [B, G] and targets [B]."""
+    items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
+    place, name = items.find_all(trie.item_ids, "items"), f"{SERVED.family}.groups.0"
+    with artifacts.fetch_files(store.uri("ranking_index"), f"{name}.") as index:
+        groups = load_arrays(InterestGroups, index, name)
+
+    def cosine(item_index: torch.Tensor, target_index: torch.Tensor) -> torch.Tensor:
+        both = (item_index.clamp(min=0), target_index[:, None].expand_as(item_index))
+        found = profile_cosine(groups, *(place[index.cpu().numpy().ravel()] for index in both))
+        return torch.from_numpy(found).reshape(item_index.shape).to(item_index.device)
+
+    return cosine
 
 
 def _user_vectors(config: Config, store: Store, users: IdIndex, device: torch.device) -> torch.Tensor:

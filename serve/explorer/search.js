@@ -38,8 +38,11 @@ export function setUpSearch({ add, model, say }) {
     field.focus();
   }
 
+  const lineOf = (item) => el("span", { class: "what" }, el("span", { class: "title" }, item.title),
+    item.interest && el("span", { class: "note interest" }, el("span", { class: "hidden" }, ", "), `for ${item.interest}`));
+
   function show(items, typed) {
-    const found = items.map((item) => ({ itemId: item.item_id, line: [picture(item, model()), el("span", { class: "title" }, item.title), el("span", { class: "id" }, item.item_id)] }));
+    const found = items.map((item) => ({ itemId: item.item_id, line: [picture(item, model()), lineOf(item), el("span", { class: "id" }, item.item_id)] }));
     if (typed && !/\s/.test(typed) && !items.some((item) => item.item_id === typed)) {
       found.push({ itemId: typed, line: [el("span", { class: "title" }, `Use “${typed}” as an item id`)] });
     }
@@ -49,12 +52,12 @@ export function setUpSearch({ add, model, say }) {
       element.addEventListener("click", () => choose(option));
       return { ...option, element };
     });
-    const nothing = el("li", { class: "nothing", role: "option", "aria-disabled": "true", "aria-selected": "false" }, "No title has all these words");
+    const nothing = el("li", { class: "nothing", role: "option", "aria-disabled": "true", "aria-selected": "false" }, "No title or interest has all these words");
     list.replaceChildren(...(items.length ? [] : [nothing]), ...options.map((option) => option.element));
     list.hidden = false;
     field.setAttribute("aria-expanded", "true");
     activate(-1);
-    say(items.length ? `${count(items.length, "item")} found` : "No item found by title");
+    say(items.length ? `${count(items.length, "item")} found` : "No item found");
   }
 
   async function search() {

@@ -1,10 +1,11 @@
 """Phrases of one motive under one id."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from digr.interests import canonical
-from digr.interests.canonical import join_phrases, nearest_group
+from digr.interests.canonical import group_names, join_phrases, nearest_group
 
 
 def _around(centres, per_centre, noise, seed=0):
@@ -47,9 +48,15 @@ def test_a_cell_that_cannot_be_cut_is_halved(monkeypatch):
 
 
 def test_others_join_the_group_whose_mean_is_nearest():
-    members = np.array([[1, 0, 0], [0, 1, 0], [0, 0.8, 0.6]], np.float32)
-    found = nearest_group(np.array([[0, 0.6, 0.8], [0.9, 0.1, 0]], np.float32), members, np.array([0, 1, 1]))
+    means = np.array([[1, 0, 0], [0, 0.9, 0.3]], np.float32)  # the second of (0, 1, 0) and (0, .8, .6)
+    found, nearness = nearest_group(np.array([[0, 0.6, 0.8], [0.9, 0.1, 0]], np.float32), means)
     assert found.tolist() == [1, 0]
+    assert nearness.tolist() == pytest.approx([0.78, 0.9])  # .78 is the mean of the cosines .6 and .96
+
+
+def test_a_group_has_the_name_that_its_phrases_tell_at_each_grain():
+    rows = {"groups": [[1, 0], [0, 0], [1, 0], [2, 1]], "names": [["b", "x"], ["a", "x"], ["b", "x"], ["c", "y"]]}
+    assert [group_names(pa.table(rows), grain).to_pylist() for grain in (0, 1)] == [["a", "b", "c"], ["x", "y"]]
 
 
 def test_no_phrase_has_no_group():

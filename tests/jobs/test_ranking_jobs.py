@@ -59,20 +59,21 @@ def encoder(tmp_path_factory):
     return make_text_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-def _build(folder, encoder, histories: pa.Table, texts: bool = True) -> Config:
-    """Write what the jobs read, and run them."""
+def _build(folder, encoder, histories: pa.Table, texts: bool = True, words=WORDS, keep_from: str = "") -> Config:
+    """Write what the jobs read, and run them: all of the ranker's, or only the first where groups of an earlier run are kept."""
     tree = {
         "run": {"dir": str(folder)},
         "data": {"split": "temporal"},
         "embeddings": {"encoder": {"name": str(encoder)}},
-        "ranking": {"rounds": 20, "min_leaf_candidates": 5, "ablations": ["shuffled"], "interest_cosines": [0.7]},
+        "ranking": {"rounds": 20, "min_leaf_candidates": 5, "ablations": ["shuffled"], "interest_cosines": [0.7]}
+        | ({"keep_from": keep_from} if keep_from else {}),
     }
     config, store, rng = build_config(tree, "test"), Store(str(folder)), np.random.default_rng(0)
     _put(store, "items", pa.table({"item_id": ITEMS, "title": [f"{WORDS[number % 5]} thing" for number in range(30)]}))
     split = histories["split"].to_pylist()
     _put(store, "histories", _train_first(histories), split_rows={name: split.count(name) for name in set(split)})
     owners = {"owner": pa.array(["item"] * 30), "owner_id": pa.array(ITEMS)}
-    phrase = [f"weekend {WORDS[number % 5]}" for number in range(30)]
+    phrase = [f"weekend {words[number % 5]}" for number in range(30)]
     given = {"interest": phrase, "confidence": np.ones(30), "miners": [["m"]] * 30, "consensus": np.ones(30)}
     _put(store, "interests", nest_interests("interests", owners, np.arange(30), given))
     said = {"interest": phrase, "probability": np.ones(30), "label": np.ones(30, np.int8), "labelers": [["classifier"]] * 30}
@@ -84,7 +85,8 @@ def _build(folder, encoder, histories: pa.Table, texts: bool = True) -> Config:
     embeddings["image_embedding"] = pa.array(images, TABLES["item_embeddings"].schema.field("image_embedding").type)
     _put(store, "item_embeddings", pa.table(embeddings | dict.fromkeys(OPTIONAL - embeddings.keys(), pa.nulls(30))))
     build_neighbours.run(config, Options())
-    train_ranker.run(config, Options())
+    if not keep_from:
+        train_ranker.run(config, Options())
     return config
 
 
@@ -155,6 +157,26 @@ def test_the_examples_are_the_tail_and_the_validation_rows(runs):
     by_fold = {fold: set(rows.filter(pc.equal(rows["fold"], fold))["example_id"].to_pylist()) for fold in ("before", "valid")}
     assert by_fold["before"] == {f"train-{number:09d}" for number in range(170, 200)}
     assert by_fold["valid"] == {f"valid-{number:09d}" for number in range(40)}
+
+
+def test_a_later_run_keeps_the_canonical_interests_of_an_earlier_one(runs, tmp_path, encoder):
+    words = ("kayaking", *WORDS[:-1])
+    store = Store(_build(tmp_path, encoder, _histories(0), words=words, keep_from=runs["whole"].root).run.dir)
+    before, after = (artifacts.read_table(found, "canonical_interests") for found in (runs["whole"], store))
+    rows = {row["interest"]: (row["groups"], row["names"], row["num_items"]) for row in after.to_pylist()}
+    assert {phrase: found[:2] for phrase, found in rows.items() if phrase != "weekend kayaking"} == {
+        row["interest"]: (row["groups"], row["names"]) for row in before.to_pylist()
+    }
+    assert {phrase: found[2] for phrase, found in rows.items()} == {f"weekend {word}": 6 for word in words} | {
+        f"weekend {WORDS[-1]}": 0
+    }
+    manifest = artifacts.require(store, "canonical_interests")
+    assert manifest.facts == {"num_phrases": 6, "num_retired_phrases": 1, "num_kept_phrases": 4, "num_new_phrases": 1}
+    assert manifest.inputs["file canonical_interests"] == artifacts.digest_of_files(runs["whole"].uri("canonical_interests"))
+    tree = {"run": {"dir": str(tmp_path)}, "embeddings": {"encoder": {"name": str(encoder)}}}
+    tree["ranking"] = {"keep_from": runs["whole"].root, "interest_cosines": [0.6]}
+    with pytest.raises(ValueError, match=r"ranking\.interest_cosines is \[0\.6\], there \[0\.7\]"):
+        build_neighbours.run(build_config(tree, "test"), Options())
 
 
 def _train_towers(store: Store) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from digr import artifacts
 from digr.ranking import building
 from digr.ranking.building import FamilyFiles
+from digr.ranking.grouping import group_all
 from digr.ranking.groups import InterestGroups
 from digr.ranking.neighbours import Neighbours
 from digr.ranking.phrases import PHRASES, text_pieces, trusted_phrases
@@ -71,19 +72,6 @@ def test_the_pieces_of_a_text_are_its_title_and_its_first_whole_sentences():
     assert [row["row"] for row in found] == [0] * 5 + [1]
 
 
-def test_phrases_are_counted_over_all_parts_and_the_most_usual_names_a_group(files):
-    table, groups = building.group_all(files, (0.7, 0.99), max_phrases=100, seed=0)
-    assert table.select(["interest", "num_items", "names"]).to_pylist() == [
-        {"interest": "trout", "num_items": 2, "names": ["trout", "trout"]},
-        {"interest": "bread", "num_items": 1, "names": ["bread", "bread"]},
-        {"interest": "fly fishing", "num_items": 1, "names": ["trout", "fly fishing"]},
-    ]
-    assert table["groups"].to_pylist() == [list(pair) for pair in zip(*(group.tolist() for group in groups), strict=True)]
-    assert len(set(groups[0].tolist())) == 2
-    assert len(set(groups[1].tolist())) == 3
-    conform("canonical_interests", table, "test")
-
-
 def test_counting_phrases_in_pieces_is_counting_them_at_once(files, monkeypatch):
     whole = artifacts.open_parts(files.phrases).to_table()
     monkeypatch.setattr(building, "MERGED_ROWS", 0)
@@ -91,14 +79,8 @@ def test_counting_phrases_in_pieces_is_counting_them_at_once(files, monkeypatch)
     assert artifacts.open_parts(files.phrases).to_table().equals(whole)
 
 
-def test_phrases_beyond_the_linked_ones_join_the_nearest_group(files):
-    _, groups = building.group_all(files, (0.99,), max_phrases=2, seed=0)
-    assert groups[0][2] == groups[0][0]
-    assert groups[0][1] != groups[0][0]
-
-
 def test_an_items_groups_and_vector_are_those_of_its_phrases(files, tmp_path):
-    _, groups = building.group_all(files, (0.7,), max_phrases=100, seed=0)
+    _, groups = group_all(files, (0.7,), max_phrases=100, seed=0)
     (found,) = building.family_groups(building.read_item_phrases(files, FIRSTS), groups, 4)
     assert found.start.tolist() == [0, 2, 3, 3, 4]
     assert sorted(found.share[:2].tolist()) == pytest.approx([1 / 3, 2 / 3])
@@ -117,7 +99,7 @@ def test_a_catalogue_without_a_phrase_has_empty_groups(tmp_path):
     _write(f"{files.rows}/{artifacts.part_name(0)}", PHRASES.empty_table())
     building.write_phrases(files)
     _write(f"{files.vectors}/{artifacts.part_name(0)}", pa.table({"vector": pa.array([], pa.list_(pa.float32()))}))
-    table, groups = building.group_all(files, (0.7, 0.45), max_phrases=100, seed=0)
+    table, groups = group_all(files, (0.7, 0.45), max_phrases=100, seed=0)
     assert len(table) == 0
     phrases = building.read_item_phrases(files, np.array([0, 2]))
     found = building.family_groups(phrases, groups, 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from digr.ranking import groups as groups_module
-from digr.ranking.groups import LIFT_PRIOR, Lifts, fit_lifts, group_items, interest_steps, permute_items
+from digr.ranking.groups import LIFT_PRIOR, Lifts, fit_lifts, group_items, interest_steps, permute_items, profile_cosine
 from digr.ranking.neighbours import heaviest
 
 ITEM, GROUP = np.array([0, 0, 0, 1, 3]), np.array([2, 1, 2, 1, 0])
@@ -20,6 +20,28 @@ def test_interests_of_one_group_add_up_and_those_without_weight_do_not_count():
     weighted = np.array([0.5 * np.log(4 / 2), 1.5 * np.log(4 / 1)])
     assert found.profile[:2].tolist() == pytest.approx((weighted / np.linalg.norm(weighted)).tolist())
     assert found.profile[2] == pytest.approx(1.0)
+
+
+def test_the_cosine_of_two_items_is_that_of_their_profiles():
+    groups = group_items(ITEM, GROUP, WEIGHT, 4, 3)
+    rare, usual = groups.profile[1], groups.profile[0]  # item 0 has the interests 1 and 2, item 1 has 1 alone
+    found = profile_cosine(groups, np.array([0, 0, 1, 0, 3]), np.array([1, 0, 1, 2, 3]))
+    assert found.tolist() == pytest.approx([usual, 1.0, 1.0, 0.0, 0.0])
+    assert rare > usual == pytest.approx(0.5 * np.log(2) / np.hypot(0.5 * np.log(2), 1.5 * np.log(4)))
+    assert len(profile_cosine(groups, np.zeros(0, int), np.zeros(0, int))) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cosines_are_those_of_the_dense_profiles(seed):
+    rng = np.random.default_rng(seed)
+    item, group = rng.integers(0, 30, 80), rng.integers(0, 12, 80)
+    groups = group_items(item, group, rng.random(80), 30, 12)
+    dense = np.zeros((30, 12))
+    for number in range(30):
+        inside = slice(groups.start[number], groups.start[number + 1])
+        dense[number, groups.group[inside]] = groups.profile[inside]
+    left, right = rng.integers(0, 30, (2, 200))
+    assert profile_cosine(groups, left, right) == pytest.approx((dense[left] * dense[right]).sum(1), abs=1e-6)
 
 
 def test_permuted_items_have_the_interests_of_others():

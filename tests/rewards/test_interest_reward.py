@@ -21,7 +21,7 @@ def _terms(rollouts: list[list[int]], targets: list[int], **options):
 
 
 def test_each_term_of_one_group_is_what_its_definition_says():
-    terms = _terms([[1, 0, 2, 3, -1]], [0])
+    terms = _terms([[1, 0, 2, 3, -1]], [0], canonical_cosine=torch.tensor([[0.25, 1.0, 0.5, 0.75, 0.5]]))
     total = sum(1 / math.log2(rank + 1) for rank in range(1, 6))
     rank = [-1 / math.log2(place + 1) / total for place in range(1, 6)]
     rank[1] = 0.0
@@ -32,6 +32,7 @@ def test_each_term_of_one_group_is_what_its_definition_says():
         "prefix": [2 / 3, 1, 1 / 3, 1, 0],
         "quality": [0, 0.5, 0, 0, 0],
         "interest": [0.6 * 1.0, 1.0 * 0.5, 0.0, 0.0, 0.0],
+        "canonical": [0.25 * 1.0, 1.0 * 0.5, 0.5 * 0.25, 0.0, 0.0],
     }
     assert tuple(terms) == TERMS
     for name, values in expected.items():
@@ -51,7 +52,7 @@ def test_sampled_rollouts_are_ranked_by_their_log_probability():
 def test_without_interest_vectors_the_term_is_zero():
     index = torch.tensor([[0, 1]])
     terms = reward_terms(CODES[index], CODES[[0]], index, torch.tensor([0]), QUALITY)
-    assert terms["interest"].tolist() == [[0.0, 0.0]]
+    assert terms["interest"].tolist() == terms["canonical"].tolist() == [[0.0, 0.0]]
 
 
 def test_terms_equal_a_brute_force_loop_on_random_groups():
@@ -64,7 +65,9 @@ def test_terms_equal_a_brute_force_loop_on_random_groups():
     index = torch.randint(-1, num_items, (batch, group), generator=generator)
     target = torch.randint(0, num_items, (batch,), generator=generator)
     rolled = torch.where(index[..., None] >= 0, codes[index.clamp(min=0)], -1)
-    terms = reward_terms(rolled, codes[target], index, target, quality, interest_embeddings=vectors, num_levels=3)
+    cosines = torch.rand(batch, group, generator=generator)
+    given = {"interest_embeddings": vectors, "canonical_cosine": cosines, "num_levels": 3}
+    terms = reward_terms(rolled, codes[target], index, target, quality, **given)
     for b in range(batch):
         for g in range(group):
             item, wanted = int(index[b, g]), int(target[b])
@@ -74,7 +77,15 @@ def test_terms_equal_a_brute_force_loop_on_random_groups():
             cosine = float(vectors[item] @ vectors[wanted]) if item >= 0 else 0.0
             assert terms["prefix"][b, g].item() == pytest.approx(length / 3)
             assert terms["interest"][b, g].item() == pytest.approx(max(cosine, 0) * float(quality[item]), abs=1e-6)
+            shared = float(cosines[b, g] * quality[item]) if item >= 0 else 0.0
+            assert terms["canonical"][b, g].item() == pytest.approx(shared)
             assert terms["quality"][b, g].item() == pytest.approx(float(quality[wanted]) if item == wanted else 0.0)
+
+
+def test_no_preset_weighs_what_only_some_runs_have():
+    assert all(
+        reward_weights(RewardConfig(preset=preset))[term] == 0 for preset in PRESETS for term in ("user_interest", "canonical")
+    )
 
 
 def test_the_successor_preset_is_its_published_sum():

@@ -13,7 +13,7 @@ from serve.gate import KeyRing
 from serve.routes import build_api
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.http_server import serve_over_http
-from tests.serve.tiny_run import BEAM_WIDTH, put, start_service, write_run
+from tests.serve.tiny_run import BEAM_WIDTH, put, start_service, write_canonical, write_run
 
 HOSTILE = "<img src=x onerror=\"document.title='caught'\"> & <b>Title</b> item07"
 
@@ -21,6 +21,7 @@ HOSTILE = "<img src=x onerror=\"document.title='caught'\"> & <b>Title</b> item07
 def _write(root: Path, seed: int) -> VersionSettings:
     """Write a tiny run whose item05 has an image, and whose item07 has a title of markup."""
     store: Store = write_run(str(root), seed=seed)
+    write_canonical(store)
     Image.new("RGB", (40, 30), "#2a7").save(root / "item05.png")
     items = artifacts.read_table(store, "items")
     images = [str(root / "item05.png") if item == "item05" else None for item in items["item_id"].to_pylist()]

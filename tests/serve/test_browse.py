@@ -11,7 +11,7 @@ from serve.gate import PUBLIC
 from serve.images import item_image
 from serve.problems import ProblemError
 from serve.settings import AppArguments
-from tests.serve.tiny_run import BEAM_WIDTH, LEVEL_SIZES, MAX_HISTORY, serve_without_ray
+from tests.serve.tiny_run import BEAM_WIDTH, LEVEL_SIZES, MAX_HISTORY, put, serve_without_ray, write_canonical, write_run
 
 
 def test_an_item_says_everything_that_is_known(client, tiny_run):
@@ -60,6 +60,56 @@ def test_a_search_lists_popular_items_first(client):
         "item07",
     ]
     assert [item["item_id"] for item in client.get("/v1/items?limit=2").json()["items"]] == ["item05", "item06"]
+
+
+@pytest.fixture
+def named(tmp_path):
+    """Serve a run with canonical interests."""
+    store = write_run(str(tmp_path))
+    write_canonical(store)
+    return serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH, state_dir=str(tmp_path / "state")))
+
+
+def _found(client, query: str, limit: int = 50) -> dict[str, str | None]:
+    items = client.get("/v1/items", params={"query": query, "limit": limit}).json()["items"]
+    return {item["item_id"]: item["interest"] for item in items}
+
+
+def test_a_search_finds_the_items_of_the_canonical_interests_that_it_names(named, client):
+    hikers = [f"item{index:02d}" for index in range(0, 60, 3)]
+    found = _found(named, "Hikes week")
+    assert sorted(found) == hikers and set(found.values()) == {"weekend hikes"}
+    assert next(iter(found)) == "item06"  # the most popular one
+    assert _found(named, "interest 0") == found  # by a phrase that is not the name
+    assert len(_found(named, "weekend", 3)) == 3
+    assert _found(named, "interest 2") == _found(named, "outdoors") == {}  # of none, and of another grain
+    assert set(_found(named, "interest").values()) == {"weekend hikes", "interest 1"}
+    new = {"item_id": "boots", "title": "Boots", "interests": ["Weekend hikes"]}
+    assert named.post("/v1/items", json=new).status_code == 200
+    assert _found(named, "weekend") == found | {"boots": "weekend hikes"}
+    assert _found(client, "weekend") == {}  # a run without canonical interests
+
+
+def test_titles_stand_before_interests_and_no_item_stands_twice(tmp_path):
+    store = write_run(str(tmp_path))
+    names = ["title hunters", "interest 0"]
+    rows = {"interest": names, "num_items": [20, 20], "groups": [[0], [0]], "names": [names[:1]] * 2}
+    put(store, "canonical_interests", rows)
+    found = _found(serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH)), "title")
+    assert len(found) == 50 and set(found.values()) == {None}
+    few = _found(serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH)), "hunters")
+    assert len(few) == 20 and set(few.values()) == {"title hunters"}
+
+
+def test_reasons_are_by_canonical_interests_in_the_items_own_words(tmp_path):
+    store = write_run(str(tmp_path))
+    rows = {"interest": ["interest 0", "interest 1"], "num_items": [20, 20], "groups": [[0], [0]], "names": [["interest 0"]] * 2}
+    put(store, "canonical_interests", rows)
+    client = serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH))
+    items = client.post("/v1/recommend", json={"history": ["item00"], "k": 10}).json()["items"]
+    shared = {0: ["interest 0"], 1: ["interest 1"], 2: []}
+    assert [item["reasons"] for item in items] == [shared[int(item["item_id"][4:]) % 3] for item in items]
+    assert {int(item["item_id"][4:]) % 3 for item in items} == {0, 1, 2}
 
 
 def test_the_tree_leads_to_every_item_and_counts_what_is_below(client, tiny_run):

@@ -86,6 +86,20 @@ def test_a_history_is_searched_chosen_and_answered_by_keyboard_alone(page, url):
     assert page.js("document.activeElement.getAttribute('aria-label')") == "Remove Title item06"
 
 
+def test_items_are_found_by_what_they_are_for(page):
+    page.click("#search")
+    page.type("weekend hik")
+    page.wait("document.querySelectorAll('#found [role=option] .interest').length === 8")
+    assert set(page.text("#found .interest")) == {", for weekend hikes"}
+    page.press("ArrowDown")
+    active = page.js("document.getElementById(document.activeElement.getAttribute('aria-activedescendant')).textContent")
+    assert active == "Title item06, for weekend hikesitem06"  # the most popular of them
+    page.press("Enter")
+    page.wait("document.querySelector('#history li')?.dataset.item === 'item06'")
+    page.type("no such words")
+    page.wait("document.querySelector('#found .nothing')?.textContent === 'No title or interest has all these words'")
+
+
 def test_the_history_can_be_put_in_another_order(page, url):
     _open(page, url, "item01", "item02", "item03")
     page.click("#history li:nth-child(3) [data-tool=earlier]")

@@ -94,6 +94,13 @@ def write_run(root: str, seed: int = 3, policy: str = "policy_sft", max_tokens: 
     return store
 
 
+def write_canonical(store: Store) -> None:
+    """Write canonical interests: `interest 0` is of `weekend hikes`, `interest 1` of itself, and `interest 2` of none."""
+    rows = {"interest": ["interest 1", "interest 0", "weekend hikes"], "num_items": [20, 20, 0]}
+    rows |= {"groups": [[1, 0], [0, 0], [0, 0]], "names": [["interest 1", "outdoors"], *[["weekend hikes", "outdoors"]] * 2]}
+    put(store, "canonical_interests", rows)
+
+
 def start_service(arguments: AppArguments, replica: str = "one") -> Service:
     """Start what one replica runs, without Ray; with the longest deadline, which no test of answers is to meet."""
     arguments = arguments.resolved().model_copy(update={"deadline_seconds": 600.0})

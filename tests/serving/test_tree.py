@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from digr.interests.canonical import CanonicalInterests
 from digr.policy.reasons import index_interests
 from digr.serving.tree import children_of, common_interests
 from digr.sids.trie import build_trie
@@ -54,3 +55,16 @@ def test_the_commonest_interests_of_a_range_stand_first():
         assert [counts[word] for word in found] == [count for _, count in counts.most_common(3)]
         assert len(set(found)) == len(found)
     assert common_interests(interests, [], 3) == []
+
+
+def test_the_interests_of_a_range_are_canonical_ones_by_name_and_an_item_counts_once():
+    owned = [["light packs", "heavy packs"], ["night photos"], ["night photos"], ["new words"]]
+    rows = [
+        {"owner": "item", "owner_id": f"i{item}", "rank": rank, "interest": phrase, "probability": 0.9, "label": 1}
+        for item, phrases in enumerate(owned)
+        for rank, phrase in enumerate(phrases)
+    ]
+    names = pa.array(["packs for hikes", "stars"])
+    canonical = CanonicalInterests(pa.array(["heavy packs", "light packs", "night photos"]), np.array([0, 0, 1]), names)
+    interests = index_interests(pa.Table.from_pylist(rows), pa.array([f"i{item}" for item in range(4)]), canonical)
+    assert common_interests(interests, [(0, 4), (3, 4)], 3) == [["stars", "packs for hikes", "new words"], ["new words"]]

@@ -1,0 +1,131 @@
+"""The phrases of a family joined into canonical interests: all anew, or beside those of an earlier run, none of which changes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float32, Int
+
+from digr import artifacts
+from digr.artifacts import Store
+from digr.config.models import EncoderConfig
+from digr.config.ranking import RankingConfig
+from digr.interests.canonical import group_names, join_phrases, nearest_group
+from digr.models.loading import weights_digest
+from digr.ranking.building import FamilyFiles, group_means, read_vectors, unit
+
+ENCODER = "embeddings.encoder"
+
+
+def group_all(
+    files: FamilyFiles, cosines: Sequence[float], *, max_phrases: int, seed: int, known: pa.Table | None = None
+) -> tuple[pa.Table, list[Int[np.ndarray, " P"]]]:
+    """Group the phrases of a family: the rows of `canonical_interests`, and the group of each phrase at each grain.
+
+    The most usual phrase of a group names it; of several such, the first in the alphabet. Groups of an earlier run keep their
+    numbers and names.
+
+    Args:
+        cosines: of the grains.
+        max_phrases: new phrases that are linked at most, see `group_grain`.
+        known: rows of an earlier run's `canonical_interests`, of the same grains; `files` has all of their phrases.
+    """
+    phrases = artifacts.open_parts(files.phrases).to_table()
+    texts = phrases["interest"].combine_chunks()
+    groups, names = list[np.ndarray](), list[pa.Array]()
+    for grain, cosine in enumerate(cosines):
+        before = np.full(len(texts), -1) if known is None else _known_groups(texts, known, grain)
+        group = group_grain(files, before, cosine, max_phrases=max_phrases, seed=seed).astype(np.int32)
+        number, first = np.unique(group, return_index=True)
+        assert len(number) == int(group.max(initial=-1)) + 1, "a phrase of the earlier run is missing"
+        kept = texts.slice(0, 0) if known is None else group_names(known, grain)
+        named = pa.concat_arrays([kept, texts.take(pa.array(first[len(kept) :]))])
+        groups.append(group)
+        names.append(named.take(pa.array(group)))
+    ends = np.arange(len(texts) + 1, dtype=np.int32) * len(groups)
+    across = pa.array(np.arange(len(texts) * len(groups)).reshape(len(groups), -1).T.ravel())
+    lists = {"groups": pa.array(np.stack(groups, 1).ravel(), pa.int32()), "names": pa.concat_arrays(names).take(across)}
+    nested = {name: pa.ListArray.from_arrays(pa.array(ends), values) for name, values in lists.items()}
+    return pa.table({"interest": phrases["interest"], "num_items": phrases["num_items"], **nested}), groups
+
+
+def group_grain(
+    files: FamilyFiles, known: Int[np.ndarray, " P"], cosine: float, *, max_phrases: int, seed: int
+) -> Int[np.ndarray, " P"]:
+    """Return the group of each phrase at one grain.
+
+    A new phrase joins the known group with whose phrases its mean cosine is highest, if that is at least `cosine`. Of those
+    that fit nowhere the most usual `max_phrases` are linked into new groups, and the others join the group whose mean is
+    nearest. Only the vectors of phrases to link, and the means of groups, are in memory.
+
+    Args:
+        known: groups that phrases keep, -1 for a new phrase.
+    """
+    group, num_known = known.copy(), int(known.max(initial=-1)) + 1
+    means = group_means(files, known) if num_known else np.zeros((0, 1), np.float32)
+    rows, linked = list[np.ndarray](), list[np.ndarray]()
+    for new, vectors in _ungrouped(files, known):
+        fits = np.zeros(len(new), bool)
+        if num_known:
+            found, nearness = nearest_group(vectors, means)
+            fits = nearness >= cosine
+            group[new[fits]] = found[fits]
+        chosen = np.flatnonzero(~fits)[: max_phrases - sum(map(len, rows))]
+        rows.append(new[chosen])
+        linked.append(vectors[chosen])
+    if sum(map(len, rows)):
+        group[np.concatenate(rows)] = num_known + join_phrases(np.concatenate(linked), cosine, seed=seed)
+    if (group < 0).any():
+        centroids = unit(group_means(files, group))
+        for rest, vectors in _ungrouped(files, group.copy()):
+            group[rest] = nearest_group(vectors, centroids)[0]
+    return group
+
+
+def _ungrouped(
+    files: FamilyFiles, group: Int[np.ndarray, " P"]
+) -> Iterator[tuple[Int[np.ndarray, " b"], Float32[np.ndarray, "b D"]]]:
+    """Stream the phrases of group -1 with their vectors."""
+    before = 0
+    for vectors in read_vectors(files.vectors):
+        here = np.flatnonzero(group[before : before + len(vectors)] < 0)
+        if len(here):
+            yield before + here, vectors[here]
+        before += len(vectors)
+
+
+def read_known(earlier: Store) -> pa.Table:
+    """Read what `group_all` keeps of an earlier run."""
+    return artifacts.read_table(earlier, "canonical_interests", ["interest", "groups", "names"])
+
+
+def _known_groups(texts: pa.Array, known: pa.Table, grain: int) -> Int[np.ndarray, " P"]:
+    at = pc.index_in(texts, value_set=known["interest"].combine_chunks())
+    group = pc.list_element(known["groups"], grain).combine_chunks().take(at)
+    return pc.fill_null(group, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def check_same_choices(earlier: Store, here: Store, chosen: RankingConfig, encoder: EncoderConfig) -> None:
+    """Refuse to keep the canonical interests of a run that were made in another way.
+
+    Raises:
+        ValueError: the earlier run has none, or is this one, or has other grains or another encoder.
+    """
+    if earlier == here:
+        raise ValueError(f"ranking.keep_from = {earlier.root!r} is this run itself; name an earlier one, or leave it empty")
+    manifest = artifacts.require(earlier, "canonical_interests")
+    there, told = manifest.config["ranking"], manifest.config["embeddings"]["encoder"]
+    given = encoder.model_dump(mode="json")
+    wanted: dict[str, Any] = {"ranking.interest_cosines": list(chosen.interest_cosines)}
+    wanted |= {f"{ENCODER}.{key}": given[key] for key in ("max_tokens", "prompt")}
+    wanted[f"digest of {ENCODER}"] = weights_digest(encoder, ENCODER)
+    found = {"ranking.interest_cosines": there["interest_cosines"]}
+    found |= {f"{ENCODER}.{key}": told[key] for key in ("max_tokens", "prompt")}
+    found[f"digest of {ENCODER}"] = manifest.inputs[f"model {ENCODER}"]
+    if other := [f"{key} is {value}, there {found[key]}" for key, value in wanted.items() if found[key] != value]:
+        raise ValueError(
+            f"ranking.keep_from = {earlier.root!r}: {'; '.join(other)}; canonical interests can be kept only with the same "
+            f"choices, so set them alike or leave ranking.keep_from empty"
+        )

@@ -1,0 +1,85 @@
+"""Items are found by the canonical interests that a query names."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from digr.interests.canonical import CanonicalInterests
+from digr.policy.reasons import ItemInterests, index_interests
+from digr.serving.facts import words_of
+from digr.serving.interest_search import search_interests
+from digr.tables import flat_interests
+from tests.nested_interests import nest_rows
+
+PHRASES = ["alpine trout lakes", "fly fishing", "fresh bread", "sourdough", "trout fishing", "trout, smoked"]
+CANONICAL = CanonicalInterests(pa.array(PHRASES), np.array([0, 0, 1, 1, 0, 2]), pa.array(["fly fishing", "fresh bread", "trout"]))
+IDS = ["a", "b", "c", "d", "e"]
+OWNED = {"a": ["gifts", "sourdough"], "b": ["fly fishing"], "c": ["trout, smoked", "fresh bread"], "d": ["trout gifts"], "e": []}
+POPULARITY = np.array([4, 3, 2, 1, 0])
+
+
+def _index(owned: dict[str, list[str]], canonical: CanonicalInterests | None = CANONICAL) -> ItemInterests:
+    labels = [
+        {"owner_id": item, "interest": phrase, "probability": 1 - rank / 10}
+        for item, phrases in owned.items()
+        for rank, phrase in enumerate(phrases)
+    ]
+    return index_interests(flat_interests(nest_rows("interest_labels", labels, list(owned))), pa.array(list(owned)), canonical)
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("fishing", [("b", 0)]),
+        ("SOURD", [("c", 1), ("a", 1)]),  # c has the interest by another of its phrases, and is more popular
+        ("trout", [("c", 2), ("b", 0)]),
+        ("lakes trout", [("b", 0)]),
+        ("smoked", [("c", 2)]),
+        ("alpine", [("b", 0)]),
+        ("gifts", []),  # of no canonical interest
+        ("rout", []),
+        ("!?", []),
+        ("", []),
+    ],
+)
+def test_items_of_every_interest_that_the_query_names_are_found(query, found):
+    items, interests = search_interests(_index(OWNED), words_of(CANONICAL.phrases), POPULARITY, query)
+    assert [(IDS[item], interest) for item, interest in zip(items, interests, strict=True)] == found
+
+
+def test_interests_that_begin_with_the_query_stand_first():
+    owned = {"a": ["fresh bread"], "b": ["trout fishing"], "c": ["fly fishing"]}
+    canonical = CanonicalInterests(
+        pa.array(["bread trout", "fresh bread", "trout fishing"]), np.array([0, 0, 1]), CANONICAL.names
+    )
+    items, interests = search_interests(_index(owned, canonical), words_of(canonical.phrases), np.array([0, 1, 2]), "trout")
+    assert (items.tolist(), interests.tolist()) == ([1, 0], [1, 0])
+
+
+def test_without_canonical_interests_nothing_is_found():
+    items, interests = search_interests(_index(OWNED, None), words_of(pa.array([], pa.string())), POPULARITY, "trout")
+    assert (len(items), len(interests)) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_search_finds_what_a_look_at_every_item_finds(seed):
+    rng = np.random.default_rng(seed)
+    words = [f"w{number}" for number in range(6)]
+    phrases = sorted({" ".join(rng.choice(words, rng.integers(1, 4))) for _ in range(25)})
+    group = np.unique(rng.integers(0, 8, len(phrases)), return_inverse=True)[1]
+    names = pa.array([phrases[np.flatnonzero(group == number)[0]] for number in range(group.max() + 1)])
+    canonical = CanonicalInterests(pa.array(phrases), group, names)
+    owned = {f"i{number:02d}": rng.choice([*phrases, "other"], rng.integers(0, 5)).tolist() for number in range(40)}
+    popularity, query = rng.permutation(40), " ".join(rng.choice(words, 2))
+    items, interests = search_interests(_index(owned, canonical), words_of(canonical.phrases), popularity, query)
+    named = {group[row]: False for row, phrase in enumerate(phrases) if set(query.split()) <= set(phrase.split())}
+    named |= {group[row]: True for row, phrase in enumerate(phrases) if f"{phrase} ".startswith(f"{query} ")}
+    levels = {}
+    for number, own in enumerate(owned.values()):
+        found = [named[key] for phrase in own if phrase != "other" and (key := group[phrases.index(phrase)]) in named]
+        if found:
+            levels[number] = max(found)
+    assert items.tolist() == sorted(levels, key=lambda item: (not levels[item], popularity[item]))
+    for item, interest in zip(items.tolist(), interests.tolist(), strict=True):
+        own = [group[phrases.index(phrase)] for phrase in owned[f"i{item:02d}"] if phrase != "other"]
+        assert interest == next(key for key in own if named.get(key) == levels[item])
