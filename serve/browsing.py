@@ -62,7 +62,7 @@ def search(run: ServedRun, query: str, limit: int) -> FoundItems:
     places = search_titles(run.facts, query, limit)
     items = _found(run, places)
     if len(places) < limit and run.tables.canonical:
-        more, named = search_interests(run.interests, run.tables.phrase_words, run.facts.popularity, query)
+        more, named = search_interests(run.interests, run.tables.phrase_words, run.facts.popularity, query, limit)
         new = np.flatnonzero(~np.isin(more, places))[: limit - len(places)]
         names = run.tables.canonical.names.take(pa.array(named[new])).to_pylist()
         served = zip(_found(run, more[new]), names, strict=True)

@@ -9,13 +9,13 @@ from digr.serving.facts import find_words
 
 
 def search_interests(
-    interests: ItemInterests, words: pa.Array, popularity: Int[np.ndarray, " N"], query: str
+    interests: ItemInterests, words: pa.Array, popularity: Int[np.ndarray, " N"], query: str, limit: int
 ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
-    """Return the items that have a canonical interest which a query names, and which interest that is of each.
+    """Return the first `limit` items that have a canonical interest which a query names, and which interest that is of each.
 
     A query names a canonical interest if one of its phrases, its name among them, has words that begin with every word of the
     query. Items of an interest with a phrase that begins with the query itself stand first, then the more popular ones. One look
-    at the phrases and one at the numbers of the items' interests is all it takes.
+    at the phrases and one at the numbers of the items' interests is all it takes, and few items are sorted.
 
     Args:
         words: of the run's phrases, see `words_of`.
@@ -31,8 +31,10 @@ def search_interests(
     level = named[np.minimum(interests.keys, num)]
     rows = np.flatnonzero(level)
     item = np.searchsorted(interests.offsets, rows, side="right") - 1
-    best = np.lexsort((rows, -level[rows], item))  # of each item its best interest, the strongest of several
-    item, first = np.unique(item[best], return_index=True)
-    chosen = rows[best[first]]
-    order = np.lexsort((popularity[item], -level[chosen]))
-    return item[order], interests.keys[chosen[order]]
+    place = popularity[item] - level[rows] * np.int64(len(popularity))
+    most = limit * int(np.diff(interests.offsets).max())  # rows of at least `limit` items
+    some = np.argpartition(place, most - 1)[:most] if 0 < most < len(rows) else np.arange(len(rows))
+    best = some[np.lexsort((some, place[some]))]
+    first = np.sort(np.unique(item[best], return_index=True)[1])  # of each item its best interest, the strongest of several
+    chosen = best[first][:limit]
+    return item[chosen], interests.keys[rows[chosen]]

@@ -47,6 +47,13 @@ def test_canonical_interests_are_shown_by_their_items_with_some_of_their_phrases
     assert [group["name"] for group in fine["largest"]] == ["trout", "bread", "fly fishing"]
 
 
+def test_a_canonical_interest_that_was_kept_has_its_name_and_not_that_of_its_most_usual_phrase(store):
+    columns = {"interest": ["river trout", "trout"], "num_items": [9, 1], "groups": [[0], [0]], "names": [["trout"]] * 2}
+    _put(store, "canonical_interests", columns)
+    (grain,) = canonical_groups(store)
+    assert grain["largest"] == [{"name": "trout", "phrases": 2, "items": 10, "examples": ["river trout"]}]
+
+
 def test_the_shares_of_features_are_added_up_by_what_they_speak_of(store):
     artifacts.begin(store, "ranker")
     shares = {"transitions": 0.25, "next": 0.25, "interest_mean": 0.125, "interest_lift_0": 0.25, "text_last": 0.125}

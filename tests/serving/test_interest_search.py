@@ -43,7 +43,7 @@ def _index(owned: dict[str, list[str]], canonical: CanonicalInterests | None = C
     ],
 )
 def test_items_of_every_interest_that_the_query_names_are_found(query, found):
-    items, interests = search_interests(_index(OWNED), words_of(CANONICAL.phrases), POPULARITY, query)
+    items, interests = search_interests(_index(OWNED), words_of(CANONICAL.phrases), POPULARITY, query, 10)
     assert [(IDS[item], interest) for item, interest in zip(items, interests, strict=True)] == found
 
 
@@ -52,17 +52,18 @@ def test_interests_that_begin_with_the_query_stand_first():
     canonical = CanonicalInterests(
         pa.array(["bread trout", "fresh bread", "trout fishing"]), np.array([0, 0, 1]), CANONICAL.names
     )
-    items, interests = search_interests(_index(owned, canonical), words_of(canonical.phrases), np.array([0, 1, 2]), "trout")
+    items, interests = search_interests(_index(owned, canonical), words_of(canonical.phrases), np.array([0, 1, 2]), "trout", 10)
     assert (items.tolist(), interests.tolist()) == ([1, 0], [1, 0])
 
 
 def test_without_canonical_interests_nothing_is_found():
-    items, interests = search_interests(_index(OWNED, None), words_of(pa.array([], pa.string())), POPULARITY, "trout")
+    items, interests = search_interests(_index(OWNED, None), words_of(pa.array([], pa.string())), POPULARITY, "trout", 10)
     assert (len(items), len(interests)) == (0, 0)
 
 
+@pytest.mark.parametrize("limit", [1, 3, 50])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_search_finds_what_a_look_at_every_item_finds(seed):
+def test_a_search_finds_what_a_look_at_every_item_finds(seed, limit):
     rng = np.random.default_rng(seed)
     words = [f"w{number}" for number in range(6)]
     phrases = sorted({" ".join(rng.choice(words, rng.integers(1, 4))) for _ in range(25)})
@@ -71,7 +72,7 @@ def test_a_search_finds_what_a_look_at_every_item_finds(seed):
     canonical = CanonicalInterests(pa.array(phrases), group, names)
     owned = {f"i{number:02d}": rng.choice([*phrases, "other"], rng.integers(0, 5)).tolist() for number in range(40)}
     popularity, query = rng.permutation(40), " ".join(rng.choice(words, 2))
-    items, interests = search_interests(_index(owned, canonical), words_of(canonical.phrases), popularity, query)
+    items, interests = search_interests(_index(owned, canonical), words_of(canonical.phrases), popularity, query, limit)
     named = {group[row]: False for row, phrase in enumerate(phrases) if set(query.split()) <= set(phrase.split())}
     named |= {group[row]: True for row, phrase in enumerate(phrases) if f"{phrase} ".startswith(f"{query} ")}
     levels = {}
@@ -79,7 +80,7 @@ def test_a_search_finds_what_a_look_at_every_item_finds(seed):
         found = [named[key] for phrase in own if phrase != "other" and (key := group[phrases.index(phrase)]) in named]
         if found:
             levels[number] = max(found)
-    assert items.tolist() == sorted(levels, key=lambda item: (not levels[item], popularity[item]))
+    assert items.tolist() == sorted(levels, key=lambda item: (not levels[item], popularity[item]))[:limit]
     for item, interest in zip(items.tolist(), interests.tolist(), strict=True):
         own = [group[phrases.index(phrase)] for phrase in owned[f"i{item:02d}"] if phrase != "other"]
         assert interest == next(key for key in own if named.get(key) == levels[item])
