@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.patience import PATIENT_RAY
+from tests.patience import PATIENT_RAY, SHARED_CORES
 
 # before any Ray starts, in this process or in a command that a test runs
-os.environ.update({name: value for name, value in PATIENT_RAY.items() if name not in os.environ})
+os.environ.update({name: value for name, value in (PATIENT_RAY | SHARED_CORES).items() if name not in os.environ})
 
 gc.disable()  # until all test modules are imported, which makes many objects and little garbage: a fifth faster
 
