@@ -20,6 +20,8 @@ SHARED_CORES = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # vLLM would tie every engine to the first core, those of tests that run at the same time too
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # the model runs in the engine's own process, as it does on a GPU; on a CPU vLLM would start another one to tie its threads
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 """Environment of processes that share few cores with other tests."""
 
