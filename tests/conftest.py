@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.patience import PATIENT_RAY
+from tests.patience import PATIENT_RAY, SHARED_CORES
 
 # a property that holds on a fast machine holds on a slow one
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 # before any Ray starts, in this process or in a command that a test runs
-os.environ.update({name: value for name, value in PATIENT_RAY.items() if name not in os.environ})
+os.environ.update({name: value for name, value in (PATIENT_RAY | SHARED_CORES).items() if name not in os.environ})
 
 gc.disable()  # until all test modules are imported, which makes many objects and little garbage: a fifth faster
 

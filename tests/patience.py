@@ -14,6 +14,16 @@ PATIENT_RAY = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "900",
 }
 """Environment in which Ray does not take a process for dead that only waits for its turn on a processor."""
+SHARED_CORES = {
+    # a thread that waits for another one sleeps; else it turns in circles on the core that the other one needs, and a step of two
+    # threads on a busy machine takes ten times as long as one of a single thread
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # vLLM would tie every engine to the first core, those of tests that run at the same time too
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # the model runs in the engine's own process, as it does on a GPU; on a CPU vLLM would start another one to tie its threads
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+"""Environment of processes that share few cores with other tests."""
 
 
 def wait_until(holds: Callable[[], bool], explain: Callable[[], object] = lambda: "", pause_seconds: float = 0.05) -> None:

@@ -70,7 +70,7 @@ def _stand_ins(folder: Path, url: str) -> dict[str, Any]:
         "embeddings": {"encoder": {"name": str(make_text_encoder(folder / "encoder"))}},
         "policy": {"base": str(make_text_model(folder / "base"))},
         "train": {"num_workers": 2, "use_gpu": False},
-        "cluster": {"use_gpu": False},
+        "cluster": {"use_gpu": False, "encode_threads": 1},
         "interests": {
             "miners": {
                 "qwen-text": engine | {"model": str(make_text_model(folder / "text"))},

@@ -24,6 +24,7 @@ TINY = [
     'interests.owners=["item", "user"]',
     # a text's vector is the same whatever it is encoded with
     "cluster.encode_batch_size=1",
+    "cluster.encode_threads=1",  # other tests run beside this one
     'interests.miners=[{kind="extractive"}, {kind="extractive", name="short", max_words=2}]',
     "classifier.max_pairs=100",
     "classifier.epochs=2",

@@ -87,10 +87,11 @@ def test_a_wrong_override_of_an_ablation_stops_the_run_before_it_starts():
 
 
 SHOP = [
-    "cluster.encode_threads=1",  # other tests run beside this one
+    # one thread each, since other tests run beside this one: threads that wait for each other turn in circles meanwhile
+    "cluster.encode_threads=1",
+    "train.threads_per_worker=1",
     "train.engine=plain",  # starts faster; test_train_policy.py trains with DeepSpeed
     "train.num_workers=1",
-    "train.threads_per_worker=2",
     "data.synthetic.num_items=240",
     "data.synthetic.num_users=800",
     "data.synthetic.num_interests=12",
