@@ -24,7 +24,7 @@ class RankingConfig(Section):
     max_fit_rows: int = Field(60_000, ge=100)
     """Requests the ranker learns from at most, drawn at random."""
     fit_candidates: int = Field(80, ge=10, le=1000)
-    """Candidates kept of a request to learn from, drawn at random beside its target."""
+    """Candidates of its own that a ranker keeps of a request to learn from, drawn at random beside its target."""
     neighbours: int = Field(100, ge=5, le=1000)
     """Longest list of an item in a source."""
     half_life_rate: float = Field(0.055, gt=0)

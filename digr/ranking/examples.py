@@ -85,16 +85,25 @@ class Thinned(NamedTuple):
     is_target: Bool[np.ndarray, " C"]
 
 
-def thin(candidates: Candidates, target: Int[np.ndarray, " B"], most: int, rng: np.random.Generator) -> Thinned:
-    """Keep the target of each request and other candidates at random, `most` in all; nothing where nobody proposed the target."""
-    is_target = candidates.item == target[candidates.request]
-    learnable = np.isin(candidates.request, candidates.request[is_target])
-    candidates, is_target = candidates.take(learnable), is_target[learnable]
-    order = np.lexsort((rng.random(len(is_target)), ~is_target, candidates.request))
-    counts = np.bincount(candidates.request)
-    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = order[place < most]
-    return Thinned(candidates.take(kept), is_target[kept])
+def thin(
+    candidates: Candidates, target: Int[np.ndarray, " B"], systems: Sequence[System], most: int, rng: np.random.Generator
+) -> Thinned:
+    """Keep for each system the target of each request and other candidates of its own at random, `most` in all.
+
+    All systems keep the same of what they have in common. Nothing is kept for a system whose sources did not propose the target.
+    """
+    request, is_target = candidates.request, candidates.item == target[candidates.request]
+    order = np.lexsort((rng.random(len(request)), ~is_target, request))
+    kept = np.zeros(len(request), bool)
+    for system in systems:
+        own = candidates_of(system, candidates)
+        learnable = np.bincount(request[own & is_target], minlength=len(target)) > 0
+        mine = order[(own & learnable[request])[order]]
+        counts = np.bincount(request[mine])
+        place = np.arange(len(mine)) - np.repeat(np.cumsum(counts) - counts, counts)
+        kept[mine[place < most]] = True
+    rows = order[kept[order]]
+    return Thinned(candidates.take(rows), is_target[rows])
 
 
 def example_rows(example_ids: pa.ChunkedArray, fold: str, thinned: Thinned, features: Features) -> pa.Table:

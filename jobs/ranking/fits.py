@@ -40,7 +40,8 @@ class Examples:
         self.config, self.store, self.rate = config, store, rate
         self.first_number, self.chosen = first_number, chosen
         self.items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
-        families, grains = families_of(systems_of(config.ranking.ablations)), len(config.ranking.interest_cosines)
+        self.systems = systems_of(config.ranking.ablations)
+        families, grains = families_of(self.systems), len(config.ranking.interest_cosines)
         with artifacts.local_files(store, "ranking_index") as folder:
             periods = {"before": "before", "valid": "all"}
             self.views = {fold: load_view(folder, periods[fold], families, grains) for fold in FOLDS}  # type: ignore[arg-type]
@@ -65,7 +66,7 @@ class Examples:
         histories = histories_of(rows, self.items, self.config.data.max_history)
         target = self.items.find_all(rows["target"], "histories")
         pooled = pool_lists(view, histories)
-        thinned = thin(propose(view, histories, pooled), target, self.config.ranking.fit_candidates, rng)
+        thinned = thin(propose(view, histories, pooled), target, self.systems, self.config.ranking.fit_candidates, rng)
         features = build_features(view, histories, pooled, thinned.candidates)
         return example_rows(rows["example_id"], fold, thinned, features)
 
