@@ -30,9 +30,6 @@ LOCAL_RAY_ENV = {
     "LOG_NAME_UPDATE_INTERVAL_S": "3600",
     # its one node is not taken away from under a training but with it
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # it has more processes than cores: a thread that waits for another one sleeps and leaves that one the core, on which it would
-    # turn in circles; small steps of two threads took ten times as long on a busy machine
-    "OMP_WAIT_POLICY": "PASSIVE",
 }
 """Environment of a Ray of this machine alone: without processes and work that serve clusters."""
 
