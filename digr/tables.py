@@ -219,6 +219,8 @@ TABLES: dict[str, TableSpec] = {
 }
 
 SPLITS = ("train", "valid", "test")
+HELD_OUT = SPLITS[1:]
+"""Splits that systems are measured on."""
 STATUSES = ("ok", "unparsable", "truncated", "refused", "empty", "error")
 
 

@@ -13,7 +13,8 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.evaluation.report import metrics_text, strict_json
-from digr.evaluation.seeds import SPLITS, SeedResults, common_systems, compare_runs, gains_text
+from digr.evaluation.seeds import SeedResults, common_systems, compare_runs, gains_text
+from digr.tables import HELD_OUT
 from jobs.runtime.session import Options, log, main
 from jobs.runtime.stage import Output, run_stage, store_at, store_of
 
@@ -27,27 +28,27 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         raise ValueError("seeds.runs is empty: name the runs of other seeds, for example seeds.runs='[\"runs/seed_1\"]'")
 
     def build(store: Store, work: str) -> Mapping[str, Output]:
-        log(OUTPUT, f"{len(runs)} runs")
-        chosen = config.evaluation
+        systems, chosen = common_systems(runs), config.evaluation
+        log(OUTPUT, f"{len(runs)} runs; systems that all of them have: {', '.join(systems)}")
         found = compare_runs(runs, ks=chosen.ks, resamples=chosen.bootstrap, rng=np.random.default_rng(config.run.seed))
-        described = [_describe(each) for each in runs]
+        described = [_describe(each, systems[-1]) for each in runs]
         fs, path = artifacts.filesystem_of(f"{store.uri(OUTPUT)}/{OUTPUT}.json")
         with fs.open_output_stream(path) as stream:
             stream.write(strict_json({"runs": described, **found._asdict()}).encode())
         _print_tables(found, chosen.ks)
         return {OUTPUT: Output(len(found.metrics), facts={"runs": described, "systems": found.systems})}
 
-    names = [] if options.dry_run else [f"recommendations/{name}_{split}" for name in common_systems(runs) for split in SPLITS]
+    names = [] if options.dry_run else [f"recommendations/{name}_{split}" for name in common_systems(runs) for split in HELD_OUT]
     lists = {f"{name} of {other.root}": f"{other.uri(name)}/{artifacts.MANIFEST}" for name in names for other in runs[1:]}
     sections = ["evaluation", "seeds"]
     return run_stage(config, options, outputs=[OUTPUT], sections=sections, inputs=["histories", *names], files=lists, build=build)
 
 
-def _describe(run: Store) -> dict[str, Any]:
-    """Return folder and seed of a run, and the seconds that each of its jobs took."""
+def _describe(run: Store, system: str) -> dict[str, Any]:
+    """Return a run's folder, the seed of a system's lists, and the seconds that each job took."""
     manifests = {name: artifacts.read_manifest(run, name) for name in artifacts.JOB_OF}
     seconds = {artifacts.JOB_OF[name]: manifest.seconds for name, manifest in manifests.items() if manifest}
-    return {"run": run.root, "seed": artifacts.require(run, "histories").seed, "seconds": seconds}
+    return {"run": run.root, "seed": artifacts.require(run, f"recommendations/{system}_test").seed, "seconds": seconds}
 
 
 def _print_tables(found: SeedResults, ks: Sequence[int]) -> None:

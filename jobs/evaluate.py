@@ -20,11 +20,10 @@ from digr.evaluation.metrics import evaluate_split
 from digr.evaluation.report import RunDescription, build_report, metrics_text, strict_json
 from digr.evaluation.towers import SYSTEMS as TOWER_SYSTEMS
 from digr.ranking.systems import systems_of
-from digr.tables import table_spec
+from digr.tables import HELD_OUT, table_spec
 from jobs.runtime.session import Options, log, main
 from jobs.runtime.stage import Output, run_stage, store_of, trained_policies
 
-SPLITS = ("valid", "test")
 System = tuple[str, str, str]  # name, variant, policy
 
 
@@ -46,7 +45,7 @@ def run(config: Config, options: Options) -> dict:
         options,
         outputs=["metrics", "report"],
         sections=["evaluation", "ablations"],
-        inputs=["items", "histories", *(f"{folder}_{split}" for folder in folders for split in SPLITS)],
+        inputs=["items", "histories", *(f"{folder}_{split}" for folder in folders for split in HELD_OUT)],
         build=partial(_build, config, systems),
     )
     return summary | {"report": f"{store_of(config).uri('report')}/report.html"}
@@ -68,7 +67,7 @@ def _build(config: Config, trained: Sequence[System], store: Store, work: str) -
     items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
     counts = count_training(read_sequences(store, partial(items.find_all, where="histories")), items, rng)
     rows, comparisons = [], []
-    for split in SPLITS:
+    for split in HELD_OUT:
         examples = collect_examples(_histories(store, split), counts, f"histories, {split}")
         systems = _baselines(store, split, counts, max(config.evaluation.ks)) | _trained(config, trained, split)
         log("metrics", f"{split}: {len(examples.targets)} examples, {len(systems)} systems")

@@ -15,7 +15,8 @@ from digr.config import Config
 from digr.evaluation.towers import SYSTEMS as TOWER_SYSTEMS
 from digr.partitions import parts_of
 from digr.ranking.systems import System, systems_of
-from jobs.ranking.recommender import SPLITS, Recommend, names_of
+from digr.tables import HELD_OUT
+from jobs.ranking.recommender import Recommend, names_of
 from jobs.ranking.towers import RankTowers
 from jobs.runtime.datasets import map_parts
 from jobs.runtime.session import Options, log, main, start_ray
@@ -77,7 +78,7 @@ def _rank_parts(
         split_of: output -> split of its rows.
     """
     histories = artifacts.dataset_of(store, "histories")
-    expected = {split: histories.count_rows(filter=pc.field("split") == split) for split in SPLITS}
+    expected = {split: histories.count_rows(filter=pc.field("split") == split) for split in HELD_OUT}
     counts = ", ".join(f"{count} {split}" for split, count in expected.items())
     log(next(iter(split_of)), f"{counts} histories, {config.cluster.encode_workers} workers")
     rows = map_parts(config, store, worker, parts_of(store, "user"), list(split_of), arguments=arguments)

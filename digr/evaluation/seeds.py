@@ -19,8 +19,7 @@ from digr.evaluation.baselines import collect_examples, count_training
 from digr.evaluation.metrics import Examples, evaluate_ranks, rank_gains, rank_system
 from digr.evaluation.towers import SYSTEMS as TOWER_SYSTEMS
 from digr.ranking.systems import systems_of
-
-SPLITS = ("valid", "test")
+from digr.tables import HELD_OUT
 
 
 class SeedResults(NamedTuple):
@@ -41,7 +40,7 @@ def common_systems(runs: Sequence[Store]) -> list[str]:
         ValueError: there is none.
     """
     names = [*TOWER_SYSTEMS, "sft", "grpo", *(each.name for each in systems_of(get_args(Ablation))[::-1])]
-    lists = {name: [f"recommendations/{name}_{split}" for split in SPLITS] for name in names}
+    lists = {name: [f"recommendations/{name}_{split}" for split in HELD_OUT] for name in names}
     found = [name for name in names if all(artifacts.read_manifest(run, each) for run in runs for each in lists[name])]
     if not found:
         places = ", ".join(run.root for run in runs)
@@ -58,7 +57,7 @@ def compare_runs(runs: Sequence[Store], *, ks: Sequence[int], resamples: int, rn
     systems = common_systems(runs)
     _check_same_examples(runs)
     metrics, comparisons = list[dict[str, Any]](), list[dict[str, Any]]()
-    for pooled in (*((split,) for split in SPLITS), SPLITS):
+    for pooled in (*((split,) for split in HELD_OUT), HELD_OUT):
         examples = _examples(runs[0], pooled)
         item = examples.targets.dictionary_encode().indices.to_numpy()
         ranks = {system: _ranks(runs, system, pooled, examples) for system in systems}
@@ -91,7 +90,7 @@ def _lists(store: Store, system: str, splits: Sequence[str]) -> Iterator[pa.Reco
 
 def _check_same_examples(runs: Sequence[Store]) -> None:
     columns = ["example_id", "user_id", "target"]
-    tables = (artifacts.read_table(run, "histories", columns, split=SPLITS).sort_by("example_id") for run in runs)
+    tables = (artifacts.read_table(run, "histories", columns, split=HELD_OUT).sort_by("example_id") for run in runs)
     first = next(tables)
     for run, other in zip(runs[1:], tables, strict=True):
         if not other.equals(first):

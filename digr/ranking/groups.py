@@ -17,7 +17,8 @@ BLOCK_ITEMS = 65_536
 """Items whose steps are summed at once."""
 NEXT_INTERESTS, MOST_CARRIERS, MOST_STEPS = 10, 50, 50
 """Interests of the largest lift behind an interest, items of each of them, and items that both together leave of it."""
-RECENT_FLOOR = 0.1
+CARRIER_FLOOR = 0.1
+"""Added to the recent interactions of an item, so that new items of an interest are reached too."""
 BLOCK_GROUPS = 4096
 """Interests whose steps to items are summed at once."""
 
@@ -138,7 +139,7 @@ def fit_lifts(groups: InterestGroups, steps: Neighbours) -> Lifts:
 def interest_steps(groups: InterestGroups, lifts: Lifts, recent: Float[np.ndarray, " N"]) -> Neighbours:
     """Return the items that come after each interest: those of the interests that follow it more often than by chance.
 
-    weight(a, j) = sum over interests b of max(lift(a, b), 0) share(j, b) sqrt(recent(j) + `RECENT_FLOOR`). Only the first
+    weight(a, j) = sum over interests b of max(lift(a, b), 0) share(j, b) sqrt(recent(j) + `CARRIER_FLOOR`). Only the first
     `NEXT_INTERESTS` interests and `MOST_CARRIERS` items of each are looked at, so that an interest of many items costs no more.
 
     Args:
@@ -149,7 +150,7 @@ def interest_steps(groups: InterestGroups, lifts: Lifts, recent: Float[np.ndarra
     """
     num_items, num = len(groups.start) - 1, groups.num_groups
     owner = np.repeat(np.arange(num_items), np.diff(groups.start))
-    weight = groups.share * np.sqrt(recent[owner] + RECENT_FLOOR)
+    weight = groups.share * np.sqrt(recent[owner] + CARRIER_FLOOR)
     carriers = heaviest(groups.group, owner, weight.astype(np.float32), num, MOST_CARRIERS)
     found = []
     for first in range(0, num, BLOCK_GROUPS):

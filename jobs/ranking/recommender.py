@@ -22,16 +22,15 @@ from digr.ranking.lists import RankedLists, load_list_ranker, source_names
 from digr.ranking.neighbours import Neighbours
 from digr.ranking.systems import SERVED, System, sources_of
 from digr.sids.trie import load_trie
-from digr.tables import conform
+from digr.tables import HELD_OUT, conform
 
-SPLITS = ("valid", "test")
 BATCH_HISTORIES = 4096
 """Rows of `histories` read at once."""
 
 
 def names_of(system: str) -> dict[str, str]:
     """Return the artifact of each split."""
-    return {split: f"recommendations/{system}_{split}" for split in SPLITS}
+    return {split: f"recommendations/{system}_{split}" for split in HELD_OUT}
 
 
 class Recommend:
@@ -64,18 +63,18 @@ class Recommend:
             artifacts.local_files(self.store, "ranking_index") as index,
             artifacts.local_files(self.store, "ranker") as folder,
         ):
-            self.rankers = {split: load_list_ranker(index, folder, self.systems, split, grains) for split in SPLITS}
+            self.rankers = {split: load_list_ranker(index, folder, self.systems, split, grains) for split in HELD_OUT}
 
     def __call__(self, part: Part) -> Iterator[tuple[str, pa.Table]]:
         """Rank items for a part."""
         shown = shown_interests(self.learned, lambda: read_part(self.store, "interest_labels", part))
         for rows in iter_part(self.store, "histories", part, BATCH_HISTORIES):
-            histories = rows.filter(pc.is_in(rows["split"], pa.array(SPLITS)))
+            histories = rows.filter(pc.is_in(rows["split"], pa.array(HELD_OUT)))
             if len(histories):
                 interests = shown.of_rows(histories)
                 found = self.search(histories, interests)
                 yield from self.own_lists(histories, interests, found)
-                for split in SPLITS if self.systems else ():
+                for split in HELD_OUT if self.systems else ():
                     yield from self.ranked_lists(split, histories, interests, found)
 
     def search(self, histories: pa.Table, interests: pa.Array) -> list[Recommendation]:
@@ -95,7 +94,7 @@ class Recommend:
             "is_proven": pa.array([one.is_proven(k) for one in found]),
         }
         table = conform("recommendations", pa.table(columns), "recommendations")
-        for split in SPLITS:
+        for split in HELD_OUT:
             yield names_of(self.policy_name)[split], table.filter(pc.equal(histories["split"], split))
 
     def ranked_lists(

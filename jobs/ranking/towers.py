@@ -32,7 +32,8 @@ from digr.evaluation.towers import (
 from digr.partitions import Part, iter_part
 from digr.ranking.building import read_content_vectors
 from digr.ranking.examples import histories_of
-from jobs.ranking.recommender import BATCH_HISTORIES, SPLITS, names_of
+from digr.tables import HELD_OUT
+from jobs.ranking.recommender import BATCH_HISTORIES, names_of
 
 STAGE = "towers"
 
@@ -67,7 +68,7 @@ class RankTowers:
         """Rank items for a part."""
         generator = torch.Generator().manual_seed(int(np.random.default_rng([self.config.run.seed, part.number]).integers(2**63)))
         for table in iter_part(self.store, "histories", part, BATCH_HISTORIES):
-            for split in SPLITS:
+            for split in HELD_OUT:
                 rows = table.filter(pc.equal(table["split"], split))
                 histories = histories_of(rows, self.items, self.config.data.max_history)
                 for batch, best in rank_systems(self.towers, histories, self.config.decoding.k, generator):
