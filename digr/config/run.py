@@ -43,9 +43,26 @@ class DataConfig(Section):
     source: Literal["synthetic", "parquet"] = "synthetic"
     """The embedded shop, or a folder of Parquet tables in the common form."""
     path: str = ""
-    """Folder with items.parquet, interactions.parquet and optionally splits/ (source = "parquet")."""
+    """Folder with items.parquet, interactions.parquet and optionally splits/, as jobs.import_data writes it (source = "parquet")."""
+    columns: dict[str, str | tuple[str, ...]] = {}
+    """Names of columns that jobs.import_data would not guess: ours = theirs, or ours = [theirs in one file, theirs in another]."""
     split: Literal["official", "leave_one_out", "temporal"] = "leave_one_out"
     """The splits/ folder of the data; or last two items of a user held out; or 80/10/10 % of targets by time."""
+    orphans: Literal["error", "drop"] = "error"
+    """What to do with interactions whose item is not in items.parquet."""
+    duplicates: Literal["error", "drop"] = "error"
+    """What to do with an item's rows after its first, and, where interactions have no `position`, with further rows of the same
+    user, item and time."""
+    untitled: Literal["error", "drop"] = "error"
+    """What to do with items without a title that someone interacted with; those that nobody did are always left out."""
+    min_rating: float = 0
+    """Interactions rated lower are left out; those without a rating stay."""
+    ties: Literal["file_order", "random", "error"] = "file_order"
+    """The order of a user's interactions of one time where there is no `position`."""
+    currency: str = Field("", pattern=r"^([A-Z]{3})?$")
+    """ISO 4217 code of prices that name no currency of their own, such as EUR; empty where nobody knows."""
+    strip_html: bool = True
+    """Whether markup in titles, descriptions and brands is turned into the text it shows."""
     core: int = Field(0, ge=0)
     """Keep users and items with at least this many interactions, repeatedly; 0 keeps all."""
     max_history: int = Field(10, ge=1, le=1000)
