@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from digr.artifacts import filesystem_of
 from digr.tables import SPLITS, check_table, conform
 
-ITEM_COLUMNS = ("item_id", "title", "description", "brand", "categories", "price", "image_url", "image_file")
+ITEM_COLUMNS = ("item_id", "title", "description", "brand", "categories", "price", "currency", "image_url", "image_file")
 FIRST_MILLISECOND = 100_000_000_000
 """Times from here on are milliseconds (March 1973), below they are seconds (until the year 5138)."""
 SPLIT_TYPES = {"user_id": pa.string(), "history": pa.list_(pa.string()), "target": pa.string()}
@@ -58,9 +58,9 @@ def source_files(folder: str, official: bool) -> dict[str, str]:
 def read_folder(folder: str, official: bool) -> SourceTables:
     """Read and check a folder in the common form.
 
-    Empty strings become nulls, `price` is taken as US dollars, whole-number times as seconds or milliseconds by their
-    size, and an `image_file` is resolved against the folder. Other columns are ignored. An item without a title is left
-    out and counted if nobody interacted with it, else it is an error.
+    Empty strings become nulls, `price` stands as it is beside its `currency`, whole-number times are taken as seconds or
+    milliseconds by their size, and an `image_file` is resolved against the folder. Other columns are ignored.
+    An item without a title is left out and counted if nobody interacted with it, else it is an error.
 
     Args:
         folder: local folder or s3:// address.
@@ -100,16 +100,16 @@ def _read(uri: str, columns: tuple[str, ...], required: tuple[str, ...]) -> pa.T
 def _items(uri: str, folder: str) -> tuple[pa.Table, pa.Array]:
     """Return the items by id, and the ids of those without a title."""
     raw = _read(uri, ITEM_COLUMNS, ("item_id", "title"))
-    for column in ("title", "description", "brand", "image_url", "image_file"):
+    for column in ("title", "description", "brand", "currency", "image_url", "image_file"):
         if column in raw.column_names:
             raw = raw.set_column(raw.column_names.index(column), column, _nonempty(raw[column], column, uri))
-    columns = {name: raw[name] for name in ("item_id", "title", "description", "brand") if name in raw.column_names}
+    columns = {name: raw[name] for name in ("item_id", "title", "description", "brand", "currency") if name in raw.column_names}
     if "categories" in raw.column_names:
         columns["categories"] = _categories(raw["categories"], uri)
     if "price" in raw.column_names:
         price = raw["price"]
         nan = pa.types.is_floating(price.type)
-        columns["price_usd"] = pc.if_else(pc.is_nan(price), None, price) if nan else price
+        columns["price"] = pc.if_else(pc.is_nan(price), None, price) if nan else price
     columns["image_uri"] = _image_uris(raw, folder)
     untitled = pc.is_null(raw["title"])
     table = pa.table(columns).filter(pc.invert(untitled))

@@ -46,6 +46,7 @@ def test_columns_are_mapped_and_other_columns_ignored(tmp_path):
             "brand": [" ", None, "Cee"],
             "categories": [[], ["x", "y"], None],
             "price": pa.array([1.5, float("nan"), None], pa.float32()),
+            "currency": ["EUR", "EUR", " "],
             "image_url": ["https://example.org/b.jpg", "https://example.org/a.jpg", ""],
             "image_file": ["", "images/a.jpg", ""],
             "sales_rank": [1, 2, 3],
@@ -60,10 +61,12 @@ def test_columns_are_mapped_and_other_columns_ignored(tmp_path):
         "description": "good",
         "brand": None,
         "categories": ["x", "y"],
-        "price_usd": None,
+        "price": None,
+        "currency": "EUR",
         "image_uri": f"{tmp_path}/images/a.jpg",
     }
-    assert (b["description"], b["brand"], b["categories"], b["price_usd"]) == (None, None, None, 1.5)
+    assert (b["description"], b["brand"], b["categories"], b["price"]) == (None, None, None, 1.5)
+    assert (b["currency"], c["currency"]) == ("EUR", None)
     assert (b["image_uri"], c["image_uri"], c["brand"]) == ("https://example.org/b.jpg", None, "Cee")
     check_table("interactions", source.interactions, "here")
     assert source.interactions["timestamp"][0].as_py() == datetime(2017, 7, 14, 2, 40, tzinfo=UTC)
@@ -110,7 +113,7 @@ BAD = [
     ({"items": {"title": None}}, r"items\.parquet: lacks column title; found item_id"),
     ({"items": {"item_id": [1, 2, 3]}}, r"items\.parquet: table items, column item_id: expected string, found int64"),
     ({"items": {"title": [1, 2, 3]}}, r"items\.parquet: column title: expected string, found int64"),
-    ({"items": {"price": ["1", "2", "3"]}}, r"items\.parquet: table items, column price_usd: expected double, found string"),
+    ({"items": {"price": ["1", "2", "3"]}}, r"items\.parquet: table items, column price: expected double, found string"),
     ({"items": {"categories": ["x", "y", "z"]}}, r"column categories: expected list<string>, found string"),
     ({"items": {"categories": [["x", None], [], []]}}, r"column categories: 1 empty values inside lists"),
     ({"items": {"item_id": ["a", "b", "b"]}}, r"items\.parquet: table items: duplicate key item_id='b'"),
