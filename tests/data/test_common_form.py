@@ -56,6 +56,7 @@ def test_columns_are_mapped_and_other_columns_are_named(tmp_path):
             "brand": [" ", None, "Cee"],
             "categories": [[], ["x", "y"], None],
             "price": pa.array([1.5, float("nan"), None], pa.float32()),
+            "currency": ["EUR", "EUR", " "],
             "image_url": ["https://example.org/b.jpg", "https://example.org/a.jpg", ""],
             "image_file": ["", "images/a.jpg", ""],
             "sales_rank": [1, 2, 3],
@@ -72,10 +73,11 @@ def test_columns_are_mapped_and_other_columns_are_named(tmp_path):
         "brand": None,
         "categories": ["x", "y"],
         "price": None,
-        "currency": None,
+        "currency": "EUR",
         "image_uri": f"{tmp_path}/images/a.jpg",
     }
     assert (b["description"], b["brand"], b["categories"], b["price"]) == (None, None, None, 1.5)
+    assert (b["currency"], c["currency"]) == ("EUR", None)
     assert (b["image_uri"], c["image_uri"], c["brand"]) == ("https://example.org/b.jpg", None, "Cee")
     check_table("interactions", source.interactions, "here")
     test = source.histories.filter(pc.equal(source.histories["split"], "test")).to_pylist()

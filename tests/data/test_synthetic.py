@@ -51,6 +51,7 @@ def test_tables_hold_to_the_schemas_and_the_sizes_asked_for(shop):
     items = check_table("items", shop.items, "shop")
     interactions = check_table("interactions", shop.interactions, "shop")
     assert len(items) == 600 and pc.count_distinct(interactions["user_id"]).as_py() == 2_000
+    assert pc.unique(items["currency"]).to_pylist() == ["USD"]
     assert items["item_id"].to_pylist() == sorted(items["item_id"].to_pylist())
     assert set(interactions["item_id"].to_pylist()) <= set(items["item_id"].to_pylist())
     lengths = np.array(interactions.group_by("user_id").aggregate([([], "count_all")])["count_all"])
