@@ -27,7 +27,26 @@ MAX_SECONDS, MAX_GIGABYTES, MAX_GROWTH = 300.0, 3.0, 2.2
 SIZES, SIZES_QUICK = (5_000_000, 10_000_000), (150_000, 300_000)
 ROWS_PER_ITEM, ROWS_PER_USER = 20, 12
 BLOCK_ROWS = 1_000_000
-WORDS = np.array("brass oak steel lamp shelf garden kitchen small large bright folding portable quiet warm winter summer".split())
+WORDS = np.array(
+    [
+        "brass",
+        "oak",
+        "steel",
+        "lamp",
+        "shelf",
+        "garden",
+        "kitchen",
+        "small",
+        "large",
+        "bright",
+        "folding",
+        "portable",
+        "quiet",
+        "warm",
+        "winter",
+        "summer",
+    ]
+)
 
 
 def write_items(folder: Path, num_items: int) -> None:
@@ -75,7 +94,7 @@ def run_job(folder: Path) -> dict[str, Any]:
         f'duplicates = "drop"\n'
     )
     start, most = time.monotonic(), 0
-    with open(folder / "log.txt", "w") as log:
+    with Path(folder / "log.txt").open("w") as log:
         job = subprocess.Popen([sys.executable, "-m", "jobs.prepare_data", "--config", str(config)], stdout=log)
         watched = psutil.Process(job.pid)
         while job.poll() is None:

@@ -18,6 +18,7 @@ from digr.config.run import DataConfig
 from digr.data import synthetic
 from digr.data.common_form import Source, open_folder, source_files, table_source
 from digr.data.database import open_database
+from digr.data.describing import describe_interactions, describe_items, example_histories
 from digr.data.histories import HistoryBuilder
 from digr.data.preparing import Prepared, iter_items, iter_users, prepare
 from digr.interests.images import count_images
@@ -66,12 +67,15 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
             _write(store, "histories", number, histories, rows)
             if number % 50 == 49:
                 log("histories", f"{number + 1} of {len(prepared.user_starts)} parts of users")
+        known |= describe_items(connection)
+        users = describe_interactions(connection)
+        examples = example_histories(connection)
     left_out, facts = builder.finish()
     _say_losses(prepared, left_out, data)
     log("items", f"split rows {facts['split_rows']}")
     known |= _image_facts(images)
-    users = {"num_users": prepared.num_users, "num_items": prepared.num_items, "ordered_by": _order(source, data)}
-    told = {"items": known, "interactions": users, "histories": facts}
+    users |= {"num_users": prepared.num_users, "num_items": prepared.num_items, "ordered_by": _order(source, data)}
+    told = {"items": known, "interactions": users, "histories": facts | {"examples": examples}}
     rejected = {"items": prepared.rejected_items, "interactions": prepared.rejected_interactions, "histories": left_out}
     return {name: Output(rows[name], rejected[name], told[name] | {partitions.STARTS: starts[name]}) for name in OUTPUTS}
 

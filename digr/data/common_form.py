@@ -105,6 +105,17 @@ def source_files(folder: str, official: bool) -> dict[str, str]:
     return {name: f"{folder.rstrip('/')}/{name}" for name in names}
 
 
+def has_official_splits(folder: str) -> bool:
+    """Whether a folder holds splits/ with all three splits."""
+    return all(list_parts(f"{folder.rstrip('/')}/splits/{split}.parquet") for split in SPLITS)
+
+
+def count_rows(uri: str) -> int:
+    """Return the rows of a table, from the ends of its files."""
+    fs, _ = filesystem_of(uri)
+    return sum(pq.read_metadata(part, filesystem=fs).num_rows for part in list_parts(uri))
+
+
 def open_folder(folder: str, official: bool, strip_html: bool = True) -> Source:
     """Open a folder in the common form; its columns are checked now, its rows as they are read.
 

@@ -35,8 +35,10 @@ def open_database(memory_gib: float, scratch: str | None = None) -> Iterator[duc
             yield connection
 
 
-def load_rows(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write batches into a new table; an error of `batches` comes out as it is."""
+def load_rows(
+    connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], where: str = "true"
+) -> None:
+    """Write batches, or their rows that meet a condition, into a new table; an error of `batches` comes out as it is."""
     failures: list[BaseException] = []
 
     def watched() -> Iterator[pa.RecordBatch]:
@@ -48,7 +50,7 @@ def load_rows(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schem
 
     connection.register("incoming", pa.RecordBatchReader.from_batches(schema, watched()))
     try:
-        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
+        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming WHERE {where}")
     except duckdb.Error:
         if failures:
             raise failures[0] from None

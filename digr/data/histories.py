@@ -68,7 +68,8 @@ class HistoryBuilder:
         self._cuts = np.array([0, num_targets * 8 // 10, num_targets * 9 // 10])
         self._index: IdIndex | None = build_id_index(items) if split == "official" else None
         self._sizes, self._published = np.zeros(len(SPLITS), np.int64), np.zeros(len(SPLITS), np.int64)
-        self._is_target = np.zeros(len(items), bool)
+        self._in_train = np.zeros(len(items), bool)
+        self._targets = np.zeros((len(SPLITS), len(items)), np.int32)
         self._counts = Counter[str]()
 
     def add(self, sequences: UserInteractions, published: pa.Table | None = None) -> pa.Table:
@@ -89,7 +90,7 @@ class HistoryBuilder:
             rows = self._leave_one_out(sequences) if self._split == "leave_one_out" else self._temporal(sequences)
         rows = _with_earlier_rows(sequences, rows, self._max_history)
         self._sizes += np.bincount(rows.split, minlength=len(SPLITS))
-        self._is_target[sequences.item[rows.target]] = True
+        self._count_items(sequences, rows)
         same = sequences.user[1:] == sequences.user[:-1]
         dated = same & sequences.timed[1:] & sequences.timed[:-1]
         self._counts["earlier"] += int((rows.back > 0).sum())
@@ -97,6 +98,8 @@ class HistoryBuilder:
         self._counts["all_users"] += len(sequences.users)
         self._counts["dated"] += int(dated.sum())
         self._counts["equal"] += int((dated & (np.diff(sequences.milliseconds) == 0)).sum())
+        self._counts["interactions"] += len(sequences.item)
+        self._counts["different"] += len(np.unique(sequences.user * len(sequences.items) + sequences.item))
         step = max(1, BLOCK_VALUES // max(1, int(rows.length.max(initial=1))))
         blocks = [_block(sequences, _Rows(*(part[at : at + step] for part in rows))) for at in range(0, len(rows.target), step)]
         return pa.concat_tables(blocks) if blocks else TABLES["histories"].schema.empty_table()
@@ -119,10 +122,24 @@ class HistoryBuilder:
             "split_rows": sizes,
             "earlier_train_rows": self._counts["earlier"],
             "num_users": self._counts["users"],
-            "num_targets": int(self._is_target.sum()),
+            "num_targets": int(self._targets.any(0).sum()),
             "equal_timestamp_rate": round(self._counts["equal"] / dated, 6) if dated else None,
+            "repeat_rate": round(1 - self._counts["different"] / self._counts["interactions"], 6),
+            "cold_target_rate": {
+                name: round(float(self._targets[index][~self._in_train].sum() / sizes[name]), 6)
+                for index, name in enumerate(SPLITS)
+                if index
+            },
         }
         return {"user with fewer than 3 interactions": short} if short else {}, facts
+
+    def _count_items(self, sequences: UserInteractions, rows: _Rows) -> None:
+        """Count the items that are targets of each split, and those that are anywhere in a train row."""
+        for index in range(len(SPLITS)):
+            np.add.at(self._targets[index], sequences.item[rows.target[rows.split == index]], 1)
+        train = rows.split == 0
+        start = rows.target[train] - rows.length[train]
+        self._in_train[sequences.item[ranges(start, rows.length[train] + 1)]] = True
 
     def _leave_one_out(self, sequences: UserInteractions) -> _Rows:
         counts = np.diff(sequences.start)

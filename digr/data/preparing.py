@@ -52,10 +52,17 @@ class Prepared(NamedTuple):
     """What a reader should know."""
 
 
-def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, seed: int) -> Prepared:
+def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, seed: int, *, one_user_in: int = 1) -> Prepared:
     """Read a source into an empty database, leave out what the policies of `data` say, and put the rest in order.
 
     Official splits are taken as they are: no policy leaves out a row that they may name.
+
+    Args:
+        connection: the database.
+        source: what to read.
+        data: the policies, the core and the split.
+        seed: of the order of ties that is random.
+        one_user_in: reads one user of so many only, to look at data that are large.
 
     Raises:
         ValueError: there is a row that a policy does not allow, times or positions are missing where they are needed, or nothing
@@ -67,9 +74,10 @@ def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, se
     rejected_items, rejected = Counter[str](), Counter[str]()
     notes = list(source.notes)
     load_rows(connection, "items_read", ITEM_ROWS, source.items)
-    load_rows(connection, "interactions_read", INTERACTION_ROWS, source.interactions)
+    drawn = f"hash(user_id) % {int(one_user_in)} = 0"
+    load_rows(connection, "interactions_read", INTERACTION_ROWS, source.interactions, drawn)
     for number, (split, rows) in enumerate(source.splits.items()):
-        load_rows(connection, f"split_{number}", SPLIT_ROWS, rows)
+        load_rows(connection, f"split_{number}", SPLIT_ROWS, rows, drawn)
         if not count_of(connection, f"SELECT count(*) FROM split_{number}"):
             raise ValueError(f"{source.places[split]}: the split is empty; every split needs at least one row")
     notes += [f"{count} times in {source.places['items']}: {reason}" for reason, count in source.mended.items()]

@@ -33,7 +33,7 @@ STAGES = (
 )
 SFT_PANELS = ("loss", "hr@10", "ndcg@10")
 GRPO_PANELS = ("reward", "ndcg@10", "kl", "dead_group_rate")
-OWN_TABLE = ("miners", "labelers", "agreement", "quality_counts", STARTS)
+OWN_TABLE = ("miners", "labelers", "agreement", "quality_counts", "examples", STARTS)
 """Facts that the report shows in a table or figure of their own, or not at all."""
 BEST_ITEMS = 5
 """Items of a list that the report shows."""
@@ -108,6 +108,7 @@ def build_report(
         config_json=json.dumps(run.config, indent=2, ensure_ascii=False),
         results=_results(rows, comparisons),
         data=_facts_of(built, DATA),
+        histories=getattr(built["histories"], "facts", {}).get("examples", []),
         mining={
             "facts": _facts_of(built, ("interest_responses", "interests")),
             "miners": _miners(built["interests"], run.config["ablations"], rows),
