@@ -14,10 +14,21 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+SCHEMES = ("s3", "file")
+"""Addresses that are read and written, beside plain paths."""
+
 
 def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return the file system of a local path or an s3:// address, and the path on it."""
-    if "://" in uri:
+    """Return the file system of a local path or an s3:// address, and the path on it.
+
+    Raises:
+        ValueError: the address is of another kind; Arrow would look for a cloud's credentials for minutes.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if separator:
+        if scheme not in SCHEMES:
+            known = ", ".join(f"{known}://" for known in SCHEMES)
+            raise ValueError(f"{uri}: {scheme}:// is not known; expected a local path or one of {known}")
         return pafs.FileSystem.from_uri(uri)
     return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
 

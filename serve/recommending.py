@@ -148,10 +148,9 @@ def _check_steer(run: ServedRun, request: RecommendRequest) -> None:
 def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:
     if request.allow is None and request.deny is None and not request.exclude_history:
         return None
-    for wanted in (request.allow, request.deny):
-        priced = wanted is not None and (wanted.min_price is not None or wanted.max_price is not None)
-        if priced and wanted.currency is None and len(run.facts.currencies) > 1:
-            raise currency_needed(run.facts.currencies)
+    priced = any(wanted is not None and wanted.lacks_currency() for wanted in (request.allow, request.deny))
+    if priced and len(run.facts.currencies) > 1:
+        raise currency_needed(run.facts.currencies)
     allowed = np.ones(run.trie.num_items, bool) if request.allow is None else run.matching(request.allow)
     for condition in request.deny.conditions() if request.deny else ():
         allowed &= ~run.matching(condition)

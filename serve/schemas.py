@@ -38,6 +38,10 @@ class ItemFilter(Contract):
     currency: Currency | None = None
     """Items priced in this currency; needed beside a price where the version has several (`currencies` of `GET /v1/models`)."""
 
+    def lacks_currency(self) -> bool:
+        """Whether it compares prices without saying in which currency."""
+        return self.currency is None and (self.min_price is not None or self.max_price is not None)
+
     def conditions(self) -> "list[ItemFilter]":
         """Return a filter for each condition; a price range with its currency is one."""
         parts = [

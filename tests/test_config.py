@@ -66,6 +66,11 @@ def test_a_missing_run_dir_is_named(tmp_path):
         ("policy.dropout=1", r"policy\.dropout: Input should be less than 1 \(found 1\)"),
         ("grpo.loss=ppo", r"grpo\.loss: Input should be 'grpo', 'dr_grpo', 'dapo' or 'gspo' \(found 'ppo'\)"),
         ("sids.level_sizes=[1]", r"sids\.level_sizes: each level needs 2 to 65536 codes, found \[1\]"),
+        (
+            "data.path=/shop",
+            r"data\.path = '/shop' is not read with data\.source = \"synthetic\"; set data\.source = \"parquet\", or leave",
+        ),
+        ("policy.num_heads=3", r"policy: hidden_dim \(128\) must be a multiple of num_heads \(3\)"),
         ("decoding.k=100", r"decoding: beam_width \(50\) must be at least k \(100\)"),
         ("train.engine=plain", r'train: engine = "plain" runs one worker, found num_workers = 2'),
         (
@@ -99,7 +104,15 @@ def test_all_problems_are_told_at_once(minimal):
 
 def test_override_values_are_toml_and_else_strings(minimal):
     config = load_config(
-        minimal, ["sids.level_sizes=[8, 16]", "cluster.use_gpu=true", "sft.lr=1e-4", "data.path=/some/where", "run.dir=a=b"]
+        minimal,
+        [
+            "sids.level_sizes=[8, 16]",
+            "cluster.use_gpu=true",
+            "sft.lr=1e-4",
+            "data.source=parquet",
+            "data.path=/some/where",
+            "run.dir=a=b",
+        ],
     )
     assert config.sids.level_sizes == (8, 16)
     assert config.cluster.use_gpu is True

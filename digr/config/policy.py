@@ -51,6 +51,8 @@ class PolicyConfig(Section):
 
     @model_validator(mode="after")
     def _language_model_is_there(self) -> "PolicyConfig":
+        if self.backbone == "scratch" and self.hidden_dim % self.num_heads:
+            raise ValueError(f"policy: hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads})")
         if self.lora_rank and self.backbone != "hf":
             raise ValueError(
                 f'policy: lora_rank = {self.lora_rank} needs backbone = "hf"; a scratch policy trains all its weights'

@@ -74,6 +74,15 @@ class DataConfig(Section):
     """Users of one part of all tables about users."""
     synthetic: SyntheticConfig = SyntheticConfig()
 
+    @model_validator(mode="after")
+    def _path_is_read(self) -> "DataConfig":
+        if self.source == "synthetic" and self.path:
+            raise ValueError(
+                f'data.path = {self.path!r} is not read with data.source = "synthetic"; set data.source = "parquet", or leave '
+                f"data.path empty"
+            )
+        return self
+
 
 class EvaluationConfig(Section):
     """What is measured."""

@@ -1,4 +1,4 @@
-"""Read the images that prompts show: from a local path, http(s), s3 or a `data:` address, bounded, decoded before any engine.
+"""Read images: from a local path, http(s), s3 or a `data:` address, bounded, decoded before any engine.
 
 An image that cannot be shown is a reason, not an exception. A broken one stays broken: its row is asked with text only. One
 that its server does not give out now is tried again, and then its row waits for the next run.
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import httpx
 import numpy as np
@@ -58,7 +58,7 @@ class Clients(NamedTuple):
 def open_clients(uris: Iterable[str | None]) -> Iterator[Clients]:
     """Make the clients that some addresses need; they try once, see `show_image`."""
     s3 = None
-    if any((uri or "").startswith("s3://") for uri in uris):
+    if any(address_of(uri).startswith("s3://") for uri in uris):
         import boto3
         from botocore.config import Config
 
@@ -68,6 +68,12 @@ def open_clients(uris: Iterable[str | None]) -> Iterator[Clients]:
         yield Clients(http, s3)
 
 
+def address_of(uri: str | None) -> str:
+    """Return an address as shops write it in one form: without blanks around it, and with https where it begins with `//`."""
+    address = (uri or "").strip()
+    return f"https:{address}" if address.startswith("//") else address
+
+
 def read_bytes(uri: str, max_bytes: int, clients: Clients) -> bytes:
     """Read a file of at most `max_bytes` from a local path, file://, http(s)://, s3:// or a `data:` address.
 
@@ -75,24 +81,26 @@ def read_bytes(uri: str, max_bytes: int, clients: Clients) -> bytes:
         ValueError: the address is of another kind, or the file is too large.
         OSError: it cannot be read.
     """
+    uri = address_of(uri)
     if uri.startswith("data:"):
         header, _, body = uri.partition(",")
-        raw = unquote_to_bytes(body)
-        return _bounded(base64.b64decode(raw, validate=True) if header.endswith(";base64") else raw, header, max_bytes)
+        raw, in_base64 = unquote_to_bytes(body), header.rstrip().endswith(";base64")
+        return _bounded(base64.b64decode(b"".join(raw.split()), validate=True) if in_base64 else raw, header, max_bytes)
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         return _read_http(uri, max_bytes, clients.http)
     if parts.scheme == "s3":
         body = clients.s3.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"]
         return _bounded(body.read(max_bytes + 1), uri, max_bytes)
-    if uri.startswith("file://") or not is_remote(uri):
+    if parts.scheme == "file" or not is_remote(uri):
         with Path(_local_path(uri)).open("rb") as file:
             return _bounded(file.read(max_bytes + 1), uri, max_bytes)
     raise ValueError(f"{uri}: expected a local path, http(s)://, s3:// or data:")
 
 
-def _local_path(uri: str) -> str:
-    return urlsplit(uri).path if uri.startswith("file://") else uri
+def _local_path(address: str) -> str:
+    """Return the path of a file; in a `file:` address, and only there, `%20` is a blank."""
+    return unquote(urlsplit(address).path) if address.startswith("file:") else address
 
 
 def _read_http(uri: str, max_bytes: int, client: httpx.Client) -> bytes:
@@ -187,7 +195,7 @@ def show_image(uri: str | None, max_bytes: int, max_side: int, clients: Clients)
     """Return one image for a prompt, or why there is none; what may pass is tried `TRIES` times, with growing pauses."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    if not uri:
+    if uri is None or not uri.strip():
         return Shown(None, "no image")
     for left in reversed(range(TRIES)):
         try:
@@ -222,6 +230,7 @@ def count_images(uris: Sequence[str | None], threads: int = 16) -> tuple[int, in
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return False
 
-    here = [uri for uri in uris if uri and (uri.startswith(("data:", "file://")) or "://" not in uri)]
+    known = [address for address in map(address_of, uris) if address]
+    here = [address for address in known if address.startswith(("data:", "file:")) or "://" not in address]
     with open_clients([]) as clients, ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(opens, here)), sum(map(bool, uris)) - len(here)
+        return sum(pool.map(opens, here)), len(known) - len(here)

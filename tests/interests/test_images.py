@@ -11,6 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import boto3
+import httpx
 import numpy as np
 import pytest
 from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutError
@@ -18,7 +19,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image, ImageCms
 
 from digr.interests import images
-from digr.interests.images import count_images, is_transient, show_images, small_png
+from digr.interests.images import Clients, count_images, is_transient, read_bytes, show_images, small_png
 from tests.patience import CEILING_SECONDS
 
 
@@ -163,6 +164,19 @@ def test_what_is_transparent_becomes_white():
     assert _pixel(Image.new("RGB", (40, 40), (1, 2, 3)), "PNG", transparency=(1, 2, 3)) == (255, 255, 255)
 
 
+def test_a_black_drawing_on_nothing_stays_black_on_white():
+    drawing = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    drawing.paste((0, 0, 0, 255), (0, 0, 20, 40))
+    for image in (drawing, drawing.convert("LA")):
+        assert [_pixel(image, "PNG", at=at) for at in ((10, 20), (30, 20))] == [(0, 0, 0), (255, 255, 255)]
+
+
+def test_a_palettes_numbers_are_no_colours():
+    image = Image.new("P", (40, 40), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    assert _pixel(image, "PNG") == _pixel(image, "GIF") == (10, 200, 30)
+
+
 def test_sixteen_bits_are_scaled_to_eight():
     """All values above 255 became white."""
     grey = np.full((40, 40), 0x8000, np.uint16)
@@ -197,6 +211,31 @@ def test_data_addresses_are_images(folder):
     assert _decode(again).size == (60, 20) and broken.reason.startswith("broken image")
     assert "data:image/png;base64: larger than 50 bytes" in show_images([url], 50, 60)[0].reason
     assert count_images([url, "data:text/plain,no"]) == (1, 0)
+
+
+def test_an_address_is_read_as_shops_write_it(folder):
+    """A blank around an address, or `%20` in a file's, made the image a broken one."""
+    (folder / "red.png").rename(folder / "a b.png")
+    inline = base64.b64encode((folder / "a b.png").read_bytes()).decode()
+    uris = [f" {folder}/a b.png\n", f"file://{folder}/a%20b.png", f"file:{folder}/a%20b.png", f" data:image/png;base64,{inline}"]
+    uris.append(f"data:image/png;charset=utf-8;base64,{inline[:40]}\n {inline[40:]}")
+    assert [_decode(one).getpixel((0, 0)) for one in show_images(uris, 10**6, 60)] == [(255, 0, 0)] * 5
+    assert count_images([*uris, " ", "//cdn.example.com/x.jpg"]) == (5, 1)
+    assert [one.reason for one in show_images([" ", None], 10**6, 60)] == ["no image", "no image"]
+    (folder / "a%20b.png").write_text("no image")  # in a path it is no blank
+    assert show_images([f"{folder}/a%20b.png"], 10**6, 60)[0].reason.startswith("broken image: not a readable image")
+
+
+def test_an_address_without_a_scheme_is_one_of_https():
+    asked = []
+
+    def answer(request):
+        asked.append(str(request.url))
+        return httpx.Response(200, content=b"picture")
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as http:
+        assert read_bytes(" //cdn.example.com/x.jpg ", 100, Clients(http, None)) == b"picture"
+    assert asked == ["https://cdn.example.com/x.jpg"]
 
 
 def test_only_files_that_are_images_are_counted(folder):
