@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from digr.config.run import SyntheticConfig
-from digr.data.histories import build_histories
+from digr.config.run import DataConfig, SyntheticConfig
+from digr.data.common_form import table_source
 from digr.data.ids import build_id_index
+from digr.data.preparing import prepare_tables
 from digr.data.synthetic import build_shop
 from digr.policy.examples import Sids
 from digr.policy.vocabulary import sid_texts
@@ -32,7 +33,7 @@ class Shop(NamedTuple):
 def random_shop(level_sizes: tuple[int, ...], num_users: int) -> Shop:
     """Generate the shop and give its items different random SIDs."""
     shop = build_shop(SyntheticConfig(num_users=num_users), seed=0)
-    histories = build_histories(shop.interactions, "leave_one_out", MAX_HISTORY).table
+    histories = prepare_tables(table_source(shop.items, shop.interactions), DataConfig(max_history=MAX_HISTORY)).histories
     ids = shop.items["item_id"].combine_chunks()
     keys = np.random.default_rng(0).choice(int(np.prod(level_sizes)), len(ids), replace=False)
     codes = np.stack(np.unravel_index(keys, level_sizes), 1).astype(np.int32)

@@ -62,12 +62,16 @@ def open_parts(uri: str, schema: pa.Schema | None = None) -> pads.Dataset:
 
 
 def list_parts(uri: str) -> list[str]:
-    """Paths of all Parquet files below an address, sorted; the address itself if it is a file."""
+    """Paths of all Parquet files below an address, sorted; the address itself if it is a file.
+
+    Files and folders whose names begin with `_` or `.` are left out: they are drafts, and what Spark and others keep beside.
+    """
     fs, path = filesystem_of(uri)
     if fs.get_file_info(path).is_file:
         return [path]
     entries = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    return sorted(entry.path for entry in entries if entry.is_file and entry.path.endswith(".parquet"))
+    parts = [entry.path for entry in entries if entry.is_file and entry.path.endswith(".parquet")]
+    return sorted(part for part in parts if not any(name.startswith(("_", ".")) for name in part[len(path) + 1 :].split("/")))
 
 
 def part_name(number: int) -> str:

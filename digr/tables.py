@@ -72,12 +72,14 @@ TABLES: dict[str, TableSpec] = {
     "items": _spec(
         ["item_id"],
         "item",
+        2,
         item_id=pa.string(),
         title=pa.string(),
         description=(pa.string(), "?"),
         brand=(pa.string(), "?"),
         categories=(_STRINGS, "?"),
-        price_usd=(pa.float64(), "?"),
+        price=(pa.float64(), "?"),
+        currency=(pa.string(), "?"),  # ISO 4217 code
         image_uri=(pa.string(), "?"),
     ),
     "interactions": _spec(

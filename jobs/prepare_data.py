@@ -1,22 +1,34 @@
-"""Read or generate the catalogue and its interactions, split them, and write items, interactions and histories."""
+"""Read or generate the catalogue and its interactions, split them, and write items, interactions and histories.
+
+One process does it, with DuckDB on disk: a hundred million interactions need neither a cluster nor more memory than
+`cluster.prepare_memory_gib` and a part of users or items.
+"""
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from digr import artifacts, partitions
 from digr.artifacts import Store
 from digr.config import Config
-from digr.data import amazon, histories, sequences, synthetic
-from digr.data.histories import Histories
+from digr.config.run import DataConfig
+from digr.data import synthetic
+from digr.data.common_form import Source, open_folder, source_files, table_source
+from digr.data.database import open_database
+from digr.data.histories import HistoryBuilder
+from digr.data.preparing import Prepared, iter_items, iter_users, prepare
 from digr.interests.images import count_images
+from digr.partitions import Part
+from digr.tables import conform
 from jobs.runtime.session import Options, log, main
 from jobs.runtime.stage import Output, run_stage
 
 OUTPUTS = ("items", "interactions", "histories")
+SMALL_SHARE = 0.1
+"""A core that keeps less than this share of the interactions is warned of."""
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
@@ -27,91 +39,103 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         raise ValueError('data.split: the embedded shop has no official splits; use "leave_one_out" or "temporal"')
     if official and data.core > 1:
         raise ValueError(f"data.core: official splits are taken as they are, found core = {data.core}; set it to 0")
-    files = amazon.source_files(data.path, official) if data.source == "parquet" else {}
+    files = source_files(data.path, official) if data.source == "parquet" else {}
 
     def build(store: Store, work: str) -> dict[str, Output]:
-        return _from_folder(config, store) if data.source == "parquet" else _from_shop(config, store)
+        return _build(config, store, work)
 
     return run_stage(config, options, outputs=OUTPUTS, sections=["data"], files=files, build=build)
 
 
-def _from_folder(config: Config, store: Store) -> dict[str, Output]:
+def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
+    data, (source, known) = config.data, _source(config, store)
+    scratch = None if artifacts.is_remote(work) else work
+    with open_database(config.cluster.prepare_memory_gib, scratch) as connection:
+        prepared = prepare(connection, source, data, config.run.seed)
+        for note in prepared.notes:
+            log("items", note)
+        starts = {"items": prepared.item_starts, "interactions": prepared.user_starts, "histories": prepared.user_starts}
+        rows, images = Counter[str](), Counter[str]()
+        for number, table in enumerate(iter_items(connection, prepared)):
+            _write(store, "items", number, table, rows)
+            images += _count_images(table["image_uri"].to_pylist())
+        log("items", f"{rows['items']:,} items")
+        builder = HistoryBuilder(data.split, data.max_history, prepared.item_ids, prepared.num_targets)
+        for number, (interactions, histories) in enumerate(iter_users(connection, prepared, builder)):
+            _write(store, "interactions", number, interactions, rows)
+            _write(store, "histories", number, histories, rows)
+            if number % 50 == 49:
+                log("histories", f"{number + 1} of {len(prepared.user_starts)} parts of users")
+    left_out, facts = builder.finish()
+    _say_losses(prepared, left_out, data)
+    log("items", f"split rows {facts['split_rows']}")
+    known |= _image_facts(images)
+    users = {"num_users": prepared.num_users, "num_items": prepared.num_items, "ordered_by": _order(source, data)}
+    told = {"items": known, "interactions": users, "histories": facts}
+    rejected = {"items": prepared.rejected_items, "interactions": prepared.rejected_interactions, "histories": left_out}
+    return {name: Output(rows[name], rejected[name], told[name] | {partitions.STARTS: starts[name]}) for name in OUTPUTS}
+
+
+def _source(config: Config, store: Store) -> tuple[Source, dict[str, Any]]:
+    """Open the rows to prepare; returns them and what only their source knows of the items."""
     data = config.data
-    source = amazon.read_folder(data.path, data.split == "official")
-    log("items", f"read {len(source.items)} items and {len(source.interactions)} interactions from {data.path}")
-    if data.split == "official":
-        made = histories.from_official_splits(source.interactions, source.splits, data.max_history)
-        return _write(config, store, source.items, source.interactions, made, rejected_items=source.rejected)
-    return _split(config, store, source.items, source.interactions, source.rejected)
-
-
-def _from_shop(config: Config, store: Store) -> dict[str, Output]:
-    shop = synthetic.build_shop(config.data.synthetic, config.run.seed)
+    if data.source == "parquet":
+        return open_folder(data.path, data.split == "official", data.strip_html), {}
+    shop = synthetic.build_shop(data.synthetic, config.run.seed)
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "_images"
         images.mkdir()
-        synthetic.draw_images(shop, config.data.synthetic.image_size, images)
+        synthetic.draw_images(shop, data.synthetic.image_size, images)
         artifacts.put_files(store, "items", Path(folder))
     log("items", f"generated {len(shop.items)} items with images and {len(shop.interactions)} interactions")
     uri = store.uri("items")
     base = uri if artifacts.is_remote(uri) else artifacts.filesystem_of(uri)[1]
     items = synthetic.with_images(shop.items, f"{base}/_images")
-    made = _split(config, store, items, shop.interactions, {})
     planted = sorted(set(shop.planted["interest"].to_pylist()))
-    return made | {"items": made["items"]._replace(facts=dict(made["items"].facts) | {"planted_interests": planted})}
+    return table_source(items, shop.interactions), {"planted_interests": planted}
 
 
-def _split(config: Config, store: Store, items: pa.Table, interactions: pa.Table, rejected: dict[str, int]) -> dict[str, Output]:
-    data = config.data
-    assert data.split != "official"
-    kept = sequences.k_core(interactions, data.core)
-    dropped = len(interactions) - len(kept)
-    if dropped:
-        known = pc.is_in(items["item_id"], value_set=pc.unique(kept["item_id"]))
-        rejected = rejected | {f"item outside the {data.core}-core": len(items) - pc.sum(known).as_py()}
-        items = items.filter(known)
-    made = histories.build_histories(kept, data.split, data.max_history)
-    left_out = {f"interaction outside the {data.core}-core": dropped} if dropped else {}
-    return _write(config, store, items, kept, made, rejected_items=rejected, rejected_interactions=left_out)
+def _write(store: Store, name: str, number: int, table: pa.Table, rows: Counter[str]) -> None:
+    uri = partitions.part_uri(store, name, Part("item" if name == "items" else "user", number))
+    table = conform(name, table, store.uri(name))
+    with artifacts.open_part(uri, table.schema) as writer:
+        writer.write_table(table, row_group_size=65_536)
+    rows[name] += len(table)
 
 
-def _write(
-    config: Config,
-    store: Store,
-    items: pa.Table,
-    interactions: pa.Table,
-    made: Histories,
-    *,
-    rejected_items: dict[str, int],
-    rejected_interactions: dict[str, int] = {},
-) -> dict[str, Output]:
-    images = _image_facts(items)
-    facts = {"num_users": pc.count_distinct(interactions["user_id"]).as_py(), "num_items": len(items)}
-    log("items", f"split rows {made.facts['split_rows']}")
-    tables = {
-        "items": items.sort_by("item_id"),
-        "interactions": interactions.sort_by([("user_id", "ascending"), ("position", "ascending")]),
-        "histories": made.table,  # sorted by user_id and time
-    }
-    users = partitions.range_starts(interactions["user_id"], config.data.users_per_part)
-    starts = dict.fromkeys(tables, users) | {"items": partitions.range_starts(items["item_id"], config.data.items_per_part)}
-    rows = {name: artifacts.write_table(store, name, table, starts[name]) for name, table in tables.items()}
-    ranges = {name: {partitions.STARTS: starts[name]} for name in tables}
-    return {
-        "items": Output(rows["items"], rejected_items, images | ranges["items"]),
-        "interactions": Output(rows["interactions"], rejected_interactions, facts | ranges["interactions"]),
-        "histories": Output(rows["histories"], made.rejected, made.facts | ranges["histories"]),
-    }
+def _order(source: Source, data: DataConfig) -> str:
+    """Say what a user's interactions are ordered by."""
+    if source.has_position:
+        return "position"
+    return "timestamp, then " + ("chance" if data.ties == "random" else "the order of rows")
 
 
-def _image_facts(items: pa.Table) -> dict[str, int]:
-    """How many items have an address of an image, and of how many it opens; remote ones are counted where they are shown."""
-    uris = items["image_uri"].to_pylist()
+def _say_losses(prepared: Prepared, left_out: dict[str, int], data: DataConfig) -> None:
+    for what, counts in (("items", prepared.rejected_items), ("interactions", prepared.rejected_interactions)):
+        for reason, count in counts.items():
+            log("items", f"{count:,} of {getattr(prepared, f'num_{what}') + sum(counts.values()):,} {what} left out: {reason}")
+    for reason, count in left_out.items():
+        log("histories", f"{count:,} of {prepared.num_users:,} users dropped: {reason.removeprefix('user with ')}")
+    outside = prepared.rejected_interactions.get(f"interaction outside the {data.core}-core", 0)
+    if outside and prepared.num_interactions < SMALL_SHARE * (prepared.num_interactions + outside):
+        log(
+            "items",
+            f"WARNING: data.core = {data.core} keeps {prepared.num_interactions:,} of "
+            f"{prepared.num_interactions + outside:,} interactions; a smaller core keeps more",
+        )
+
+
+def _count_images(uris: list[str | None]) -> Counter[str]:
     opened, remote = count_images(uris)
-    counts = {"num_image_uris": sum(map(bool, uris)), "num_images": opened}
-    if broken := counts["num_image_uris"] - opened - remote:
-        log("items", f"{broken} of {counts['num_image_uris']} images do not open; their items have their text only")
-    return counts | ({"num_remote_images": remote} if remote else {})
+    return Counter({"uris": sum(map(bool, uris)), "opened": opened, "remote": remote})
+
+
+def _image_facts(counts: Counter[str]) -> dict[str, int]:
+    """How many items have an address of an image, and of how many it opens; remote ones are counted where they are shown."""
+    facts = {"num_image_uris": counts["uris"], "num_images": counts["opened"]}
+    if broken := counts["uris"] - counts["opened"] - counts["remote"]:
+        log("items", f"{broken} of {counts['uris']} images do not open; their items have their text only")
+    return facts | ({"num_remote_images": counts["remote"]} if counts["remote"] else {})
 
 
 if __name__ == "__main__":

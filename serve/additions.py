@@ -38,12 +38,22 @@ class ItemList:
     def read(self) -> None:
         """Take in what other replicas added."""
         for entry in self._journal.read(len(self.items)):
-            self.items.append(entry["item"])
-            self.by_id.setdefault(entry["item"]["item_id"], entry["item"])
+            item = _as_now(entry["item"])
+            self.items.append(item)
+            self.by_id.setdefault(item["item_id"], item)
 
     def add(self, item: dict[str, Any]) -> None:
         """Add an item behind all others."""
         self._journal.append({"item": item}, len(self.items))
+
+
+def _as_now(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item of the journal in today's form; an older entry has its price in USD."""
+    if "price_usd" not in item:
+        return item
+    price = item["price_usd"]
+    kept = {name: value for name, value in item.items() if name != "price_usd"}
+    return kept | {"price": price, "currency": None if price is None else "USD"}
 
 
 class VersionAdditions:

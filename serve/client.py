@@ -94,7 +94,8 @@ def _add(client: Client, arguments: argparse.Namespace) -> Problem | None:
         description=arguments.description,
         brand=arguments.brand,
         categories=arguments.category,
-        price_usd=arguments.price_usd,
+        price=arguments.price,
+        currency=arguments.currency,
         interests=arguments.interest,
     )
     found = client.ask("POST", "/v1/items", item.model_dump())
@@ -186,7 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--description")
     one.add_argument("--brand")
     one.add_argument("--category", action="append", default=[])
-    one.add_argument("--price-usd", type=float)
+    one.add_argument("--price", type=float)
+    one.add_argument("--currency", help="ISO 4217 code of the price's currency, such as EUR")
     one.add_argument("--interest", action="append", default=[], help="a trusted interest, strongest first; may be repeated")
     one.set_defaults(run=_add)
 

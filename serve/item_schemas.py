@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from serve.schemas import Category, Contract, ItemId, Price
+from serve.schemas import Category, Contract, Currency, ItemId, Price
 
 MAX_SEARCH, MAX_CHILDREN, MAX_NEW_INTERESTS = 50, 4096, 64
 
@@ -20,7 +20,9 @@ class Item(Contract):
     description: str | None = None
     brand: str | None = None
     categories: list[str] = Field(default_factory=list)
-    price_usd: float | None = None
+    price: float | None = None
+    currency: str | None = None
+    """ISO 4217 code of the price's currency; null where nobody knows."""
     image: str | None = None
     """Path of the item's image on this server."""
     sid: list[int]
@@ -82,7 +84,9 @@ class NewItem(Contract):
     description: Text | None = None
     brand: Words | None = None
     categories: list[Category] = Field([], max_length=32)
-    price_usd: Price | None = None
+    price: Price | None = None
+    currency: Currency | None = None
+    """ISO 4217 code of the price's currency."""
     interests: list[Words] = Field([], max_length=MAX_NEW_INTERESTS)
     """Trusted interests, strongest first; they enter the item's vector as those of the run's items do."""
 

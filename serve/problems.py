@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -142,6 +143,12 @@ def no_items_left(num_items: int) -> ProblemError:
     """Say that the filters exclude everything."""
     detail = f"allow, deny and exclude_history leave none of the {num_items} items; loosen them"
     return ProblemError("no-items-left", 422, "The filters leave no item", detail, fields=["allow", "deny", "exclude_history"])
+
+
+def currency_needed(known: Sequence[str]) -> ProblemError:
+    """Say that a number alone is no price here."""
+    detail = f"prices of this version are in {', '.join(known)}; give a currency beside min_price and max_price"
+    return ProblemError("currency-needed", 422, "A price without its currency", detail, fields=["currency"])
 
 
 def unknown_model(name: str, known: list[str]) -> ProblemError:

@@ -14,6 +14,7 @@ from serve.problems import (
     ProblemError,
     beam_too_wide,
     cannot_steer,
+    currency_needed,
     empty_history,
     k_too_large,
     no_items_left,
@@ -147,6 +148,10 @@ def _check_steer(run: ServedRun, request: RecommendRequest) -> None:
 def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:
     if request.allow is None and request.deny is None and not request.exclude_history:
         return None
+    for wanted in (request.allow, request.deny):
+        priced = wanted is not None and (wanted.min_price is not None or wanted.max_price is not None)
+        if priced and wanted.currency is None and len(run.facts.currencies) > 1:
+            raise currency_needed(run.facts.currencies)
     allowed = np.ones(run.trie.num_items, bool) if request.allow is None else run.matching(request.allow)
     for condition in request.deny.conditions() if request.deny else ():
         allowed &= ~run.matching(condition)
@@ -165,7 +170,7 @@ def image_path(item_id: str, image_uri: str | None) -> str | None:
 def _items(
     run: ServedRun, places: Int[np.ndarray, " M"], scores: list[float | None], reasons: list[list[str]]
 ) -> list[RecommendedItem]:
-    rows = run.facts.table.select(["item_id", "title", "price_usd", "image_uri"]).take(places_array(places)).to_pylist()
+    rows = run.facts.table.select(["item_id", "title", "price", "currency", "image_uri"]).take(places_array(places)).to_pylist()
     codes = run.trie.codes[np.asarray(places, np.int64)].tolist()
     return [
         RecommendedItem(
@@ -174,7 +179,8 @@ def _items(
             title=row["title"],
             reasons=why,
             sid=[code for code in sid if code >= 0],
-            price_usd=row["price_usd"],
+            price=row["price"],
+            currency=row["currency"],
             image=image_path(row["item_id"], row["image_uri"]),
         )
         for row, sid, score, why in zip(rows, codes, scores, reasons, strict=False)

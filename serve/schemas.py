@@ -12,7 +12,8 @@ UserId = ItemId
 Category = ItemId
 VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-
+Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+"""ISO 4217 code, such as EUR."""
 
 Source = Literal["ranker", "policy", "popularity"]
 
@@ -30,17 +31,19 @@ class ItemFilter(Contract):
     """Just these items; ids that are not in the catalogue mean nothing."""
     categories: list[Category] | None = Field(None, max_length=MAX_FILTER)
     """Items with at least one of these categories."""
-    min_price_usd: Price | None = None
+    min_price: Price | None = None
     """Items of at least this price; an item without a price has none."""
-    max_price_usd: Price | None = None
+    max_price: Price | None = None
     """Items of at most this price; an item without a price has none."""
+    currency: Currency | None = None
+    """Items priced in this currency; needed beside a price where the version has several (`currencies` of `GET /v1/models`)."""
 
     def conditions(self) -> "list[ItemFilter]":
-        """Return a filter for each condition; the two ends of a price range are one."""
+        """Return a filter for each condition; a price range with its currency is one."""
         parts = [
             ItemFilter(item_ids=self.item_ids),
             ItemFilter(categories=self.categories),
-            ItemFilter(min_price_usd=self.min_price_usd, max_price_usd=self.max_price_usd),
+            ItemFilter(min_price=self.min_price, max_price=self.max_price, currency=self.currency),
         ]
         return [part for part in parts if part != ItemFilter()]
 
@@ -78,7 +81,7 @@ class RecommendRequest(Contract):
     allow: ItemFilter | None = None
     """Only items that meet all of these conditions may come out."""
     deny: ItemFilter | None = None
-    """Items that meet any of these conditions may not come out; the two ends of a price range are one condition."""
+    """Items that meet any of these conditions may not come out; a price range with its currency is one condition."""
     steer: list[Steer] = Field([], max_length=8)
     """What the list should have more of, or less; only where the version has a ranker."""
     exclude_history: bool = False
@@ -103,7 +106,9 @@ class RecommendedItem(Contract):
     canonical interest, or where the run has none, those that read the same."""
     sid: list[int]
     """Semantic ID, one code per level."""
-    price_usd: float | None = None
+    price: float | None = None
+    currency: str | None = None
+    """ISO 4217 code of the price's currency; null where nobody knows."""
     image: str | None = None
     """Path of the item's image on this server."""
     sources: list[str] = []
@@ -192,6 +197,8 @@ class Version(Contract):
     """Items that were added by `POST /v1/items` since the run."""
     level_sizes: list[int]
     """Codes per level of the semantic IDs."""
+    currencies: list[str]
+    """ISO 4217 codes of the currencies that its items' prices are in; none where nobody knows."""
     max_history: int
     """Newest items of a history that the policy sees."""
     beam_width: int

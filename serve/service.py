@@ -217,6 +217,7 @@ class Service:
             num_items=run.trie.num_items,
             num_new_items=run.num_new_items,
             level_sizes=list(run.trie.level_sizes),
+            currencies=list(run.facts.currencies),
             max_history=run.max_history,
             beam_width=self.arguments.beam_width,
         )

@@ -31,7 +31,8 @@ def test_a_table_reads_back_with_the_columns_the_schema_adds(tmp_path):
             "description": None,
             "brand": None,
             "categories": None,
-            "price_usd": None,
+            "price": None,
+            "currency": None,
             "image_uri": None,
         }
     ]

@@ -1,5 +1,6 @@
 """Where a run lives, where its data comes from, and what it runs on."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -43,9 +44,9 @@ class DataConfig(Section):
     source: Literal["synthetic", "parquet"] = "synthetic"
     """The embedded shop, or a folder of Parquet tables in the common form."""
     path: str = ""
-    """Folder with items.parquet, interactions.parquet and optionally splits/, as jobs.import_data writes it (source = "parquet")."""
-    columns: dict[str, str | tuple[str, ...]] = {}
-    """Names of columns that jobs.import_data would not guess: ours = theirs, or ours = [theirs in one file, theirs in another]."""
+    """Folder with items.parquet, interactions.parquet and perhaps splits/, as jobs.import_data writes it (source = "parquet")."""
+    columns: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """Columns that jobs.import_data would not guess: ours = theirs, or ours = [theirs in one file, theirs in another]."""
     split: Literal["official", "leave_one_out", "temporal"] = "leave_one_out"
     """The splits/ folder of the data; or last two items of a user held out; or 80/10/10 % of targets by time."""
     orphans: Literal["error", "drop"] = "error"
@@ -133,6 +134,8 @@ class ClusterConfig(Section):
     """Ray cluster to join; empty joins RAY_ADDRESS or starts a local Ray."""
     num_cpus: int = Field(0, ge=0)
     """Logical CPUs of a local Ray; 0 gives the machine's, at least 8 (each stage of a pipeline holds one)."""
+    prepare_memory_gib: float = Field(1.5, ge=0.25)
+    """Memory of the database that prepares data, GiB; what needs more goes to disk."""
     encode_batch_size: int = Field(256, ge=1)
     """Texts per encoder call."""
     encode_workers: int = Field(1, ge=1)

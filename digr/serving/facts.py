@@ -19,8 +19,12 @@ class ItemFacts(NamedTuple):
     """Columns of `items`."""
     words: pa.Array
     """Titles for the search, see `words_of`."""
-    price_usd: Float[np.ndarray, " N"]
+    price: Float[np.ndarray, " N"]
     """nan where an item has no price."""
+    currencies: tuple[str, ...]
+    """Those that the items' prices name, in alphabetical order; empty where nobody knows."""
+    currency: Int[np.ndarray, " N"]
+    """Place of an item's currency in `currencies`, -1 where its price names none or it has no price."""
     categories: IdIndex
     category_rows: Int[np.ndarray, " F"]
     """Items of all categories, category by category."""
@@ -46,11 +50,16 @@ def index_facts(items: pa.Table, popularity: Int[np.ndarray, " N"]) -> ItemFacts
     codes = coded.indices.to_numpy(zero_copy_only=False)
     order = np.argsort(codes, kind="stable")
     names = coded.dictionary
+    price = items["price"].cast(pa.float64()).fill_null(np.nan).to_numpy()
+    named_currency = pc.if_else(pa.array(np.isfinite(price)), items["currency"].combine_chunks(), None)
+    currencies = sorted(pc.unique(named_currency).drop_null().to_pylist())
     return ItemFacts(
         ids=build_id_index(items["item_id"]),
         table=items,
         words=words_of(items["title"].combine_chunks()),
-        price_usd=items["price_usd"].cast(pa.float64()).fill_null(np.nan).to_numpy(),
+        price=price,
+        currencies=tuple(currencies),
+        currency=pc.index_in(named_currency, value_set=pa.array(currencies, pa.string())).fill_null(-1).to_numpy(),
         categories=build_id_index(names),
         category_rows=parents[order],
         category_offsets=np.searchsorted(codes[order], np.arange(len(names) + 1)),
@@ -63,12 +72,14 @@ def matching_items(
     *,
     item_ids: Sequence[str] | None = None,
     categories: Sequence[str] | None = None,
-    min_price_usd: float | None = None,
-    max_price_usd: float | None = None,
+    min_price: float | None = None,
+    max_price: float | None = None,
+    currency: str | None = None,
 ) -> Bool[np.ndarray, " N"]:
     """Mark the items that meet every condition given; with no condition, all.
 
-    Ids and categories that do not exist mean nothing, and an item without a price is in no price range.
+    Ids, categories and currencies that do not exist mean nothing, and an item without a price is in no price range. Without a
+    currency the numbers alone are compared, which is right where `facts.currencies` has one at most.
     """
     match = np.ones(len(facts.ids), bool)
     if item_ids is not None:
@@ -82,10 +93,13 @@ def matching_items(
             if category >= 0:
                 within[facts.category_rows[facts.category_offsets[category] : facts.category_offsets[category + 1]]] = True
         match &= within
-    if min_price_usd is not None:
-        match &= facts.price_usd >= min_price_usd
-    if max_price_usd is not None:
-        match &= facts.price_usd <= max_price_usd
+    if min_price is not None:
+        match &= facts.price >= min_price
+    if max_price is not None:
+        match &= facts.price <= max_price
+    if currency is not None:
+        known = currency in facts.currencies
+        match &= facts.currency == facts.currencies.index(currency) if known else np.zeros_like(match)
     return match
 
 

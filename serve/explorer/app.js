@@ -168,6 +168,7 @@ async function begin() {
     byId("other").replaceChildren(el("option", { value: "" }, data.length > 1 ? "nothing" : "only one loaded"), ...options());
     byId("other").value = data.some((version) => version.id === chosen[1]) ? chosen[1] : "";
     byId("other").disabled = data.length < 2;
+    filters.offerCurrencies(data.flatMap((version) => version.currencies));
     byId("k").max = Math.min(...data.map((version) => version.beam_width));
     byId("columns").replaceChildren();
     await restore();

@@ -44,8 +44,11 @@ export function sidTile(sid) {
   return svg;
 }
 
-/** Price in dollars as people write it. */
-export const dollars = (price) => `$${price.toFixed(2)}`;
+/** A price as people write it in its currency; the bare number where the currency is not known. */
+export function money(price, currency) {
+  if (!/^[A-Z]{3}$/.test(currency ?? "")) return [price.toLocaleString("en"), currency].filter(Boolean).join(" ");
+  return new Intl.NumberFormat("en", { style: "currency", currency }).format(price);
+}
 
 /** `1 item`, `2 items`. */
 export const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;

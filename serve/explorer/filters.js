@@ -40,6 +40,7 @@ export function setUpFilters(changed) {
   byId("never").addEventListener("click", () => take("never"));
   byId("category").addEventListener("keydown", (event) => { if (event.key === "Enter") take("only"); });
   for (const id of ["k", "min", "max", "exclude", "more", "less"]) byId(id).addEventListener("input", update);
+  byId("currency").addEventListener("change", update);
   byId("reset").addEventListener("click", () => {
     categories.clear();
     byId("min").value = byId("max").value = byId("more").value = byId("less").value = "";
@@ -56,13 +57,22 @@ export function setUpFilters(changed) {
       const allow = {};
       const [only, never, low, high] = [named("only"), named("never"), number("min"), number("max")];
       if (only.length) allow.categories = only;
-      if (low !== undefined) allow.min_price_usd = low;
-      if (high !== undefined) allow.max_price_usd = high;
+      if (low !== undefined) allow.min_price = low;
+      if (high !== undefined) allow.max_price = high;
+      if ((low !== undefined || high !== undefined) && !byId("currency-box").hidden) allow.currency = byId("currency").value;
       const fields = { k: number("k") ?? 10, exclude_history: byId("exclude").checked };
       if (Object.keys(allow).length) fields.allow = allow;
       if (never.length) fields.deny = { categories: never };
       if (wishes().length) fields.steer = wishes();
       return fields;
+    },
+    /** Offer the currencies of the versions asked, where a price alone would not say which. */
+    offerCurrencies(names) {
+      const known = [...new Set(names)].sort();
+      const before = byId("currency").value;
+      byId("currency").replaceChildren(...known.map((value) => el("option", { value }, value)));
+      if (known.includes(before)) byId("currency").value = before;
+      byId("currency-box").hidden = known.length < 2;
     },
     /** Offer the categories of these items while typing. */
     offer(items) {

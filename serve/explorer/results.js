@@ -1,7 +1,7 @@
 // Lists of recommendations, one column per version, with the places that differ marked.
 
 import { picture, problemBox } from "./api.js";
-import { codeColour, count, dollars, el } from "./dom.js";
+import { codeColour, count, el, money } from "./dom.js";
 
 const SHOWN_REASONS = 4;
 const MAKERS = { ranker: "all sources, ranked", policy: "by the policy", popularity: "by popularity" };
@@ -49,7 +49,7 @@ function card(item, rank, { share, move, answer, actions }) {
     el("div", { class: "what" },
       el("h3", { class: "title" }, item.title),
       el("p", { class: "facts" },
-        item.price_usd !== null && item.price_usd !== undefined && el("span", { class: "price" }, dollars(item.price_usd)),
+        item.price !== null && item.price !== undefined && el("span", { class: "price" }, money(item.price, item.currency)),
         share !== null && scoreOf(item, share),
         move && el("span", { class: `move ${move.kind}`, title: move.words }, el("span", { "aria-hidden": "true" }, move.sign), el("span", { class: "hidden" }, move.words)),
       ),

@@ -6,14 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digr.data import amazon
-from digr.data.histories import BLOCK_VALUES, build_histories, from_official_splits
-from digr.data.sequences import k_core
-from digr.tables import SPLITS, TABLES, check_table
+from digr.data.histories import BLOCK_VALUES
+from digr.tables import SPLITS, TABLES, check_table, conform
+from tests.data.prepared import build_histories
+from tests.data.test_common_form import prepare
 from tests.real_data import real_folder
 
 Row = tuple[str, int, str, int | None]
@@ -164,11 +165,13 @@ def test_k_core_equals_removing_one_row_at_a_time(rows, core):
         if not short:
             break
         left.remove(short[0])
-    if not left:
-        with pytest.raises(ValueError, match=r"data\.core: no interaction is left"):
-            k_core(_interactions(rows), core)
+    try:
+        made = build_histories(_interactions(rows), "leave_one_out", 5, core=core)
+    except ValueError as error:
+        assert ("data.core: no interaction is left" in str(error)) == (not left)
+        assert not left or "is empty" in str(error)
         return
-    assert k_core(_interactions(rows), core).equals(_interactions(left))
+    assert made.interactions.equals(_interactions(sorted(left, key=lambda row: row[:2])))
 
 
 def test_blocks_of_rows_do_not_change_the_table(monkeypatch):
@@ -206,7 +209,7 @@ def test_official_rows_are_kept_and_get_their_times():
         "valid": _official([("u", "wx", "y"), ("v", "ab", "c")]),
         "test": _official([("v", "abc", "d"), ("u", "xy", "z")]),
     }
-    made = from_official_splits(rows, splits, max_history=2)
+    made = build_histories(rows, "official", 2, splits)
     assert _short(made.table) == [
         ("train-000000001", "u", "w", "x"),
         ("valid-000000000", "u", "wx", "y"),
@@ -232,7 +235,7 @@ def test_official_rows_are_kept_and_get_their_times():
 def test_official_rows_out_of_order_are_an_error(split, row):
     splits = {"train": [("u", "a", "b")], "valid": [("u", "ab", "c")], "test": [("u", "abc", "d")]} | {split: [row]}
     with pytest.raises(ValueError, match=rf"splits/{split}\.parquet, row 0: user '{row[0]}'.* do not follow the interactions"):
-        from_official_splits(_interactions(_of("u", "abcd")), {k: _official(v) for k, v in splits.items()}, 10)
+        build_histories(_interactions(_of("u", "abcd")), "official", 10, {k: _official(v) for k, v in splits.items()})
 
 
 def test_a_first_official_row_that_is_shorter_than_later_ones_is_given_what_they_hold():
@@ -242,26 +245,26 @@ def test_a_first_official_row_that_is_shorter_than_later_ones_is_given_what_they
         "valid": _official([("u", "e", "f")]),
         "test": _official([("u", "f", "g")]),
     }
-    short, cut = (from_official_splits(_interactions(_of("u", "abcdefg")), splits, size) for size in (10, 2))
+    short, cut = (build_histories(_interactions(_of("u", "abcdefg")), "official", size, splits) for size in (10, 2))
     assert _short(short.table)[:2] == [("train-000000000", "u", "abc", "d"), ("train-000000001", "u", "abcd", "e")]
     assert [row[2:] for row in _short(cut.table)[:3]] == [("ab", "c"), ("bc", "d"), ("cd", "e")]
 
 
 def test_the_official_industrial_split_is_kept_row_for_row():
-    source = amazon.read_folder(real_folder("amazon18_industrial_minionerec"), official=True)
-    made = from_official_splits(source.interactions, source.splits, max_history=10)
+    folder = real_folder("amazon18_industrial_minionerec")
+    made = prepare(folder, official=True, max_history=10)
     assert made.facts["split_rows"] == {"train": 36_259, "valid": 4_532, "test": 4_533}
-    assert (len(source.items), made.facts["num_users"], len(source.interactions)) == (3_686, 7_694, 53_018)
-    rows = {row["example_id"]: row for row in made.table.to_pylist()}
+    assert (len(made.items), made.facts["num_users"], len(made.interactions)) == (3_686, 7_694, 53_018)
+    rows = {row["example_id"]: row for row in made.histories.to_pylist()}
     for split in SPLITS:
-        for index, row in enumerate(source.splits[split].to_pylist()):
+        for index, row in enumerate(pq.read_table(f"{folder}/splits/{split}.parquet").to_pylist()):
             found = rows[f"{split}-{index:09d}"]
             assert (found["user_id"], found["history"], found["target"]) == (row["user_id"], row["history"], row["target"])
 
 
 def test_the_temporal_split_of_industrial_in_its_official_order_has_the_official_sizes():
-    source = amazon.read_folder(real_folder("amazon18_industrial_minionerec"), official=True)
-    everywhere_equal = pa.array([0] * len(source.interactions)).cast(pa.timestamp("ms", tz="UTC"))
-    timed = source.interactions.set_column(3, "timestamp", everywhere_equal)
+    interactions = pq.read_table(f"{real_folder('amazon18_industrial_minionerec')}/interactions.parquet")
+    everywhere_equal = pa.array([0] * len(interactions)).cast(pa.timestamp("ms", tz="UTC"))
+    timed = conform("interactions", interactions.drop_columns("timestamp").append_column("timestamp", everywhere_equal), "here")
     made = build_histories(timed, "temporal", 10)
     assert made.facts["split_rows"] == {"train": 36_259, "valid": 4_532, "test": 4_533}

@@ -7,11 +7,10 @@ import pytest
 from PIL import Image
 
 from digr.config.run import SyntheticConfig
-from digr.data.histories import build_histories
-from digr.data.sequences import number_values
 from digr.data.shop_words import INTERESTS
 from digr.data.synthetic import build_shop, draw_images, with_images
 from digr.tables import check_table
+from tests.data.prepared import build_histories
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def _hit_rate_at_10(shop, label_of):
     rows = build_histories(shop.interactions, "leave_one_out", 50).table.to_pylist()
     ids = shop.items["item_id"].to_pylist()
     index = {item: at for at, item in enumerate(ids)}
-    label, labels = number_values(pa.chunked_array([[label_of[item] for item in ids]]))
+    labels, label = np.unique([label_of[item] for item in ids], return_inverse=True)
     follows, popularity = np.full((len(labels), len(labels)), 0.05), np.full(len(ids), 0.5)
     for row in rows:
         if row["split"] == "train":
@@ -52,6 +51,7 @@ def test_tables_hold_to_the_schemas_and_the_sizes_asked_for(shop):
     items = check_table("items", shop.items, "shop")
     interactions = check_table("interactions", shop.interactions, "shop")
     assert len(items) == 600 and pc.count_distinct(interactions["user_id"]).as_py() == 2_000
+    assert pc.unique(items["currency"]).to_pylist() == ["USD"]
     assert items["item_id"].to_pylist() == sorted(items["item_id"].to_pylist())
     assert set(interactions["item_id"].to_pylist()) <= set(items["item_id"].to_pylist())
     lengths = np.array(interactions.group_by("user_id").aggregate([([], "count_all")])["count_all"])
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_shop_and_another_seed_another(shop):
 
 def test_times_rise_strictly_along_a_users_positions(shop):
     table = shop.interactions.sort_by([("user_id", "ascending"), ("position", "ascending")])
-    user = number_values(table["user_id"])[0]
+    user = np.unique(table["user_id"].to_pylist(), return_inverse=True)[1]
     time = table["timestamp"].cast(pa.int64()).to_numpy()
     assert (np.diff(time)[np.diff(user) == 0] > 0).all()
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digr.data import transitions
-from digr.data.histories import build_histories, from_official_splits
 from digr.data.ids import build_id_index
 from digr.data.transitions import COLUMNS, count_items, merge_rows, steps_of, training_sequences
 from digr.tables import SPLITS, TABLES
+from tests.data.prepared import build_histories
 
 ITEMS = build_id_index(pa.array(list("abcdef")))
 Log = dict[str, list[tuple[str, int]]]
@@ -87,7 +87,7 @@ def test_each_training_interaction_and_step_is_there_exactly_once(split, data, l
     try:
         if split == "official":
             published = _official(log, data.draw)
-            histories = from_official_splits(_interactions(log), published, max_history).table
+            histories = build_histories(_interactions(log), "official", max_history, published).table
         else:
             histories = build_histories(_interactions(log), split, max_history).table
     except ValueError as error:

@@ -11,7 +11,7 @@ from digr.artifacts import Store
 from digr.config import build_config
 from jobs import prepare_data
 from jobs.runtime.session import Options
-from tests.data.test_amazon import write
+from tests.data.test_common_form import write
 from tests.real_data import real_folder
 
 SHOP = {"num_items": 40, "num_users": 60, "num_interests": 4, "image_size": 16}

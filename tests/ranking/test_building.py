@@ -59,7 +59,7 @@ def test_the_phrases_of_an_item_are_its_trusted_interests_in_small_letters():
 def test_the_pieces_of_a_text_are_its_title_and_its_first_whole_sentences():
     text = "Catches big trout. Yes! Made of carbon fibre; fits a small bag. Ships now to you. One more of these. And one more."
     columns = {"item_id": ["a", "b"], "title": ["Fly Rod", "Bare"], "description": [text, None]}
-    columns |= {name: pa.nulls(2) for name in ("brand", "categories", "price_usd", "image_uri")}
+    columns |= {name: pa.nulls(2) for name in ("brand", "categories", "price", "image_uri")}
     found = text_pieces(conform("items", pa.table(columns), "test")).to_pylist()
     assert [row["interest"] for row in found] == [
         "fly rod",

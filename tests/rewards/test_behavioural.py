@@ -8,9 +8,9 @@ from scipy.sparse import csr_matrix
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config.run import SyntheticConfig
-from digr.data.histories import build_histories
 from digr.data.synthetic import build_shop
 from digr.rewards.behavioural import behavioural_table, lift_probability, transition_counts
+from tests.data.prepared import build_histories
 from tests.nested_interests import nest_rows
 
 

@@ -66,12 +66,13 @@ def test_models_changes_the_default_version_and_goes_back(url, capsys):
 
 
 def test_add_puts_an_item_into_every_version(url, capsys):
-    words = ["--title", "A brass lamp", "--category", "lamps", "--price-usd", "9.5", "--interest", "warm light"]
+    words = ["--title", "A brass lamp", "--category", "lamps", "--price", "9.5", "--currency", "EUR"]
+    words += ["--interest", "warm light"]
     assert main(["--url", url, "add", "lamp 1", *words]) == 0
     added = dict(line.split("  ") for line in capsys.readouterr().out.splitlines())
     assert main(["--url", url, "items", "--item", "lamp 1"]) == 0
     item = json.loads(capsys.readouterr().out)
-    assert (item["title"], item["categories"], item["price_usd"]) == ("A brass lamp", ["lamps"], 9.5)
+    assert (item["title"], item["categories"], item["price"], item["currency"]) == ("A brass lamp", ["lamps"], 9.5, "EUR")
     assert item["interests"] == ["warm light"]
     assert added.keys() == {"one", "two"} and added["one"].split() == [str(code) for code in item["sid"]]
 

@@ -124,7 +124,7 @@ def test_filters_narrow_the_list_and_a_filter_that_leaves_nothing_says_so(page, 
     page.type("c1")
     page.click("#only")
     page.click("#exclude")
-    only = {"categories": ["c1"], "max_price_usd": 30}
+    only = {"categories": ["c1"], "max_price": 30}
     expected = [item["item_id"] for item in _listed(url, history=["item05", "item06"], allow=only, exclude_history=True)]
     assert expected and "item05" not in expected
     page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
@@ -136,6 +136,29 @@ def test_filters_narrow_the_list_and_a_filter_that_leaves_nothing_says_so(page, 
     assert "allow, deny and exclude_history leave none of the 60 items; loosen them" in page.text(".columns .problem")[0]
     page.click("#reset")
     page.wait("document.querySelectorAll('.card').length === 10")
+
+
+def test_a_price_is_shown_in_its_currency_and_one_is_chosen_only_where_there_are_several(browser, page, url, tmp_path):
+    _open(page, url, "item05", "item06")
+    shown = dict(zip(_shown(page), page.js("[...document.querySelectorAll('.card')].map((card) => card.innerText)"), strict=True))
+    priced = [item for item in shown if int(item[4:]) % 7]
+    assert priced and all(f"€{int(item[4:])}.00" in shown[item] for item in priced)
+    assert page.js("document.getElementById('currency-box').hidden")
+    with serve_two_versions(tmp_path, currencies=("EUR", "JPY", None)) as several:
+        _open(page, several, "item05", "item06")
+        page.click("#max")
+        page.type("30")
+        page.choose("#currency", "JPY")
+        only = {"max_price": 30, "currency": "JPY"}
+        expected = [item["item_id"] for item in _listed(several, history=["item05", "item06"], allow=only)]
+        page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
+        assert page.text(".card .price") == [f"¥{int(item[4:])}" for item in expected]
+        page.choose("#currency", "EUR")
+        page.wait("document.querySelector('.card .price')?.textContent.startsWith('€')")
+        page.click("#reset")
+        page.wait("[...document.querySelectorAll('.card .price')].some((price) => /^[0-9]+$/.test(price.textContent))")
+        page.events.clear()  # of the other server
+    page.open(f"{url}/#")
 
 
 def test_wishes_are_sent_and_a_version_without_a_ranker_says_that_it_has_none(page, url):

@@ -109,12 +109,14 @@ def test_unknown_items_of_a_history_are_named_and_the_others_count(client):
 
 FILTERS = [
     ({"allow": {"categories": ["c1", "c2"]}}, lambda i: i % 4 in (1, 2)),
-    ({"allow": {"min_price_usd": 10, "max_price_usd": 20}}, lambda i: i % 7 and 10 <= i <= 20),
-    ({"allow": {"min_price_usd": 50}}, lambda i: i % 7 and i >= 50),
+    ({"allow": {"min_price": 10, "max_price": 20}}, lambda i: i % 7 and 10 <= i <= 20),
+    ({"allow": {"min_price": 50}}, lambda i: i % 7 and i >= 50),
     ({"allow": {"item_ids": ["item07", "item09", "ghost"]}}, lambda i: i in (7, 9)),
-    ({"allow": {"categories": ["c1"], "max_price_usd": 30}}, lambda i: i % 7 and i % 4 == 1 and i <= 30),
+    ({"allow": {"categories": ["c1"], "max_price": 30}}, lambda i: i % 7 and i % 4 == 1 and i <= 30),
     ({"deny": {"categories": ["c1"], "item_ids": ["item08"]}}, lambda i: i % 4 != 1 and i != 8),
-    ({"deny": {"min_price_usd": 5, "max_price_usd": 55}}, lambda i: not (i % 7 and 5 <= i <= 55)),
+    ({"deny": {"min_price": 5, "max_price": 55}}, lambda i: not (i % 7 and 5 <= i <= 55)),
+    ({"allow": {"currency": "EUR"}}, lambda i: i % 7),
+    ({"deny": {"currency": "CHF", "max_price": 30}}, lambda i: True),
     ({"allow": {"categories": ["all"]}, "deny": {"categories": ["c0", "nothing"]}}, lambda i: i % 4 != 0),
     ({"allow": {}, "deny": {}}, lambda i: True),
     ({"exclude_history": True}, lambda i: i not in (3, 4)),
@@ -163,7 +165,34 @@ def test_an_item_of_a_list_says_what_it_is(client, run):
     assert item["title"] == f"Title {item['item_id']}"
     assert item["sid"] == run.trie.codes[place].tolist()
     index = int(item["item_id"][4:])
-    assert item["price_usd"] == (None if index % 7 == 0 else index)
+    assert (item["price"], item["currency"]) == (None if index % 7 == 0 else index, "EUR")
+
+
+@pytest.fixture(scope="module")
+def two_currencies(tmp_path_factory):
+    store = write_run(str(tmp_path_factory.mktemp("two")), currencies=("EUR", "JPY", None))
+    return serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH))
+
+
+def test_a_price_needs_its_currency_where_there_are_several(two_currencies):
+    """A number was compared with the numbers of all items, whatever they were in."""
+    (version,) = two_currencies.get("/v1/models").json()["data"]
+    assert version["currencies"] == ["EUR", "JPY"]
+    for side in ("allow", "deny"):
+        refused = _ask(two_currencies, history=["item03"], **{side: {"max_price": 30}})
+        assert (refused.status_code, refused.json()["type"], refused.json()["fields"]) == (422, "currency-needed", ["currency"])
+        assert refused.json()["detail"] == (
+            "prices of this version are in EUR, JPY; give a currency beside min_price and max_price"
+        )
+    found = _ids(two_currencies, history=["item03"], k=BEAM_WIDTH, allow={"max_price": 20, "currency": "JPY"})
+    assert sorted(found) == [f"item{index:02d}" for index in (1, 4, 10, 13, 16, 19)]  # every third, but for item07
+    kept = _ids(two_currencies, history=["item03"], k=BEAM_WIDTH, deny={"currency": "JPY"}, allow={"categories": ["c1"]})
+    assert set(kept) <= {f"item{index:02d}" for index in range(1, 60, 4) if index % 3 != 1 or index % 7 == 0}
+
+
+def test_a_price_without_a_currency_has_none(two_currencies):
+    shown = [two_currencies.get(f"/v1/items/item{index:02d}").json() for index in (3, 4, 5)]
+    assert [(item["price"], item["currency"]) for item in shown] == [(3.0, "EUR"), (4.0, "JPY"), (5.0, None)]
 
 
 def test_a_batch_has_a_reply_or_a_problem_for_each_request(client):
@@ -191,6 +220,8 @@ PROBLEMS = [
     ({"history": [*ONE, "ghost", "ghost"], "unknown": "refuse"}, 422, "unknown-items", "1 items of the history are not in the"),
     ({"history": ONE, "allow": {"categories": ["no"]}}, 422, "no-items-left", "leave none of the 60 items; loosen them"),
     ({"history": ONE, "deny": {"categories": ["all"]}}, 422, "no-items-left", "allow, deny and exclude_history leave none"),
+    ({"history": ONE, "allow": {"currency": "eur"}}, 422, "invalid-request", "allow.currency: String should match pattern"),
+    ({"history": ONE, "allow": {"max_price_usd": 3}}, 422, "invalid-request", "allow.max_price_usd: Extra inputs are not"),
     ({"history": ONE, "model": "other"}, 404, "unknown-model", "there is no model 'other'; loaded are main"),
 ]
 

@@ -13,7 +13,8 @@ NEW = {
     "item_id": "new1",
     "title": "A brass lamp",
     "categories": ["lamps"],
-    "price_usd": 9.5,
+    "price": 9.5,
+    "currency": "EUR",
     "interests": ["warm light", "interest 1"],
 }
 
@@ -49,7 +50,8 @@ def test_a_new_item_is_recommendable_on_every_replica_and_after_a_restart(argume
     for client in (one, two, serve_without_ray(arguments, "three")):
         item = client.get("/v1/items/new1").json()
         assert item["sid"] == added.json()["sids"]["main"]
-        assert (item["title"], item["categories"], item["price_usd"]) == ("A brass lamp", ["lamps"], 9.5)
+        assert (item["title"], item["categories"]) == ("A brass lamp", ["lamps"])
+        assert (item["price"], item["currency"]) == (9.5, "EUR")
         assert item["interests"] == ["warm light", "interest 1"]
         reply = client.post("/v1/recommend", json={"history": ["item01"], "allow": {"categories": ["lamps"]}}).json()
         assert [(item["item_id"], item["reasons"]) for item in reply["items"]] == [("new1", ["interest 1"])]
@@ -79,6 +81,16 @@ def test_two_replicas_that_add_at_once_give_two_semantic_ids(arguments):
     for client in (one, two):
         _follow(client)
         assert [client.get(f"/v1/items/{item}").json()["sid"] for item in ("x", "y")] == sids
+
+
+def test_an_item_that_was_added_when_prices_were_in_usd_stays_what_it_is(arguments, tmp_path):
+    old = {name: value for name, value in NEW.items() if name not in ("price", "currency")}
+    Journal(tmp_path / "items").append({"item": old | {"price_usd": 9.5, "description": None, "brand": None}}, 0)
+    client = serve_without_ray(arguments)
+    item = client.get("/v1/items/new1").json()
+    assert (item["price"], item["currency"]) == (9.5, "USD")
+    assert client.post("/v1/items", json=NEW | {"currency": "USD"}).json()["is_new"] is False
+    assert client.post("/v1/items", json=NEW).json()["type"] == "item-exists"
 
 
 def test_items_are_added_up_to_a_limit(arguments):

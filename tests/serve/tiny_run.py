@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,13 @@ def _write_quantiser(store: Store) -> None:
     artifacts.commit(store, Manifest(name="quantiser"))
 
 
-def write_run(root: str, seed: int = 3, policy: str = "policy_sft", max_tokens: int = 64) -> Store:
-    """Write what the endpoint reads of a run: 60 items, item i of category `c<i % 4>` at i dollars, every 7th without a price."""
+def write_run(
+    root: str, seed: int = 3, policy: str = "policy_sft", max_tokens: int = 64, currencies: Sequence[str | None] = ("EUR",)
+) -> Store:
+    """Write what the endpoint reads of a run: 60 items, item i of category `c<i % 4>` at a price of i, every 7th without one.
+
+    The items' currencies are the given ones in turn.
+    """
     store = Store(root)
     ids = [f"item{index:02d}" for index in range(NUM_ITEMS)]
     numbers = np.random.default_rng(0).permutation(8**3)[:NUM_ITEMS]
@@ -60,7 +66,8 @@ def write_run(root: str, seed: int = 3, policy: str = "policy_sft", max_tokens: 
         "title": [f"Title {item}" for item in ids],
         "description": [None if index % 2 else f"About {item}" for index, item in enumerate(ids)],
         "categories": [["all", f"c{index % 4}"] for index in range(NUM_ITEMS)],
-        "price_usd": [None if index % 7 == 0 else float(index) for index in range(NUM_ITEMS)],
+        "price": [None if index % 7 == 0 else float(index) for index in range(NUM_ITEMS)],
+        "currency": [currencies[index % len(currencies)] for index in range(NUM_ITEMS)],
     }
     put(store, "items", items)
     sids = {"item_id": ids, "codes": pa.array(codes.tolist(), pa.list_(pa.int32()))}

@@ -17,7 +17,8 @@ def _items(rng: np.random.Generator) -> list[dict]:
             "item_id": f"i{index}",
             "title": " ".join(rng.choice(WORDS, rng.integers(1, 4))),
             "categories": None if rng.random() < 0.2 else rng.choice(["a", "b", "c", ""], rng.integers(0, 3)).tolist(),
-            "price_usd": None if rng.random() < 0.2 else float(rng.integers(0, 20)),
+            "price": None if rng.random() < 0.2 else float(rng.integers(0, 20)),
+            "currency": None if rng.random() < 0.2 else str(rng.choice(["EUR", "JPY"])),
         }
         for index in range(NUM)
     ]
@@ -35,17 +36,28 @@ def both(request):
 @pytest.mark.parametrize("item_ids", [None, [], ["i3", "i7", "ghost", "i3"]])
 @pytest.mark.parametrize("categories", [None, [], ["a"], ["b", "c"], ["nothing", ""]])
 @pytest.mark.parametrize(("low", "high"), [(None, None), (5, None), (None, 5), (5, 9), (9, 5)])
-def test_a_filter_marks_the_items_that_meet_every_condition(both, item_ids, categories, low, high):
+@pytest.mark.parametrize("currency", [None, "EUR", "CHF"])
+def test_a_filter_marks_the_items_that_meet_every_condition(both, item_ids, categories, low, high, currency):
     items, facts = both
     expected = [
         (item_ids is None or item["item_id"] in item_ids)
         and (categories is None or bool(set(categories) & (set(item["categories"] or []) - {""})))
-        and (low is None or (item["price_usd"] is not None and item["price_usd"] >= low))
-        and (high is None or (item["price_usd"] is not None and item["price_usd"] <= high))
+        and (low is None or (item["price"] is not None and item["price"] >= low))
+        and (high is None or (item["price"] is not None and item["price"] <= high))
+        and (currency is None or (item["price"] is not None and item["currency"] == currency))
         for item in items
     ]
-    found = matching_items(facts, item_ids=item_ids, categories=categories, min_price_usd=low, max_price_usd=high)
+    found = matching_items(facts, item_ids=item_ids, categories=categories, min_price=low, max_price=high, currency=currency)
     assert found.tolist() == expected
+
+
+def test_the_currencies_of_a_catalogue_are_those_of_its_prices():
+    rows = [("a", 1.0, "JPY"), ("b", 2.0, None), ("c", None, "CHF"), ("d", 3.0, "EUR"), ("e", 4.0, "JPY")]
+    named = [{"item_id": item, "title": item, "price": price, "currency": currency} for item, price, currency in rows]
+    facts = index_facts(pa.Table.from_pylist(named, schema=table_spec("items").schema), np.arange(5))
+    assert (facts.currencies, facts.currency.tolist()) == (("EUR", "JPY"), [1, -1, -1, 0, 1])
+    unnamed = pa.Table.from_pylist([{"item_id": "a", "title": "a", "price": 1.0}], schema=table_spec("items").schema)
+    assert index_facts(unnamed, np.arange(1)).currencies == ()
 
 
 @pytest.mark.parametrize("query", ["brass", "LAMP", "lamp brass", "über", "cool", "3m", "ass", "brass lamp", ""])

@@ -10,13 +10,13 @@ from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import Config, apply_overrides, build_config
 from digr.config.run import SyntheticConfig
-from digr.data.histories import build_histories
 from digr.data.ids import build_id_index
 from digr.data.synthetic import build_shop
 from digr.interests.item_lines import ItemLines
 from digr.interests.prompts import interests_known, user_requests
 from jobs.training.policy_data import read_prompts
 from jobs.training.policy_examples import build_examples
+from tests.data.prepared import build_histories
 from tests.nested_interests import nest_rows
 
 pytestmark = pytest.mark.ray

@@ -4,10 +4,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from digr.data.amazon import read_folder, source_files
+from digr.config import build_config
+from digr.data.common_form import open_folder, source_files
+from digr.data.preparing import PreparedTables, prepare_tables
 from digr.tables import check_table
 from tests.real_data import real_folder
 
@@ -38,7 +41,14 @@ def write(folder: Path, items: dict = {}, interactions: dict = {}, **splits: dic
     return str(folder)
 
 
-def test_columns_are_mapped_and_other_columns_ignored(tmp_path):
+def prepare(folder: str, official: bool = False, **data: object) -> PreparedTables:
+    """Read a folder and prepare it in memory."""
+    chosen = {"source": "parquet", "path": folder, "split": "official" if official else "leave_one_out"} | data
+    config = build_config({"run": {"dir": "unused"}, "data": chosen}, "here").data
+    return prepare_tables(open_folder(folder, official, config.strip_html), config)
+
+
+def test_columns_are_mapped_and_other_columns_are_named(tmp_path):
     folder = write(
         tmp_path,
         {
@@ -46,13 +56,15 @@ def test_columns_are_mapped_and_other_columns_ignored(tmp_path):
             "brand": [" ", None, "Cee"],
             "categories": [[], ["x", "y"], None],
             "price": pa.array([1.5, float("nan"), None], pa.float32()),
+            "currency": ["EUR", "EUR", " "],
             "image_url": ["https://example.org/b.jpg", "https://example.org/a.jpg", ""],
             "image_file": ["", "images/a.jpg", ""],
             "sales_rank": [1, 2, 3],
         },
         {"timestamp": [1_500_000_000, None, None, 1_500_000_001], "rating": pa.array([5, None, 1, 2], pa.float32())},
     )
-    source = read_folder(folder, official=True)
+    source = prepare(folder, official=True)
+    assert source.notes == [f"{folder}/items.parquet: columns that are not read: sales_rank"]
     a, b, c = source.items.to_pylist()
     assert a == {
         "item_id": "a",
@@ -60,26 +72,29 @@ def test_columns_are_mapped_and_other_columns_ignored(tmp_path):
         "description": "good",
         "brand": None,
         "categories": ["x", "y"],
-        "price_usd": None,
+        "price": None,
+        "currency": "EUR",
         "image_uri": f"{tmp_path}/images/a.jpg",
     }
-    assert (b["description"], b["brand"], b["categories"], b["price_usd"]) == (None, None, None, 1.5)
+    assert (b["description"], b["brand"], b["categories"], b["price"]) == (None, None, None, 1.5)
+    assert (b["currency"], c["currency"]) == ("EUR", None)
     assert (b["image_uri"], c["image_uri"], c["brand"]) == ("https://example.org/b.jpg", None, "Cee")
     check_table("interactions", source.interactions, "here")
+    test = source.histories.filter(pc.equal(source.histories["split"], "test")).to_pylist()
+    assert [(row["user_id"], row["history"], row["target"]) for row in test] == [("u", ["a", "b", "c"], "a")]
     assert source.interactions["timestamp"][0].as_py() == datetime(2017, 7, 14, 2, 40, tzinfo=UTC)
     assert source.interactions["timestamp"].null_count == 2
-    assert source.splits["test"].to_pylist() == [{"user_id": "u", "history": ["a", "b", "c"], "target": "a"}]
 
 
 def test_millisecond_times_are_told_from_seconds_by_their_size(tmp_path):
     folder = write(tmp_path, interactions={"timestamp": [1_500_000_000_123] * 4})
-    assert read_folder(folder, False).interactions["timestamp"][0].as_py() == datetime(2017, 7, 14, 2, 40, 0, 123_000, UTC)
+    assert prepare(folder).interactions["timestamp"][0].as_py() == datetime(2017, 7, 14, 2, 40, 0, 123_000, UTC)
 
 
 def test_the_official_splits_are_read_only_when_asked_for(tmp_path):
     folder = write(tmp_path)
     (tmp_path / "splits" / "valid.parquet").unlink()
-    assert read_folder(folder, official=False).splits == {}
+    assert open_folder(folder, official=False).splits == {}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +116,7 @@ def test_a_file_that_is_not_parquet_is_an_error(tmp_path):
     folder = write(tmp_path)
     (tmp_path / "items.parquet").write_text("item_id,title\n")
     with pytest.raises(ValueError, match=r"items\.parquet: not a Parquet file"):
-        read_folder(folder, official=False)
+        prepare(folder)
 
 
 NONE = pa.array([], pa.string())
@@ -110,18 +125,17 @@ BAD = [
     ({"items": {"title": None}}, r"items\.parquet: lacks column title; found item_id"),
     ({"items": {"item_id": [1, 2, 3]}}, r"items\.parquet: table items, column item_id: expected string, found int64"),
     ({"items": {"title": [1, 2, 3]}}, r"items\.parquet: column title: expected string, found int64"),
-    ({"items": {"price": ["1", "2", "3"]}}, r"items\.parquet: table items, column price_usd: expected double, found string"),
+    ({"items": {"price": ["1", "2", "3"]}}, r"items\.parquet: table items, column price: expected double, found string"),
     ({"items": {"categories": ["x", "y", "z"]}}, r"column categories: expected list<string>, found string"),
     ({"items": {"categories": [["x", None], [], []]}}, r"column categories: 1 empty values inside lists"),
     ({"items": {"item_id": ["a", "b", "b"]}}, r"items\.parquet: table items: duplicate key item_id='b'"),
     ({"items": {"title": ["Bee", " ", "Sea"]}}, r"interactions\.parquet, item_id: 1 items have an empty title.*first: 'a'"),
     ({"items": {"item_id": ["a", "b", "d"]}}, r"interactions\.parquet, item_id: 1 items are not in items\.parquet \(first: 'c'"),
-    ({"interactions": {"position": None}}, r"interactions\.parquet: lacks column position; found user_id, item_id"),
     ({"interactions": {"position": ["0", "1", "2", "3"]}}, r"column position: expected int32, found string"),
     ({"interactions": {"position": [0, 1, 2, 2]}}, r"table interactions: duplicate key user_id='u', position=2"),
     ({"interactions": {"user_id": ["u", None, "u", "u"]}}, r"column user_id: 1 empty values, none allowed"),
     ({"interactions": {"timestamp": ["x"] * 4}}, r"column timestamp: expected timestamp\[ms, tz=UTC\], found string"),
-    ({"interactions": {"timestamp": [10**15] * 4}}, r"timestamp: expected seconds or milliseconds since 1970, found 10{15}"),
+    ({"interactions": {"timestamp": [-1, 5, 6, 7]}}, r"timestamp: expected seconds or milliseconds since 1970, found -1"),
     ({"interactions": {"timestamp": [1_500_000_000, 1_500_000_000_000, None, None]}}, r"mixes seconds and milliseconds"),
     ({"train": {"target": ["zzz"]}}, r"splits/train\.parquet, target: 1 items are not in items\.parquet \(first: 'zzz'\)"),
     ({"test": {"history": [["x1", "x2", "a"]]}}, r"splits/test\.parquet, history: 2 items are not in items\.parquet"),
@@ -137,17 +151,17 @@ BAD = [
 def test_a_wrong_table_is_an_error_that_names_the_file_and_what_is_wrong(tmp_path, changes, message):
     folder = write(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
-        read_folder(folder, official=True)
+        prepare(folder, official=True)
 
 
 def test_an_item_without_title_or_interaction_is_left_out_and_counted(tmp_path):
     folder = write(tmp_path, {"item_id": ["a", "b", "c", "z"], "title": ["Ay", "Bee", "Sea", ""]})
-    source = read_folder(folder, official=False)
+    source = prepare(folder)
     assert source.items["item_id"].to_pylist() == ["a", "b", "c"]
-    assert source.rejected == {"item without title or interaction": 1}
+    assert source.rejected["items"] == {"item without title or interaction": 1}
 
 
 def test_a_real_catalogue_with_posters_points_to_its_image_files():
-    source = read_folder(real_folder("ml100k_posters"), official=True)
+    source = prepare(real_folder("ml100k_posters"), official=True)
     uris = [uri for uri in source.items["image_uri"].to_pylist() if uri]
     assert len(uris) == 1_663 and all(Path(uri).is_file() for uri in uris)

@@ -1,0 +1,120 @@
+"""Time and memory of `jobs.prepare_data` at two sizes, with a 5-core.
+
+Interactions of items that are as uneven as sales are, in no order, with times and descriptions, are written in the common form;
+then the job runs in a process of its own, as a user starts it, and the resident memory of that process and its children is
+watched. `DIGR_INTERACTIONS=100000000` measures that size alone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.harness import Bar, Measurement, main
+
+BAR = Bar(full=1.0, quick=1.0, quick_reason="a thirtieth of the rows: no figure is near its limit")
+"""Of the largest share of its limit that a figure takes."""
+MAX_SECONDS, MAX_GIGABYTES, MAX_GROWTH = 300.0, 3.0, 2.2
+SIZES, SIZES_QUICK = (5_000_000, 10_000_000), (150_000, 300_000)
+ROWS_PER_ITEM, ROWS_PER_USER = 20, 12
+BLOCK_ROWS = 1_000_000
+WORDS = np.array("brass oak steel lamp shelf garden kitchen small large bright folding portable quiet warm winter summer".split())
+
+
+def write_items(folder: Path, num_items: int) -> None:
+    """Write items with a title, a description of some 40 words with markup in it, and a price."""
+    rng = np.random.default_rng(0)
+    schema = pa.schema([("item_id", pa.string()), ("title", pa.string()), ("description", pa.string()), ("price", pa.float64())])
+    with pq.ParquetWriter(folder / "items.parquet", schema) as writer:
+        for first in range(0, num_items, 50_000):
+            numbers = np.arange(first, min(first + 50_000, num_items))
+            words = WORDS[rng.integers(0, len(WORDS), (len(numbers), 40))]
+            columns = {
+                "item_id": [f"B{number:09d}" for number in numbers],
+                "title": [f"{row[0]} {row[1]} {number}" for row, number in zip(words, numbers, strict=True)],
+                "description": [f"<p>{' '.join(row)}</p>" for row in words],
+                "price": rng.lognormal(3, 1, len(numbers)).round(2),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def write_interactions(folder: Path, num_rows: int) -> None:
+    """Write rows of random users and items in no order; the counts of both fall as a power of their rank."""
+    num_items, num_users = num_rows // ROWS_PER_ITEM, num_rows // ROWS_PER_USER
+    schema = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()), ("rating", pa.float64())])
+    with pq.ParquetWriter(folder / "interactions.parquet", schema) as writer:
+        for first in range(0, num_rows, BLOCK_ROWS):
+            rng = np.random.default_rng(first)
+            count = min(BLOCK_ROWS, num_rows - first)
+            item, user = (
+                (rng.random(count) ** power * size).astype(np.int64) for power, size in ((2, num_items), (1.5, num_users))
+            )
+            columns = {
+                "user_id": [f"A{number:012X}" for number in user * 7919 % num_users],
+                "item_id": [f"B{number:09d}" for number in item],
+                "timestamp": 1_500_000_000 + rng.integers(0, 100_000_000, count),
+                "rating": rng.integers(1, 6, count).astype(float),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def run_job(folder: Path) -> dict[str, Any]:
+    """Run the job on what a folder holds; returns its seconds, the most memory of its processes and its summary."""
+    config = folder / "config.toml"
+    config.write_text(
+        f'[run]\ndir = "{folder}/run"\n[data]\nsource = "parquet"\npath = "{folder}"\nsplit = "temporal"\ncore = 5\n'
+        f'duplicates = "drop"\n'
+    )
+    start, most = time.monotonic(), 0
+    with open(folder / "log.txt", "w") as log:
+        job = subprocess.Popen([sys.executable, "-m", "jobs.prepare_data", "--config", str(config)], stdout=log)
+        watched = psutil.Process(job.pid)
+        while job.poll() is None:
+            most = max(most, _resident(watched))
+            time.sleep(0.05)
+    seconds = time.monotonic() - start
+    if job.returncode:
+        raise RuntimeError(f"the job failed: {(folder / 'log.txt').read_text()[-2000:]}")
+    summary = json.loads((folder / "log.txt").read_text().strip().splitlines()[-1])
+    return {"seconds": seconds, "gigabytes": most / 1e9, "rows": summary["rows"]}
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return max(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def measure(quick: bool) -> Measurement:
+    """Prepare two sizes, the second twice as large as the first, or one that the environment names."""
+    asked = int(os.environ.get("DIGR_INTERACTIONS", 0))
+    sizes = (asked,) if asked else SIZES_QUICK if quick else SIZES
+    figures, seconds = dict[str, Any](), []
+    for num_rows in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            write_items(Path(folder), num_rows // ROWS_PER_ITEM)
+            write_interactions(Path(folder), num_rows)
+            found = run_job(Path(folder))
+        seconds.append(found["seconds"])
+        figures |= {f"{name}_at_{num_rows}": round(found[name], 2) for name in ("seconds", "gigabytes")}
+        figures |= {f"{name}_rows_at_{num_rows}": count for name, count in found["rows"].items()}
+    shares = {"seconds": seconds[-1] / MAX_SECONDS, "gigabytes": figures[f"gigabytes_at_{sizes[-1]}"] / MAX_GIGABYTES}
+    if len(sizes) == 2:
+        figures["growth"] = round(seconds[1] / seconds[0], 3)
+        shares["growth"] = figures["growth"] / MAX_GROWTH
+    figures["ratio_is"] = f"the largest share of {MAX_SECONDS:.0f} s, {MAX_GIGABYTES:.0f} GB or {MAX_GROWTH} times the time"
+    return Measurement(figures, ratio=max(shares.values()))
+
+
+if __name__ == "__main__":
+    main(measure, BAR)

@@ -1,0 +1,435 @@
+"""From rows as they were read to a catalogue, and to each user's interactions in order: what is left out, and why.
+
+All of it runs in a DuckDB database on disk. Ids become numbers once; what is sorted and counted are the numbers. The rows come
+out user by user, so that whoever writes them needs memory for one part of users.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from duckdb import DuckDBPyConnection
+
+from digr.config.run import DataConfig
+from digr.data.common_form import INTERACTION_ROWS, ITEM_ROWS, SPLIT_ROWS, Source
+from digr.data.database import count_of, load_rows, open_database, rows_of, stream_rows
+from digr.data.histories import HistoryBuilder
+from digr.data.sequences import user_interactions
+from digr.tables import SPLITS, TABLES
+
+SECONDS, MILLISECONDS, MICROSECONDS = 10**11, 10**14, 10**17
+"""Whole numbers below these are times in seconds (until the year 5138), milliseconds and microseconds; above, nanoseconds."""
+
+
+class Prepared(NamedTuple):
+    """What the database holds once rows are checked and chosen."""
+
+    item_ids: pa.Array
+    """Ids of all items that were read, ascending; an interaction's item is a place in them."""
+    item_starts: list[str]
+    """First id of each part of the catalogue, see `digr.partitions`."""
+    user_starts: list[str]
+    """First id of each part of the users."""
+    first_users: list[int]
+    """First user number of each part of the users."""
+    official: bool
+    """Whether there are official splits."""
+    num_users: int
+    num_items: int
+    num_interactions: int
+    num_targets: int
+    """Interactions but each user's first."""
+    rejected_items: Mapping[str, int] = MappingProxyType({})
+    """Items that were left out, by reason."""
+    rejected_interactions: Mapping[str, int] = MappingProxyType({})
+    """Interactions that were left out, by reason."""
+    notes: Sequence[str] = ()
+    """What a reader should know."""
+
+
+def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, seed: int) -> Prepared:
+    """Read a source into an empty database, leave out what the policies of `data` say, and put the rest in order.
+
+    Official splits are taken as they are: no policy leaves out a row that they may name.
+
+    Raises:
+        ValueError: there is a row that a policy does not allow, times or positions are missing where they are needed, or nothing
+            is left.
+    """
+    official = bool(source.splits)
+    if official:
+        data = data.model_copy(update={"orphans": "error", "duplicates": "error", "untitled": "error", "min_rating": -np.inf})
+    rejected_items, rejected = Counter[str](), Counter[str]()
+    notes = list(source.notes)
+    load_rows(connection, "items_read", ITEM_ROWS, source.items)
+    load_rows(connection, "interactions_read", INTERACTION_ROWS, source.interactions)
+    for number, (split, rows) in enumerate(source.splits.items()):
+        load_rows(connection, f"split_{number}", SPLIT_ROWS, rows)
+        if not count_of(connection, f"SELECT count(*) FROM split_{number}"):
+            raise ValueError(f"{source.places[split]}: the split is empty; every split needs at least one row")
+    notes += [f"{count} times in {source.places['items']}: {reason}" for reason, count in source.mended.items()]
+    _number_items(connection, source, data, rejected_items)
+    _number_interactions(connection, source)
+    _leave_out(connection, source, data, rejected)
+    notes += _check_order(connection, source, data)
+    _keep_core(connection, data, rejected)
+    _choose_items(connection, data, rejected_items)
+    if official:
+        _number_splits(connection, source)
+    _order(connection, source, data, seed)
+    return _summary(connection, source, data)._replace(
+        rejected_items={reason: count for reason, count in rejected_items.items() if count},
+        rejected_interactions={reason: count for reason, count in rejected.items() if count},
+        notes=notes,
+    )
+
+
+def iter_items(connection: DuckDBPyConnection, prepared: Prepared) -> Iterator[pa.Table]:
+    """Give the rows of `items` of each part of the catalogue, by id."""
+    columns = ", ".join(f"r.{name}" for name in TABLES["items"].schema.names)
+    query = f"SELECT {columns} FROM items_read r JOIN catalogue c ON r.row = c.row ORDER BY r.item_id"
+    yield from _parts(stream_rows(connection, query, 8192), "item_id", prepared.item_starts[1:])
+
+
+def iter_users(
+    connection: DuckDBPyConnection, prepared: Prepared, builder: HistoryBuilder
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Give the rows of `interactions` and `histories` of each part of users, sorted by user and position."""
+    rows = stream_rows(connection, "SELECT * FROM ordered ORDER BY user_number, position")
+    published: Iterator[pa.Table | None] = itertools.repeat(None)
+    if prepared.official:
+        found = stream_rows(connection, "SELECT * FROM published ORDER BY user_number, split, row")
+        published = _parts(found, "user_number", prepared.first_users[1:])
+    for table, splits in zip(_parts(rows, "user_number", prepared.first_users[1:]), published, strict=False):
+        item_ids = prepared.item_ids.take(table["item_number"].combine_chunks())
+        time = table["time"].cast(pa.timestamp("ms", tz="UTC"))
+        columns = {"user_id": table["user_id"], "position": table["position"], "item_id": item_ids, "timestamp": time}
+        interactions = pa.table(columns | {"rating": table["rating"]}, schema=TABLES["interactions"].schema)
+        yield interactions, builder.add(user_interactions(table, prepared.item_ids), splits)
+
+
+class PreparedTables(NamedTuple):
+    """Tables of a small catalogue in memory, with what was left out and what a reader should know."""
+
+    items: pa.Table
+    interactions: pa.Table
+    histories: pa.Table
+    rejected: dict[str, Mapping[str, int]]
+    """By table."""
+    facts: dict[str, Any]
+    notes: Sequence[str]
+
+
+def prepare_tables(source: Source, data: DataConfig, seed: int = 0) -> PreparedTables:
+    """Prepare a catalogue that fits into memory, as `jobs.prepare_data` does it part by part."""
+    with open_database(1.0) as connection:
+        prepared = prepare(connection, source, data, seed)
+        builder = HistoryBuilder(data.split, data.max_history, prepared.item_ids, prepared.num_targets)
+        parts = list(iter_users(connection, prepared, builder))
+        items = pa.concat_tables(iter_items(connection, prepared))
+    rejected, facts = builder.finish()
+    return PreparedTables(
+        items,
+        pa.concat_tables(part[0] for part in parts),
+        pa.concat_tables(part[1] for part in parts),
+        {"items": prepared.rejected_items, "interactions": prepared.rejected_interactions, "histories": rejected},
+        facts,
+        prepared.notes,
+    )
+
+
+def _parts(rows: pa.RecordBatchReader, column: str, ends: Sequence[str] | Sequence[int]) -> Iterator[pa.Table]:
+    """Cut rows that are sorted by a column into parts, each whole, though it be empty; `ends` are where all but the last end."""
+    held: list[pa.RecordBatch] = []
+    bounds = pa.array(ends, rows.schema.field(column).type)
+    part = 0
+    for batch in rows:
+        cuts = pc.search_sorted(batch[column], bounds[part:]).to_numpy() if part < len(bounds) else np.zeros(0, np.int64)
+        before = 0
+        for cut in cuts[cuts < len(batch)].tolist():
+            yield pa.Table.from_batches([*held, batch.slice(before, cut - before)], rows.schema)
+            held, before, part = [], cut, part + 1
+        held.append(batch.slice(before))
+    for _ in range(part, len(bounds) + 1):
+        yield pa.Table.from_batches(held, rows.schema)
+        held = []
+
+
+def _number_items(connection: DuckDBPyConnection, source: Source, data: DataConfig, rejected: Counter[str]) -> None:
+    """Give each item id a number in the order of ids, its first row, and whether it has a title."""
+    connection.execute(
+        "CREATE TABLE known_items AS SELECT item_id, row, titled, row_number() OVER (ORDER BY item_id) - 1 AS item_number FROM "
+        "(SELECT item_id, min(row) AS row, arg_min(title IS NOT NULL, row) AS titled FROM items_read GROUP BY item_id)"
+    )
+    further = count_of(connection, "SELECT (SELECT count(*) FROM items_read) - (SELECT count(*) FROM known_items)")
+    if further and data.duplicates == "error":
+        doubled = "SELECT item_id, min(row) AS row FROM items_read GROUP BY item_id HAVING count(*) > 1"
+        first, count = rows_of(connection, f"SELECT arg_min(item_id, row), count(*) FROM ({doubled})")[0]
+        raise ValueError(
+            f"{source.places['items']}: table items: duplicate key item_id={first!r} ({count} keys occur more than once); "
+            f'data.duplicates = "drop" keeps the first row of each'
+        )
+    if further:
+        rejected["further row of an item"] = further
+
+
+def _number_interactions(connection: DuckDBPyConnection, source: Source) -> None:
+    scale = "time" if source.in_milliseconds else _milliseconds(connection, source.places["interactions"])
+    connection.execute(
+        "CREATE TABLE user_ids AS SELECT user_id, row_number() OVER (ORDER BY user_id) - 1 AS user_number FROM "
+        "(SELECT DISTINCT user_id FROM interactions_read)"
+    )
+    connection.execute(
+        f"CREATE TABLE interactions AS SELECT r.row, u.user_number::INTEGER AS user_number, "
+        f"k.item_number::INTEGER AS item_number, k.titled, r.position::INTEGER AS position, {scale} AS time, r.rating "
+        f"FROM interactions_read r "
+        f"JOIN user_ids u USING (user_id) LEFT JOIN known_items k USING (item_id)"
+    )
+    if not count_of(connection, "SELECT count(*) FROM interactions"):
+        raise ValueError(f"{source.places['interactions']}: no interactions in it")
+
+
+def _milliseconds(connection: DuckDBPyConnection, where: str) -> str:
+    """Return the expression that turns whole numbers since 1970 into milliseconds, by their size."""
+    least, most = rows_of(connection, "SELECT min(time), max(time) FROM interactions_read")[0]
+    if least is None:
+        return "time"
+    if least < 0:
+        raise ValueError(f"{where}: column timestamp: expected seconds or milliseconds since 1970, found {least}")
+    sizes = [sum(value >= bound for bound in (SECONDS, MILLISECONDS, MICROSECONDS)) for value in (least, most)]
+    if sizes[0] != sizes[1]:
+        names = [("seconds", "milliseconds", "microseconds", "nanoseconds")[size] for size in sizes]
+        raise ValueError(f"{where}: column timestamp: mixes {names[0]} and {names[1]} ({least} and {most})")
+    return ("time * 1000", "time", "time // 1000", "time // 1000000")[sizes[0]]
+
+
+def _leave_out(connection: DuckDBPyConnection, source: Source, data: DataConfig, rejected: Counter[str]) -> None:
+    """Leave out interactions by their rating, their item, and as doubled."""
+    where = source.places["interactions"]
+    low = f"coalesce(i.rating < {float(data.min_rating)!r}, false)" if np.isfinite(data.min_rating) else "false"
+    rated, orphaned, untitled = rows_of(
+        connection,
+        f"SELECT count(*) FILTER ({low}), count(*) FILTER (NOT {low} AND item_number IS NULL), "
+        f"count(*) FILTER (NOT {low} AND NOT titled) FROM interactions i",
+    )[0]
+    for count, policy, test in ((orphaned, data.orphans, "item_number IS NULL"), (untitled, data.untitled, "NOT titled")):
+        if count and policy == "error":
+            raise _wrong_items(connection, source, f"NOT {low} AND {test}", untitled=test == "NOT titled")
+    if rated or orphaned or untitled:
+        connection.execute(f"DELETE FROM interactions i WHERE {low} OR item_number IS NULL OR NOT titled")
+    rejected[f"interaction rated below {data.min_rating:g}"] = rated
+    rejected["interaction with an unknown item"] = orphaned
+    rejected["interaction with an untitled item"] = untitled
+    if not source.has_position:
+        _leave_out_doubles(connection, where, data, rejected)
+    if not count_of(connection, "SELECT count(*) FROM interactions"):
+        raise ValueError(f"{where}: no interaction is left: {_listed(rejected)}")
+
+
+def _wrong_items(connection: DuckDBPyConnection, source: Source, test: str, untitled: bool) -> ValueError:
+    num_items, first, num_rows = rows_of(
+        connection,
+        f"SELECT count(DISTINCT r.item_id), arg_min(r.item_id, r.row), count(*) FROM interactions i "
+        f"JOIN interactions_read r USING (row) WHERE {test}",
+    )[0]
+    where, items = f"{source.places['interactions']}, item_id", source.places["items"].rsplit("/", 1)[-1]
+    if untitled:
+        return ValueError(
+            f"{where}: {num_items} items have an empty title in {items} (first: {first!r}); "
+            f'data.untitled = "drop" leaves out their {num_rows} interactions'
+        )
+    return ValueError(
+        f"{where}: {num_items} items are not in {items} (first: {first!r}); "
+        f'data.orphans = "drop" leaves out their {num_rows} interactions'
+    )
+
+
+def _leave_out_doubles(connection: DuckDBPyConnection, where: str, data: DataConfig, rejected: Counter[str]) -> None:
+    """Leave out all but the first row of a user, item and time; rows without a time are all kept."""
+    connection.execute(
+        "CREATE TABLE doubled AS SELECT user_number, item_number, time, min(row) AS first FROM interactions "
+        "WHERE time IS NOT NULL GROUP BY user_number, item_number, time HAVING count(*) > 1"
+    )
+    doubled = "FROM interactions i JOIN doubled d USING (user_number, item_number, time) WHERE i.row > d.first"
+    if not (count := count_of(connection, f"SELECT count(*) {doubled}")):
+        return
+    if data.duplicates == "error":
+        raise ValueError(
+            f"{where}: {count} rows repeat the user, item and time of another row (first: row "
+            f"{count_of(connection, f'SELECT min(i.row) {doubled}')}); "
+            f'data.duplicates = "drop" keeps the first of each'
+        )
+    connection.execute(f"DELETE FROM interactions WHERE row IN (SELECT i.row {doubled})")
+    rejected["further row of a user, item and time"] += count
+
+
+def _check_order(connection: DuckDBPyConnection, source: Source, data: DataConfig) -> list[str]:
+    """Check that there is an order in time, or say aloud that nobody knows of one."""
+    where = source.places["interactions"]
+    untimed = count_of(connection, "SELECT count(*) FROM interactions WHERE time IS NULL")
+    total = count_of(connection, "SELECT count(*) FROM interactions")
+    if data.split == "temporal" and untimed:
+        raise ValueError(f'data.split = "temporal": {untimed} of {total} interactions have no timestamp; use "leave_one_out"')
+    if source.has_position:
+        return _rated_order(connection, where, "position") if untimed == total else []
+    if untimed == total:
+        return [
+            f"WARNING: {where} has neither position nor timestamp: the order of its rows is taken for the order in time. Where "
+            f"it is not (play counts, lists of favourites), metrics of the next item mean nothing",
+            *_rated_order(connection, where, "row"),
+        ]
+    if untimed:
+        raise ValueError(
+            f"{where}: {untimed} of {total} interactions have no timestamp, and there is no position to place them by; "
+            f"fill in either column, or leave these rows out"
+        )
+    if data.ties == "error":
+        pairs = count_of(connection, "SELECT count(*) FROM (SELECT DISTINCT user_number, time FROM interactions)")
+        if tied := total - pairs:
+            raise ValueError(f'{where}: {tied} interactions have the time of another one of their user; data.ties = "error"')
+    return []
+
+
+def _rated_order(connection: DuckDBPyConnection, where: str, order: str) -> list[str]:
+    """Warn where undated rows fall in their rating for nearly all users, as lists of play counts do."""
+    falls, rises = rows_of(
+        connection,
+        f"SELECT count(*) FILTER (rating < before), count(*) FILTER (rating > before) FROM (SELECT rating, "
+        f"lag(rating) OVER (PARTITION BY user_number ORDER BY {order}) AS before FROM interactions WHERE rating IS NOT NULL)",
+    )[0]
+    if falls < 100 or rises * 20 > falls:
+        return []
+    return [
+        f"WARNING: {where}: along the {order} ratings fall {falls} times and rise {rises} times, as in a list that is sorted by "
+        f"them. That is no order in time, and metrics of the next item mean nothing"
+    ]
+
+
+def _keep_core(connection: DuckDBPyConnection, data: DataConfig, rejected: Counter[str]) -> None:
+    """Keep users and items with at least `core` interactions, again and again until none has fewer."""
+    if data.core <= 1:
+        return
+    total = count_of(connection, "SELECT count(*) FROM interactions")
+    # whatever interactions are left is told by the users and items that are left, so the rows themselves stay where they are
+    connection.execute("CREATE TABLE core_users AS SELECT DISTINCT user_number FROM interactions")
+    connection.execute("CREATE TABLE core_items AS SELECT DISTINCT item_number FROM interactions")
+    inside = "FROM interactions SEMI JOIN core_users USING (user_number) SEMI JOIN core_items USING (item_number)"
+    left = -1
+    while True:
+        for side in ("user", "item"):
+            query = f"SELECT {side}_number {inside} GROUP BY {side}_number HAVING count(*) >= {int(data.core)}"
+            connection.execute(f"CREATE OR REPLACE TABLE core_{side}s AS {query}")
+        before, left = left, count_of(connection, f"SELECT count(*) {inside}")
+        if not left:
+            raise ValueError(f"data.core: no interaction is left of {total} with core = {data.core}; choose a smaller core")
+        if left == before:
+            break
+    if left < total:
+        connection.execute(f"CREATE OR REPLACE TABLE interactions AS SELECT interactions.* {inside}")
+        rejected[f"interaction outside the {data.core}-core"] = total - left
+
+
+def _choose_items(connection: DuckDBPyConnection, data: DataConfig, rejected: Counter[str]) -> None:
+    """Choose the items with a title, and with a core those of its interactions."""
+    untitled = count_of(connection, "SELECT count(*) FROM known_items WHERE NOT titled")
+    if untitled:
+        rejected["item without title" if data.untitled == "drop" else "item without title or interaction"] = untitled
+    inside = "SEMI JOIN interactions USING (item_number)" if data.core > 1 else ""
+    connection.execute(f"CREATE TABLE catalogue AS SELECT item_id, known_items.row FROM known_items {inside} WHERE titled")
+    titled = count_of(connection, "SELECT count(*) FROM known_items WHERE titled")
+    if outside := titled - count_of(connection, "SELECT count(*) FROM catalogue"):
+        rejected[f"item outside the {data.core}-core"] = outside
+
+
+def _number_splits(connection: DuckDBPyConnection, source: Source) -> None:
+    """Join the official splits; all their items must be known, and users without interactions keep no number."""
+    items = source.places["items"].rsplit("/", 1)[-1]
+    for number, split in enumerate(SPLITS):
+        for column, ids in (("history", "unnest(history)"), ("target", "target")):
+            strangers = rows_of(
+                connection,
+                f"SELECT item_id, min(row), bool_or(item_id IN (SELECT item_id FROM known_items)) FROM "
+                f"(SELECT {ids} AS item_id, row FROM split_{number}) "
+                f"WHERE item_id NOT IN (SELECT item_id FROM known_items WHERE titled) GROUP BY item_id "
+                f"ORDER BY min(row), item_id",
+            )
+            nameless = [row for row in strangers if row[2]]
+            if found := nameless or strangers:
+                what = f"items have an empty title in {items}" if nameless else f"items are not in {items}"
+                raise ValueError(f"{source.places[split]}, {column}: {len(found)} {what} (first: {found[0][0]!r})")
+    union = " UNION ALL ".join(f"SELECT {number} AS split, * FROM split_{number}" for number in range(len(SPLITS)))
+    connection.execute(
+        f"CREATE TABLE published AS SELECT u.user_number::INTEGER AS user_number, s.split, s.row, s.user_id, s.history, s.target "
+        f"FROM ({union}) s LEFT JOIN user_ids u USING (user_id)"
+    )
+    stranger = rows_of(
+        connection, "SELECT split, row, user_id, target FROM published WHERE user_number IS NULL ORDER BY split, row LIMIT 1"
+    )
+    if stranger:
+        split, row, user_id, target = stranger[0]
+        raise ValueError(
+            f"splits/{SPLITS[split]}.parquet, row {row}: user {user_id!r}, target {target!r}: split rows do not follow the "
+            f"interactions; this user has none"
+        )
+
+
+def _order(connection: DuckDBPyConnection, source: Source, data: DataConfig, seed: int) -> None:
+    """Place each user's interactions, and rank all targets by time where the split asks for it."""
+    tie = f"hash(row, {int(seed)}), row" if data.ties == "random" else "row"
+    order = "position" if source.has_position else f"time, {tie}"
+    position = "position" if source.has_position else "(nth - 1)::INTEGER"
+    placed = (
+        f"SELECT *, row_number() OVER places AS nth, max(row) OVER (places ROWS UNBOUNDED PRECEDING) AS latest_row "
+        f"FROM interactions WINDOW places AS (PARTITION BY user_number ORDER BY {order})"
+    )
+    rank = "NULL::BIGINT"
+    if data.split == "temporal":
+        # the raw row settles equal times; its running maximum keeps a user's own order where the file is not in that order
+        rank = (
+            "CASE WHEN nth > 1 THEN row_number() OVER (PARTITION BY nth > 1 ORDER BY time, latest_row, user_number, nth) - 1 END"
+        )
+    elif source.has_position:
+        placed = "SELECT * FROM interactions"
+    connection.execute(
+        f"CREATE TABLE ordered AS SELECT user_number, user_id, item_number, {position} AS position, time, rating, {rank} AS rank "
+        f"FROM ({placed}) JOIN user_ids USING (user_number)"
+    )
+
+
+def _summary(connection: DuckDBPyConnection, source: Source, data: DataConfig) -> Prepared:
+    """Describe what is in the database, but for what was left out of it."""
+    users = (
+        "(SELECT user_id, user_number, row_number() OVER (ORDER BY user_number) - 1 AS n FROM user_ids "
+        "SEMI JOIN interactions USING (user_number))"
+    )
+    starts: list[Any] = rows_of(
+        connection, f"SELECT user_id, user_number FROM {users} WHERE n % {int(data.users_per_part)} = 0 ORDER BY n"
+    )
+    items = rows_of(
+        connection,
+        f"SELECT item_id FROM (SELECT item_id, row_number() OVER (ORDER BY item_id) - 1 AS n FROM catalogue) "
+        f"WHERE n % {int(data.items_per_part)} = 0 ORDER BY n",
+    )
+    num_users = count_of(connection, "SELECT count(DISTINCT user_number) FROM interactions")
+    rows = count_of(connection, "SELECT count(*) FROM interactions")
+    item_ids = connection.sql("SELECT item_id FROM known_items ORDER BY item_number").to_arrow_table()["item_id"].combine_chunks()
+    return Prepared(
+        item_ids=item_ids,
+        item_starts=["", *(row[0] for row in items[1:])],
+        user_starts=["", *(row[0] for row in starts[1:])],
+        first_users=[0, *(row[1] for row in starts[1:])],
+        official=bool(source.splits),
+        num_users=num_users,
+        num_interactions=rows,
+        num_items=count_of(connection, "SELECT count(*) FROM catalogue"),
+        num_targets=rows - num_users,
+    )
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
