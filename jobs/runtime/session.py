@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from digr.config import Config, load_config
 
@@ -62,19 +62,25 @@ def start_ray(config: Config) -> None:
 
 def _user_error(error: BaseException | None) -> str | None:
     """Return the message of the ValueError, which a user can mend, behind an error of the driver, Ray Data or Ray Train."""
-    from ray.exceptions import RayTaskError
-    from ray.train import WorkerGroupError
-
     while error:
-        if isinstance(error, WorkerGroupError):
-            error = next(iter(error.worker_failures.values()))
-        elif isinstance(error, RayTaskError):  # one that wraps a ValueError is a ValueError too, whose text is a traceback
-            error = error.cause
+        inner = _behind_ray(error) if "ray" in sys.modules else None
+        if inner:
+            error = inner
         elif isinstance(error, ValueError):
             return str(error).partition("\nFailed to apply UDF transform")[0]  # Ray Data adds advice of its own
         else:
             error = error.__cause__
     return None
+
+
+def _behind_ray(error: BaseException) -> BaseException | None:
+    """Return what a worker raised, of an error that Ray wraps around it; one around a ValueError is a ValueError too."""
+    from ray.exceptions import RayTaskError
+    from ray.train import WorkerGroupError
+
+    if isinstance(error, WorkerGroupError):
+        return next(iter(error.worker_failures.values()))
+    return error.cause if isinstance(error, RayTaskError) else None
 
 
 def main(
@@ -89,23 +95,32 @@ def main(
     parser.add_argument("--dry-run", action="store_true", help="say what would be built and stop")
     parser.add_argument("--force", action="store_true", help="rebuild what exists (jobs.pipeline: only what no longer matches)")
     arguments = parser.parse_intermixed_args(argv)
-    summary: dict[str, Any] = {"job": name, "status": "failed"}
+    if arguments.print_config:
+        run_and_exit(name, lambda: print(load_config(arguments.config, arguments.overrides).model_dump_json(indent=2)))
+    options = Options(force if arguments.force else "no", arguments.dry_run)
+    run_and_exit(name, lambda: run(load_config(arguments.config, arguments.overrides), options))
+
+
+def run_and_exit(name: str, run: Callable[[], dict[str, Any] | None]) -> NoReturn:
+    """Run a job, print its summary as JSON in one last line, and exit: 0, 2 for what a user can mend, 1 for a failure.
+
+    Args:
+        name: of the job.
+        run: gives the summary; None prints none unless it fails.
+    """
+    summary: dict[str, Any] | None = {"job": name, "status": "failed"}
     code = 1
     try:
-        config = load_config(arguments.config, arguments.overrides)
-        if arguments.print_config:
-            print(config.model_dump_json(indent=2))
-            code = 0
-            return
-        summary |= run(config, Options(force if arguments.force else "no", arguments.dry_run))
+        found = run()
+        summary = None if found is None else {"job": name, "status": "failed"} | found
         code = 0
     except Exception as error:
-        if (found := _user_error(error)) is None:
+        if (message := _user_error(error)) is None:
             raise
-        summary |= {"error": found}
-        print(f"error: {found}", file=sys.stderr, flush=True)
+        summary = {"job": name, "status": "failed", "error": message}
+        print(f"error: {message}", file=sys.stderr, flush=True)
         code = 2
     finally:
-        if not arguments.print_config or code:
+        if summary is not None:
             print(json.dumps(summary, default=str), flush=True)
     sys.exit(code)

@@ -1,0 +1,182 @@
+"""What is used of the files, as queries, and how many of its rows stay: each row that does not is counted by its reason."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import duckdb
+
+from digr.data.readers.rules import Reading
+from digr.data.readers.tables import Table
+from digr.data.readers.times import TimeForm, find_form, with_times
+
+SPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+"""Every character that Python strips."""
+MANY = 1000
+"""Rows from which on an id that hardly ever comes twice is no id of users."""
+UNIQUE_RATE = 0.97
+"""Distinct ids of users per row, which is an estimate, from which on they hardly ever come twice."""
+
+
+class Part(NamedTuple):
+    """A table that is used, its rows as texts under our names."""
+
+    table: Table
+    reading: Reading
+    sql: str
+
+
+class Plan(NamedTuple):
+    """What an import will do."""
+
+    con: duckdb.DuckDBPyConnection
+    tables: list[tuple[Table, Reading | None]]
+    """All files and what they are read as; None for what is not used."""
+    interactions: list[Part]
+    items: list[Part]
+    splits: dict[str, list[Part]]
+    original_ids: dict[str, list[Part]]
+    """Tables of ids before they were numbered: user_id, item_id."""
+    time_forms: list[TimeForm | None]
+    """Of `interactions`; None for parts without times."""
+    dropped: dict[str, dict[str, int]]
+    """Table -> reason -> rows that are read and not written."""
+    rows: dict[str, int]
+    """Rows that will be written, by table, where it is known before."""
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+def stripped(column: str) -> str:
+    """Return the SQL of an id without white space around it; null if nothing is left."""
+    return f"nullif(trim({column}, '{SPACE}'), '')"
+
+
+def count_interactions(plan: Plan, events: Sequence[str]) -> None:
+    """Find out how times are written and what is left out, and refuse what cannot be meant.
+
+    Raises:
+        ValueError: times or users are none, only some files have times, or nothing is left.
+    """
+    timed = [("timestamp" in (part.reading.shown or part.reading.columns)) for part in plan.interactions]
+    if any(timed) and not all(timed):
+        without = next(part for part, has in zip(plan.interactions, timed, strict=True) if not has)
+        raise ValueError(
+            f"{without.table.address}: has no times, but other files have; name its column timestamp in "
+            f"[data.columns], or leave the file out"
+        )
+    dropped: dict[str, int] = {}
+    facts: dict[str, Any] = {"ids_stripped": 0, "ratings_unreadable": 0}
+    for part, has in zip(plan.interactions, timed, strict=True):
+        form = find_form(plan.con, part.sql) if has else None
+        plan.time_forms.append(form)
+        if form and form.note:
+            plan.notes.append(f"{part.table.address}: {form.note}")
+        counts = _counts(plan.con, part, form, events)
+        _check_counts(part, counts, bool(has))
+        for reason in ("no user id", "no item id", "event not chosen", "unreadable time"):
+            dropped[reason] = dropped.get(reason, 0) + counts[reason]
+        for fact in ("ids_stripped", "ratings_unreadable"):
+            facts[fact] += counts[fact]
+        plan.rows["interactions"] = plan.rows.get("interactions", 0) + counts["written"]
+        if counts["first_time"] is not None:
+            facts["first_time"] = min(facts.get("first_time", counts["first_time"]), counts["first_time"])
+            facts["last_time"] = max(facts.get("last_time", counts["last_time"]), counts["last_time"])
+    plan.dropped["interactions"] = {reason: count for reason, count in dropped.items() if count}
+    plan.facts.update(facts)
+    _count_events(plan, events)
+    _check_positions(plan)
+    if plan.interactions and not plan.rows["interactions"]:
+        raise ValueError(f"no interaction is left: {plan.dropped['interactions'] or 'the files have no rows'}")
+
+
+def kept_interactions(part: Part, form: TimeForm | None, events: Sequence[str]) -> str:
+    """Return the SQL of a part's interactions with checks on them: `reason` is null for rows that stay."""
+    relation = with_times(part.sql, form) if form else part.sql
+    chosen = ", ".join("'" + event.replace("'", "''") + "'" for event in events)
+    wrong_event = f"WHEN event IS NULL OR event NOT IN ({chosen}) THEN 'event not chosen'" if events else ""
+    wrong_time = "WHEN timestamp IS NULL THEN 'unreadable time'" if form else ""
+    reason = f"CASE WHEN u IS NULL THEN 'no user id' WHEN i IS NULL THEN 'no item id' {wrong_event} {wrong_time} END"
+    ids = f"SELECT *, {stripped('user_id')} AS u, {stripped('item_id')} AS i, try_cast(rating AS DOUBLE) AS r FROM ({relation})"
+    return f"SELECT *, {reason} AS reason FROM ({ids})"
+
+
+def _counts(con: duckdb.DuckDBPyConnection, part: Part, form: TimeForm | None, events: Sequence[str]) -> dict[str, Any]:
+    reasons = ("no user id", "no item id", "event not chosen", "unreadable time")
+    times = "min(timestamp) FILTER (reason IS NULL), max(timestamp) FILTER (reason IS NULL)" if form else "NULL, NULL"
+    cells = [
+        "count(*)",
+        *(f"count(*) FILTER (reason = '{reason}')" for reason in reasons),
+        "count(*) FILTER (reason IS NULL)",
+        "count(*) FILTER (user_id <> u OR item_id <> i)",
+        "count(*) FILTER (r IS NULL AND rating <> '')",
+        times,
+        "approx_count_distinct(u)",
+    ]
+    [row] = con.execute(f"SELECT {', '.join(cells)} FROM ({kept_interactions(part, form, events)})").fetchall()
+    names = ("rows", *reasons, "written", "ids_stripped", "ratings_unreadable", "first_time", "last_time", "users")
+    return dict(zip(names, row, strict=True))
+
+
+def _check_counts(part: Part, counts: dict[str, Any], timed: bool) -> None:
+    known = part.reading.shown or {ours: ", ".join(theirs) for ours, theirs in part.reading.columns.items()}
+    if timed and counts["unreadable time"] and not counts["written"]:
+        raise ValueError(
+            f"{part.table.address}: no value of {known['timestamp']!r} reads as a time; name another column timestamp in "
+            f"[data.columns]"
+        )
+    if counts["rows"] >= MANY and counts["users"] > UNIQUE_RATE * counts["rows"]:
+        raise ValueError(
+            f"{part.table.address}: {known['user_id']!r} has another value in nearly every row ({counts['users']:,} of "
+            f"{counts['rows']:,}), so it is no user id; name the right column user_id in [data.columns]"
+        )
+
+
+def _count_events(plan: Plan, events: Sequence[str]) -> None:
+    counts: dict[str, int] = {}
+    for part in plan.interactions:
+        if "event" in (part.reading.shown or part.reading.columns):
+            for event, count in plan.con.execute(
+                f"SELECT event, count(*) FROM ({part.sql}) GROUP BY event ORDER BY 2 DESC"
+            ).fetchmany(50):
+                counts[event] = counts.get(event, 0) + count
+    if events and (unknown := [event for event in events if event not in counts]):
+        there = ", ".join(map(str, counts)) or "no event column"
+        raise ValueError(f"--events {unknown[0]}: no row has this event; found {there}")
+    if counts:
+        plan.facts["events"] = counts
+
+
+def _check_positions(plan: Plan) -> None:
+    """Use positions only if every part has them and no user has one twice: others are places in a list, not in time."""
+    having = [part for part in plan.interactions if "position" in (part.reading.shown or part.reading.columns)]
+    plan.facts["positions"] = bool(having) and len(having) == len(plan.interactions)
+    if not plan.facts["positions"]:
+        return
+    union = " UNION ALL ".join(f"SELECT user_id, position FROM ({part.sql})" for part in having)
+    [(odd, twice)] = plan.con.execute(
+        f"SELECT count(*) FILTER (try_cast(position AS INTEGER) IS NULL), count(*) - count(DISTINCT (user_id, position)) "
+        f"FROM ({union})"
+    ).fetchall()
+    if odd or twice:
+        plan.facts["positions"] = False
+        plan.notes.append(f"position is not used: {odd} rows have none and {twice} share it with another row of their user")
+
+
+def count_items(plan: Plan) -> None:
+    """Find out how many items have no id.
+
+    Raises:
+        ValueError: none has one.
+    """
+    missing = stripped_ids = rows = 0
+    for part in plan.items:
+        counts = plan.con.execute(
+            f"SELECT count(*), count(*) FILTER (i IS NULL), count(*) FILTER (item_id <> i) FROM "
+            f"(SELECT item_id, {stripped('item_id')} AS i FROM ({part.sql}))"
+        ).fetchall()[0]
+        rows, missing, stripped_ids = rows + counts[0], missing + counts[1], stripped_ids + counts[2]
+    plan.dropped["items"] = {"no item id": missing} if missing else {}
+    plan.rows["items"] = rows - missing
+    plan.facts["item_ids_stripped"] = stripped_ids
+    if not plan.rows["items"]:
+        raise ValueError("no item is left: the files have no row with an item id")

@@ -1,0 +1,217 @@
+"""What an import will do: which file is read as what, what its rows become, and what is left out, by reason.
+
+Nothing of the data is held here: each part is a query that DuckDB runs when its rows are counted, shown or written.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+
+from digr.data.import_counts import Part, Plan, count_interactions, count_items, stripped
+from digr.data.readers import amazon, lcrec, merchant, minionerec, movielens, names, recbole, shopify
+from digr.data.readers.fetching import Given, Report
+from digr.data.readers.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Reading, match
+from digr.data.readers.sniffing import Layout, Written, sniff
+from digr.data.readers.tables import Table, open_tables, stem_of
+
+FORMATS = (
+    "names", "amazon-2014", "amazon-2018", "amazon-2023", "movielens", "recbole", "minionerec", "lc-rec", "shopify", "merchant",
+)  # fmt: skip
+RULES = (*amazon.RULES, *movielens.RULES, *lcrec.RULES, *minionerec.RULES, *shopify.RULES, *merchant.RULES)
+LAYOUTS = (*movielens.LAYOUTS, *lcrec.LAYOUTS, *minionerec.LAYOUTS, *recbole.LAYOUTS)
+SHARED = {"minionerec": ("lc-rec", "recbole"), "lc-rec": ("recbole", "minionerec")}
+"""Formats whose files are also given with those of another."""
+ENDINGS = (
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".dat",
+    ".data",
+    ".item",
+    ".inter",
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".parquet",
+    ".xml",
+    ".base",
+    ".test",
+)
+
+
+def written_files(given: Sequence[Given], scratch: Path) -> tuple[list[Written], list[str]]:
+    """Return how files are written, and the addresses of those that hold no table."""
+    found, unused = [], []
+    for number, each in enumerate(given):
+        name = stem_of(each.name)
+        known = name.endswith(ENDINGS) or "." not in name or _layout(name)
+        if not known or name.startswith(("readme", "license")):
+            unused.append(each.address)
+            continue
+        written = sniff(each, _layout(name), names.is_usual, scratch / f"plain{number:06d}")
+        if written:
+            found.append(written)
+        else:
+            unused.append(each.address)
+    return found, unused
+
+
+def _layout(name: str) -> Layout | None:
+    return next((layout for pattern, layout in LAYOUTS if re.fullmatch(pattern, name)), None)
+
+
+def make_plan(
+    con: duckdb.DuckDBPyConnection,
+    given: Sequence[Given],
+    scratch: Path,
+    report: Report,
+    *,
+    format: str = "",
+    columns: Mapping[str, Sequence[str]] = {},
+    events: Sequence[str] = (),
+) -> Plan:
+    """Read the shape of all files and decide what becomes of them.
+
+    Args:
+        con: where they are read.
+        given: the files.
+        scratch: folder for what has to be written again.
+        report: takes a line of progress.
+        format: one of FORMATS; empty guesses for each file.
+        columns: ours -> theirs by the user's word.
+        events: values of the event column to keep; empty keeps all.
+
+    Raises:
+        ValueError: a file is broken, columns are missing or ambiguous, or there are no users or no titles.
+    """
+    if format not in ("", *FORMATS):
+        raise ValueError(f"--format {format}: unknown; expected one of {', '.join(FORMATS)}")
+    files, unused = written_files(given, scratch)
+    report(f"{len(given)} files, counting rows")
+    tables = open_tables(con, files, scratch)
+    names.check_chosen(columns, tables)
+    choices = [(table, _readings(table, format, columns)) for table in tables]
+    notes = [f"not read, since it holds no table: {address}" for address in unused]
+    used = _settle(con, choices, notes)
+    plan = Plan(
+        con,
+        used,
+        interactions=[_part(table, reading, INTERACTION_COLUMNS) for table, reading in _of(used, "interactions")],
+        items=[_part(table, reading, ITEM_COLUMNS) for table, reading in _of(used, "items")],
+        splits={},
+        original_ids={},
+        time_forms=[],
+        dropped={},
+        rows={},
+        facts={},
+        notes=notes,
+    )
+    for table, reading in _of(used, "splits"):
+        if not reading.split:
+            raise ValueError(f"{table.address}: a split, but neither its name nor its folder says train, valid or test")
+        plan.splits.setdefault(reading.split, []).append(_part(table, reading, SPLIT_COLUMNS))
+    for table, reading in _of(used, "original_ids"):
+        part = _part(table, reading._replace(columns={"id": ("id",), "original": ("original",)}), ("id", "original"))
+        plan.original_ids.setdefault(reading.split, []).append(part)
+    if not plan.items:
+        plan.items.extend(_items_of_interactions(plan.interactions, notes))
+    _check_complete(plan)
+    count_interactions(plan, events)
+    count_items(plan)
+    return plan
+
+
+def _readings(table: Table, format: str, columns: Mapping[str, Sequence[str]]) -> list[Reading]:
+    """Return the ways to read a table; the user's columns go before those of a format."""
+    found = [] if format == "names" else [*match(RULES, table), *minionerec.readings(table), *recbole.readings(table)]
+    if format and format != "names":
+        found = [reading for reading in found if reading.format in (format, *SHARED.get(format, ()))]
+        if not found:
+            raise ValueError(f"{table.address}: not a file of {format}; its columns are {', '.join(table.columns[:20])}")
+    own = {ours: tuple(name for name in theirs if name in table.columns) for ours, theirs in columns.items()}
+    own = {("image" if ours.startswith("image_") else ours): theirs for ours, theirs in own.items() if theirs}
+    if found and own and any(reading.select for reading in found):
+        raise ValueError(
+            f"{table.address}: read as {found[0].format}, where columns cannot be chosen; leave them out of [data.columns], or "
+            f"read all files by the names of their columns with --format names"
+        )
+    found = [reading._replace(columns={**reading.columns, **own}) if reading.columns else reading for reading in found]
+    return found or names.readings(table, columns)
+
+
+def _settle(
+    con: duckdb.DuckDBPyConnection, choices: list[tuple[Table, list[Reading]]], notes: list[str]
+) -> list[tuple[Table, Reading | None]]:
+    """Choose one reading of each table: that whose items the interactions name; leave out what stands by for nothing."""
+    firm = {reading.role for _, readings in choices for reading in readings if not reading.standby}
+    interactions = [
+        _part(table, found[0], INTERACTION_COLUMNS) for table, found in choices if found and found[0].role == "interactions"
+    ]
+    settled: list[tuple[Table, Reading | None]] = []
+    for table, readings in choices:
+        readings = [reading for reading in readings if not (reading.standby and reading.role in firm)]
+        if len(readings) > 1 and interactions:
+            readings = [max(readings, key=lambda reading: _overlap(con, _part(table, reading, ITEM_COLUMNS), interactions))]
+        reading = readings[0] if readings else None
+        if reading and reading.note:
+            notes.append(f"{table.address}: {reading.note}")
+        settled.append((table, reading))
+    return settled
+
+
+def _overlap(con: duckdb.DuckDBPyConnection, items: Part, interactions: list[Part]) -> int:
+    named = " UNION ".join(f"SELECT trim(item_id) FROM ({part.sql})" for part in interactions)
+    return con.execute(f"SELECT count(DISTINCT item_id) FROM ({items.sql}) WHERE trim(item_id) IN ({named})").fetchall()[0][0]
+
+
+def _of(used: list[tuple[Table, Reading | None]], role: str) -> list[tuple[Table, Reading]]:
+    return [(table, reading) for table, reading in used if reading and reading.role == role]
+
+
+def _part(table: Table, reading: Reading, wanted: Sequence[str]) -> Part:
+    if reading.select:
+        inner = f"WITH source AS ({table.sql}) {reading.select(table.pick)}"
+        cells = [ours if ours in reading.shown else f"CAST(NULL AS VARCHAR) AS {ours}" for ours in wanted]
+        return Part(table, reading, f"SELECT {', '.join(cells)} FROM ({inner})")
+    cells = []
+    for ours in wanted:
+        theirs = [table.pick(name) for name in reading.columns.get(ours, ()) if name in table.columns]
+        filled = [f"nullif(nullif({cell}, ''), '[]')" for cell in theirs]
+        value = theirs[0] if len(theirs) == 1 else f"coalesce({', '.join(filled)})" if theirs else "CAST(NULL AS VARCHAR)"
+        cells.append(f"{value} AS {ours}")
+    return Part(table, reading, f"SELECT {', '.join(cells)} FROM ({table.sql})")
+
+
+def _items_of_interactions(interactions: list[Part], notes: list[str]) -> list[Part]:
+    """Take items from interactions that name them: one row for each id, with its most frequent title."""
+    parts = [_part(table, reading, ITEM_COLUMNS) for table, reading, _ in interactions]
+    parts = [part for part in parts if "title" in (part.reading.shown or part.reading.columns)]
+    if not parts:
+        return []
+    rows = " UNION ALL ".join(f"SELECT * FROM ({part.sql})" for part in parts)
+    ids = f"SELECT {stripped('item_id')} AS item_id, * EXCLUDE (item_id), row_number() OVER () AS n FROM ({rows})"
+    titles = f"SELECT item_id, title, count(*) AS uses, min(n) AS n FROM ({ids}) WHERE title <> '' GROUP BY ALL"
+    best = f"SELECT item_id, arg_max(title, (uses, -n)) AS title FROM ({titles}) GROUP BY item_id"
+    rest = ", ".join(f"arg_min(nullif({column}, ''), n) AS {column}" for column in ITEM_COLUMNS[2:])
+    others = f"SELECT item_id, min(n) AS n, {rest} FROM ({ids}) WHERE item_id IS NOT NULL GROUP BY item_id"
+    columns = ", ".join(f"o.{column}" for column in ITEM_COLUMNS[2:])
+    sql = f"SELECT o.item_id, b.title, {columns} FROM ({others}) o LEFT JOIN ({best}) b ON o.item_id = b.item_id ORDER BY o.n"
+    notes.append(f"{parts[0].table.address}: items are those that its rows name, each with its most frequent title")
+    return [Part(parts[0].table, parts[0].reading._replace(role="items"), sql)]
+
+
+def _check_complete(plan: Plan) -> None:
+    if plan.items and (plan.interactions or plan.splits):
+        return
+    lacking = "says who used which item" if plan.items else "has titles of items"
+    seen = "; ".join(
+        f"{table.address}: {reading.role if reading else 'not used'}, columns {', '.join(table.columns[:20])}"
+        for table, reading in plan.tables
+    )
+    wanted = "user_id=... item_id=..." if plan.items else "item_id=... title=..."
+    raise ValueError(
+        f"no file {lacking}; found {seen or 'no table'}. If a file does, name its columns in [data.columns] of the config, or "
+        f"with --columns {wanted}"
+    )

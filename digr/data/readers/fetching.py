@@ -1,0 +1,234 @@
+"""Bring the files that someone named onto this disk: folders are listed, archives unpacked, remote files fetched.
+
+Everything streams. What an archive says about itself is not believed: sizes are counted while unpacking, and names of members
+never become paths.
+"""
+
+import gzip
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import httpx
+import pyarrow.fs as pafs
+
+from digr.files import filesystem_of
+
+Report = Callable[[str], None]
+CHUNK = 1 << 22
+SCHEMES = ("http", "https", "s3")
+MAX_MEMBERS = 100_000
+"""Files of one archive."""
+MAX_RATIO, FREE_BYTES = 200, 1 << 30
+"""An archive may unpack to this many times its size, and to this many bytes in any case."""
+REPORT_SECONDS = 5.0
+
+
+class Given(NamedTuple):
+    """A file on this disk, and what it is called where it came from."""
+
+    name: str
+    """Path inside the folder or archive that was named, or the file's name; what formats are recognised by."""
+    address: str
+    """What messages call it."""
+    path: Path
+    base: str
+    """Folder or address that relative paths of images in the file start from."""
+
+
+class _Scratch:
+    """Hands out names for new files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def new(self, ending: str) -> Path:
+        self.count += 1
+        return self.folder / f"{self.count:06d}{ending}"
+
+
+def bring(addresses: Iterable[str], scratch: Path, report: Report) -> list[Given]:
+    """Return all files behind local paths, folders, archives, http(s):// and s3:// addresses, in the order of their names.
+
+    Args:
+        addresses: what the user named.
+        scratch: folder for what is fetched or unpacked; whoever made it removes it.
+        report: takes a line of progress.
+
+    Raises:
+        ValueError: nothing is there, a scheme is unknown, or a file is broken.
+    """
+    room = _Scratch(scratch)
+    found = []
+    for address in addresses:
+        for given in _locate(address, room, report):
+            found += _unpacked(given, room, report)
+    return found
+
+
+def _locate(address: str, room: _Scratch, report: Report) -> Iterator[Given]:
+    scheme, separator, _ = address.partition("://")
+    if not separator:
+        yield from _local(address)
+    elif scheme.lower() not in SCHEMES:
+        raise ValueError(
+            f"{address}: {scheme}:// cannot be read here; expected a local path, http(s):// or s3://, so copy it first"
+        )
+    elif scheme.lower() == "s3":
+        yield from _from_s3(address, room, report)
+    else:
+        yield _from_web(address, room, report)
+
+
+def _local(address: str) -> Iterator[Given]:
+    path = Path(address).expanduser().absolute()
+    if path.is_file():
+        yield Given(path.name, address, path, str(path.parent))
+    elif path.is_dir():
+        files = sorted(inner for inner in path.rglob("*") if inner.is_file() and _is_data(inner.relative_to(path).parts))
+        if not files:
+            raise ValueError(f"{address}: the folder has no files")
+        for inner in files:
+            name = inner.relative_to(path).as_posix()
+            yield Given(f"{path.name}/{name}", f"{address.rstrip('/')}/{name}", inner, str(inner.parent))
+    else:
+        raise ValueError(f"{address}: no such file or folder")
+
+
+def _is_data(parts: Iterable[str]) -> bool:
+    """Whether no part of a path is hidden, as Spark's and ours are: _SUCCESS, .crc files, _manifest.json."""
+    return not any(part.startswith((".", "_")) for part in parts)
+
+
+def _from_s3(address: str, room: _Scratch, report: Report) -> Iterator[Given]:
+    try:
+        fs, path = filesystem_of(address)
+        info = fs.get_file_info(path)
+        infos = [info] if info.is_file else fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise ValueError(f"{address}: {error}") from error
+    files = [
+        entry for entry in infos if entry.is_file and (info.is_file or _is_data(PurePosixPath(entry.path[len(path) :]).parts[1:]))
+    ]
+    if not files:
+        raise ValueError(f"{address}: no such file or folder")
+    for entry in sorted(files, key=lambda each: each.path):
+        inner = entry.path[len(path) :].lstrip("/")
+        full = f"{address.rstrip('/')}/{inner}" if inner else address
+        target = room.new(_ending(entry.path))
+        try:
+            with fs.open_input_stream(entry.path) as stream:
+                _copy(iter(lambda: stream.read(CHUNK), b""), target, full, entry.size, report)
+        except OSError as error:
+            raise ValueError(f"{full}: {error}") from error
+        name = f"{PurePosixPath(path).name}/{inner}" if inner else PurePosixPath(path).name
+        yield Given(name, full, target, full.rpartition("/")[0])
+
+
+def _from_web(address: str, room: _Scratch, report: Report) -> Given:
+    name = PurePosixPath(unquote(urlsplit(address).path)).name or "download"
+    target = room.new(_ending(name))
+    try:
+        with httpx.stream("GET", address, follow_redirects=True, timeout=60) as response:
+            response.raise_for_status()
+            length = response.headers.get("content-length")
+            _copy(response.iter_bytes(CHUNK), target, address, int(length) if length else None, report)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ValueError(f"{address}: not fetched: {error}") from error
+    return Given(name, address, target, address.rpartition("?")[0].rpartition("/")[0] or address.rpartition("/")[0])
+
+
+def _copy(chunks: Iterable[bytes], target: Path, name: str, size: int | None, report: Report) -> None:
+    done, last = 0, time.monotonic()
+    with target.open("wb") as out:
+        for chunk in chunks:
+            out.write(chunk)
+            done += len(chunk)
+            if time.monotonic() - last > REPORT_SECONDS:
+                last = time.monotonic()
+                report(f"{name}: {done / 1e6:,.0f} MB" + (f" of {size / 1e6:,.0f}" if size else ""))
+    report(f"{name}: fetched {done / 1e6:,.1f} MB")
+
+
+def _ending(name: str) -> str:
+    """Return what follows the first dot of a file name that says what is inside; at most two parts."""
+    return "".join(PurePosixPath(name).suffixes[-2:])[-16:].lower()
+
+
+def _unpacked(given: Given, room: _Scratch, report: Report) -> list[Given]:
+    name = given.name.lower()
+    try:
+        if name.endswith((".tar.gz", ".tgz", ".tar")):
+            return list(_members(given, _tar_members(given), room, report))
+        if name.endswith(".zip"):
+            return list(_members(given, _zip_members(given), room, report))
+        if name.endswith(".gz"):
+            with gzip.open(given.path) as stream:
+                target = room.new(_ending(name.removesuffix(".gz")))
+                _extract(stream, target, given, _budget(given.path))
+            return [given._replace(name=given.name[:-3], path=target)]
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"{given.address}: the archive is broken: {error}") from error
+    return [given]
+
+
+def _zip_members(given: Given) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(given.path) as archive:
+        for entry in archive.infolist():
+            if not entry.is_dir():
+                with archive.open(entry) as stream:
+                    yield entry.filename, stream
+
+
+def _tar_members(given: Given) -> Iterator[tuple[str, IO[bytes]]]:
+    with tarfile.open(given.path, "r|*") as archive:
+        for entry in archive:
+            stream = archive.extractfile(entry) if entry.isfile() else None
+            if stream:
+                yield entry.name, stream
+
+
+def _members(given: Given, members: Iterator[tuple[str, IO[bytes]]], room: _Scratch, report: Report) -> Iterator[Given]:
+    """Unpack into files of our own naming, so that no member can write elsewhere; archives inside are left packed."""
+    left = _budget(given.path)
+    for number, (inner, stream) in enumerate(members):
+        if number >= MAX_MEMBERS:
+            raise ValueError(f"{given.address}: more than {MAX_MEMBERS} files in the archive; unpack it and name those you mean")
+        parts = [part for part in PurePosixPath(inner.replace("\\", "/")).parts if part not in ("/", "..")]
+        if not parts or not _is_data(parts) or parts[0] == "__MACOSX":
+            continue
+        target = room.new(_ending(parts[-1]))
+        left -= _extract(stream, target, given, left)
+        unpacked = Given("/".join(parts), f"{given.address}!{'/'.join(parts)}", target, given.base)
+        if not parts[-1].lower().endswith(".gz") or parts[-1].lower().endswith(".tar.gz"):
+            yield unpacked
+        else:
+            with gzip.open(target) as packed:
+                plain = room.new(_ending(parts[-1][:-3]))
+                left -= _extract(packed, plain, given, left)
+            yield unpacked._replace(name=unpacked.name[:-3], path=plain)
+    report(f"{given.address}: unpacked")
+
+
+def _budget(path: Path) -> int:
+    return max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
+
+
+def _extract(stream: IO[bytes] | gzip.GzipFile, target: Path, given: Given, limit: int) -> int:
+    done = 0
+    with target.open("wb") as out:
+        while chunk := stream.read(CHUNK):
+            done += len(chunk)
+            if done > limit:
+                raise ValueError(
+                    f"{given.address}: unpacks to more than {MAX_RATIO} times its size, which tables do not; if that is right, "
+                    f"unpack it yourself and name the files"
+                )
+            out.write(chunk)
+    return done

@@ -1,0 +1,178 @@
+"""Read any table by the names of its columns, checked against what is in them."""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from digr.data.readers.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Pick, Reading, Role, split_of
+from digr.data.readers.tables import Table
+from digr.data.readers.values import parse_nested, parse_price
+
+__all__ = ["Pick", "check_chosen", "guess", "is_usual", "readings"]
+
+USUAL = {
+    "user_id": "user userid uid customer customerid customernumber client clientid visitor visitorid reviewer reviewerid "
+    "member memberid account accountid buyer buyerid shopper shopperid profileid personid fullvisitorid "
+    "userpseudoid customeremail",
+    "item_id": "item itemid iid sku product productid productcode productsku asin movie movieid film filmid track trackid song "
+    "songid book bookid isbn article articleid news newsid stockcode itemcode itemsku businessid animeid gameid "
+    "appid videoid recipeid goodsid gtin listingid offerid contentid artistid variantsku parentasin courseid "
+    "podcastid hotelid",
+    "timestamp": "time date datetime ts createdat created createtime creationdate invoicedate eventtime eventdate eventtimestamp "
+    "unixreviewtime reviewdate orderdate orderedat ordertime purchasedate purchasedat purchasetime transactiondate "
+    "tdat visittime ratedat clicktime listenedat watchedat timestampms timestamps unixtime playedat",
+    "rating": "ratings overall score stars starrating reviewscore reviewrating userrating ratingvalue",
+    "position": "",
+    "event": "eventtype eventname action actiontype behavior behaviour behaviortype interaction interactiontype",
+    "title": "name productname producttitle itemname itemtitle movietitle filmtitle moviename trackname tracktitle songtitle "
+    "songname booktitle newstitle headline prodname productdisplayname articletitle gamename recipename coursetitle",
+    "description": "body productdescription itemdescription detaildesc overview abstract plot longdescription shortdescription "
+    "synopsis bodyhtml desc",
+    "brand": "brandname manufacturer vendor author authors artist artistname publisher producer maker",
+    "categories": "category categoryname categorypath categorycode genre genres producttype producttypename productcategory "
+    "googleproductcategory department departmentname class maincategory categorylist",
+    "price": "unitprice listprice priceusd priceeur pricegbp amount unitcost saleprice currentprice productprice",
+    "currency": "currencycode curr pricecurrency",
+    "image": "imageurl imagelink imageuri imurl img imgurl picture pictureurl thumbnail thumbnailurl poster posterurl photo "
+    "photourl images imagesrc imagefile imagepath filename imageurls",
+}  # fmt: skip
+CHOICES = (*INTERACTION_COLUMNS, *ITEM_COLUMNS[1:], "image_url", "image_file", "history")
+ENOUGH = 0.5
+"""Share of a column's values that must be what its name says; the rest is counted where it is left out."""
+_DATE = re.compile(r"\d{1,4}[-/. ]\d{1,2}|\d{1,2}[-/ ][A-Za-z]{3}|[A-Za-z]{3,9}\.? \d{1,2}")
+
+
+def normal(name: str) -> str:
+    """Return a column's name without case and punctuation."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+_NAMES = {ours: {normal(ours), *names.split()} for ours, names in USUAL.items()}
+_KNOWN = set().union(*_NAMES.values(), {"id", "history", "target"})
+
+
+def is_usual(name: str) -> bool:
+    """Whether a text is a usual name of some column, with or without RecBole's type behind it."""
+    return normal(name.partition(":")[0]) in _KNOWN
+
+
+def readings(table: Table, chosen: Mapping[str, Sequence[str]]) -> list[Reading]:
+    """Return how a table is read by names, or nothing if it has neither users nor titles of items.
+
+    Raises:
+        ValueError: two columns fit.
+    """
+    names = list(table.columns)
+    split = split_of(table.name)
+    if split and set(SPLIT_COLUMNS) <= set(names):
+        return [Reading("names", "splits", {ours: (ours,) for ours in SPLIT_COLUMNS}, split=split)]
+    role, found = guess(table, names, chosen, None)
+    needed = {"user_id", "item_id"} if role == "interactions" else {"item_id", "title"}
+    return [Reading("names", role, found)] if needed <= set(found) else []
+
+
+def guess(
+    table: Table, names: Sequence[str], chosen: Mapping[str, Sequence[str]], role: Role | None
+) -> tuple[Role, dict[str, tuple[str, ...]]]:
+    """Return a table's role and its columns: ours -> theirs, in the words of `names`.
+
+    Args:
+        table: the table.
+        names: of its columns, in their order, as they are to be read.
+        chosen: ours -> theirs by the user's word, which goes before any guess; those that the table lacks are left out.
+        role: of the table, if it is known.
+    """
+    picked = {ours: tuple(name for name in theirs if name in names) for ours, theirs in chosen.items()}
+    found = {("image" if ours.startswith("image_") else ours): theirs for ours, theirs in picked.items() if theirs}
+    taken = {name for theirs in found.values() for name in theirs}
+    free = [name for name in names if name not in taken]
+
+    def find(ours: str, strict: bool, extra: Sequence[str] = ()) -> None:
+        if ours in found:
+            return
+        fitting = [name for name in free if normal(name) == normal(ours)] or [
+            name for name in free if normal(name) in _NAMES[ours] or name in extra
+        ]
+        fitting = [name for name in dict.fromkeys(fitting) if _holds(table, names.index(name), ours)]
+        if len(fitting) > 1 and strict:
+            raise ValueError(_ambiguous(table, ours, fitting))
+        if len(fitting) == 1:
+            found[ours] = (fitting[0],)
+
+    if role != "items":
+        find("user_id", strict=True)
+    role = role or ("interactions" if "user_id" in found else "items")
+    find("item_id", strict=True, extra=["(key)"] if role == "items" else [])
+    if role == "items" and "item_id" not in found:
+        found["item_id"] = tuple(name for name in free if normal(name) == "id")
+    for ours in INTERACTION_COLUMNS[2:] if role == "interactions" else ():
+        find(ours, strict=ours != "event")
+    for ours in ITEM_COLUMNS[1:]:
+        find(ours, strict=role == "items")
+    if "title" not in found and "description" in found:
+        found["title"] = found.pop("description")
+    return role, {ours: theirs for ours, theirs in found.items() if theirs}
+
+
+def _ambiguous(table: Table, ours: str, fitting: Sequence[str]) -> str:
+    return (
+        f"{table.address}: {' and '.join(map(repr, fitting))} may both be {ours}; say which: put {ours} = {fitting[0]!r} into "
+        f"[data.columns] of the config, or give --columns {ours}={fitting[0]}"
+    )
+
+
+def _holds(table: Table, place: int, ours: str) -> bool:
+    """Whether a column's values are of the kind that its name says."""
+    check: dict[str, Callable[[str], bool]] = {
+        "timestamp": _is_time,
+        "rating": _is_number,
+        "price": _is_price,
+        "position": _is_count,
+    }
+    values = [row[place] for row in table.sample if row[place] and (row[place] or "").strip()]
+    if ours not in check or not values:
+        return True
+    return sum(check[ours](value or "") for value in values) >= ENOUGH * len(values)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return not math.isinf(float(text))
+    except ValueError:
+        return False
+
+
+def _is_time(text: str) -> bool:
+    return _is_number(text) or bool(_DATE.search(text))
+
+
+def _is_count(text: str) -> bool:
+    return text.strip().isdecimal()
+
+
+def _is_price(text: str) -> bool:
+    return parse_price(text) != (None, None) or text.strip() in ("-1", "inf", "nan") or parse_nested(text) == []
+
+
+def check_chosen(chosen: Mapping[str, Sequence[str]], tables: Sequence[Table]) -> None:
+    """Refuse columns that no file has, and keys that are not ours; the message names the nearest.
+
+    Raises:
+        ValueError: such a column or key.
+    """
+    there = list(dict.fromkeys(column for table in tables for column in table.columns))
+    for ours, theirs in chosen.items():
+        if ours not in CHOICES:
+            nearest = difflib.get_close_matches(ours, CHOICES, 1, 0.0)[0]
+            raise ValueError(
+                f"data.columns: {ours!r} is no column of ours; the nearest is {nearest!r}, all are {', '.join(CHOICES)}"
+            )
+        for name in theirs:
+            if name not in there:
+                near = difflib.get_close_matches(name, there, 1, 0.0)
+                raise ValueError(
+                    f"data.columns: {ours} = {name!r}: no file has this column; the nearest is {near[0]!r}"
+                    if near
+                    else f"data.columns: {ours} = {name!r}: no file has this column"
+                )

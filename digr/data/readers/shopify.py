@@ -1,0 +1,93 @@
+"""Shopify's exports of products and orders, as CSV.
+
+A product has a row for each variant and each further image, and only its first row has the texts; an order has a row for each
+item, and only the first has customer, date and currency. An item is a product (Handle) or a variant (SKU), as the orders name it.
+"""
+
+from digr.data.readers.rules import Pick, Reading, Rule
+
+TITLE, SKU, LINE = "Title", "Variant SKU", "Lineitem sku"
+CATEGORIES = ("Product Category", "Type", "Tags")
+
+
+def _filled(pick: Pick, *columns: tuple[str, str]) -> str:
+    """Return named columns with the first value of the product or order for all of its rows."""
+    return ", ".join(f"arg_min(nullif({pick(theirs)}, ''), n) OVER (PARTITION BY owner) AS {ours}" for ours, theirs in columns)
+
+
+def _numbered(owner: str) -> str:
+    return f"SELECT *, {owner} AS owner, row_number() OVER () AS n FROM source"
+
+
+def _products(pick: Pick) -> str:
+    parts = [
+        f"string_split({pick(CATEGORIES[0])}, ' > ')",
+        f"[{pick(CATEGORIES[1])}]",
+        f"string_split({pick(CATEGORIES[2])}, ', ')",
+    ]
+    listed = " || ".join(f"coalesce({part}, [])" for part in parts)
+    texts = _filled(
+        pick,
+        ("title", TITLE),
+        ("description", "Body (HTML)"),
+        ("brand", "Vendor"),
+        ("image", "Image Src"),
+        ("price", "Variant Price"),
+    )
+    categories = (
+        f"arg_min(CASE WHEN {pick(TITLE)} <> '' THEN CAST(to_json({listed}) AS VARCHAR) END, n) OVER (PARTITION BY owner)"
+    )
+    columns = {"sku": SKU, "own_price": "Variant Price", "own_image": "Variant Image"}
+    own = ", ".join(f"nullif({pick(theirs)}, '') AS {name}" for name, theirs in columns.items())
+    return f"SELECT owner, n, {texts}, {categories} AS categories, {own} FROM ({_numbered(pick('Handle'))})"
+
+
+def _by_handle(pick: Pick) -> str:
+    first = f"SELECT *, row_number() OVER (PARTITION BY owner ORDER BY n) AS place FROM ({_products(pick)})"
+    return (
+        f"SELECT owner AS item_id, title, description, brand, categories, price, image FROM ({first}) WHERE place = 1 ORDER BY n"
+    )
+
+
+def _by_sku(pick: Pick) -> str:
+    own = "coalesce(own_price, price) AS price, coalesce(own_image, image) AS image"
+    return (
+        f"SELECT sku AS item_id, title, description, brand, categories, {own} FROM ({_products(pick)}) "
+        f"WHERE sku IS NOT NULL OR own_price IS NOT NULL ORDER BY n"
+    )
+
+
+def _orders(pick: Pick) -> str:
+    user = f"coalesce(nullif({pick('Email')}, ''), nullif({pick('Customer ID')}, ''))"
+    shared = _filled(pick, ("timestamp", "Created at"), ("currency", "Currency"))
+    who = f"arg_min({user}, n) OVER (PARTITION BY owner) AS user_id"
+    own = f"{pick(LINE)} AS item_id, {pick('Lineitem name')} AS title, {pick('Lineitem price')} AS price"
+    named = f"SELECT n, {who}, {shared}, {own} FROM ({_numbered(pick('Name'))})"
+    return f"SELECT user_id, item_id, timestamp, title, price, currency FROM ({named}) ORDER BY n"
+
+
+TEXTS = {
+    "title": TITLE,
+    "description": "Body (HTML)",
+    "brand": "Vendor",
+    "categories": ", ".join(CATEGORIES),
+    "price": "Variant Price",
+    "image": "Image Src",
+}
+ORDER = {
+    "user_id": "Email, else Customer ID",
+    "item_id": LINE,
+    "timestamp": "Created at",
+    "title": "Lineitem name",
+    "price": "Lineitem price",
+    "currency": "Currency",
+}
+RULES = (
+    Rule(Reading("shopify", "items", select=_by_handle, shown={"item_id": "Handle"} | TEXTS), needs=("Handle", TITLE)),
+    Rule(
+        Reading("shopify", "items", select=_by_sku, shown={"item_id": SKU} | TEXTS | {"image": "Variant Image, else Image Src"}),
+        needs=("Handle", TITLE, SKU),
+    ),
+    Rule(Reading("shopify", "interactions", select=_orders, shown=ORDER), needs=("Name", "Created at", LINE)),
+)
+LAYOUTS = ()

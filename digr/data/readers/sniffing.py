@@ -1,0 +1,261 @@
+"""Find out how a file is written: encoding, kind, delimiter, quotes and header; what is not plain UTF-8 is written again.
+
+Encodings are decided by all bytes of a file, since the first megabytes of a Latin-1 file may well be ASCII.
+"""
+
+import ast
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from charset_normalizer import from_bytes
+
+from digr.data.readers.fetching import CHUNK, Given
+
+Kind = Literal["csv", "json lines", "json array", "json rows", "json object", "python dicts", "xml", "parquet"]
+SAMPLE_BYTES = 1 << 20
+DELIMITERS = ("\t", ",", ";", "|", "\x01")
+BOMS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+USUAL = [
+    "cp1252", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1251", "koi8_r", "cp1250", "cp1253", "cp1254", "cp1255",
+    "cp1256", "cp874",
+]  # fmt: skip
+DAMAGED_RATE = 0.02
+"""Of the lines that are not ASCII, the share that may be no UTF-8 in a file that is UTF-8 all the same."""
+JUDGED_BYTES = 1 << 18
+PLAUSIBLE = 0.02
+"""Difference in charset-normalizer's share of unlikely characters that says nothing."""
+
+
+class Layout(NamedTuple):
+    """How files of a known name are written, where they do not say so themselves."""
+
+    delimiter: str
+    columns: tuple[str, ...] = ()
+    """Of a file without a header; empty: the first line names them."""
+    quoted: bool = False
+    encoding: str = ""
+    """Of a file that is not UTF-8; empty: found out."""
+
+
+class Written(NamedTuple):
+    """How a file is written."""
+
+    given: Given
+    path: Path
+    """The file in plain UTF-8, or the Parquet file."""
+    kind: Kind
+    encoding: str = "utf-8"
+    delimiter: str = ""
+    quote: str = ""
+    escape: str = ""
+    header: bool = False
+    columns: tuple[str, ...] = ()
+    """Of delimited text; others say theirs when they are read."""
+    damaged: int = 0
+    """Lines with bytes that are no text in the encoding, which show U+FFFD instead."""
+
+
+def sniff(given: Given, layout: Layout | None, known: Callable[[str], bool], plain: Path) -> Written | None:
+    """Say how a file is written; None if it is no table.
+
+    Args:
+        given: the file.
+        layout: of a file whose name tells it.
+        known: whether a name is one that a column of some table usually has, by which headers are recognised.
+        plain: where to write the file again if it is not plain UTF-8.
+
+    Raises:
+        ValueError: the file is empty or broken.
+    """
+    with given.path.open("rb") as stream:
+        head = stream.read(8)
+    if not head:
+        raise ValueError(f"{given.address}: the file is empty")
+    if head[:4] == b"PAR1":
+        return Written(given, given.path, "parquet", encoding="")
+    if head.startswith(
+        (b"\x1f\x8b", b"PK\x03\x04", b"7z\xbc\xaf", b"\x89PNG", b"\xff\xd8\xff", b"\x93NUMPY", b"%PDF", b"\xd0\xcf\x11\xe0")
+    ):
+        raise ValueError(
+            f"{given.address}: neither text nor Parquet; packed files are read by their names (.gz, .zip, .tar.gz), spreadsheets "
+            f"and pickles are not: save them as CSV or Parquet"
+        )
+    encoding, damaged = find_encoding(given.path, layout.encoding if layout else "")
+    path = given.path if encoding == "utf-8" and not damaged else _write_again(given, encoding, plain)
+    with path.open(encoding="utf-8", newline="") as stream:
+        sample = stream.read(SAMPLE_BYTES)
+    if "\0" in sample[:4096] and encoding == "utf-8":
+        raise ValueError(f"{given.address}: binary, neither text nor Parquet")
+    whole = len(sample) < SAMPLE_BYTES
+    written = Written(given, path, "csv", encoding, damaged=damaged)
+    kind = None if layout else _structured(sample, whole)
+    if kind:
+        return written._replace(kind=kind)
+    return _delimited(written, sample, whole, layout, known)
+
+
+def find_encoding(path: Path, otherwise: str) -> tuple[str, int]:
+    """Return the encoding of a text file, and how many of its lines have bytes that are wrong in it."""
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    mark = next((BOMS[bom] for bom in sorted(BOMS, key=len, reverse=True) if head.startswith(bom)), "")
+    if mark:
+        return mark, 0
+    if len(head) > 3 and (zeros := (head[0::2].count(0), head[1::2].count(0))) and max(zeros) > len(head) // 4:
+        return ("utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"), 0
+    if _is_utf8(path):
+        return "utf-8", 0
+    wrong, right, judged = 0, 0, bytearray()
+    with path.open("rb") as stream:
+        for line in stream:
+            if line.isascii():
+                continue
+            try:
+                line.decode("utf-8")
+                right += 1
+            except UnicodeDecodeError:
+                wrong += 1
+                if len(judged) < JUDGED_BYTES:
+                    judged += line[:JUDGED_BYTES]
+    if wrong <= DAMAGED_RATE * right:
+        return "utf-8", wrong
+    if otherwise:
+        return otherwise, 0
+    return _likely_encoding(bytes(judged)), 0
+
+
+def _likely_encoding(judged: bytes) -> str:
+    """Return the encoding that makes most of the bytes beyond ASCII letters, of those that are about as plausible as the best."""
+    matches = from_bytes(judged, cp_isolation=USUAL, threshold=0.5)
+    best = matches.best()
+    if not best:
+        return "cp1252"
+    alike = [name for match in matches if match.chaos <= best.chaos + PLAUSIBLE for name in match.could_be_from_charset]
+
+    def letters(encoding: str) -> float:
+        beyond = [char for char in judged.decode(encoding, errors="replace") if not char.isascii()]
+        return sum(map(str.isalpha, beyond)) / max(len(beyond), 1)
+
+    if best.encoding not in ("cp1250", "cp1252", "cp1254"):
+        return best.encoding
+    return max((name for name in ("cp1252", "cp1250", "cp1254") if name in alike), key=letters, default=best.encoding)
+
+
+def _is_utf8(path: Path) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _write_again(given: Given, encoding: str, plain: Path) -> Path:
+    with (
+        given.path.open(encoding=encoding, errors="replace", newline="") as source,
+        plain.open("w", encoding="utf-8", newline="") as out,
+    ):
+        try:
+            while text := source.read(CHUNK):
+                out.write(text)
+        except UnicodeError as error:
+            raise ValueError(f"{given.address}: not {encoding}, as it seemed to be: {error}") from error
+    return plain
+
+
+def _structured(sample: str, whole: bool) -> Kind | None:
+    """Return the kind of a text that is no delimited table."""
+    text = sample.lstrip()
+    if text.startswith("<"):
+        return "xml"
+    if text.startswith("["):
+        return "json array"
+    if not text.startswith("{"):
+        return None
+    line, _, rest = text.partition("\n")
+    more = bool(rest.strip()) or not whole
+    try:
+        value = json.loads(line)
+    except ValueError:
+        if _is_python_dict(line):
+            return "python dicts"
+        return "json object" if re.match(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[\[{]', text) else "json rows"
+    single = not more and isinstance(value, dict) and value
+    return "json object" if single and _is_table(list(value.values())) else "json lines"
+
+
+def _is_python_dict(line: str) -> bool:
+    try:
+        return isinstance(ast.literal_eval(line.strip()), dict)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+
+
+def _is_table(values: list) -> bool:
+    """Whether all values of an object are rows: objects, or lists."""
+    return all(isinstance(value, dict) for value in values) or all(isinstance(value, list) for value in values)
+
+
+def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None, known: Callable[[str], bool]) -> Written | None:
+    if layout:
+        lines = [line.rstrip("\r") for line in sample.split("\n") if line.strip()]
+        cells = lines[0].split(layout.delimiter)
+        if layout.columns and len(cells) != len(layout.columns):
+            layout = None
+        else:
+            quote = '"' if layout.quoted else ""
+            found = written._replace(delimiter=layout.delimiter, quote=quote, escape=quote, header=not layout.columns)
+            return found._replace(columns=layout.columns or tuple(cells))
+    quote, escape = '"', "\\" if '\\"' in sample and '""' not in sample else '"'
+    tried = []
+    for delimiter in DELIMITERS:
+        rows = list(_rows(sample, whole, delimiter, escape))
+        widths = [len(row) for row in rows]
+        usual = max(set(widths), key=widths.count, default=0)
+        if usual > 1:
+            tried.append((round(widths.count(usual) / len(widths), 1), usual, -DELIMITERS.index(delimiter), rows))
+    if not tried:
+        return None
+    _, _, place, rows = max(tried, key=lambda each: each[:3])
+    delimiter = DELIMITERS[-place]
+    if delimiter == "\t" and not re.search(r'(?:^|\t)"[^\t]*"(?:\t|\r?$)', sample, re.MULTILINE):
+        quote = escape = ""  # inches and quotations inside of titles
+        rows = [line.rstrip("\r").split("\t") for line in sample.split("\n") if line.strip()]
+    first = [cell.strip() for cell in rows[0]]
+    header = any(map(known, first)) or (all(first) and len(set(first)) == len(first) and not any(map(_is_value, first)))
+    columns = tuple(first) if header else tuple(f"column{number}" for number in range(1, len(first) + 1))
+    return written._replace(delimiter=delimiter, quote=quote, escape=escape, header=header, columns=columns)
+
+
+def _rows(sample: str, whole: bool, delimiter: str, escape: str) -> Iterator[list[str]]:
+    """Read the complete rows of a sample; what is no table at all gives none."""
+    doubled = escape == '"'
+    reader = csv.reader(
+        io.StringIO(sample, newline=""), delimiter=delimiter, doublequote=doubled, escapechar=None if doubled else escape
+    )
+    rows = []
+    try:
+        rows = [row for row in reader if row]
+    except csv.Error:
+        return
+    yield from rows if whole or len(rows) < 2 else rows[:-1]
+
+
+def _is_value(cell: str) -> bool:
+    """Whether a cell is data rather than a name: a number, a date, an address."""
+    return bool(re.fullmatch(r"[-+]?[\d.,:/ -]+(e[-+]?\d+)?|.*://.*", cell, re.IGNORECASE))

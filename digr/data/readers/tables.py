@@ -1,0 +1,196 @@
+"""Files as relations of texts: DuckDB reads each of them, and every cell is a text or null, lists and structs as JSON.
+
+Columns are called c0, c1, ... in SQL, so that no name out of a file is ever part of a query.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from digr.data.readers.converting import to_json_lines
+from digr.data.readers.sniffing import Written
+
+SAMPLE_ROWS = 1000
+MAX_ROW = 1 << 25
+"""Bytes of one row or JSON object."""
+BAD_RATE = 0.1
+"""Share of rows that cannot be read from which on a file counts as broken."""
+JSON_FORMATS = {"json array": "array", "json rows": "unstructured"}
+
+
+class Table(NamedTuple):
+    """Files of the same shape, read as one."""
+
+    files: tuple[Written, ...]
+    columns: tuple[str, ...]
+    """As the files name them; column k is `c<k>` in the SQL."""
+    sql: str
+    """A query of all rows, in the order of the files."""
+    rows: int
+    bad: int
+    """Rows that cannot be read, which `sql` leaves out."""
+    first_bad: str
+    sample: tuple[tuple[str | None, ...], ...]
+
+    @property
+    def name(self) -> str:
+        """What formats are recognised by: the first file's path inside the folder or archive that was named."""
+        return self.files[0].given.name
+
+    @property
+    def address(self) -> str:
+        """What messages call it."""
+        more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+        return self.files[0].given.address + more
+
+    @property
+    def encoding(self) -> str:
+        """Encodings of the files, each once; empty for Parquet."""
+        return ", ".join(dict.fromkeys(file.encoding for file in self.files if file.encoding))
+
+    def pick(self, column: str) -> str:
+        """Return the SQL of a column by its name in the files; null if they lack it."""
+        return f"c{self.columns.index(column)}" if column in self.columns else "CAST(NULL AS VARCHAR)"
+
+
+def open_database(scratch: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
+    """Return a database that holds at most `memory_limit`, and puts what is more into a folder."""
+    con = duckdb.connect(config={"memory_limit": memory_limit, "temp_directory": str(scratch / "spilled")})
+    for setting in ("TimeZone = 'UTC'", "preserve_insertion_order = true", "enable_progress_bar = false"):
+        con.execute(f"SET {setting}")
+    return con
+
+
+def open_tables(con: duckdb.DuckDBPyConnection, files: Iterable[Written], scratch: Path) -> list[Table]:
+    """Read how many rows and which columns files have; parts of one table become one.
+
+    Raises:
+        ValueError: a file is broken, or too many of its rows are.
+    """
+    groups: dict[tuple, list[Written]] = {}
+    for number, written in enumerate(files):
+        link = scratch / f"in{number:06d}{'.parquet' if written.kind == 'parquet' else '.text'}"
+        link.symlink_to(written.path)  # a name of our own, since DuckDB takes *, ? and [ in names for patterns
+        groups.setdefault(_shape(written), []).append(written._replace(path=link))
+    return [_open(con, group, scratch, f"rejected{number}") for number, group in enumerate(groups.values())]
+
+
+def _shape(written: Written) -> tuple:
+    """Return what parts of one table share: folder, name up to numbers, and how they are written."""
+    folder, _, name = written.given.address.rpartition("/")
+    stem = "part" if name.startswith("part-") else re.sub(r"\d+", "#", name)
+    schema = (str(_read_schema(written)),) if written.kind == "parquet" else ()
+    own = (written.given.address,) if written.kind in ("json object", "xml") else ()
+    alike = (written.kind, written.delimiter, written.quote, written.escape, written.header, written.columns)
+    # numbers in a name may also tell two things apart, such as u1.base and u2.base
+    return (folder, stem if re.search(r"(^part-|\d{2,}|-of-)", name) else name, *alike, *schema, *own)
+
+
+def _open(con: duckdb.DuckDBPyConnection, group: list[Written], scratch: Path, rejected: str) -> Table:
+    first = group[0]
+    address = first.given.address
+    try:
+        if first.kind == "parquet":
+            return _open_parquet(con, group)
+        if first.kind == "csv":
+            return _open_csv(con, group, rejected)
+        return _open_json(con, group, scratch)
+    except duckdb.Error as error:
+        raise ValueError(f"{address}: not read: {str(error).splitlines()[0]}") from error
+
+
+def _finish(con: duckdb.DuckDBPyConnection, table: Table) -> Table:
+    if table.bad > max(BAD_RATE * (table.rows + table.bad), 1 if table.rows else 0):
+        found = f"; first: {table.first_bad}" if table.first_bad else ""
+        raise ValueError(
+            f"{table.address}: {table.bad} of {table.rows + table.bad} rows cannot be read, so the file is broken{found}"
+        )
+    if not table.columns:
+        raise ValueError(f"{table.address}: no rows in it")
+    return table._replace(sample=tuple(con.execute(f"{table.sql} LIMIT {SAMPLE_ROWS}").fetchall()))
+
+
+def _paths(group: Iterable[Written]) -> str:
+    return "[" + ", ".join(_text(str(written.path)) for written in group) + "]"
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _open_csv(con: duckdb.DuckDBPyConnection, group: list[Written], rejected: str) -> Table:
+    first = group[0]
+    columns = "{" + ", ".join(f"'c{number}': 'VARCHAR'" for number in range(len(first.columns))) + "}"
+    options = (
+        f"columns = {columns}, auto_detect = false, header = {str(first.header).lower()}, delim = {_text(first.delimiter)}, "
+        f"quote = {_text(first.quote)}, escape = {_text(first.escape)}, max_line_size = {MAX_ROW}, buffer_size = {2 * MAX_ROW}"
+    )
+    counting = (
+        f"read_csv({_paths(group)}, {options}, store_rejects = true, rejects_table = '{rejected}', rejects_scan = '{rejected}s')"
+    )
+    [(rows,)] = con.execute(f"SELECT count(*) FROM (SELECT * FROM {counting})").fetchall()
+    [(bad,)] = con.execute(f"SELECT count(*) FROM (SELECT DISTINCT file_id, line FROM {rejected})").fetchall()
+    worst = con.execute(f"SELECT line, error_message FROM {rejected} ORDER BY file_id, line LIMIT 1").fetchall()
+    text = f"line {worst[0][0]}: {worst[0][1]}" if worst else ""
+    sql = f"SELECT * FROM read_csv({_paths(group)}, {options}, ignore_errors = true)"
+    return _finish(con, Table(tuple(group), first.columns, sql, rows, bad, text, ()))
+
+
+def _open_json(con: duckdb.DuckDBPyConnection, group: list[Written], scratch: Path) -> Table:
+    kind, bad = group[0].kind, 0
+    if kind in ("python dicts", "json object", "xml"):
+        converted = []
+        for written in group:
+            path, unread = to_json_lines(written, scratch / f"{written.path.stem}.json")
+            converted.append(written._replace(path=path))
+            bad += unread
+        group = converted
+    form = JSON_FORMATS.get(kind, "newline_delimited")
+    ignore = ", ignore_errors = true" if form == "newline_delimited" else ""
+    objects = f"SELECT json FROM read_json_objects({_paths(group)}, format = '{form}', maximum_object_size = {MAX_ROW}{ignore})"
+    [(rows, all_rows)] = con.execute(f"SELECT count(*) FILTER (json_type(json) = 'OBJECT'), count(*) FROM ({objects})").fetchall()
+    named = f"SELECT unnest(json_keys(json)) AS k FROM ({objects}) WHERE json_type(json) = 'OBJECT'"
+    keys = [key for key, _ in con.execute(f"SELECT k, count(*) FROM ({named}) GROUP BY k ORDER BY 2 DESC, 1").fetchall()]
+    pointers = ", ".join(_text("/" + key.replace("~", "~0").replace("/", "~1")) for key in keys)
+    cells = f"SELECT json_extract_string(json, [{pointers}]) AS v FROM ({objects}) WHERE json_type(json) = 'OBJECT'"
+    columns = ", ".join(f"v[{number + 1}] AS c{number}" for number in range(len(keys)))
+    table = Table(tuple(group), tuple(keys), f"SELECT {columns} FROM ({cells})", rows, bad + all_rows - rows, "", ())
+    return _finish(con, table)
+
+
+def _read_schema(written: Written) -> pa.Schema:
+    try:
+        return pq.read_schema(written.path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{written.given.address}: not a Parquet file that can be read: {error}") from error
+
+
+def _open_parquet(con: duckdb.DuckDBPyConnection, group: list[Written]) -> Table:
+    source = f"SELECT * FROM read_parquet({_paths(group)})"
+    types = [(str(row[0]), str(row[1])) for row in con.execute(f"DESCRIBE {source}").fetchall()]
+    cells = ", ".join(f"{_cell(name, kind)} AS c{number}" for number, (name, kind) in enumerate(types))
+    columns = tuple(_read_schema(group[0]).names)
+    [(rows,)] = con.execute(f"SELECT count(*) FROM ({source})").fetchall()
+    return _finish(con, Table(tuple(group), columns, f"SELECT {cells} FROM ({source})", rows, 0, "", ()))
+
+
+def _cell(name: str, kind: str) -> str:
+    quoted = '"' + name.replace('"', '""') + '"'
+    if kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION")):
+        return f"CAST(to_json({quoted}) AS VARCHAR)"
+    if kind == "BLOB":
+        return f"try_cast({quoted} AS VARCHAR)"
+    if kind in ("DOUBLE", "FLOAT"):  # whole numbers lose their .0: pandas makes numbers of ids with gaps
+        whole = f"{quoted} = trunc({quoted}) AND abs({quoted}) < 9e15"
+        return f"CASE WHEN {whole} THEN CAST(CAST({quoted} AS BIGINT) AS VARCHAR) ELSE CAST({quoted} AS VARCHAR) END"
+    return f"CAST({quoted} AS VARCHAR)"
+
+
+def stem_of(name: str) -> str:
+    """Return a file's name without its folders, in lower case."""
+    return PurePosixPath(name).name.lower()

@@ -1,0 +1,91 @@
+"""Read the times of a column, in SQL: seconds to nanoseconds since 1970, ISO dates and the usual other ways to write one.
+
+A number's unit follows from its size, which is clear for times between March 1973 and the year 5138. Times without a zone
+are taken as UTC.
+"""
+
+from typing import NamedTuple
+
+import duckdb
+
+SAMPLE = 10_000
+ZONED = ("%Y-%m-%d %H:%M:%S %z", "%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z")
+NAMED = (
+    "%a, %d %b %Y %H:%M:%S GMT", "%b %d, %Y %H:%M:%S", "%b %d, %Y %I:%M:%S %p", "%b %d, %Y %H:%M", "%b %d, %Y", "%B %d, %Y",
+    "%d %b %Y %H:%M:%S", "%d %b %Y %H:%M", "%d %b %Y", "%d %B %Y", "%d-%b-%Y %H:%M:%S", "%d-%b-%Y", "%d-%b-%y", "%Y-%b-%d",
+    "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y", "%d.%m.%y", "%m %d, %Y",
+)  # fmt: skip
+YEAR_FIRST = ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y.%m.%d %H:%M:%S", "%Y.%m.%d")
+"""Tried last: they would read 12/1/10 as a day of the year 12."""
+CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", " %H:%M:%S.%f", ", %H:%M", ", %H:%M:%S")
+SLASHED = r"^\s*(\d{1,2})[/-](\d{1,2})[/-]\d"
+DIGITS = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d{6})?$"
+EARLIEST, LATEST = -2_208_988_800_000, 7_258_118_400_000
+"""The years 1900 and 2200, in milliseconds; what is outside is no time."""
+
+
+class TimeForm(NamedTuple):
+    """How a column writes times beyond numbers and ISO."""
+
+    day_first: bool = False
+    """Whether 1/12/2010 is in December."""
+    digits: bool = False
+    """Whether numbers are dates, such as 20101201 and 20101201082600."""
+    note: str = ""
+    """What a reader should know; empty for nothing."""
+
+
+def find_form(con: duckdb.DuckDBPyConnection, relation: str) -> TimeForm:
+    """Look at a relation's column `timestamp`; day or month first is decided by all rows.
+
+    Args:
+        con: where the relation is.
+        relation: SQL of a query.
+    """
+    seen = f"SELECT timestamp AS t FROM ({relation}) WHERE timestamp IS NOT NULL AND trim(timestamp) <> ''"
+    digits, slashed, rows = con.execute(
+        f"SELECT count(*) FILTER (regexp_matches(t, '{DIGITS}')), count(*) FILTER (regexp_matches(t, '{SLASHED}')), count(*) "
+        f"FROM ({seen} LIMIT {SAMPLE})"
+    ).fetchall()[0]
+    if rows and digits == rows:
+        return TimeForm(digits=True)
+    if not slashed:
+        return TimeForm()
+    first, second = con.execute(
+        f"SELECT bool_or(try_cast(regexp_extract(t, '{SLASHED}', 1) AS INT) > 12), "
+        f"bool_or(try_cast(regexp_extract(t, '{SLASHED}', 2) AS INT) > 12) FROM ({seen})"
+    ).fetchall()[0]
+    if first and second:
+        return TimeForm(note="some dates are day/month/year and some month/day/year; read as month/day/year")
+    if not first and not second:
+        return TimeForm(note="no date says whether day or month comes first; read as month/day/year")
+    return TimeForm(day_first=bool(first))
+
+
+def with_times(relation: str, form: TimeForm) -> str:
+    """Return the SQL of a relation whose text column `timestamp` becomes milliseconds since 1970, null where it is no time."""
+    inner = f"SELECT * REPLACE ({_milliseconds('timestamp', form)} AS timestamp) FROM ({relation})"
+    return (
+        f"SELECT * REPLACE (CASE WHEN timestamp BETWEEN {EARLIEST} AND {LATEST} THEN timestamp END AS timestamp) FROM ({inner})"
+    )
+
+
+def _milliseconds(column: str, form: TimeForm) -> str:
+    order = ("%d/%m", "%d-%m") if form.day_first else ("%m/%d", "%m-%d")
+    slashed = [f"{start}{start[2]}{year}{clock}" for start in order for year in ("%y", "%Y") for clock in CLOCKS]
+    written = ", ".join(f"'{text}'" for text in (*NAMED, *slashed, *YEAR_FIRST))
+    # one call each: in a list, DuckDB 2.0 gives a text without a zone the zone of the text before it
+    zoned = ", ".join(f"try_strptime(trim({column}), '{text}')" for text in ZONED)
+    number = f"try_cast({column} AS DOUBLE)"
+    size = f"abs({number})"
+    counted = (
+        f"try_cast(round(CASE WHEN {size} < 1e11 THEN {number} * 1000 WHEN {size} < 1e14 THEN {number} "
+        f"WHEN {size} < 1e17 THEN {number} / 1000 ELSE {number} / 1000000 END) AS BIGINT)"
+    )
+    if form.digits:
+        counted = f"epoch_ms(try_strptime(trim({column}), ['%Y%m%d%H%M%S', '%Y%m%d']))"
+    plain = f"try_strptime(trim({column}), [{written}])"
+    # DuckDB would take 12/1/10 for a day of the year 12
+    iso = f"CASE WHEN regexp_matches({column}, '^\\s*\\d{{4}}-') THEN try_cast(trim({column}) AS TIMESTAMPTZ) END"
+    dated = f"coalesce(epoch_ms(coalesce({iso}, {zoned})), epoch_ms({plain}))"
+    return f"CASE WHEN {number} IS NOT NULL THEN {counted} ELSE {dated} END"
