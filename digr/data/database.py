@@ -28,9 +28,9 @@ def open_database(memory_gib: float, scratch: str | None = None) -> Iterator[duc
     if scratch:
         Path(scratch).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="digr-", dir=scratch) as folder:
-        settings = {"memory_limit": f"{int(memory_gib * 1024)}MiB", "temp_directory": f"{folder}/spilled"}
+        settings: dict[str, Any] = {"memory_limit": f"{int(memory_gib * 1024)}MiB", "temp_directory": f"{folder}/spilled"}
         # rows have numbers where their order matters, so that DuckDB need not keep it
-        settings |= {"preserve_insertion_order": "false"}
+        settings["preserve_insertion_order"] = False
         with duckdb.connect(f"{folder}/rows.duckdb" if scratch else ":memory:", config=settings) as connection:
             yield connection
 

@@ -116,6 +116,7 @@ def run_and_exit(name: str, run: Callable[[], dict[str, Any] | None]) -> NoRetur
         code = 0
     except Exception as error:
         if (message := _user_error(error)) is None:
+            summary = {"job": name, "status": "failed", "error": f"{type(error).__name__}: {error}"}
             raise
         summary = {"job": name, "status": "failed", "error": message}
         print(f"error: {message}", file=sys.stderr, flush=True)
