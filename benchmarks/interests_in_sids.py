@@ -94,7 +94,7 @@ def measure(quick: bool) -> Measurement:
             quantiser = fit_quantiser(rows, config.sids, seed)
             assigned = assign_sids(quantiser, partial(iter, [rows]), seed=seed)
             found = describe_sids(quantiser, assigned, rows, np.arange(len(rows)), seed=seed)
-            levels = len(config.sids.level_sizes)
+            levels = len(quantiser.codebooks)
             sequences = training_sequences(histories.to_batches(), build_id_index(item_ids).find)
             shares, _ = cointeraction_shares(sequences, assigned.codes[:, :levels])
             facts.append(found | {"cointeraction_prefix_share": shares})

@@ -45,7 +45,7 @@ class PlainRQVAE(nn.Module):
         hidden = config.hidden_dims[0]
         self.encoder = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, config.latent_dim))
         self.decoder = nn.Sequential(nn.Linear(config.latent_dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-        self.books = nn.ParameterList(torch.zeros(size, config.latent_dim) for size in config.level_sizes)
+        self.books = nn.ParameterList(torch.zeros(size, config.latent_dim) for size in config.sizes)
 
     def forward(self, inputs: torch.Tensor, commitment: float) -> torch.Tensor:
         """Return the loss."""
@@ -74,7 +74,7 @@ def fit_plain(inputs: torch.Tensor, config: SidsConfig, epochs: int, goal: tuple
     start = time.process_time()
     model = PlainRQVAE(inputs.shape[1], config)
     with torch.no_grad():
-        for book, first in zip(model.books, fit_codebooks(model.encoder(inputs).numpy(), config.level_sizes, 0), strict=True):
+        for book, first in zip(model.books, fit_codebooks(model.encoder(inputs).numpy(), config.sizes, 0), strict=True):
             book.copy_(torch.from_numpy(first))
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEER_LR)
     looking, reached = 0.0, 0
@@ -125,7 +125,7 @@ def measure(quick: bool) -> Measurement:
         "ours_r2": round(r2, 4),
         "ours_raw_collision_rate": round(collisions, 4),
         "ours_least_usage_rate": round(
-            min(len(np.unique(column)) / size for column, size in zip(codes.T, config.level_sizes, strict=True)), 4
+            min(len(np.unique(column)) / size for column, size in zip(codes.T, config.sizes, strict=True)), 4
         ),
         "plain_epochs": peer["epochs"],
         "plain_as_good_at_epoch": peer["reached"] or "never",

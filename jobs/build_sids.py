@@ -12,6 +12,7 @@ from digr.config import Config
 from digr.sids.assignment import sid_table
 from digr.sids.building import fit_and_assign, keep_and_assign, num_vectors, save_built
 from digr.sids.diagnostics import check_usage
+from digr.sids.sizes import sized
 from jobs.runtime.session import Options, log, main
 from jobs.runtime.stage import Output, run_stage
 
@@ -43,9 +44,10 @@ def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Ma
             f"{built.facts['num_retired_items']} SIDs are retired"
         )
     else:
+        config = config.model_copy(update={"sids": sized(config.sids, num_vectors(store))})
         fit = _fit_with_workers(config, store, work, report)
         built = fit_and_assign(store, config.sids, seed=seed, report=report, fit=fit)
-    sizes, facts = list(config.sids.level_sizes), built.facts
+    sizes, facts = [len(book) for book in built.quantiser.codebooks], built.facts
     usage = ", ".join(f"{rate:.1%}" for rate in facts["usage_rate"])
     report(
         f"codes used per level {usage}; colliding by nearest codes {facts['raw_collision_rate']:.1%}, by the codes given "

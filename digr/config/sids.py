@@ -8,14 +8,18 @@ from digr.config.base import Section
 
 SMALL_POLICY: dict[str, str | int | float | bool] = {"policy.hidden_dim": 64, "policy.num_layers": 2, "sft.epochs": 8}
 
+MAX_LEVELS = 25
+"""Levels of a quantiser: a token is a letter and a code, and the suffix level needs a letter too."""
+
 
 class SidsConfig(Section):
     """IEID: how vectors become semantic IDs."""
 
     quantiser: Literal["rqvae", "rkmeans"] = "rqvae"
     """RQ-VAE, or residual k-means."""
-    level_sizes: tuple[int, ...] = (256, 256, 256)
-    """Codes per level, without the suffix level."""
+    level_sizes: tuple[int, ...] | Literal["auto"] = (256, 256, 256)
+    """Codes per level, without the suffix level; "auto" takes three levels of as many as fit the catalogue, and the manifests of
+    `quantiser` and `item_sids` say how many those are."""
     disambiguation: Literal["colliding", "all", "none"] = "colliding"
     """Which items get a suffix code."""
     spread: bool = True
@@ -45,16 +49,31 @@ class SidsConfig(Section):
 
     @model_validator(mode="after")
     def _levels_are_sane(self) -> "SidsConfig":
+        if self.level_sizes == "auto":
+            return self
         if not self.level_sizes or min(self.level_sizes) < 2 or max(self.level_sizes) > 65_536:
             raise ValueError(f"sids.level_sizes: each level needs 2 to 65536 codes, found {list(self.level_sizes)}")
+        if len(self.level_sizes) > MAX_LEVELS:
+            raise ValueError(f"sids.level_sizes: at most {MAX_LEVELS} levels have a letter, found {len(self.level_sizes)}")
         return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """`level_sizes` once they are numbers, see `digr.sids.sizes.sized`."""
+        assert self.level_sizes != "auto", "read digr.sids.sizes.sized(config, num_items)"
+        return self.level_sizes
 
 
 class TuneConfig(Section):
     """Ray Tune over codebooks."""
 
-    level_sizes: tuple[tuple[int, ...], ...] = ((64, 64, 64), (128, 128, 128), (256, 256, 256), (64, 64, 64, 64))
-    """Candidates of sids.level_sizes, of any depth."""
+    level_sizes: tuple[tuple[int, ...] | Literal["auto"], ...] = (
+        (64, 64, 64),
+        (128, 128, 128),
+        (256, 256, 256),
+        (64, 64, 64, 64),
+    )
+    """Candidates of sids.level_sizes, of any depth; "auto" may be one."""
     quantisers: tuple[Literal["rqvae", "rkmeans"], ...] = ("rqvae", "rkmeans")
     """Candidates of sids.quantiser."""
     latent_dims: tuple[int, ...] = ()

@@ -20,6 +20,7 @@ from digr.sids.extension import continue_sids
 from digr.sids.fitting import Quantiser, fit_quantiser, load_quantiser, sample_rows, save_quantiser, take_rows
 from digr.sids.fusion import Fusion, fit_fusion, load_fusion, save_fusion
 from digr.sids.peers import Peers
+from digr.sids.sizes import sized
 from digr.tables import table_spec
 
 RETIRED = "retired_sids.parquet"
@@ -109,6 +110,7 @@ def fit_and_assign(
         fit: fits somewhere else, on vectors of its own (`sample_of_worker`); here are only those to measure the result on.
         watch: told ten times while an RQ-VAE trains: the epochs done, and the facts of the sample's nearest codes.
     """
+    sids = sized(sids, num_vectors(store))
     fusion = fit_run_fusion(store, sids, seed)
     rows, vectors = _sample(store, MAX_MEASURED_ITEMS if fit else sids.max_fit_items, seed, fusion)
     item_ids = _item_ids(store)
@@ -121,7 +123,7 @@ def fit_and_assign(
         if watch:
             watch(epoch, facts)
 
-    report(f"fitting {sids.quantiser} {list(sids.level_sizes)} on {min(len(item_ids), sids.max_fit_items)} items")
+    report(f"fitting {sids.quantiser} {list(sids.sizes)} on {min(len(item_ids), sids.max_fit_items)} items")
     quantiser = (
         fit(fusion) if fit else fit_quantiser(vectors, sids, seed, report, device=device, watch=watch_epoch if watch else None)
     )
@@ -172,6 +174,9 @@ def save_built(built: Built, folder: Path) -> None:
 def _check_same_choices(store: Store, earlier: Store, sids: SidsConfig) -> None:
     found = artifacts.require(earlier, "item_sids").config["sids"]
     chosen = sids.model_dump(mode="json")
+    # "auto" goes with any number of codes: they are a fact of the quantiser that is kept
+    found = found | {"level_sizes": artifacts.require(earlier, "quantiser").facts["level_sizes"]}
+    chosen["level_sizes"] = found["level_sizes"] if sids.level_sizes == "auto" else chosen["level_sizes"]
     other = [f"sids.{key} is {chosen[key]}, there {found[key]}" for key in SAME_CHOICES if chosen[key] != found[key]]
     here, there = (artifacts.require(place, "item_embeddings") for place in (store, earlier))
     other += [

@@ -97,13 +97,13 @@ def fit_quantiser(
         bad = int((~np.isfinite(vectors).all(1)).sum())
         raise ValueError(f"item_embeddings: {bad} of {len(vectors)} vectors are not finite; run jobs.embed_items again")
     num_items = int(peers.total(torch.tensor(len(vectors), device=device)))
-    if num_items < max(config.level_sizes):
+    if num_items < max(config.sizes):
         raise ValueError(
-            f"sids.level_sizes: a level has {max(config.level_sizes)} codes but there are only {num_items} items to fit "
-            f"them; use levels of at most {num_items} codes"
+            f"sids.level_sizes: a level has {max(config.sizes)} codes but there are only {num_items} items to fit them; use "
+            f'levels of at most {num_items} codes, or set sids.level_sizes = "auto"'
         )
     if config.quantiser == "rkmeans":
-        return fit_rkmeans(vectors, config.level_sizes, seed, report, device)
+        return fit_rkmeans(vectors, config.sizes, seed, report, device)
     return fit_rqvae(vectors, config, seed, report, device=device, watch=watch, peers=peers)
 
 

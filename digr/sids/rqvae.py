@@ -196,7 +196,7 @@ def fit_rqvae(
 @torch.no_grad()
 def _start(vectors: np.ndarray, config: SidsConfig, seed: int, device: torch.device, peers: Peers) -> RQVAE:
     """Make a model that encodes to principal components, decodes from them, and quantises them by residual k-means."""
-    model = RQVAE(vectors.shape[1], config.latent_dim, config.hidden_dims, config.level_sizes)
+    model = RQVAE(vectors.shape[1], config.latent_dim, config.hidden_dims, config.sizes)
     generator = torch.Generator().manual_seed(seed)
     for coder in (model.encoder, model.decoder):
         layers = [layer for layer in coder.perceptron if isinstance(layer, nn.Linear)]
@@ -225,7 +225,7 @@ def _start(vectors: np.ndarray, config: SidsConfig, seed: int, device: torch.dev
     model = model.to(device)
     peers.follow_first(model)
     latents = peers.gather(model.encode(vectors[: MAX_START_ITEMS // peers.size])).cpu().numpy()
-    for book, start in zip(model.codebooks, fit_codebooks(latents, config.level_sizes, seed), strict=True):
+    for book, start in zip(model.codebooks, fit_codebooks(latents, config.sizes, seed), strict=True):
         book.copy_(torch.from_numpy(start))
     peers.follow_first(model)
     return model

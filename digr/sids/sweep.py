@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from digr.config.sids import SidsConfig, TuneConfig
+from digr.sids.sizes import auto_level_sizes
 
 NDCG = "valid_ndcg@10"
 DIAGNOSTICS = (
@@ -21,13 +22,18 @@ DIAGNOSTICS = (
 FEWEST_FOR_CORRELATION = 4
 
 
-def candidates(sids: SidsConfig, tune: TuneConfig) -> list[dict[str, Any]]:
-    """Return every combination to try, as values of `sids`; residual k-means has no latent, so it is tried once."""
+def candidates(sids: SidsConfig, tune: TuneConfig, num_items: int) -> list[dict[str, Any]]:
+    """Return every combination to try once, as values of `sids`; residual k-means has no latent.
+
+    Args:
+        num_items: of the catalogue, for level sizes of "auto".
+    """
     latents = tune.latent_dims or (sids.latent_dim,)
+    all_sizes = dict.fromkeys(auto_level_sizes(num_items) if sizes == "auto" else sizes for sizes in tune.level_sizes)
     return [
         {"quantiser": quantiser, "level_sizes": list(sizes), "latent_dim": latent}
         for quantiser in tune.quantisers
-        for sizes in tune.level_sizes
+        for sizes in all_sizes
         for latent in (latents if quantiser == "rqvae" else latents[:1])
     ]
 

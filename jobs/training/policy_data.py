@@ -50,6 +50,11 @@ def _read_sids(store: Store, digest: str) -> Sids:
     return Sids(build_id_index(table["item_id"]), sid_texts(codes_of(table, num_levels)))
 
 
+def semantic_levels(store: Store) -> int:
+    """Return the levels of the run's quantiser; the suffix level is none."""
+    return len(artifacts.require(store, "item_sids").facts["usage_rate"])
+
+
 def max_history(config: Config, store: Store) -> int:
     """Return the items of a history that the policy reads: `data.max_history`, or fewer if `policy.max_tokens` holds fewer."""
     num_levels = len(artifacts.require(store, "item_sids").facts["level_sizes"])
@@ -160,7 +165,7 @@ def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.devic
     canonical = _canonical_cosine(store, trie) if weights["canonical"] else None
     users = build_id_index(pa.array(sorted(set(user_ids) if weights["user_interest"] else ()), pa.string()))
     of_users = _user_vectors(config, store, users, device) if len(users) else None
-    quality, codes, num_levels = quality.to(device), trie.codes.to(device), len(config.sids.level_sizes)
+    quality, codes, num_levels = quality.to(device), trie.codes.to(device), semantic_levels(store)
 
     def reward(
         rollouts: Rollouts, target_index: torch.Tensor, scores: torch.Tensor | None, user_ids: Sequence[str], /

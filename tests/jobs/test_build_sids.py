@@ -153,6 +153,34 @@ def test_sids_are_not_kept_across_other_choices(tmp_path):
         build_sids.run(config, Options())
 
 
+def test_auto_is_a_choice_and_what_it_gave_a_fact_and_a_later_run_keeps_it(tmp_path):
+    store, vectors = _embedded(tmp_path / "first", num_items=100)
+    build_sids.run(_config(tmp_path / "first", level_sizes="auto"), Options())
+    manifest = artifacts.require(store, "item_sids")
+    assert manifest.config["sids"]["level_sizes"] == "auto" and manifest.facts["level_sizes"][:3] == [8, 8, 8]
+    assert artifacts.require(store, "quantiser").facts["level_sizes"] == [8, 8, 8]
+    later = _changed(store, tmp_path / "later", vectors, np.arange(20), num_new=3)  # of 23 items, auto would give 4 codes
+    build_sids.run(_config(tmp_path / "later", keep_from=str(tmp_path / "first"), level_sizes="auto"), Options())
+    assert artifacts.require(later, "quantiser").facts["level_sizes"] == [8, 8, 8]
+    build_sids.run(_config(tmp_path / "later", keep_from=str(tmp_path / "first"), level_sizes=[8, 8, 8]), Options(force="all"))
+    with pytest.raises(ValueError, match=r"sids\.level_sizes is \[4, 8\], there \[8, 8, 8\]"):
+        build_sids.run(_config(tmp_path / "later", keep_from=str(tmp_path / "first")), Options(force="all"))
+
+
+@pytest.mark.parametrize("sizes", ["auto", [256, 256, 256]])
+@pytest.mark.parametrize("kind", ["rkmeans", "rqvae"])
+def test_items_that_are_all_alike_get_sids_of_their_own(tmp_path, kind, sizes):
+    store, _ = _embedded(tmp_path, num_items=300)
+    table = artifacts.read_table(store, "item_embeddings")
+    alike = pa.table({"item_id": table["item_id"], "embedding": [[0.5] * 8] * 300})
+    artifacts.write_table(store, "item_embeddings", alike)
+    build_sids.run(_config(tmp_path, quantiser=kind, level_sizes=sizes), Options())
+    codes = artifacts.read_table(store, "item_sids")["codes"].to_pylist()
+    assert len({tuple(row) for row in codes}) == 300 and len({tuple(row[:2]) for row in codes}) == 1
+    facts = artifacts.require(store, "item_sids").facts
+    assert (facts["raw_collision_rate"], facts["level_sizes"][:3]) == (1.0, [16, 16, 16] if sizes == "auto" else [256] * 3)
+
+
 def test_images_change_the_sids_and_an_item_without_one_has_a_sid_too(tmp_path):
     store, vectors = _embedded(tmp_path)
     build_sids.run(_config(tmp_path), Options())

@@ -71,7 +71,8 @@ def write_run(
     }
     put(store, "items", items)
     sids = {"item_id": ids, "codes": pa.array(codes.tolist(), pa.list_(pa.int32()))}
-    put(store, "item_sids", sids, facts={"level_sizes": LEVEL_SIZES}, config={"sids": {"disambiguation": "colliding"}})
+    facts = {"level_sizes": LEVEL_SIZES, "usage_rate": [1.0, 1.0, 1.0]}
+    put(store, "item_sids", sids, facts=facts, config={"sids": {"disambiguation": "colliding"}})
     _write_quantiser(store)
     # u1 read item10 to item16; in training item05 occurs three times, item06 twice, item07 once
     put(

@@ -16,7 +16,7 @@ def _row(trial, score, ndcg=None, status="ok", **facts):
 
 def test_every_combination_is_tried_once_and_k_means_has_no_latent():
     tune = TuneConfig(level_sizes=((8, 8), (8, 8, 8, 8)), latent_dims=(16, 32))
-    assert [candidate_name(candidate) for candidate in candidates(SidsConfig(), tune)] == [
+    assert [candidate_name(candidate) for candidate in candidates(SidsConfig(), tune, 600)] == [
         "rqvae-16-8x8",
         "rqvae-32-8x8",
         "rqvae-16-8x8x8x8",
@@ -24,7 +24,13 @@ def test_every_combination_is_tried_once_and_k_means_has_no_latent():
         "rkmeans-8x8",
         "rkmeans-8x8x8x8",
     ]
-    assert {candidate["latent_dim"] for candidate in candidates(SidsConfig(latent_dim=9), TuneConfig())} == {9}
+    assert {candidate["latent_dim"] for candidate in candidates(SidsConfig(latent_dim=9), TuneConfig(), 600)} == {9}
+
+
+def test_auto_is_a_candidate_of_the_catalogues_own_size_and_not_tried_beside_the_same_numbers():
+    tune = TuneConfig(level_sizes=("auto", (32, 32, 32), (8, 8)), quantisers=("rkmeans",))
+    assert [candidate_name(one) for one in candidates(SidsConfig(), tune, 600)] == ["rkmeans-32x32x32", "rkmeans-8x8"]
+    assert candidate_name(candidates(SidsConfig(), tune, 100)[0]) == "rkmeans-8x8x8"
 
 
 def test_the_metric_ranks_and_ndcg_goes_before_it():

@@ -17,7 +17,7 @@ from jobs import train_grpo
 from jobs.runtime.session import Options
 from jobs.training.policy_data import load_reward, reward_inputs
 from tests.nested_interests import nest_rows
-from tests.serve.tiny_run import LEVEL_SIZES, NUM_ITEMS, put, write_run
+from tests.serve.tiny_run import NUM_ITEMS, put, write_run
 
 WEIGHT = {"grpo": {"reward": {"interest": 0, "canonical": 0.25}}}
 
@@ -38,7 +38,7 @@ def _write(root: str) -> tuple[Store, InterestGroups]:
 
 
 def _config(store: Store, **sections):
-    return build_config({"run": {"dir": store.root}, "sids": {"level_sizes": LEVEL_SIZES}} | sections, where="test")
+    return build_config({"run": {"dir": store.root}, "sids": {"level_sizes": "auto"}} | sections, where="test")
 
 
 def test_a_roll_out_earns_the_cosine_of_its_canonical_interests_with_the_targets_times_its_quality(tmp_path):

@@ -12,7 +12,7 @@ from digr.policy.training.rollouts import Rollouts
 from digr.sids.trie import load_trie
 from jobs.training.policy_data import load_reward
 from tests.nested_interests import nest_rows
-from tests.serve.tiny_run import LEVEL_SIZES, put, write_run
+from tests.serve.tiny_run import put, write_run
 
 PHRASES = ["trout fishing in mountain rivers", "photos of the night sky", "a cosy cup of tea"]
 
@@ -30,7 +30,7 @@ def test_a_roll_out_earns_what_its_interests_share_with_the_trusted_ones_of_its_
     names = ("owner_id", "interest", "label")
     labels += [{"owner": "user", **dict(zip(names, row, strict=True))} for row in mined]
     put(store, "interest_labels", nest_rows("interest_labels", labels, ids, ["u2", "u3", "u4"]))
-    sections = {"run": {"dir": store.root}, "sids": {"level_sizes": LEVEL_SIZES}, "interests": {"owners": ["item", "user"]}}
+    sections = {"run": {"dir": store.root}, "sids": {"level_sizes": "auto"}, "interests": {"owners": ["item", "user"]}}
     config = build_config(sections | {"grpo": {"reward": {"user_interest": 0.2}}}, where="test")
 
     trie, users = load_trie(store), ["u2", "u3", "u4", "u2"]
