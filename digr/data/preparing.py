@@ -81,6 +81,8 @@ def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, se
         if not count_of(connection, f"SELECT count(*) FROM split_{number}"):
             raise ValueError(f"{source.places[split]}: the split is empty; every split needs at least one row")
     notes += [f"{count} times in {source.places['items']}: {reason}" for reason, count in source.mended.items()]
+    if data.currency:
+        connection.execute(f"UPDATE items_read SET currency = '{data.currency}' WHERE currency IS NULL AND price IS NOT NULL")
     _number_items(connection, source, data, rejected_items)
     _number_interactions(connection, source)
     _leave_out(connection, source, data, rejected)

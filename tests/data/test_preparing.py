@@ -226,10 +226,18 @@ def test_the_types_of_other_libraries_are_read(tmp_path, kind):
 
 def test_prices_that_nobody_can_pay_are_null_and_counted(tmp_path):
     items = SHOP | {"price": [-1.0, float("inf"), float("nan"), 0.0, 2.0, None], "currency": ["EUR"] * 5 + [""]}
-    made = prepare(_write(tmp_path, items, _log("abcdef", timestamp=list(range(6)))))
+    folder = _write(tmp_path, items, _log("abcdef", timestamp=list(range(6))))
+    made = prepare(folder)
     assert made.items["price"].to_pylist() == [None, None, None, 0.0, 2.0, None]
     assert made.items["currency"].to_pylist() == ["EUR"] * 5 + [None]
     assert any("2 times" in note and "price below 0 or without end" in note for note in made.notes)
+
+
+def test_prices_without_a_currency_are_in_that_of_the_config(tmp_path):
+    items = SHOP | {"price": [1.0, 2.0, None, None, None, None], "currency": ["EUR", "", None, None, None, None]}
+    folder = _write(tmp_path, items, _log("abcdef", timestamp=list(range(6))))
+    assert prepare(folder).items["currency"].to_pylist() == ["EUR", None, None, None, None, None]
+    assert prepare(folder, currency="SEK").items["currency"].to_pylist() == ["EUR", "SEK", None, None, None, None]
 
 
 def test_markup_becomes_the_text_it_shows(tmp_path):
