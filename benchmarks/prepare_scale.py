@@ -27,6 +27,8 @@ MAX_SECONDS, MAX_GIGABYTES, MAX_GROWTH = 300.0, 3.0, 2.2
 SIZES, SIZES_QUICK = (5_000_000, 10_000_000), (150_000, 300_000)
 ROWS_PER_ITEM, ROWS_PER_USER = 20, 12
 BLOCK_ROWS = 1_000_000
+MEMORY_GIB, MEMORY_GIB_LARGE = 1.5, 8.0
+"""Of the job's database: the default, and for more rows than the larger size."""
 WORDS = np.array(
     [
         "brass",
@@ -86,12 +88,12 @@ def write_interactions(folder: Path, num_rows: int) -> None:
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def run_job(folder: Path) -> dict[str, Any]:
+def run_job(folder: Path, memory_gib: float) -> dict[str, Any]:
     """Run the job on what a folder holds; returns its seconds, the most memory of its processes and its summary."""
     config = folder / "config.toml"
     config.write_text(
         f'[run]\ndir = "{folder}/run"\n[data]\nsource = "parquet"\npath = "{folder}"\nsplit = "temporal"\ncore = 5\n'
-        f'duplicates = "drop"\n'
+        f'duplicates = "drop"\n[cluster]\nprepare_memory_gib = {memory_gib}\n'
     )
     start, most = time.monotonic(), 0
     with Path(folder / "log.txt").open("w") as log:
@@ -123,7 +125,7 @@ def measure(quick: bool) -> Measurement:
         with tempfile.TemporaryDirectory() as folder:
             write_items(Path(folder), num_rows // ROWS_PER_ITEM)
             write_interactions(Path(folder), num_rows)
-            found = run_job(Path(folder))
+            found = run_job(Path(folder), MEMORY_GIB if num_rows <= SIZES[-1] else MEMORY_GIB_LARGE)
         seconds.append(found["seconds"])
         figures |= {f"{name}_at_{num_rows}": round(found[name], 2) for name in ("seconds", "gigabytes")}
         figures |= {f"{name}_rows_at_{num_rows}": count for name, count in found["rows"].items()}
