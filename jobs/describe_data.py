@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--memory-gib", type=float, default=1.5, help="memory of the database, GiB")
     arguments = parser.parse_args(argv)
-    run_and_exit("jobs.describe_data", lambda: describe(arguments.folder, arguments.split, arguments.memory_gib))
+    run_and_exit("jobs.describe_data", lambda: run(arguments.folder, arguments.split, arguments.memory_gib))
 
 
-def describe(folder: str, split: str, memory_gib: float) -> dict[str, Any]:
+def run(folder: str, split: str, memory_gib: float) -> dict[str, Any]:
     """Print what a folder holds, and return it."""
     official = split == "official" or (not split and has_official_splits(folder))
     source = open_folder(folder, official)

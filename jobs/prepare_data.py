@@ -14,13 +14,12 @@ import pyarrow as pa
 from digr import artifacts, partitions
 from digr.artifacts import Store
 from digr.config import Config
-from digr.config.run import DataConfig
 from digr.data import synthetic
 from digr.data.common_form import Source, open_folder, source_files, table_source
 from digr.data.database import open_database
 from digr.data.describing import describe_interactions, describe_items, example_histories
 from digr.data.histories import HistoryBuilder
-from digr.data.preparing import Prepared, iter_items, iter_users, prepare
+from digr.data.preparing import iter_items, iter_users, losses, prepare
 from digr.interests.images import count_images
 from digr.partitions import Part
 from digr.tables import conform
@@ -28,8 +27,6 @@ from jobs.runtime.session import Options, log, main
 from jobs.runtime.stage import Output, run_stage
 
 OUTPUTS = ("items", "interactions", "histories")
-SMALL_SHARE = 0.1
-"""A core that keeps less than this share of the interactions is warned of."""
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
@@ -71,10 +68,10 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
         users = describe_interactions(connection)
         examples = example_histories(connection)
     left_out, facts = builder.finish()
-    _say_losses(prepared, left_out, data)
-    log("items", f"split rows {facts['split_rows']}")
+    for line in (*losses(prepared, left_out, data.core), f"split rows {facts['split_rows']}"):
+        log("histories", line)
     known |= _image_facts(images)
-    users |= {"num_users": prepared.num_users, "num_items": prepared.num_items, "ordered_by": _order(source, data)}
+    users |= {"num_users": prepared.num_users, "num_items": prepared.num_items, "ordered_by": prepared.ordered_by}
     told = {"items": known, "interactions": users, "histories": facts | {"examples": examples}}
     rejected = {"items": prepared.rejected_items, "interactions": prepared.rejected_interactions, "histories": left_out}
     return {name: Output(rows[name], rejected[name], told[name] | {partitions.STARTS: starts[name]}) for name in OUTPUTS}
@@ -105,28 +102,6 @@ def _write(store: Store, name: str, number: int, table: pa.Table, rows: Counter[
     with artifacts.open_part(uri, table.schema) as writer:
         writer.write_table(table, row_group_size=65_536)
     rows[name] += len(table)
-
-
-def _order(source: Source, data: DataConfig) -> str:
-    """Say what a user's interactions are ordered by."""
-    if source.has_position:
-        return "position"
-    return "timestamp, then " + ("chance" if data.ties == "random" else "the order of rows")
-
-
-def _say_losses(prepared: Prepared, left_out: dict[str, int], data: DataConfig) -> None:
-    for what, counts in (("items", prepared.rejected_items), ("interactions", prepared.rejected_interactions)):
-        for reason, count in counts.items():
-            log("items", f"{count:,} of {getattr(prepared, f'num_{what}') + sum(counts.values()):,} {what} left out: {reason}")
-    for reason, count in left_out.items():
-        log("histories", f"{count:,} of {prepared.num_users:,} users dropped: {reason.removeprefix('user with ')}")
-    outside = prepared.rejected_interactions.get(f"interaction outside the {data.core}-core", 0)
-    if outside and prepared.num_interactions < SMALL_SHARE * (prepared.num_interactions + outside):
-        log(
-            "items",
-            f"WARNING: data.core = {data.core} keeps {prepared.num_interactions:,} of "
-            f"{prepared.num_interactions + outside:,} interactions; a smaller core keeps more",
-        )
 
 
 def _count_images(uris: list[str | None]) -> Counter[str]:

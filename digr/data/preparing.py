@@ -19,11 +19,13 @@ from digr.config.run import DataConfig
 from digr.data.common_form import INTERACTION_ROWS, ITEM_ROWS, SPLIT_ROWS, Source
 from digr.data.database import count_of, load_rows, open_database, rows_of, stream_rows
 from digr.data.histories import HistoryBuilder
+from digr.data.policies import choose_items, keep_core, leave_out, number_interactions, number_items
 from digr.data.sequences import user_interactions
 from digr.tables import SPLITS, TABLES
 
-SECONDS, MILLISECONDS, MICROSECONDS = 10**11, 10**14, 10**17
-"""Whole numbers below these are times in seconds (until the year 5138), milliseconds and microseconds; above, nanoseconds."""
+TIES = {"file_order": "the order of rows", "random": "chance", "error": "nothing, since no user has two of one time"}
+SMALL_SHARE = 0.1
+"""A core that keeps less than this share of the interactions is warned of."""
 
 
 class Prepared(NamedTuple):
@@ -44,6 +46,8 @@ class Prepared(NamedTuple):
     num_interactions: int
     num_targets: int
     """Interactions but each user's first."""
+    ordered_by: str
+    """What orders a user's interactions."""
     rejected_items: Mapping[str, int] = MappingProxyType({})
     """Items that were left out, by reason."""
     rejected_interactions: Mapping[str, int] = MappingProxyType({})
@@ -83,12 +87,12 @@ def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, se
     notes += [f"{count} times in {source.places['items']}: {reason}" for reason, count in source.mended.items()]
     if data.currency:
         connection.execute(f"UPDATE items_read SET currency = '{data.currency}' WHERE currency IS NULL AND price IS NOT NULL")
-    _number_items(connection, source, data, rejected_items)
-    _number_interactions(connection, source)
-    _leave_out(connection, source, data, rejected)
+    number_items(connection, source, data, rejected_items)
+    number_interactions(connection, source)
+    leave_out(connection, source, data, rejected)
     notes += _check_order(connection, source, data)
-    _keep_core(connection, data, rejected)
-    _choose_items(connection, data, rejected_items)
+    keep_core(connection, data, rejected)
+    choose_items(connection, data, rejected_items)
     if official:
         _number_splits(connection, source)
     _order(connection, source, data, seed)
@@ -153,6 +157,31 @@ def prepare_tables(source: Source, data: DataConfig, seed: int = 0) -> PreparedT
     )
 
 
+def losses(prepared: Prepared, left_out: Mapping[str, int], core: int) -> list[str]:
+    """Say what was left out, a line for each reason.
+
+    Args:
+        left_out: users without examples, by reason, see `HistoryBuilder.finish`.
+        core: of the config.
+    """
+    lines = []
+    for what, kept, counts in (
+        ("items", prepared.num_items, prepared.rejected_items),
+        ("interactions", prepared.num_interactions, prepared.rejected_interactions),
+    ):
+        total = kept + sum(counts.values())
+        lines += [f"{count:,} of {total:,} {what} left out: {reason}" for reason, count in counts.items()]
+    for reason, count in left_out.items():
+        lines.append(f"{count:,} of {prepared.num_users:,} users dropped: {reason.removeprefix('user with ')}")
+    outside = prepared.rejected_interactions.get(f"interaction outside the {core}-core", 0)
+    if outside and prepared.num_interactions < SMALL_SHARE * (prepared.num_interactions + outside):
+        lines.append(
+            f"WARNING: data.core = {core} keeps {prepared.num_interactions:,} of {prepared.num_interactions + outside:,} "
+            f"interactions; a smaller core keeps more"
+        )
+    return lines
+
+
 def _parts(rows: pa.RecordBatchReader, column: str, ends: Sequence[str] | Sequence[int]) -> Iterator[pa.Table]:
     """Cut rows that are sorted by a column into parts, each whole, though it be empty; `ends` are where all but the last end."""
     held: list[pa.RecordBatch] = []
@@ -168,114 +197,6 @@ def _parts(rows: pa.RecordBatchReader, column: str, ends: Sequence[str] | Sequen
     for _ in range(part, len(bounds) + 1):
         yield pa.Table.from_batches(held, rows.schema)
         held = []
-
-
-def _number_items(connection: DuckDBPyConnection, source: Source, data: DataConfig, rejected: Counter[str]) -> None:
-    """Give each item id a number in the order of ids, its first row, and whether it has a title."""
-    connection.execute(
-        "CREATE TABLE known_items AS SELECT item_id, row, titled, row_number() OVER (ORDER BY item_id) - 1 AS item_number FROM "
-        "(SELECT item_id, min(row) AS row, arg_min(title IS NOT NULL, row) AS titled FROM items_read GROUP BY item_id)"
-    )
-    further = count_of(connection, "SELECT (SELECT count(*) FROM items_read) - (SELECT count(*) FROM known_items)")
-    if further and data.duplicates == "error":
-        doubled = "SELECT item_id, min(row) AS row FROM items_read GROUP BY item_id HAVING count(*) > 1"
-        first, count = rows_of(connection, f"SELECT arg_min(item_id, row), count(*) FROM ({doubled})")[0]
-        raise ValueError(
-            f"{source.places['items']}: table items: duplicate key item_id={first!r} ({count} keys occur more than once); "
-            f'data.duplicates = "drop" keeps the first row of each'
-        )
-    if further:
-        rejected["further row of an item"] = further
-
-
-def _number_interactions(connection: DuckDBPyConnection, source: Source) -> None:
-    scale = "time" if source.in_milliseconds else _milliseconds(connection, source.places["interactions"])
-    connection.execute(
-        "CREATE TABLE user_ids AS SELECT user_id, row_number() OVER (ORDER BY user_id) - 1 AS user_number FROM "
-        "(SELECT DISTINCT user_id FROM interactions_read)"
-    )
-    connection.execute(
-        f"CREATE TABLE interactions AS SELECT r.row, u.user_number::INTEGER AS user_number, "
-        f"k.item_number::INTEGER AS item_number, k.titled, r.position::INTEGER AS position, {scale} AS time, r.rating "
-        f"FROM interactions_read r "
-        f"JOIN user_ids u USING (user_id) LEFT JOIN known_items k USING (item_id)"
-    )
-    if not count_of(connection, "SELECT count(*) FROM interactions"):
-        raise ValueError(f"{source.places['interactions']}: no interactions in it")
-
-
-def _milliseconds(connection: DuckDBPyConnection, where: str) -> str:
-    """Return the expression that turns whole numbers since 1970 into milliseconds, by their size."""
-    least, most = rows_of(connection, "SELECT min(time), max(time) FROM interactions_read")[0]
-    if least is None:
-        return "time"
-    if least < 0:
-        raise ValueError(f"{where}: column timestamp: expected seconds or milliseconds since 1970, found {least}")
-    sizes = [sum(value >= bound for bound in (SECONDS, MILLISECONDS, MICROSECONDS)) for value in (least, most)]
-    if sizes[0] != sizes[1]:
-        names = [("seconds", "milliseconds", "microseconds", "nanoseconds")[size] for size in sizes]
-        raise ValueError(f"{where}: column timestamp: mixes {names[0]} and {names[1]} ({least} and {most})")
-    return ("time * 1000", "time", "time // 1000", "time // 1000000")[sizes[0]]
-
-
-def _leave_out(connection: DuckDBPyConnection, source: Source, data: DataConfig, rejected: Counter[str]) -> None:
-    """Leave out interactions by their rating, their item, and as doubled."""
-    where = source.places["interactions"]
-    low = f"coalesce(i.rating < {float(data.min_rating)!r}, false)" if np.isfinite(data.min_rating) else "false"
-    rated, orphaned, untitled = rows_of(
-        connection,
-        f"SELECT count(*) FILTER ({low}), count(*) FILTER (NOT {low} AND item_number IS NULL), "
-        f"count(*) FILTER (NOT {low} AND NOT titled) FROM interactions i",
-    )[0]
-    for count, policy, test in ((orphaned, data.orphans, "item_number IS NULL"), (untitled, data.untitled, "NOT titled")):
-        if count and policy == "error":
-            raise _wrong_items(connection, source, f"NOT {low} AND {test}", untitled=test == "NOT titled")
-    if rated or orphaned or untitled:
-        connection.execute(f"DELETE FROM interactions i WHERE {low} OR item_number IS NULL OR NOT titled")
-    rejected[f"interaction rated below {data.min_rating:g}"] = rated
-    rejected["interaction with an unknown item"] = orphaned
-    rejected["interaction with an untitled item"] = untitled
-    if not source.has_position:
-        _leave_out_doubles(connection, where, data, rejected)
-    if not count_of(connection, "SELECT count(*) FROM interactions"):
-        raise ValueError(f"{where}: no interaction is left: {_listed(rejected)}")
-
-
-def _wrong_items(connection: DuckDBPyConnection, source: Source, test: str, untitled: bool) -> ValueError:
-    num_items, first, num_rows = rows_of(
-        connection,
-        f"SELECT count(DISTINCT r.item_id), arg_min(r.item_id, r.row), count(*) FROM interactions i "
-        f"JOIN interactions_read r USING (row) WHERE {test}",
-    )[0]
-    where, items = f"{source.places['interactions']}, item_id", source.places["items"].rsplit("/", 1)[-1]
-    if untitled:
-        return ValueError(
-            f"{where}: {num_items} items have an empty title in {items} (first: {first!r}); "
-            f'data.untitled = "drop" leaves out their {num_rows} interactions'
-        )
-    return ValueError(
-        f"{where}: {num_items} items are not in {items} (first: {first!r}); "
-        f'data.orphans = "drop" leaves out their {num_rows} interactions'
-    )
-
-
-def _leave_out_doubles(connection: DuckDBPyConnection, where: str, data: DataConfig, rejected: Counter[str]) -> None:
-    """Leave out all but the first row of a user, item and time; rows without a time are all kept."""
-    connection.execute(
-        "CREATE TABLE doubled AS SELECT user_number, item_number, time, min(row) AS first FROM interactions "
-        "WHERE time IS NOT NULL GROUP BY user_number, item_number, time HAVING count(*) > 1"
-    )
-    doubled = "FROM interactions i JOIN doubled d USING (user_number, item_number, time) WHERE i.row > d.first"
-    if not (count := count_of(connection, f"SELECT count(*) {doubled}")):
-        return
-    if data.duplicates == "error":
-        raise ValueError(
-            f"{where}: {count} rows repeat the user, item and time of another row (first: row "
-            f"{count_of(connection, f'SELECT min(i.row) {doubled}')}); "
-            f'data.duplicates = "drop" keeps the first of each'
-        )
-    connection.execute(f"DELETE FROM interactions WHERE row IN (SELECT i.row {doubled})")
-    rejected["further row of a user, item and time"] += count
 
 
 def _check_order(connection: DuckDBPyConnection, source: Source, data: DataConfig) -> list[str]:
@@ -318,42 +239,6 @@ def _rated_order(connection: DuckDBPyConnection, where: str, order: str) -> list
         f"WARNING: {where}: along the {order} ratings fall {falls} times and rise {rises} times, as in a list that is sorted by "
         f"them. That is no order in time, and metrics of the next item mean nothing"
     ]
-
-
-def _keep_core(connection: DuckDBPyConnection, data: DataConfig, rejected: Counter[str]) -> None:
-    """Keep users and items with at least `core` interactions, again and again until none has fewer."""
-    if data.core <= 1:
-        return
-    total = count_of(connection, "SELECT count(*) FROM interactions")
-    # whatever interactions are left is told by the users and items that are left, so the rows themselves stay where they are
-    connection.execute("CREATE TABLE core_users AS SELECT DISTINCT user_number FROM interactions")
-    connection.execute("CREATE TABLE core_items AS SELECT DISTINCT item_number FROM interactions")
-    inside = "FROM interactions SEMI JOIN core_users USING (user_number) SEMI JOIN core_items USING (item_number)"
-    left = -1
-    while True:
-        for side in ("user", "item"):
-            query = f"SELECT {side}_number {inside} GROUP BY {side}_number HAVING count(*) >= {int(data.core)}"
-            connection.execute(f"CREATE OR REPLACE TABLE core_{side}s AS {query}")
-        before, left = left, count_of(connection, f"SELECT count(*) {inside}")
-        if not left:
-            raise ValueError(f"data.core: no interaction is left of {total} with core = {data.core}; choose a smaller core")
-        if left == before:
-            break
-    if left < total:
-        connection.execute(f"CREATE OR REPLACE TABLE interactions AS SELECT interactions.* {inside}")
-        rejected[f"interaction outside the {data.core}-core"] = total - left
-
-
-def _choose_items(connection: DuckDBPyConnection, data: DataConfig, rejected: Counter[str]) -> None:
-    """Choose the items with a title, and with a core those of its interactions."""
-    untitled = count_of(connection, "SELECT count(*) FROM known_items WHERE NOT titled")
-    if untitled:
-        rejected["item without title" if data.untitled == "drop" else "item without title or interaction"] = untitled
-    inside = "SEMI JOIN interactions USING (item_number)" if data.core > 1 else ""
-    connection.execute(f"CREATE TABLE catalogue AS SELECT item_id, known_items.row FROM known_items {inside} WHERE titled")
-    titled = count_of(connection, "SELECT count(*) FROM known_items WHERE titled")
-    if outside := titled - count_of(connection, "SELECT count(*) FROM catalogue"):
-        rejected[f"item outside the {data.core}-core"] = outside
 
 
 def _number_splits(connection: DuckDBPyConnection, source: Source) -> None:
@@ -438,8 +323,5 @@ def _summary(connection: DuckDBPyConnection, source: Source, data: DataConfig) -
         num_interactions=rows,
         num_items=count_of(connection, "SELECT count(*) FROM catalogue"),
         num_targets=rows - num_users,
+        ordered_by="position" if source.has_position else f"timestamp, then {TIES[data.ties]}",
     )
-
-
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)

@@ -1,0 +1,181 @@
+"""Which rows of a catalogue and its interactions are kept: the policies of `data`, each row that is left out under its reason.
+
+Ids become numbers once; what is sorted and counted afterwards are the numbers.
+"""
+
+from collections import Counter
+
+import numpy as np
+from duckdb import DuckDBPyConnection
+
+from digr.config.run import DataConfig
+from digr.data.common_form import Source
+from digr.data.database import count_of, rows_of
+
+SECONDS, MILLISECONDS, MICROSECONDS = 10**11, 10**14, 10**17
+"""Whole numbers below these are times in seconds (until the year 5138), milliseconds and microseconds; above, nanoseconds."""
+
+
+def number_items(connection: DuckDBPyConnection, source: Source, data: DataConfig, rejected: Counter[str]) -> None:
+    """Give each item id a number in the order of ids, its first row, and whether it has a title.
+
+    Raises:
+        ValueError: an id occurs again, where the policy does not allow it.
+    """
+    connection.execute(
+        "CREATE TABLE known_items AS SELECT item_id, row, titled, row_number() OVER (ORDER BY item_id) - 1 AS item_number FROM "
+        "(SELECT item_id, min(row) AS row, arg_min(title IS NOT NULL, row) AS titled FROM items_read GROUP BY item_id)"
+    )
+    further = count_of(connection, "SELECT (SELECT count(*) FROM items_read) - (SELECT count(*) FROM known_items)")
+    if further and data.duplicates == "error":
+        doubled = "SELECT item_id, min(row) AS row FROM items_read GROUP BY item_id HAVING count(*) > 1"
+        first, count = rows_of(connection, f"SELECT arg_min(item_id, row), count(*) FROM ({doubled})")[0]
+        raise ValueError(
+            f"{source.places['items']}: table items: duplicate key item_id={first!r} ({count} keys occur more than once); "
+            f'data.duplicates = "drop" keeps the first row of each'
+        )
+    if further:
+        rejected["further row of an item"] = further
+
+
+def number_interactions(connection: DuckDBPyConnection, source: Source) -> None:
+    """Give each user id a number in the order of ids, and interactions the numbers of both sides; times are milliseconds.
+
+    Raises:
+        ValueError: times are of several sizes or before 1970, or there are no interactions.
+    """
+    scale = "time" if source.in_milliseconds else _milliseconds(connection, source.places["interactions"])
+    connection.execute(
+        "CREATE TABLE user_ids AS SELECT user_id, row_number() OVER (ORDER BY user_id) - 1 AS user_number FROM "
+        "(SELECT DISTINCT user_id FROM interactions_read)"
+    )
+    connection.execute(
+        f"CREATE TABLE interactions AS SELECT r.row, u.user_number::INTEGER AS user_number, "
+        f"k.item_number::INTEGER AS item_number, k.titled, r.position::INTEGER AS position, {scale} AS time, r.rating "
+        f"FROM interactions_read r "
+        f"JOIN user_ids u USING (user_id) LEFT JOIN known_items k USING (item_id)"
+    )
+    if not count_of(connection, "SELECT count(*) FROM interactions"):
+        raise ValueError(f"{source.places['interactions']}: no interactions in it")
+
+
+def _milliseconds(connection: DuckDBPyConnection, where: str) -> str:
+    """Return the expression that turns whole numbers since 1970 into milliseconds, by their size."""
+    least, most = rows_of(connection, "SELECT min(time), max(time) FROM interactions_read")[0]
+    if least is None:
+        return "time"
+    if least < 0:
+        raise ValueError(f"{where}: column timestamp: expected seconds or milliseconds since 1970, found {least}")
+    sizes = [sum(value >= bound for bound in (SECONDS, MILLISECONDS, MICROSECONDS)) for value in (least, most)]
+    if sizes[0] != sizes[1]:
+        names = [("seconds", "milliseconds", "microseconds", "nanoseconds")[size] for size in sizes]
+        raise ValueError(f"{where}: column timestamp: mixes {names[0]} and {names[1]} ({least} and {most})")
+    return ("time * 1000", "time", "time // 1000", "time // 1000000")[sizes[0]]
+
+
+def leave_out(connection: DuckDBPyConnection, source: Source, data: DataConfig, rejected: Counter[str]) -> None:
+    """Leave out interactions by their rating, their item, and as doubled.
+
+    Raises:
+        ValueError: there is one that a policy does not allow, or none is left.
+    """
+    where = source.places["interactions"]
+    low = f"coalesce(i.rating < {float(data.min_rating)!r}, false)" if np.isfinite(data.min_rating) else "false"
+    rated, orphaned, untitled = rows_of(
+        connection,
+        f"SELECT count(*) FILTER ({low}), count(*) FILTER (NOT {low} AND item_number IS NULL), "
+        f"count(*) FILTER (NOT {low} AND NOT titled) FROM interactions i",
+    )[0]
+    for count, policy, test in ((orphaned, data.orphans, "item_number IS NULL"), (untitled, data.untitled, "NOT titled")):
+        if count and policy == "error":
+            raise _wrong_items(connection, source, f"NOT {low} AND {test}", untitled=test == "NOT titled")
+    if rated or orphaned or untitled:
+        connection.execute(f"DELETE FROM interactions i WHERE {low} OR item_number IS NULL OR NOT titled")
+    rejected[f"interaction rated below {data.min_rating:g}"] = rated
+    rejected["interaction with an unknown item"] = orphaned
+    rejected["interaction with an untitled item"] = untitled
+    if not source.has_position:
+        _leave_out_doubles(connection, where, data, rejected)
+    if not count_of(connection, "SELECT count(*) FROM interactions"):
+        raise ValueError(f"{where}: no interaction is left: {_listed(rejected)}")
+
+
+def _wrong_items(connection: DuckDBPyConnection, source: Source, test: str, untitled: bool) -> ValueError:
+    num_items, first, num_rows = rows_of(
+        connection,
+        f"SELECT count(DISTINCT r.item_id), arg_min(r.item_id, r.row), count(*) FROM interactions i "
+        f"JOIN interactions_read r USING (row) WHERE {test}",
+    )[0]
+    where, items = f"{source.places['interactions']}, item_id", source.places["items"].rsplit("/", 1)[-1]
+    if untitled:
+        return ValueError(
+            f"{where}: {num_items} items have an empty title in {items} (first: {first!r}); "
+            f'data.untitled = "drop" leaves out their {num_rows} interactions'
+        )
+    return ValueError(
+        f"{where}: {num_items} items are not in {items} (first: {first!r}); "
+        f'data.orphans = "drop" leaves out their {num_rows} interactions'
+    )
+
+
+def _leave_out_doubles(connection: DuckDBPyConnection, where: str, data: DataConfig, rejected: Counter[str]) -> None:
+    """Leave out all but the first row of a user, item and time; rows without a time are all kept."""
+    connection.execute(
+        "CREATE TABLE doubled AS SELECT user_number, item_number, time, min(row) AS first FROM interactions "
+        "WHERE time IS NOT NULL GROUP BY user_number, item_number, time HAVING count(*) > 1"
+    )
+    doubled = "FROM interactions i JOIN doubled d USING (user_number, item_number, time) WHERE i.row > d.first"
+    if not (count := count_of(connection, f"SELECT count(*) {doubled}")):
+        return
+    if data.duplicates == "error":
+        raise ValueError(
+            f"{where}: {count} rows repeat the user, item and time of another row (first: row "
+            f"{count_of(connection, f'SELECT min(i.row) {doubled}')}); "
+            f'data.duplicates = "drop" keeps the first of each'
+        )
+    connection.execute(f"DELETE FROM interactions WHERE row IN (SELECT i.row {doubled})")
+    rejected["further row of a user, item and time"] += count
+
+
+def keep_core(connection: DuckDBPyConnection, data: DataConfig, rejected: Counter[str]) -> None:
+    """Keep users and items with at least `core` interactions, again and again until none has fewer.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    if data.core <= 1:
+        return
+    total = count_of(connection, "SELECT count(*) FROM interactions")
+    # whatever interactions are left is told by the users and items that are left, so the rows themselves stay where they are
+    connection.execute("CREATE TABLE core_users AS SELECT DISTINCT user_number FROM interactions")
+    connection.execute("CREATE TABLE core_items AS SELECT DISTINCT item_number FROM interactions")
+    inside = "FROM interactions SEMI JOIN core_users USING (user_number) SEMI JOIN core_items USING (item_number)"
+    left = -1
+    while True:
+        for side in ("user", "item"):
+            query = f"SELECT {side}_number {inside} GROUP BY {side}_number HAVING count(*) >= {int(data.core)}"
+            connection.execute(f"CREATE OR REPLACE TABLE core_{side}s AS {query}")
+        before, left = left, count_of(connection, f"SELECT count(*) {inside}")
+        if not left:
+            raise ValueError(f"data.core: no interaction is left of {total} with core = {data.core}; choose a smaller core")
+        if left == before:
+            break
+    if left < total:
+        connection.execute(f"CREATE OR REPLACE TABLE interactions AS SELECT interactions.* {inside}")
+        rejected[f"interaction outside the {data.core}-core"] = total - left
+
+
+def choose_items(connection: DuckDBPyConnection, data: DataConfig, rejected: Counter[str]) -> None:
+    """Choose the items with a title, and with a core those of its interactions."""
+    untitled = count_of(connection, "SELECT count(*) FROM known_items WHERE NOT titled")
+    if untitled:
+        rejected["item without title" if data.untitled == "drop" else "item without title or interaction"] = untitled
+    inside = "SEMI JOIN interactions USING (item_number)" if data.core > 1 else ""
+    connection.execute(f"CREATE TABLE catalogue AS SELECT item_id, known_items.row FROM known_items {inside} WHERE titled")
+    titled = count_of(connection, "SELECT count(*) FROM known_items WHERE titled")
+    if outside := titled - count_of(connection, "SELECT count(*) FROM catalogue"):
+        rejected[f"item outside the {data.core}-core"] = outside
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
