@@ -18,6 +18,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from digr.files import common_schema as common_schema
 from digr.files import digest_of as digest_of
 from digr.files import digest_of_files as digest_of_files
 from digr.files import filesystem_of as filesystem_of

@@ -72,6 +72,23 @@ def open_parts(uri: str, schema: pa.Schema | None = None) -> pads.Dataset:
     return pads.dataset(parts, filesystem=filesystem_of(uri)[0], format="parquet", schema=schema)
 
 
+def common_schema(uri: str) -> pa.Schema:
+    """Return the columns of Parquet files that somebody else wrote: one that is empty in a file has the type of the others.
+
+    Every file's footer is read; parts that this program wrote need none of this.
+
+    Raises:
+        ValueError: two files have a column of types that do not go together.
+    """
+    fs, parts = filesystem_of(uri)[0], list_parts(uri)
+    if not parts:
+        return pa.schema([])
+    try:
+        return pa.unify_schemas([pq.read_schema(part, filesystem=fs) for part in parts], promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise ValueError(f"{uri}: its {len(parts)} Parquet files have different columns: {error}") from error
+
+
 def list_parts(uri: str) -> list[str]:
     """Paths of all Parquet files below an address, sorted; the address itself if it is a file.
 

@@ -100,6 +100,10 @@ class SeedsConfig(Section):
     """Folders or s3:// addresses of further runs of the same data; the first run is `run.dir`."""
 
 
+MAX_TOWER_ITEMS = 200_000
+"""Items of a catalogue that the towers take at most: each training step scores all of them."""
+
+
 class TowersConfig(Section):
     """The baselines that are trained: SASRec over item ids, the same over text vectors, and their sum."""
 

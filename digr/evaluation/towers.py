@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from digr.config.run import TowersConfig
+from digr.config.run import MAX_TOWER_ITEMS, TowersConfig
 from digr.data.sequences import ranges
 from digr.data.transitions import TrainingSequences
 from digr.evaluation.metrics import rank_gains
@@ -28,8 +28,6 @@ TOWERS = ("sasrec", TEXT_TOWER)
 SYSTEMS: Mapping[str, tuple[str, ...]] = {name: (name,) for name in TOWERS} | {"two_towers": TOWERS}
 """System -> towers whose log-probabilities are added, each with weight 1."""
 
-MAX_ITEMS = 200_000
-"""Items of a catalogue at most: each training step scores all of them."""
 NO_ITEM = -1
 MAX_SCORES = 2**24
 """Scores in memory at once while ranking."""
@@ -57,9 +55,10 @@ class Tower(nn.Module):
             ValueError: the catalogue is too large.
         """
         super().__init__()
-        if num_items > MAX_ITEMS:
+        if num_items > MAX_TOWER_ITEMS:
             raise ValueError(
-                f"towers: {num_items} items, at most {MAX_ITEMS} can be scored in each training step; set towers.enabled=false"
+                f"towers: {num_items} items, at most {MAX_TOWER_ITEMS} can be scored in each training step; set "
+                f"towers.enabled=false"
             )
         dim = config.dim
         self.register_buffer("text", text, persistent=False)

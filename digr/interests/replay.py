@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from digr.artifacts import open_parts
+from digr.artifacts import common_schema, open_parts
 from digr.interests.ledger import RAW_SCHEMA, raw_responses
 from digr.tables import STATUSES
 
@@ -19,7 +19,7 @@ def open_recording(path: str) -> pads.Dataset:
     Raises:
         ValueError: there is no Parquet file, a column is missing, unknown or of another kind.
     """
-    recording = open_parts(path)
+    recording = open_parts(path, common_schema(path))
     names = recording.schema.names
     if not names:
         raise ValueError(f"recording {path}: no Parquet file is there")

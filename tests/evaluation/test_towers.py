@@ -5,11 +5,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from digr.config.run import TowersConfig
+from digr.config.run import MAX_TOWER_ITEMS, TowersConfig
 from digr.data.ids import build_id_index
 from digr.data.transitions import TrainingSequences, training_sequences
 from digr.evaluation.towers import (
-    MAX_ITEMS,
     NO_ITEM,
     Tower,
     ValidRows,
@@ -195,4 +194,4 @@ def test_a_saved_tower_gives_the_same_scores(tmp_path):
 
 def test_a_catalogue_that_is_too_large_is_refused():
     with pytest.raises(ValueError, match=r"towers: 200001 items, at most 200000 .*set towers\.enabled=false"):
-        Tower(SMALL, MAX_ITEMS + 1, LENGTH)
+        Tower(SMALL, MAX_TOWER_ITEMS + 1, LENGTH)

@@ -76,7 +76,8 @@ def _make_run(folder: Path) -> Config:
     vectors = rng.normal(size=(NUM_ITEMS, 8))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     _commit(store, "histories", _histories())
-    _commit(store, "item_sids", pa.table({"item_id": ids, "codes": pa.array(codes, pa.list_(pa.int32()))}), level_sizes=[4, 4, 4])
+    facts = {"level_sizes": [4, 4, 4], "usage_rate": [1.0, 1.0, 0.75]}
+    _commit(store, "item_sids", pa.table({"item_id": ids, "codes": pa.array(codes, pa.list_(pa.int32()))}), **facts)
     needs = [{"owner_id": item, "interest": f"need {place % 4}"} for place, item in enumerate(ids)]
     users = sorted(set(_histories()["user_id"].to_pylist()))
     needs.append({"owner": "user", "owner_id": "u00", "interest": "need 3"})
@@ -113,7 +114,9 @@ def test_two_deepspeed_workers_train_the_policy_and_grpo_refines_it(whole):
     config, summary = whole
     facts = summary["facts"]["policy_sft"]
     assert facts["epochs"] == 24 and facts["num_valid"] == 60
-    examples = artifacts.read_table(Store(config.run.dir), "policy_examples")
+    store = Store(config.run.dir)
+    assert len(artifacts.list_parts(store.uri("policy_examples"))) == 1  # of which each worker reads half
+    examples = artifacts.read_table(store, "policy_examples")
     assert examples["split"].value_counts().to_pylist() == [{"values": "train", "counts": 60}, {"values": "valid", "counts": 60}]
     losses = [record["loss"] for record in _metrics(config, "policy_sft")]
     assert losses[-1] < 0.8 * losses[0]

@@ -1,8 +1,11 @@
 """Level sizes of "auto" fit the catalogue."""
 
+import doctest
+
 import pytest
 
 from digr.config.sids import SidsConfig
+from digr.sids import sizes
 from digr.sids.sizes import auto_level_sizes, sized
 
 
@@ -29,8 +32,12 @@ def test_a_level_has_the_power_of_two_that_fits_the_catalogue(num_items, size):
 
 
 def test_sizes_never_shrink_as_a_catalogue_grows():
-    sizes = [auto_level_sizes(num_items)[0] for num_items in range(1, 300_000, 97)]
-    assert sizes == sorted(sizes) and all(2 <= size <= 512 for size in sizes)
+    found = [auto_level_sizes(num_items)[0] for num_items in range(1, 300_000, 97)]
+    assert found == sorted(found) and all(2 <= size <= 512 for size in found)
+
+
+def test_the_examples_of_the_module_hold():
+    assert doctest.testmod(sizes).failed == 0
 
 
 def test_auto_becomes_numbers_and_numbers_stay():

@@ -312,3 +312,16 @@ def test_a_group_larger_than_the_catalogue_is_an_error_for_the_beam():
     trie, policy = _catalogue(8)
     with pytest.raises(ValueError, match="500 different roll-outs need as many SIDs"):
         rollout(policy, trie, _prompts(trie)[:1], 500, "beam", generator=torch.Generator())
+
+
+@pytest.mark.parametrize("suffixed", [False, True])
+def test_ten_of_forty_items_below_one_prefix_are_ten_items(suffixed):
+    codes = np.array([[2, 3, 1, item] if suffixed else [2, 3, item, -1] for item in range(40)])
+    sizes = (4, 4, 2 if suffixed else 40, 40)
+    trie = build_trie([f"i{item:02d}" for item in range(40)], codes, sizes)
+    policy = build_scratch_policy(PolicyConfig(hidden_dim=16, num_layers=1, num_heads=2), sizes, 0).eval()
+    prompt = history_prompt(sid_texts(codes[[5, 7]]))
+    best = _every_score(policy, trie, prompt).argsort(descending=True)[:10].tolist()
+    for width in (10, 40):
+        (found,) = recommend(policy, trie, [prompt], 10, width)
+        assert found.item_ids == [trie.item_ids[place].as_py() for place in best] and len(set(found.item_ids)) == 10

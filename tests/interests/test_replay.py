@@ -1,0 +1,32 @@
+"""A recording of several files."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from digr.interests.replay import open_recording, replay
+
+ROW = {"owner": "item", "miner": "llm", "prompt_version": "v", "modality": "text", "response": "fly fishing", "status": "ok"}
+
+
+def _write(folder, name, owner_id, **changes):
+    columns = {key: [value] for key, value in (ROW | {"owner_id": owner_id} | changes).items()}
+    pq.write_table(pa.table(columns), folder / name)
+
+
+@pytest.mark.parametrize("files", ["ab", "ba"])
+def test_a_column_that_is_empty_in_one_file_has_the_type_of_the_other(tmp_path, files):
+    """The first file's type counted, which of a column without a value is none: the others' texts could not be read."""
+    _write(tmp_path, f"{files[0]}.parquet", "i1", response=None, status="error", reason=None)
+    _write(tmp_path, f"{files[1]}.parquet", "i2", reason="slow")
+    requests = pa.table({"owner": ["item"] * 2, "owner_id": ["i1", "i2"], "request_digest": ["x", "y"]})
+    table = replay(requests, str(tmp_path), "mine")
+    assert table["response"].to_pylist() == [None, "fly fishing"] and table["reason"].to_pylist() == [None, "slow"]
+    assert table["status"].to_pylist()[0] == "error"
+
+
+def test_files_whose_types_contradict_are_named(tmp_path):
+    _write(tmp_path, "a.parquet", "i1")
+    _write(tmp_path, "b.parquet", 7)
+    with pytest.raises(ValueError, match=r"its 2 Parquet files have different columns: .*owner_id.*string vs int64"):
+        open_recording(str(tmp_path))
