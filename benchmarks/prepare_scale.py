@@ -14,10 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import duckdb
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks.harness import Bar, Measurement, main
 
@@ -26,66 +24,31 @@ BAR = Bar(full=1.0, quick=1.0, quick_reason="a thirtieth of the rows: no figure 
 MAX_SECONDS, MAX_GIGABYTES, MAX_GROWTH = 300.0, 3.0, 2.2
 SIZES, SIZES_QUICK = (5_000_000, 10_000_000), (150_000, 300_000)
 ROWS_PER_ITEM, ROWS_PER_USER = 20, 12
-BLOCK_ROWS = 1_000_000
+WORDS = "brass oak steel lamp shelf garden kitchen small large bright folding quiet warm winter"
 MEMORY_GIB, MEMORY_GIB_LARGE = 1.5, 8.0
 """Of the job's database: the default, and for more rows than the larger size."""
-WORDS = np.array(
-    [
-        "brass",
-        "oak",
-        "steel",
-        "lamp",
-        "shelf",
-        "garden",
-        "kitchen",
-        "small",
-        "large",
-        "bright",
-        "folding",
-        "portable",
-        "quiet",
-        "warm",
-        "winter",
-        "summer",
-    ]
-)
 
 
-def write_items(folder: Path, num_items: int) -> None:
-    """Write items with a title, a description of some 40 words with markup in it, and a price."""
-    rng = np.random.default_rng(0)
-    schema = pa.schema([("item_id", pa.string()), ("title", pa.string()), ("description", pa.string()), ("price", pa.float64())])
-    with pq.ParquetWriter(folder / "items.parquet", schema) as writer:
-        for first in range(0, num_items, 50_000):
-            numbers = np.arange(first, min(first + 50_000, num_items))
-            words = WORDS[rng.integers(0, len(WORDS), (len(numbers), 40))]
-            columns = {
-                "item_id": [f"B{number:09d}" for number in numbers],
-                "title": [f"{row[0]} {row[1]} {number}" for row, number in zip(words, numbers, strict=True)],
-                "description": [f"<p>{' '.join(row)}</p>" for row in words],
-                "price": rng.lognormal(3, 1, len(numbers)).round(2),
-            }
-            writer.write_table(pa.table(columns, schema=schema))
+def write_tables(folder: Path, num_rows: int) -> None:
+    """Write items with a title, a description of 40 words with markup in it and a price, and interactions in no order.
 
-
-def write_interactions(folder: Path, num_rows: int) -> None:
-    """Write rows of random users and items in no order; the counts of both fall as a power of their rank."""
+    The counts of users and of items fall as a power of their rank.
+    """
     num_items, num_users = num_rows // ROWS_PER_ITEM, num_rows // ROWS_PER_USER
-    schema = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()), ("rating", pa.float64())])
-    with pq.ParquetWriter(folder / "interactions.parquet", schema) as writer:
-        for first in range(0, num_rows, BLOCK_ROWS):
-            rng = np.random.default_rng(first)
-            count = min(BLOCK_ROWS, num_rows - first)
-            item, user = (
-                (rng.random(count) ** power * size).astype(np.int64) for power, size in ((2, num_items), (1.5, num_users))
-            )
-            columns = {
-                "user_id": [f"A{number:012X}" for number in user * 7919 % num_users],
-                "item_id": [f"B{number:09d}" for number in item],
-                "timestamp": 1_500_000_000 + rng.integers(0, 100_000_000, count),
-                "rating": rng.integers(1, 6, count).astype(float),
-            }
-            writer.write_table(pa.table(columns, schema=schema))
+    words = ", ".join(f"'{word}'" for word in WORDS.split())
+    word = f"list_value({words})[1 + (hash(i, w) % {len(WORDS.split())})::INTEGER]"
+    with duckdb.connect(config={"temp_directory": str(folder / "spilled"), "preserve_insertion_order": False}) as connection:
+        connection.execute(
+            f"COPY (SELECT printf('B%09d', i) AS item_id, printf('A %s, number %d', any_value({word}), i) AS title, "
+            f"'<p>' || string_agg({word}, ' ') || '</p>' AS description, round(1 + (hash(i) % 10000) / 100, 2) AS price "
+            f"FROM range({num_items}) items(i), range(40) words(w) GROUP BY i) TO '{folder}/items.parquet'"
+        )
+        item, user = (f"floor(pow(random(), {power}) * {count})::BIGINT" for power, count in ((2, num_items), (1.5, num_users)))
+        connection.execute(
+            f"COPY (SELECT printf('A%012X', {user} * 7919 % {num_users}) AS user_id, printf('B%09d', {item}) AS item_id, "
+            f"1500000000 + (random() * 100000000)::BIGINT AS timestamp, 1.0 + floor(random() * 5) AS rating "
+            f"FROM range({num_rows})) TO '{folder}/interactions.parquet'"
+        )
 
 
 def run_job(folder: Path, memory_gib: float) -> dict[str, Any]:
@@ -123,8 +86,7 @@ def measure(quick: bool) -> Measurement:
     figures, seconds = dict[str, Any](), []
     for num_rows in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            write_items(Path(folder), num_rows // ROWS_PER_ITEM)
-            write_interactions(Path(folder), num_rows)
+            write_tables(Path(folder), num_rows)
             found = run_job(Path(folder), MEMORY_GIB if num_rows <= SIZES[-1] else MEMORY_GIB_LARGE)
         seconds.append(found["seconds"])
         figures |= {f"{name}_at_{num_rows}": round(found[name], 2) for name in ("seconds", "gigabytes")}

@@ -6,9 +6,11 @@ One process does it, with DuckDB on disk: a hundred million interactions need ne
 
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from digr import artifacts, partitions
@@ -23,6 +25,7 @@ from digr.data.preparing import iter_items, iter_users, losses, prepare
 from digr.interests.images import count_images
 from digr.partitions import Part
 from digr.tables import conform
+from jobs.runtime.choices import Counts, check_choices
 from jobs.runtime.session import Options, log, main
 from jobs.runtime.stage import Output, run_stage
 
@@ -38,11 +41,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     if official and data.core > 1:
         raise ValueError(f"data.core: official splits are taken as they are, found core = {data.core}; set it to 0")
     files = source_files(data.path, official) if data.source == "parquet" else {}
-
-    def build(store: Store, work: str) -> dict[str, Output]:
-        return _build(config, store, work)
-
-    return run_stage(config, options, outputs=OUTPUTS, sections=["data"], files=files, build=build)
+    return run_stage(config, options, outputs=OUTPUTS, sections=["data"], files=files, build=partial(_build, config))
 
 
 def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
@@ -53,10 +52,11 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
         for note in prepared.notes:
             log("items", note)
         starts = {"items": prepared.item_starts, "interactions": prepared.user_starts, "histories": prepared.user_starts}
-        rows, images = Counter[str](), Counter[str]()
+        rows, images = Counter[str](), np.zeros(3, np.int64)
         for number, table in enumerate(iter_items(connection, prepared)):
             _write(store, "items", number, table, rows)
-            images += _count_images(table["image_uri"].to_pylist())
+            uris = table["image_uri"]
+            images += (len(uris) - uris.null_count, *count_images(uris.to_pylist()))
         log("items", f"{rows['items']:,} items")
         builder = HistoryBuilder(data.split, data.max_history, prepared.item_ids, prepared.num_targets)
         for number, (interactions, histories) in enumerate(iter_users(connection, prepared, builder)):
@@ -68,9 +68,12 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
         users = describe_interactions(connection)
         examples = example_histories(connection)
     left_out, facts = builder.finish()
+    counts = Counts(prepared.num_items, facts["split_rows"], num_images=int(images[1:].sum()))
+    for note in check_choices(config, counts):
+        log("items", note)
     for line in (*losses(prepared, left_out, data.core), f"split rows {facts['split_rows']}"):
         log("histories", line)
-    known |= _image_facts(images)
+    known |= _image_facts(*images.tolist())
     users |= {"num_users": prepared.num_users, "num_items": prepared.num_items, "ordered_by": prepared.ordered_by}
     told = {"items": known, "interactions": users, "histories": facts | {"examples": examples}}
     rejected = {"items": prepared.rejected_items, "interactions": prepared.rejected_interactions, "histories": left_out}
@@ -104,17 +107,11 @@ def _write(store: Store, name: str, number: int, table: pa.Table, rows: Counter[
     rows[name] += len(table)
 
 
-def _count_images(uris: list[str | None]) -> Counter[str]:
-    opened, remote = count_images(uris)
-    return Counter({"uris": sum(map(bool, uris)), "opened": opened, "remote": remote})
-
-
-def _image_facts(counts: Counter[str]) -> dict[str, int]:
+def _image_facts(uris: int, opened: int, remote: int) -> dict[str, int]:
     """How many items have an address of an image, and of how many it opens; remote ones are counted where they are shown."""
-    facts = {"num_image_uris": counts["uris"], "num_images": counts["opened"]}
-    if broken := counts["uris"] - counts["opened"] - counts["remote"]:
-        log("items", f"{broken} of {counts['uris']} images do not open; their items have their text only")
-    return facts | ({"num_remote_images": counts["remote"]} if counts["remote"] else {})
+    if broken := uris - opened - remote:
+        log("items", f"{broken} of {uris} images do not open; their items have their text only")
+    return {"num_image_uris": uris, "num_images": opened} | ({"num_remote_images": remote} if remote else {})
 
 
 if __name__ == "__main__":

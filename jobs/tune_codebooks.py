@@ -103,18 +103,18 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Output]:
     scores = train_policies(config, store, work, [row for row in rows if row["trial"] in best])
     rows = [row | {sweep.NDCG: scores.get(row["trial"])} for row in rows]
     ranked, correlation = sweep.rank_rows(rows, config.tune.metric), sweep.correlations(rows)
-    for done in ranked:
-        log(STAGE, sweep.row_text(done))
-    for name, value in correlation.items():
-        log(STAGE, f"rank correlation with NDCG@10 of {len(scores)} candidates: {name} {value}")
-    facts = {"metric": sweep.NDCG if scores else config.tune.metric, "best": ranked[0]["trial"]}
-    log(STAGE, f"best by {facts['metric']}: {facts['best']}")
+    told = [f"rank correlation with NDCG@10 of {len(scores)} candidates: {name} {value}" for name, value in correlation.items()]
+    for line in (*map(sweep.row_text, ranked), *told):
+        log(STAGE, line)
+    metric, best_trial = sweep.NDCG if scores else config.tune.metric, ranked[0]["trial"]
+    log(STAGE, f"best by {metric}: {best_trial}")
     artifacts.write_table(store, STAGE, pa.Table.from_pylist(rows))
     filesystem, path = artifacts.filesystem_of(store.uri(STAGE))
     with filesystem.open_output_stream(f"{path}/_sweep.html") as stream:
         stream.write(sweep_page(ranked, correlation).encode())
     rejected = Counter(f"trial {row['status']}" for row in rows if row["status"] != "ok")
-    return {STAGE: Output(len(rows), rejected, facts | {"rank_correlation": correlation, "num_policies": len(scores)})}
+    facts = {"metric": metric, "best": best_trial, "num_policies": len(scores)}
+    return {STAGE: Output(len(rows), rejected, facts | {"rank_correlation": correlation})}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class SidsConfig(Section):
 
     quantiser: Literal["rqvae", "rkmeans"] = "rqvae"
     """RQ-VAE, or residual k-means."""
-    level_sizes: tuple[int, ...] | Literal["auto"] = (256, 256, 256)
+    level_sizes: tuple[int, ...] | Literal["auto"] = "auto"
     """Codes per level, without the suffix level; "auto" takes three levels of as many as fit the catalogue, and the manifests of
     `quantiser` and `item_sids` say how many those are."""
     disambiguation: Literal["colliding", "all", "none"] = "colliding"

@@ -8,7 +8,7 @@ from PIL import Image
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.config import build_config
+from digr.config import Config, build_config
 from jobs import prepare_data
 from jobs.runtime.session import Options
 from tests.data.test_common_form import write
@@ -17,8 +17,22 @@ from tests.real_data import real_folder
 SHOP = {"num_items": 40, "num_users": 60, "num_interests": 4, "image_size": 16}
 
 
+FEW_ITEMS = {
+    "sids": {"level_sizes": [2, 2]},
+    "grpo": {"enabled": False},
+    "decoding": {"k": 2},
+    "evaluation": {"ks": [1, 2]},
+    "train": {"num_workers": 1},
+}
+"""Choices that a catalogue of two items can bear."""
+
+
+def _config(tmp_path: Path, seed: int = 0, **data) -> Config:
+    return build_config({"run": {"dir": str(tmp_path / "run"), "seed": seed}, "data": data} | FEW_ITEMS, "here")
+
+
 def _run(tmp_path: Path, options: Options = Options(), **data) -> dict:
-    return prepare_data.run(build_config({"run": {"dir": str(tmp_path / "run")}, "data": data}, "here"), options)
+    return prepare_data.run(_config(tmp_path, **data), options)
 
 
 def test_the_embedded_shop_becomes_three_artifacts_and_its_images(tmp_path):
@@ -40,7 +54,7 @@ def test_the_embedded_shop_becomes_three_artifacts_and_its_images(tmp_path):
 def test_a_second_run_does_nothing_and_another_seed_is_refused(tmp_path):
     _run(tmp_path, synthetic=SHOP)
     assert _run(tmp_path, synthetic=SHOP)["status"] == "skipped"
-    other = build_config({"run": {"dir": str(tmp_path / "run"), "seed": 1}, "data": {"synthetic": SHOP}}, "here")
+    other = _config(tmp_path, seed=1, synthetic=SHOP)
     with pytest.raises(ValueError, match=r"different: seed\)"):
         prepare_data.run(other, Options())
 
@@ -93,3 +107,31 @@ def test_the_official_industrial_split_is_prepared_whole(tmp_path):
     sizes = {"train": 36_259, "valid": 4_532, "test": 4_533}
     assert artifacts.require(store, "histories").facts["split_rows"] == sizes
     assert artifacts.require(store, "items").rows == 3_686
+
+
+def test_what_a_later_job_would_fail_of_fails_here(tmp_path):
+    folder = write(tmp_path / "source")
+    few = {name: value for name, value in FEW_ITEMS.items() if name != "sids"}
+    tree = {"run": {"dir": str(tmp_path / "run")}, "data": {"source": "parquet", "path": folder, "split": "official"}} | few
+    wrong = build_config(tree | {"sids": {"level_sizes": [256]}}, "here")
+    with pytest.raises(ValueError, match=r'a level has 256 codes but is fitted on 3 items; set sids\.level_sizes = "auto"'):
+        prepare_data.run(wrong, Options())
+    assert artifacts.read_manifest(Store(str(tmp_path / "run")), "items") is None
+
+
+def test_losses_are_printed_and_a_core_that_keeps_little_is_warned_of(tmp_path, capsys):
+    words = ["ab", "abab", "baba"] + [f"{letter}" for letter in "cdefghijklmnopqrstuvwxyz" * 4]
+    log = [(f"u{at:03d}", item, place) for at, word in enumerate(words) for place, item in enumerate(word)]
+    users, items, places = (list(column) for column in zip(*log, strict=True))
+    letters = sorted(set(items))
+    source = write(
+        tmp_path / "source",
+        items={"item_id": letters, "title": letters},
+        interactions={"user_id": users, "item_id": items, "position": places},
+    )
+    _run(tmp_path, source="parquet", path=source, core=2)
+    printed = capsys.readouterr().out
+    assert "24 of 26 items left out: item outside the 2-core" in printed
+    assert "96 of 106 interactions left out: interaction outside the 2-core" in printed
+    assert "1 of 3 users dropped: fewer than 3 interactions" in printed
+    assert "WARNING: data.core = 2 keeps 10 of 106 interactions; a smaller core keeps more" in printed
