@@ -13,8 +13,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.evaluation.sid_charts import sweep_page
-from digr.sids import sweep
-from digr.sids.building import num_vectors
+from digr.sids import building, sweep
 from jobs.runtime.session import Options, log, main, start_ray
 from jobs.runtime.stage import Output, run_stage
 from jobs.training.codebook_trials import fit_candidate, max_trials_at_once, train_policies
@@ -64,7 +63,7 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     filesystem, path = artifacts.filesystem_of(work)
     filesystem.create_dir(path, recursive=True)
     needs = {"cpu": chosen.cpus_per_trial, "gpu": float(config.cluster.use_gpu)}
-    trainable, tried = tune.with_resources(trial, needs), sweep.candidates(config.sids, chosen, num_vectors(store))
+    trainable, tried = tune.with_resources(trial, needs), sweep.candidates(config.sids, chosen, building.num_vectors(store))
     if tune.Tuner.can_restore(f"{path}/sweep", storage_filesystem=filesystem):
         log(STAGE, "going on with the sweep that was interrupted")
         return tune.Tuner.restore(f"{path}/sweep", trainable, restart_errored=True, storage_filesystem=filesystem).fit()
