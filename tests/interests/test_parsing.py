@@ -16,7 +16,6 @@ from digr.interests import parsing
 from digr.interests.ledger import finish_responses, raw_responses
 from digr.interests.parsing import normalise_phrase, parse_response
 from digr.tables import STATUSES
-from tests.real_data import real_folder
 
 GOOD = json.dumps(
     {
@@ -208,7 +207,7 @@ def test_a_megabyte_of_anything_takes_bounded_time(start, unit):
 
 
 def test_the_recorded_answers_read_as_plain_json_does():
-    recorded = pq.read_table(f"{real_folder('industrial_interests')}/responses.parquet", columns=["response"])
+    recorded = pq.read_table("configs/industrial_interests/responses.parquet", columns=["response"])
     for text in recorded["response"].to_pylist():
         entries = json.loads(text)["interests"]
         best = {}

@@ -263,7 +263,7 @@ def test_the_recorded_interests_of_a_real_catalogue_come_back_whole_and_are_not_
     source = pq.read_table(f"{real_folder('amazon18_industrial_minionerec')}/items.parquet", columns=["item_id", "title"])
     store = Store(str(tmp_path))
     _commit(store, "items", source.sort_by("item_id"))
-    miner = {"kind": "replay", "name": "recorded-llm", "path": f"{real_folder('industrial_interests')}/responses.parquet"}
+    miner = {"kind": "replay", "name": "recorded-llm", "path": "configs/industrial_interests/responses.parquet"}
     config = build_config({"run": {"dir": store.root}, "interests": {"miners": [miner]}}, where="test")
     summary = mine_interests.run(config, Options())
     assert summary["rows"] == {"interests": 3686, "interest_responses": 3686}
