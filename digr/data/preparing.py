@@ -311,7 +311,7 @@ def _summary(connection: DuckDBPyConnection, source: Source, data: DataConfig) -
         f"WHERE n % {int(data.items_per_part)} = 0 ORDER BY n",
     )
     num_users = count_of(connection, "SELECT count(DISTINCT user_number) FROM interactions")
-    rows = count_of(connection, "SELECT count(*) FROM interactions")
+    rows, timed = rows_of(connection, "SELECT count(*), count(time) FROM interactions")[0]
     item_ids = connection.sql("SELECT item_id FROM known_items ORDER BY item_number").to_arrow_table()["item_id"].combine_chunks()
     return Prepared(
         item_ids=item_ids,
@@ -323,5 +323,5 @@ def _summary(connection: DuckDBPyConnection, source: Source, data: DataConfig) -
         num_interactions=rows,
         num_items=count_of(connection, "SELECT count(*) FROM catalogue"),
         num_targets=rows - num_users,
-        ordered_by="position" if source.has_position else f"timestamp, then {TIES[data.ties]}",
+        ordered_by="position" if source.has_position else f"timestamp, then {TIES[data.ties]}" if timed else "the order of rows",
     )
