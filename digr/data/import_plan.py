@@ -130,8 +130,7 @@ def _readings(table: Table, format: str, columns: Mapping[str, Sequence[str]]) -
         found = [reading for reading in found if reading.format in (format, *SHARED.get(format, ()))]
         if not found:
             raise ValueError(f"{table.address}: not a file of {format}; its columns are {', '.join(table.columns[:20])}")
-    own = {ours: tuple(name for name in theirs if name in table.columns) for ours, theirs in columns.items()}
-    own = {("image" if ours.startswith("image_") else ours): theirs for ours, theirs in own.items() if theirs}
+    own = names.chosen_here(columns, table.columns)
     if found and own and any(reading.select for reading in found):
         raise ValueError(
             f"{table.address}: read as {found[0].format}, where columns cannot be chosen; leave them out of [data.columns], or "

@@ -227,7 +227,7 @@ def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None
         rows = list(_rows(sample, whole, delimiter, escape))
         widths = [len(row) for row in rows]
         usual = max(set(widths), key=widths.count, default=0)
-        if usual > 1:
+        if usual > 1 and widths[0] == usual:  # names of columns have no commas, which prices and titles may well all have
             tried.append((round(widths.count(usual) / len(widths), 1), usual, -DELIMITERS.index(delimiter), rows))
     if not tried:
         return None
