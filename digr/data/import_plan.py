@@ -93,7 +93,7 @@ def make_plan(
     tables = open_tables(con, files, scratch)
     names.check_chosen(columns, tables)
     choices = [(table, _readings(table, format, columns)) for table in tables]
-    notes = [f"not read, since it holds no table: {address}" for address in unused]
+    notes = [f"{len(unused)} files hold no table and are not read, such as {unused[0]}"] if unused else []
     used = _settle(con, choices, notes)
     plan = Plan(
         con,

@@ -1,5 +1,6 @@
 """Encodings, delimiters, JSON, Parquet, archives, the web and S3: a table is the same however it comes."""
 
+import bz2
 import gzip
 import http.server
 import io
@@ -7,6 +8,7 @@ import json
 import tarfile
 import threading
 import zipfile
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -116,6 +118,34 @@ def test_shards_of_parquet_may_differ_in_type_and_lists_stay_lists(tmp_path):
     ]
     assert [row["user_id"] for row in all_rows(tmp_path / "out", "interactions")] == ["1", "2"]
     assert facts["dropped"]["interactions"] == {"no user id": 1}
+
+
+def test_times_of_parquet_keep_their_moment(tmp_path):
+    moments = [datetime(2024, 1, 2, 3, 4, 5, 678000, UTC), datetime(2024, 7, 2, tzinfo=UTC)]
+    for kind in (pa.timestamp("ns"), pa.timestamp("us", tz="Europe/Berlin"), pa.timestamp("s"), pa.int64(), pa.float64()):
+        table = pa.table({"user_id": ["u", "v"], "item_id": ["a", "b"]})
+        if pa.types.is_timestamp(kind):
+            times = pa.array(moments, pa.timestamp("us", tz="UTC")).cast(kind, safe=False)
+        else:
+            times = pa.array([int(moment.timestamp() * 1000) for moment in moments], pa.int64()).cast(kind)
+        pq.write_table(table.append_column("timestamp", times), tmp_path / "log.parquet")
+        imported(tmp_path / "out", tmp_path / "log.parquet", *write_files(tmp_path, items__csv=ITEMS), force=True)
+        cut = [moment.replace(microsecond=0) for moment in moments] if kind == pa.timestamp("s") else moments
+        assert [row["timestamp"] for row in all_rows(tmp_path / "out", "interactions")] == cut, kind
+
+
+def test_what_is_neither_text_nor_parquet_is_named(tmp_path):
+    (tmp_path / "log.csv").write_bytes(bz2.compress(b"user_id,item_id\nu,a\n"))
+    with pytest.raises(ValueError, match=r"log\.csv: neither text nor Parquet; packed files are read by their names"):
+        imported(tmp_path / "out", tmp_path / "log.csv")
+
+
+def test_pictures_beside_the_tables_are_left_alone_and_counted(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_files(folder, log__csv="user_id,item_id\nu,a\n", items__csv=ITEMS, one__jpg=b"\xff\xd8\xff", two__jpg=b"\xff\xd8\xff")
+    _, lines = imported(tmp_path / "out", folder)
+    assert f"note: 2 files hold no table and are not read, such as {folder}/one.jpg" in lines
 
 
 def test_a_folder_of_parts_is_one_table_in_the_order_of_its_names(tmp_path):
