@@ -48,7 +48,9 @@ class Plan(NamedTuple):
 
 def stripped(column: str) -> str:
     """Return the SQL of an id without white space around it; null if nothing is left."""
-    return f"nullif(trim({column}, '{SPACE}'), '')"
+    # trimming is the slowest thing an import does with a row, and hardly any needs it
+    ends = f"left({column}, 1) BETWEEN '!' AND '~' AND right({column}, 1) BETWEEN '!' AND '~'"
+    return f"CASE WHEN {ends} THEN {column} ELSE nullif(trim({column}, '{SPACE}'), '') END"
 
 
 def count_interactions(plan: Plan, events: Sequence[str]) -> None:
@@ -57,7 +59,8 @@ def count_interactions(plan: Plan, events: Sequence[str]) -> None:
     Raises:
         ValueError: times or users are none, only some files have times, or nothing is left.
     """
-    timed = [("timestamp" in (part.reading.shown or part.reading.columns)) for part in plan.interactions]
+    _check_positions(plan)
+    timed = [_has_times(plan, part) for part in plan.interactions]
     if any(timed) and not all(timed):
         without = next(part for part, has in zip(plan.interactions, timed, strict=True) if not has)
         raise ValueError(
@@ -67,12 +70,13 @@ def count_interactions(plan: Plan, events: Sequence[str]) -> None:
     dropped: dict[str, int] = {}
     facts: dict[str, Any] = {"ids_stripped": 0, "ratings_unreadable": 0}
     for part, has in zip(plan.interactions, timed, strict=True):
-        form = find_form(plan.con, part.sql) if has else None
+        # where positions say the order, a row may lack its time
+        form = find_form(plan.con, part.sql)._replace(needed=not plan.facts["positions"]) if has else None
         plan.time_forms.append(form)
         if form and form.note:
             plan.notes.append(f"{part.table.address}: {form.note}")
         counts = _counts(plan.con, part, form, events)
-        _check_counts(part, counts, bool(has))
+        _check_counts(part, counts, has)
         for reason in ("no user id", "no item id", "event not chosen", "unreadable time"):
             dropped[reason] = dropped.get(reason, 0) + counts[reason]
         for fact in ("ids_stripped", "ratings_unreadable"):
@@ -84,9 +88,18 @@ def count_interactions(plan: Plan, events: Sequence[str]) -> None:
     plan.dropped["interactions"] = {reason: count for reason, count in dropped.items() if count}
     plan.facts.update(facts)
     _count_events(plan, events)
-    _check_positions(plan)
     if plan.interactions and not plan.rows["interactions"]:
         raise ValueError(f"no interaction is left: {plan.dropped['interactions'] or 'the files have no rows'}")
+
+
+def _has_times(plan: Plan, part: Part) -> bool:
+    """Whether a part's column of times has anything in it."""
+    if "timestamp" not in (part.reading.shown or part.reading.columns):
+        return False
+    if plan.con.execute(f"SELECT 1 FROM ({part.sql}) WHERE trim(timestamp) <> '' LIMIT 1").fetchall():
+        return True
+    plan.notes.append(f"{part.table.address}: the column of times is empty")
+    return False
 
 
 def kept_interactions(part: Part, form: TimeForm | None, events: Sequence[str]) -> str:
@@ -94,7 +107,7 @@ def kept_interactions(part: Part, form: TimeForm | None, events: Sequence[str]) 
     relation = with_times(part.sql, form) if form else part.sql
     chosen = ", ".join("'" + event.replace("'", "''") + "'" for event in events)
     wrong_event = f"WHEN event IS NULL OR event NOT IN ({chosen}) THEN 'event not chosen'" if events else ""
-    wrong_time = "WHEN timestamp IS NULL THEN 'unreadable time'" if form else ""
+    wrong_time = "WHEN timestamp IS NULL THEN 'unreadable time'" if form and form.needed else ""
     reason = f"CASE WHEN u IS NULL THEN 'no user id' WHEN i IS NULL THEN 'no item id' {wrong_event} {wrong_time} END"
     ids = f"SELECT *, {stripped('user_id')} AS u, {stripped('item_id')} AS i, try_cast(rating AS DOUBLE) AS r FROM ({relation})"
     return f"SELECT *, {reason} AS reason FROM ({ids})"
@@ -119,7 +132,7 @@ def _counts(con: duckdb.DuckDBPyConnection, part: Part, form: TimeForm | None, e
 
 def _check_counts(part: Part, counts: dict[str, Any], timed: bool) -> None:
     known = part.reading.shown or {ours: ", ".join(theirs) for ours, theirs in part.reading.columns.items()}
-    if timed and counts["unreadable time"] and not counts["written"]:
+    if timed and counts["rows"] and counts["first_time"] is None and (counts["unreadable time"] or counts["written"]):
         raise ValueError(
             f"{part.table.address}: no value of {known['timestamp']!r} reads as a time; name another column timestamp in "
             f"[data.columns]"
@@ -180,3 +193,20 @@ def count_items(plan: Plan) -> None:
     plan.facts["item_ids_stripped"] = stripped_ids
     if not plan.rows["items"]:
         raise ValueError("no item is left: the files have no row with an item id")
+    _check_known(plan)
+
+
+def _check_known(plan: Plan) -> None:
+    """Say how many of the items that interactions name are among the items; none at all is a wrong column."""
+    if not plan.interactions:
+        return
+    named = " UNION ALL ".join(f"SELECT {stripped('item_id')} AS i FROM ({part.sql})" for part in plan.interactions)
+    items = " UNION ALL ".join(f"SELECT {stripped('item_id')} FROM ({part.sql})" for part in plan.items)
+    named = f"SELECT DISTINCT i FROM ({named}) WHERE i IS NOT NULL"
+    [(all_named, known)] = plan.con.execute(f"SELECT count(*), count(*) FILTER (i IN ({items})) FROM ({named})").fetchall()
+    plan.facts.update({"items_named": all_named, "items_known": known})
+    if not known:
+        raise ValueError(
+            f"none of the {all_named:,} item ids of the interactions is among the items, so one of the two is another kind of "
+            f"id: compare the examples of --check, and name the right columns item_id in [data.columns]"
+        )

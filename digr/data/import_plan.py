@@ -93,7 +93,7 @@ def make_plan(
     tables = open_tables(con, files, scratch)
     names.check_chosen(columns, tables)
     choices = [(table, _readings(table, format, columns)) for table in tables]
-    notes = [f"not read, since it holds no table: {address}" for address in unused]
+    notes = [f"{len(unused)} files hold no table and are not read, such as {unused[0]}"] if unused else []
     used = _settle(con, choices, notes)
     plan = Plan(
         con,
@@ -130,8 +130,7 @@ def _readings(table: Table, format: str, columns: Mapping[str, Sequence[str]]) -
         found = [reading for reading in found if reading.format in (format, *SHARED.get(format, ()))]
         if not found:
             raise ValueError(f"{table.address}: not a file of {format}; its columns are {', '.join(table.columns[:20])}")
-    own = {ours: tuple(name for name in theirs if name in table.columns) for ours, theirs in columns.items()}
-    own = {("image" if ours.startswith("image_") else ours): theirs for ours, theirs in own.items() if theirs}
+    own = names.chosen_here(columns, table.columns)
     if found and own and any(reading.select for reading in found):
         raise ValueError(
             f"{table.address}: read as {found[0].format}, where columns cannot be chosen; leave them out of [data.columns], or "

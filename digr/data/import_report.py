@@ -98,6 +98,8 @@ def _fact_lines(plan: Plan) -> Iterator[str]:
     if plan.facts["ids_stripped"] + plan.facts["item_ids_stripped"]:
         count = plan.facts["ids_stripped"] + plan.facts["item_ids_stripped"]
         yield f"ids with white space around them, which is removed: {count:,} rows"
+    if "items_known" in plan.facts:
+        yield f"of {plan.facts['items_named']:,} items that interactions name, {plan.facts['items_known']:,} are among the items"
     for name, reasons in plan.dropped.items():
         for reason, count in reasons.items():
             yield f"left out of {name}: {count:,} rows: {reason}"

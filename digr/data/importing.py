@@ -18,19 +18,20 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from digr.data.database import open_database
 from digr.data.import_counts import Part, Plan, kept_interactions, stripped
 from digr.data.import_plan import make_plan
 from digr.data.import_report import describe
 from digr.data.readers.fetching import Report, bring
 from digr.data.readers.items import TYPES, clean_items
 from digr.data.readers.rules import ITEM_COLUMNS, SPLIT_COLUMNS
-from digr.data.readers.tables import open_database
 from digr.data.readers.values import parse_history
 from digr.files import filesystem_of, is_remote
 from digr.tables import SPLITS
 
 FACTS = "import.json"
-MEMORY_LIMIT = "2GB"
+MEMORY_GIB = 2.0
+"""Memory of what sorts and joins; what needs more goes to disk."""
 INTERACTION_ROWS, ITEM_ROWS = 500_000, 5_000
 """Rows of a batch, which is also what a row group of the Parquet files holds."""
 REPORT_SECONDS = 5.0
@@ -66,8 +67,9 @@ def import_data(
         check_out(out, force)
     with _scratch(out) as scratch:
         given = bring(addresses, scratch / "fetched", report)
-        con = open_database(scratch, MEMORY_LIMIT)
-        try:
+        with open_database(MEMORY_GIB, str(scratch)) as con:
+            con.execute("SET preserve_insertion_order = true")  # rows of one time keep the order of their file
+            con.execute("SET TimeZone = 'UTC'")
             plan = make_plan(con, given, scratch, report, format=format, columns=columns, events=events)
             for line in describe(plan, events):
                 report(line)
@@ -76,8 +78,6 @@ def import_data(
                 return facts | {"rows": plan.rows, "dropped": plan.dropped}
             draft = scratch / "draft"
             written = _write_all(plan, draft, events, report)
-        finally:
-            con.close()
         facts |= {"rows": written, "dropped": plan.dropped}
         (draft / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n")
         _publish(draft, out, force)
@@ -111,9 +111,7 @@ def _scratch(out: str) -> Iterator[Path]:
     """Give a folder for everything temporary: beside a local `out`, where the room has to be anyway."""
     parent = None
     if out and not is_remote(out):
-        beside = Path(filesystem_of(out)[1]).parent
-        beside.mkdir(parents=True, exist_ok=True)
-        parent = str(beside)
+        parent = str(next(folder for folder in Path(filesystem_of(out)[1]).parents if folder.is_dir()))
     with tempfile.TemporaryDirectory(prefix=".import-", dir=parent) as folder:
         yield Path(folder)
 
@@ -327,6 +325,7 @@ def _publish(draft: Path, out: str, force: bool) -> None:
     fs, path = filesystem_of(out)
     if isinstance(fs, pafs.LocalFileSystem):
         target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         old = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
         if target.exists():
             target.rename(old)

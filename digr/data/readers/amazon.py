@@ -4,6 +4,7 @@ The metadata of 2014 are Python dicts, one a line. In 2023 an item is a `parent_
 """
 
 import re
+from collections.abc import Callable
 
 from digr.data.readers.rules import Reading, Rule, one
 from digr.data.readers.tables import Table
@@ -40,14 +41,19 @@ def _order(table: Table, *patterns: str) -> bool:
     )
 
 
+def _lacks(*columns: str) -> Callable[[Table], bool]:
+    """Accept tables without some columns."""
+    return lambda table: not set(columns) & set(table.columns)
+
+
 RULES = (
     Rule(Reading("amazon-2014", "interactions", REVIEWS), needs=("reviewerID", "asin", "unixReviewTime")),
-    Rule(Reading("amazon-2018", "items", META_2018), needs=("asin", "title", "category")),
-    Rule(Reading("amazon-2018", "items", META_2018), needs=("asin", "title", "imageURLHighRes")),
+    Rule(Reading("amazon-2018", "items", META_2018), needs=("asin", "title", "category"), accepts=_lacks("item_id")),
+    Rule(Reading("amazon-2018", "items", META_2018), needs=("asin", "title", "imageURLHighRes"), accepts=_lacks("item_id")),
     Rule(
         Reading("amazon-2014", "items", META_2014),
         needs=("asin", "categories"),
-        accepts=lambda table: "category" not in table.columns and "parent_asin" not in table.columns,
+        accepts=_lacks("category", "imageURLHighRes", "parent_asin", "item_id"),
     ),
     Rule(Reading("amazon-2023", "interactions", REVIEWS_2023), needs=("user_id", "parent_asin", "rating", "timestamp")),
     Rule(Reading("amazon-2023", "items", META_2023), needs=("parent_asin", "title", "store")),

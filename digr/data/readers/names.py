@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from digr.data.readers.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Pick, Reading, Role, split_of
 from digr.data.readers.tables import Table
@@ -83,36 +84,52 @@ def guess(
         chosen: ours -> theirs by the user's word, which goes before any guess; those that the table lacks are left out.
         role: of the table, if it is known.
     """
-    picked = {ours: tuple(name for name in theirs if name in names) for ours, theirs in chosen.items()}
-    found = {("image" if ours.startswith("image_") else ours): theirs for ours, theirs in picked.items() if theirs}
-    taken = {name for theirs in found.values() for name in theirs}
-    free = [name for name in names if name not in taken]
-
-    def find(ours: str, strict: bool, extra: Sequence[str] = ()) -> None:
-        if ours in found:
-            return
-        fitting = [name for name in free if normal(name) == normal(ours)] or [
-            name for name in free if normal(name) in _NAMES[ours] or name in extra
-        ]
-        fitting = [name for name in dict.fromkeys(fitting) if _holds(table, names.index(name), ours)]
-        if len(fitting) > 1 and strict:
-            raise ValueError(_ambiguous(table, ours, fitting))
-        if len(fitting) == 1:
-            found[ours] = (fitting[0],)
-
+    guessed = _Guess(table, names, chosen_here(chosen, names))
+    found = guessed.found
     if role != "items":
-        find("user_id", strict=True)
+        guessed.find("user_id", strict=True)
     role = role or ("interactions" if "user_id" in found else "items")
-    find("item_id", strict=True, extra=["(key)"] if role == "items" else [])
-    if role == "items" and "item_id" not in found:
-        found["item_id"] = tuple(name for name in free if normal(name) == "id")
-    for ours in INTERACTION_COLUMNS[2:] if role == "interactions" else ():
-        find(ours, strict=ours != "event")
+    logged = role == "interactions"
+    guessed.find("item_id", strict=True, extra=() if logged else ("(key)",))
+    if not logged and "item_id" not in found:
+        found["item_id"] = tuple(name for name in names if normal(name) == "id")
+    for ours in INTERACTION_COLUMNS[2:] if logged else ():
+        guessed.find(ours, strict=ours != "event")
     for ours in ITEM_COLUMNS[1:]:
-        find(ours, strict=role == "items")
+        guessed.find(ours, strict=not logged)
     if "title" not in found and "description" in found:
         found["title"] = found.pop("description")
     return role, {ours: theirs for ours, theirs in found.items() if theirs}
+
+
+class _Guess(NamedTuple):
+    """What is found so far of a table's columns."""
+
+    table: Table
+    names: Sequence[str]
+    found: dict[str, tuple[str, ...]]
+
+    def find(self, ours: str, strict: bool, extra: Sequence[str] = ()) -> None:
+        """Find one of ours: called exactly so, else by a usual name, and with values of the kind; of two, an error if strict."""
+        if ours in self.found:
+            return
+        taken = {name for theirs in self.found.values() for name in theirs}
+        free = [name for name in dict.fromkeys(self.names) if name not in taken]
+        usual = [name for name in free if normal(name) == normal(ours)]
+        usual = usual or [name for name in free if normal(name) in _NAMES[ours] or name in extra]
+        fitting = [name for name in usual if _holds(self.table, self.names.index(name), ours)]
+        if {normal(name) for name in fitting} == {"imageurl", "imagefile"}:
+            self.found[ours] = tuple(sorted(fitting, key=normal))  # a file goes before an address
+        elif len(fitting) == 1:
+            self.found[ours] = (fitting[0],)
+        elif fitting and strict:
+            raise ValueError(_ambiguous(self.table, ours, fitting))
+
+
+def chosen_here(chosen: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the user's columns that a table has; addresses and files of pictures are both an image."""
+    here = {ours: tuple(name for name in theirs if name in names) for ours, theirs in chosen.items()}
+    return {("image" if ours.startswith("image_") else ours): theirs for ours, theirs in here.items() if theirs}
 
 
 def _ambiguous(table: Table, ours: str, fitting: Sequence[str]) -> str:

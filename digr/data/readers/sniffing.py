@@ -31,6 +31,11 @@ USUAL = [
     "cp1252", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1251", "koi8_r", "cp1250", "cp1253", "cp1254", "cp1255",
     "cp1256", "cp874",
 ]  # fmt: skip
+BINARY = (
+    b"\x1f\x8b", b"PK\x03\x04", b"7z\xbc\xaf", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"Rar!", b"\x89PNG", b"\xff\xd8\xff",
+    b"\x93NUMPY", b"%PDF", b"\xd0\xcf\x11\xe0",
+)  # fmt: skip
+"""How packed files, pictures, arrays and old spreadsheets begin."""
 DAMAGED_RATE = 0.02
 """Of the lines that are not ASCII, the share that may be no UTF-8 in a file that is UTF-8 all the same."""
 JUDGED_BYTES = 1 << 18
@@ -85,9 +90,7 @@ def sniff(given: Given, layout: Layout | None, known: Callable[[str], bool], pla
         raise ValueError(f"{given.address}: the file is empty")
     if head[:4] == b"PAR1":
         return Written(given, given.path, "parquet", encoding="")
-    if head.startswith(
-        (b"\x1f\x8b", b"PK\x03\x04", b"7z\xbc\xaf", b"\x89PNG", b"\xff\xd8\xff", b"\x93NUMPY", b"%PDF", b"\xd0\xcf\x11\xe0")
-    ):
+    if head.startswith(BINARY):
         raise ValueError(
             f"{given.address}: neither text nor Parquet; packed files are read by their names (.gz, .zip, .tar.gz), spreadsheets "
             f"and pickles are not: save them as CSV or Parquet"
@@ -227,7 +230,7 @@ def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None
         rows = list(_rows(sample, whole, delimiter, escape))
         widths = [len(row) for row in rows]
         usual = max(set(widths), key=widths.count, default=0)
-        if usual > 1:
+        if usual > 1 and widths[0] == usual:  # names of columns have no commas, which prices and titles may well all have
             tried.append((round(widths.count(usual) / len(widths), 1), usual, -DELIMITERS.index(delimiter), rows))
     if not tried:
         return None

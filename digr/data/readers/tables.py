@@ -58,14 +58,6 @@ class Table(NamedTuple):
         return f"c{self.columns.index(column)}" if column in self.columns else "CAST(NULL AS VARCHAR)"
 
 
-def open_database(scratch: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
-    """Return a database that holds at most `memory_limit`, and puts what is more into a folder."""
-    con = duckdb.connect(config={"memory_limit": memory_limit, "temp_directory": str(scratch / "spilled")})
-    for setting in ("TimeZone = 'UTC'", "preserve_insertion_order = true", "enable_progress_bar = false"):
-        con.execute(f"SET {setting}")
-    return con
-
-
 def open_tables(con: duckdb.DuckDBPyConnection, files: Iterable[Written], scratch: Path) -> list[Table]:
     """Read how many rows and which columns files have; parts of one table become one.
 

@@ -31,6 +31,8 @@ class TimeForm(NamedTuple):
     """Whether 1/12/2010 is in December."""
     digits: bool = False
     """Whether numbers are dates, such as 20101201 and 20101201082600."""
+    needed: bool = True
+    """Whether a row whose time cannot be read is left out."""
     note: str = ""
     """What a reader should know; empty for nothing."""
 

@@ -15,8 +15,8 @@ def test_amazon_of_2014_has_python_dicts_as_metadata(tmp_path):
     write(
         tmp_path / "in",
         {
-            "reviews_Beauty_5.json": '{"reviewerID": "A1YJEY40YUW4SE", "asin": "7806397051", "reviewerName": "Ann", "helpful": [3, 4], '
-            '"reviewText": "Very oily", "overall": 1.0, "summary": "No", "unixReviewTime": 1391040000, "reviewTime": "01 30, 2014"}\n',
+            "reviews_Beauty_5.json": '{"reviewerID": "A1YJEY40YUW4SE", "asin": "7806397051", "helpful": [3, 4], "overall": 1.0, '
+            '"reviewText": "Very oily", "summary": "No", "unixReviewTime": 1391040000, "reviewTime": "01 30, 2014"}\n',
             "meta_Beauty.json": "{'asin': '7806397051', 'title': \"WAWO's palette\", 'price': 14.5, 'imUrl': 'http://e/x.jpg', "
             "'categories': [['Beauty', 'Makeup'], ['Beauty', 'Face']], 'salesRank': {'Beauty': 5}, 'brand': None}\n"
             "{'asin': 'B000000001', 'description': 'No title'}\n{'asin': __import__('os').getcwd()}\n",
@@ -41,7 +41,7 @@ def test_amazon_of_2014_has_python_dicts_as_metadata(tmp_path):
 @pytest.mark.parametrize("year", ["2014", "2018"])
 def test_amazon_ratings_without_a_header_are_told_apart_by_their_ids(tmp_path, year):
     user, item = "A39HTATAQ9V7YF", "0205616461"
-    line = f"{user},{item},5.0,1369699200" if year == "2014" else f"{item},{user},5.0,1369699200"
+    line = ",".join([user, item] if year == "2014" else [item, user]) + ",5.0,1369699200"
     write(tmp_path / "in", {"Beauty.csv": line + "\n", "meta.json": "{'asin': '0205616461', 'title': 'Oil', 'categories': []}\n"})
     imported(tmp_path / "out", tmp_path / "in")
     assert rows(tmp_path / "out", "interactions")[0] | {"timestamp": 0} == {
@@ -54,7 +54,8 @@ def test_amazon_ratings_without_a_header_are_told_apart_by_their_ids(tmp_path, y
 
 def test_amazon_of_2018_has_texts_in_lists_and_prices_as_texts(tmp_path):
     meta = {
-        "category": ["Industrial", "Tape"], "description": ["Strong.", "Black."], "title": "Tape", "brand": "Gorilla", "asin": "B0009SPY04",
+        "category": ["Industrial", "Tape"], "description": ["Strong.", "Black."], "title": "Tape",
+        "brand": "Gorilla", "asin": "B0009SPY04",
         "price": "$1,012.50", "imageURL": ["http://e/s.jpg"], "imageURLHighRes": ["http://e/l.jpg", "http://e/m.jpg"],
     }  # fmt: skip
     odd = meta | {"asin": "B000000002", "price": ".a-box-inner{background-color:#fff}", "imageURLHighRes": [], "description": []}
@@ -73,7 +74,8 @@ def test_amazon_of_2018_has_texts_in_lists_and_prices_as_texts(tmp_path):
     imported(tmp_path / "out", tmp_path / "in")
     first, second = rows(tmp_path / "out", "items")
     assert first == {
-        "item_id": "B0009SPY04", "title": "Tape", "description": "Strong. Black.", "brand": "Gorilla", "categories": ["Industrial", "Tape"],
+        "item_id": "B0009SPY04", "title": "Tape", "description": "Strong. Black.", "brand": "Gorilla",
+        "categories": ["Industrial", "Tape"],
         "price": 1012.5, "currency": "USD", "image_url": "http://e/l.jpg",
     }  # fmt: skip
     assert "price" not in second
@@ -144,7 +146,7 @@ def test_movielens_100k_has_genres_as_flags_in_latin_1(tmp_path):
             "README": "MovieLens\n",
         },
     )
-    facts, lines = imported(tmp_path / "out", tmp_path / "ml-100k")
+    _, lines = imported(tmp_path / "out", tmp_path / "ml-100k")
     assert seconds(tmp_path / "out") == [("196", "242", 881250949), ("186", "302", 891717742)]
     assert rows(tmp_path / "out", "items") == [
         {"item_id": "242", "title": "Misérables, Les (1995)", "categories": ["Animation", "Children's"]},
@@ -192,7 +194,8 @@ def test_atomic_files_of_recbole_have_types_in_their_header(tmp_path):
         tmp_path / "ml",
         {
             "ml.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n0196\t242\t3\t881250949\n",
-            "ml.item": 'item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n242\t"Kolya" 5.5" cut\t1996\tComedy Children\'s\n',
+            "ml.item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+            '242\t"Kolya" 5.5" cut\t1996\tComedy Children\'s\n',
             "ml.user": "user_id:token\tage:token\n196\t49\n",
         },
     )
@@ -206,7 +209,8 @@ def test_atomic_files_of_recbole_have_types_in_their_header(tmp_path):
 LCREC = {
     "Ins.inter.json": '{\n "0": [0, 1, 0],\n "1": [1]\n}',
     "Ins.item.json": json.dumps(
-        {"0": {"title": "Strings", "description": "['Bright.', \"Long's.\"]", "brand": "EB", "categories": "Music,Tapes, Picks & More,Strings"},
+        {"0": {"title": "Strings", "description": "['Bright.', \"Long's.\"]", "brand": "EB",
+               "categories": "Music,Tapes, Picks & More,Strings"},
          "1": {"title": "Drum", "description": "", "brand": "", "categories": ""}}
     ),
     "Ins.index.json": '{"0": ["<a_1>", "<b_2>"]}',
@@ -248,7 +252,8 @@ def test_a_large_json_object_is_read_piece_by_piece(tmp_path, monkeypatch):
 
 
 MINIONEREC = {
-    "train": "A7,\"['Tape', 'Pan \"\"5\"\"']\",Pot,\"[0, 1]\",2,\"['<a_1>', '<a_2>']\",<a_3>\nA8,['Pot'],Tape,[2],0,['<a_3>'],<a_1>\n",
+    "train": 'A7,"[\'Tape\', \'Pan ""5""\']",Pot,"[0, 1]",2,"[\'<a_1>\', \'<a_2>\']",<a_3>\n'
+    "A8,['Pot'],Tape,[2],0,['<a_3>'],<a_1>\n",
     "valid": "A7,\"['Tape', 'Pan', 'Pot']\",Pot,\"[0, 1, 2]\",2,['x'],<a_3>\n",
     "test": "A8,\"['Pot', 'Tape']\",Pan,\"[2, 0]\",1,['x'],<a_2>\n",
 }

@@ -5,7 +5,8 @@ import pytest
 from tests.data.readers.importing import imported, rows, seconds, write
 
 PRODUCTS = (
-    "Handle,Title,Body (HTML),Vendor,Product Category,Type,Tags,Published,Option1 Value,Variant SKU,Variant Price,Image Src,Variant Image,Status\n"
+    "Handle,Title,Body (HTML),Vendor,Product Category,Type,Tags,Published,Option1 Value,Variant SKU,Variant Price,Image Src,"
+    "Variant Image,Status\n"
     'pan,"Pan, 28 cm",<p>Fries <b>all</b>.</p>,Acme,Home > Kitchen,Cookware,"sale, iron",true,Black,PAN-B,29.90,https://c/pan1.jpg,https://c/black.jpg,active\n'
     "pan,,,,,,,,Red,PAN-R,31.90,https://c/pan2.jpg,,\n"
     "pan,,,,,,,,,,,https://c/pan3.jpg,,\n"
@@ -58,14 +59,16 @@ def test_shopify_orders_alone_name_their_items(tmp_path):
 
 
 FEED = [
-    {"id": "0012", "title": "Pan & lid", "description": "Fries.", "image_link": "https://c/1.jpg", "price": "1,299.00 EUR", "brand": "Acme",
-     "product_type": "Home > Kitchen"},
-    {"id": "B2", "title": "Pot", "description": "Boils.", "image_link": "https://c/2.jpg", "price": "15 USD", "brand": "Acme", "product_type": ""},
+    {"id": "0012", "title": "Pan & lid", "description": "Fries.", "image_link": "https://c/1.jpg", "price": "1,299.00 EUR",
+     "brand": "Acme",      "product_type": "Home > Kitchen"},
+    {"id": "B2", "title": "Pot", "description": "Boils.", "image_link": "https://c/2.jpg", "price": "15 USD",
+     "brand": "Acme", "product_type": ""},
 ]  # fmt: skip
 EXPECTED = [
-    {"item_id": "0012", "title": "Pan & lid", "description": "Fries.", "brand": "Acme", "categories": ["Home", "Kitchen"], "price": 1299.0,
-     "currency": "EUR", "image_url": "https://c/1.jpg"},
-    {"item_id": "B2", "title": "Pot", "description": "Boils.", "brand": "Acme", "price": 15.0, "currency": "USD", "image_url": "https://c/2.jpg"},
+    {"item_id": "0012", "title": "Pan & lid", "description": "Fries.", "brand": "Acme",
+     "categories": ["Home", "Kitchen"], "price": 1299.0, "currency": "EUR", "image_url": "https://c/1.jpg"},
+    {"item_id": "B2", "title": "Pot", "description": "Boils.", "brand": "Acme", "price": 15.0,
+     "currency": "USD", "image_url": "https://c/2.jpg"},
 ]  # fmt: skip
 
 
