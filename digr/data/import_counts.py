@@ -151,7 +151,7 @@ def _count_events(plan: Plan, events: Sequence[str]) -> None:
             for event, count in plan.con.execute(
                 f"SELECT event, count(*) FROM ({part.sql}) GROUP BY event ORDER BY 2 DESC"
             ).fetchmany(50):
-                counts[event] = counts.get(event, 0) + count
+                counts[event or "(none)"] = counts.get(event or "(none)", 0) + count
     if events and (unknown := [event for event in events if event not in counts]):
         there = ", ".join(map(str, counts)) or "no event column"
         raise ValueError(f"--events {unknown[0]}: no row has this event; found {there}")

@@ -49,20 +49,20 @@ def test_two_csv_files_become_a_folder_in_the_common_form(tmp_path):
 def test_every_row_that_is_left_out_is_counted_once_by_its_first_reason(tmp_path):
     orders = (
         "user_id,item_id,time,event\nu,a,1700000000,buy\n,a,1700000000,buy\n  ,,never,view\nu,\u3000,1700000000,buy\n"
-        "u,a,1700000000,view\nu,a,never,view\nu,a,never,buy\nu,b,,buy\nv,b,1700000001,buy\n"
+        "u,a,1700000000,view\nu,a,never,view\nu,a,never,buy\nu,b,,buy\nv,b,1700000001,buy\nv,b,1700000002,\n"
     )
     items = "item_id,title\na,Pan\n ,Ghost\nb,\n"
     facts, lines = imported(tmp_path / "out", *write_files(tmp_path, log__csv=orders, items__csv=items), events=["buy"])
     assert facts["dropped"] == {
-        "interactions": {"no user id": 2, "no item id": 1, "event not chosen": 2, "unreadable time": 2},
+        "interactions": {"no user id": 2, "no item id": 1, "event not chosen": 3, "unreadable time": 2},
         "items": {"no item id": 1},
     }
     assert facts["rows"] == {"interactions": 2, "items": 2}
-    assert facts["events"] == {"buy": 6, "view": 3}
+    assert facts["events"] == {"buy": 6, "view": 3, "(none)": 1}
     assert [(row["user_id"], row["item_id"]) for row in all_rows(tmp_path / "out", "interactions")] == [("u", "a"), ("v", "b")]
     assert all_rows(tmp_path / "out", "items") == [{"item_id": "a", "title": "Pan"}, {"item_id": "b", "title": None}]
     assert "left out of interactions: 2 rows: unreadable time" in lines
-    assert any(line.startswith("events: buy 6, view 3") for line in lines)
+    assert any(line.startswith("events: buy 6, view 3, (none) 1") for line in lines)
 
 
 def test_an_event_that_no_row_has_is_refused_with_those_that_are_there(tmp_path):
