@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from digr.config import load_config
-from digr.data.import_plan import FORMATS
-from digr.data.importing import import_data
+from digr.data.importing.plan import FORMATS
+from digr.data.importing.writing import import_data
 from jobs.runtime.session import log, run_and_exit
 
 

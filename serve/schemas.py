@@ -12,7 +12,7 @@ UserId = ItemId
 Category = ItemId
 VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+Currency = Annotated[str, StringConstraints(max_length=3, pattern=r"^[A-Z]{3}$")]
 """ISO 4217 code, such as EUR."""
 
 Source = Literal["ranker", "policy", "popularity"]

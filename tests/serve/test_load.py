@@ -74,11 +74,12 @@ def test_every_failure_is_counted_by_its_kind():
     bodies = [json.dumps(kind).encode() for kind in ("good", "busy", "broken", "plain", "hang")]
     summary, _ = _send(api, bodies, timeout_seconds=2.0)
     assert set(summary.failures) == {"429 overloaded", "503 with a broken problem", "500", "timeout"}
-    assert summary.ok + sum(summary.failures.values()) == summary.sent == asked.total()
+    # a request that a slow machine does not get to in two seconds is a timeout that the server never sees
+    assert summary.ok + sum(summary.failures.values()) == summary.sent >= asked.total()
     kinds = {"busy": "429 overloaded", "broken": "503 with a broken problem", "plain": "500"}
     counted = {"good": summary.ok} | {word: summary.failures[kind] for word, kind in kinds.items()}
     assert all(0 < number <= asked[word] for word, number in counted.items())  # a slow machine may make any of them a timeout
-    assert summary.failures["timeout"] == asked["hang"] + sum(asked[word] - number for word, number in counted.items())
+    assert summary.failures["timeout"] == summary.sent - sum(counted.values()) >= asked["hang"]
     assert json.loads(summary.json())["failures"] == summary.failures
 
 

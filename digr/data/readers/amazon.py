@@ -6,8 +6,8 @@ The metadata of 2014 are Python dicts, one a line. In 2023 an item is a `parent_
 import re
 from collections.abc import Callable
 
-from digr.data.readers.rules import Reading, Rule, one
-from digr.data.readers.tables import Table
+from digr.data.importing.rules import Reading, Rule, one
+from digr.data.importing.tables import Table
 
 REVIEWS = one(user_id="reviewerID", item_id="asin", rating="overall", timestamp="unixReviewTime")
 META_2014 = one(

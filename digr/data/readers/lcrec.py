@@ -3,9 +3,9 @@
 Users and items are numbers. Where NAME.user2id and NAME.item2id are given, the ids before that are written instead.
 """
 
-from digr.data.readers.converting import KEY, VALUES
-from digr.data.readers.rules import Pick, Reading, Rule
-from digr.data.readers.sniffing import Layout
+from digr.data.importing.converting import KEY, VALUES
+from digr.data.importing.rules import Pick, Reading, Rule
+from digr.data.importing.sniffing import Layout
 
 LAYOUTS = ((r".*\.(user2id|item2id)", Layout("\t", ("original", "id"))),)
 ITEM_FIELDS = ("title", "description", "brand", "categories", "price")

@@ -1,6 +1,6 @@
 """Google Merchant feeds: tab-separated text, RSS 2.0 or Atom; the XML has the same names without their prefix."""
 
-from digr.data.readers.rules import Reading, Rule, one
+from digr.data.importing.rules import Reading, Rule, one
 
 FEED = one(
     item_id="id",

@@ -4,9 +4,9 @@ What users did is taken from NAME.inter.json where it is given, else put togethe
 the targets in their order.
 """
 
-from digr.data.readers.rules import Pick, Reading, Rule, one, split_of
-from digr.data.readers.sniffing import Layout
-from digr.data.readers.tables import Table
+from digr.data.importing.rules import Pick, Reading, Rule, one, split_of
+from digr.data.importing.sniffing import Layout
+from digr.data.importing.tables import Table
 
 NAME = r".*_\d+_\d{4}-\d+-\d{4}-\d+"
 LAYOUTS = ((NAME + r"\.txt", Layout("\t", ("sid", "title", "item_id"))),)

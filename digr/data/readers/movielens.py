@@ -1,7 +1,7 @@
 """MovieLens 100K (u.data, u.item), 1M and 10M (ratings.dat, movies.dat), and latest to 32M (ratings.csv, movies.csv)."""
 
-from digr.data.readers.rules import Pick, Reading, Rule, one
-from digr.data.readers.sniffing import Layout
+from digr.data.importing.rules import Pick, Reading, Rule, one
+from digr.data.importing.sniffing import Layout
 
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",

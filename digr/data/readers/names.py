@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from digr.data.readers.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Pick, Reading, Role, split_of
-from digr.data.readers.tables import Table
-from digr.data.readers.values import parse_nested, parse_price
+from digr.data.importing.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Pick, Reading, Role, split_of
+from digr.data.importing.tables import Table
+from digr.data.importing.values import parse_nested, parse_price
 
 __all__ = ["Pick", "check_chosen", "guess", "is_usual", "readings"]
 

@@ -1,9 +1,9 @@
 """RecBole's atomic files: tab-separated, with the type of each column in the header (user_id:token, timestamp:float)."""
 
+from digr.data.importing.rules import Reading, one, split_of
+from digr.data.importing.sniffing import Layout
+from digr.data.importing.tables import Table, stem_of
 from digr.data.readers import names
-from digr.data.readers.rules import Reading, one, split_of
-from digr.data.readers.sniffing import Layout
-from digr.data.readers.tables import Table, stem_of
 
 LAYOUTS = ((r".*\.(inter|item|user|link|kg|net)", Layout("\t")),)
 TYPES = ("token", "token_seq", "float", "float_seq")

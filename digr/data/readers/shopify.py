@@ -4,7 +4,7 @@ A product has a row for each variant and each further image, and only its first 
 item, and only the first has customer, date and currency. An item is a product (Handle) or a variant (SKU), as the orders name it.
 """
 
-from digr.data.readers.rules import Pick, Reading, Rule
+from digr.data.importing.rules import Pick, Reading, Rule
 
 TITLE, SKU, LINE = "Title", "Variant SKU", "Lineitem sku"
 CATEGORIES = ("Product Category", "Type", "Tags")

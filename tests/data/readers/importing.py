@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from digr.data.importing import import_data
+from digr.data.importing.writing import import_data
 
 ITEMS = "item_id,title\na,Pan\nb,Pot\n"
 

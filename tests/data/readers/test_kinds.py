@@ -199,7 +199,7 @@ def test_members_that_point_out_of_the_folder_write_nothing_there(tmp_path, pack
 
 
 def test_an_archive_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("digr.data.readers.fetching.FREE_BYTES", 1 << 20)
+    monkeypatch.setattr("digr.data.importing.fetching.FREE_BYTES", 1 << 20)
     _pack(tmp_path / "bomb.zip", {"log.csv": b"a" * (8 << 20)})
     with pytest.raises(ValueError, match=r"bomb\.zip: unpacks to more than 200 times its size"):
         imported(tmp_path / "out", tmp_path / "bomb.zip")

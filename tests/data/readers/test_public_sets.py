@@ -242,7 +242,7 @@ def test_lc_rec_lists_items_of_users_in_their_order(tmp_path, numbered):
 
 
 def test_a_large_json_object_is_read_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr("digr.data.readers.converting.CHUNK", 7)
+    monkeypatch.setattr("digr.data.importing.converting.CHUNK", 7)
     write(tmp_path / "in", LCREC)
     imported(tmp_path / "out", tmp_path / "in")
     assert len(rows(tmp_path / "out", "interactions")) == 4

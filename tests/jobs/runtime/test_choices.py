@@ -12,7 +12,8 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.toml"))
 
 
 def _config(**sections):
-    return build_config({"run": {"dir": "x"}} | sections, where="test")
+    sids = {"level_sizes": [256, 256, 256]} | sections.pop("sids", {})
+    return build_config({"run": {"dir": "x"}, "sids": sids} | sections, where="test")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -9,8 +9,8 @@ from typing import IO, Any
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from digr.data.readers.fetching import CHUNK
-from digr.data.readers.sniffing import Written
+from digr.data.importing.fetching import CHUNK
+from digr.data.importing.sniffing import Written
 
 KEY, VALUES = "(key)", "(values)"
 """Columns of one JSON object of many rows: its keys, and their values where these are lists instead of objects."""

@@ -4,8 +4,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from digr.data.readers.rules import ITEM_COLUMNS
-from digr.data.readers.values import currency_of, parse_categories, parse_picture, parse_price, parse_text
+from digr.data.importing.rules import ITEM_COLUMNS
+from digr.data.importing.values import currency_of, parse_categories, parse_picture, parse_price, parse_text
 
 TYPES = {
     "user_id": pa.string(),

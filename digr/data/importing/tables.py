@@ -12,8 +12,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from digr.data.readers.converting import to_json_lines
-from digr.data.readers.sniffing import Written
+from digr.data.importing.converting import to_json_lines
+from digr.data.importing.sniffing import Written
 
 SAMPLE_ROWS = 1000
 MAX_ROW = 1 << 25

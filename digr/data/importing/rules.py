@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from digr.data.readers.tables import Table, stem_of
+from digr.data.importing.tables import Table, stem_of
 
 Role = Literal["interactions", "items", "splits", "original_ids", "ignored"]
 Pick = Callable[[str], str]

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from charset_normalizer import from_bytes
 
-from digr.data.readers.fetching import CHUNK, Given
+from digr.data.importing.fetching import CHUNK, Given
 
 Kind = Literal["csv", "json lines", "json array", "json rows", "json object", "python dicts", "xml", "parquet"]
 SAMPLE_BYTES = 1 << 20

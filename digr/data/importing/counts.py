@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from digr.data.readers.rules import Reading
-from digr.data.readers.tables import Table
-from digr.data.readers.times import TimeForm, find_form, with_times
+from digr.data.importing.rules import Reading
+from digr.data.importing.tables import Table
+from digr.data.importing.times import TimeForm, find_form, with_times
 
 SPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 """Every character that Python strips."""

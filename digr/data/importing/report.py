@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from digr.data.import_counts import Part, Plan, kept_interactions
-from digr.data.readers.items import clean_items
-from digr.data.readers.rules import Reading
-from digr.data.readers.tables import Table
+from digr.data.importing.counts import Part, Plan, kept_interactions
+from digr.data.importing.items import clean_items
+from digr.data.importing.rules import Reading
+from digr.data.importing.tables import Table
 
 EXAMPLES = 3
 WIDTH = 60

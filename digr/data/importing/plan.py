@@ -9,12 +9,12 @@ from pathlib import Path
 
 import duckdb
 
-from digr.data.import_counts import Part, Plan, count_interactions, count_items, stripped
+from digr.data.importing.counts import Part, Plan, count_interactions, count_items, stripped
+from digr.data.importing.fetching import Given, Report
+from digr.data.importing.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Reading, match
+from digr.data.importing.sniffing import Layout, Written, sniff
+from digr.data.importing.tables import Table, open_tables, stem_of
 from digr.data.readers import amazon, lcrec, merchant, minionerec, movielens, names, recbole, shopify
-from digr.data.readers.fetching import Given, Report
-from digr.data.readers.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Reading, match
-from digr.data.readers.sniffing import Layout, Written, sniff
-from digr.data.readers.tables import Table, open_tables, stem_of
 
 FORMATS = (
     "names", "amazon-2014", "amazon-2018", "amazon-2023", "movielens", "recbole", "minionerec", "lc-rec", "shopify", "merchant",

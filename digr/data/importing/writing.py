@@ -19,13 +19,13 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from digr.data.database import open_database
-from digr.data.import_counts import Part, Plan, kept_interactions, stripped
-from digr.data.import_plan import make_plan
-from digr.data.import_report import describe
-from digr.data.readers.fetching import Report, bring
-from digr.data.readers.items import TYPES, clean_items
-from digr.data.readers.rules import ITEM_COLUMNS, SPLIT_COLUMNS
-from digr.data.readers.values import parse_history
+from digr.data.importing.counts import Part, Plan, kept_interactions, stripped
+from digr.data.importing.fetching import Report, bring
+from digr.data.importing.items import TYPES, clean_items
+from digr.data.importing.plan import make_plan
+from digr.data.importing.report import describe
+from digr.data.importing.rules import ITEM_COLUMNS, SPLIT_COLUMNS
+from digr.data.importing.values import parse_history
 from digr.files import filesystem_of, is_remote
 from digr.tables import SPLITS
 
@@ -54,7 +54,7 @@ def import_data(
         addresses: local files, folders and archives, http(s):// and s3:// addresses.
         out: folder or s3:// address to write; appears whole or not at all.
         report: takes a line of progress.
-        format: one of `import_plan.FORMATS`; empty guesses for each file.
+        format: one of `plan.FORMATS`; empty guesses for each file.
         columns: ours -> theirs, for names that are not guessed.
         events: values of the event column to keep; empty keeps all.
         check: stop before anything is written.
