@@ -25,7 +25,7 @@ MAX_SECONDS, MAX_GIGABYTES, MAX_GROWTH = 300.0, 3.0, 2.2
 SIZES, SIZES_QUICK = (5_000_000, 10_000_000), (150_000, 300_000)
 ROWS_PER_ITEM, ROWS_PER_USER = 20, 12
 WORDS = "brass oak steel lamp shelf garden kitchen small large bright folding quiet warm winter"
-MEMORY_GIB, MEMORY_GIB_LARGE = 1.5, 8.0
+MEMORY_GIB, MEMORY_GIB_LARGE = 2.0, 8.0
 """Of the job's database: the default, and for more rows than the larger size."""
 
 

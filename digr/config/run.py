@@ -147,7 +147,7 @@ class ClusterConfig(Section):
     """Ray cluster to join; empty joins RAY_ADDRESS or starts a local Ray."""
     num_cpus: int = Field(0, ge=0)
     """Logical CPUs of a local Ray; 0 gives the machine's, at least 8 (each stage of a pipeline holds one)."""
-    prepare_memory_gib: float = Field(1.5, ge=0.25)
+    prepare_memory_gib: float = Field(2.0, ge=0.25)
     """Memory of the database that prepares data, GiB; what needs more goes to disk."""
     encode_batch_size: int = Field(256, ge=1)
     """Texts per encoder call."""

@@ -90,6 +90,7 @@ def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, se
     number_items(connection, source, data, rejected_items)
     number_interactions(connection, source)
     leave_out(connection, source, data, rejected)
+    connection.execute("DROP TABLE interactions_read")  # its rows are in `interactions` now, in numbers
     notes += _check_order(connection, source, data)
     keep_core(connection, data, rejected)
     choose_items(connection, data, rejected_items)
