@@ -195,6 +195,18 @@ def test_columns_that_both_fit_are_an_error_that_says_what_to_do(tmp_path):
     assert all_rows(tmp_path / "out", "interactions")[0]["user_id"] == "v"
 
 
+def test_of_several_ids_of_a_catalogue_the_one_that_interactions_name_is_taken(tmp_path):
+    items = "isbn,product_code,article_id,prod_name,author,publisher\n978,P1,a,Pan,Ann,House\n979,P1,b,Pot,Bob,House\n"
+    files = write_files(tmp_path, log__csv="customer_id,article_id\nu,a\nu,b\n", items__csv=items)
+    _, lines = imported(tmp_path / "out", *files)
+    # of two columns that describe, the more usual one is taken
+    assert all_rows(tmp_path / "out", "items") == [
+        {"item_id": "a", "title": "Pan", "brand": "Ann"},
+        {"item_id": "b", "title": "Pot", "brand": "Bob"},
+    ]
+    assert "  not used: isbn, product_code, publisher" in lines
+
+
 def test_chosen_columns_may_be_called_differently_in_two_files(tmp_path):
     files = write_files(tmp_path, log__csv="wer,was\nu,a\n", items__csv="nummer,bezeichnung\na,Pfanne\n")
     imported(tmp_path / "out", *files, columns={"user_id": ["wer"], "item_id": ["was", "nummer"], "title": ["bezeichnung"]})

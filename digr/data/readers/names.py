@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from digr.data.importing.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Pick, Reading, Role, split_of
 from digr.data.importing.tables import Table
@@ -13,24 +13,24 @@ from digr.data.importing.values import parse_nested, parse_price
 __all__ = ["Pick", "check_chosen", "guess", "is_usual", "readings"]
 
 USUAL = {
-    "user_id": "user userid uid customer customerid customernumber client clientid visitor visitorid reviewer reviewerid "
-    "member memberid account accountid buyer buyerid shopper shopperid profileid personid fullvisitorid "
+    "user_id": "user userid username uid customer customerid customernumber client clientid visitor visitorid reviewer "
+    "reviewerid member memberid account accountid buyer buyerid shopper shopperid profileid personid fullvisitorid "
     "userpseudoid customeremail",
     "item_id": "item itemid iid sku product productid productcode productsku asin movie movieid film filmid track trackid song "
     "songid book bookid isbn article articleid news newsid stockcode itemcode itemsku businessid animeid gameid "
     "appid videoid recipeid goodsid gtin listingid offerid contentid artistid variantsku parentasin courseid "
     "podcastid hotelid",
-    "timestamp": "time date datetime ts createdat created createtime creationdate invoicedate eventtime eventdate eventtimestamp "
-    "unixreviewtime reviewdate orderdate orderedat ordertime purchasedate purchasedat purchasetime transactiondate "
-    "tdat visittime ratedat clicktime listenedat watchedat timestampms timestamps unixtime playedat",
-    "rating": "ratings overall score stars starrating reviewscore reviewrating userrating ratingvalue",
+    "timestamp": "time date datetime ts dateadded createdat created createtime creationdate invoicedate eventtime eventdate "
+    "eventtimestamp unixreviewtime reviewdate orderdate orderedat ordertime purchasedate purchasedat purchasetime "
+    "transactiondate tdat visittime ratedat clicktime listenedat watchedat timestampms timestamps unixtime playedat",
+    "rating": "ratings bookrating overall score stars starrating reviewscore reviewrating userrating ratingvalue",
     "position": "",
     "event": "eventtype eventname action actiontype behavior behaviour behaviortype interaction interactiontype",
     "title": "name productname producttitle itemname itemtitle movietitle filmtitle moviename trackname tracktitle songtitle "
-    "songname booktitle newstitle headline prodname productdisplayname articletitle gamename recipename coursetitle",
+    "songname booktitle newstitle headline appname prodname productdisplayname articletitle gamename recipename coursetitle",
     "description": "body productdescription itemdescription detaildesc overview abstract plot longdescription shortdescription "
     "synopsis bodyhtml desc",
-    "brand": "brandname manufacturer vendor author authors artist artistname publisher producer maker",
+    "brand": "brandname manufacturer vendor author authors bookauthor artist artistname publisher producer maker",
     "categories": "category categoryname categorypath categorycode genre genres producttype producttypename productcategory "
     "googleproductcategory department departmentname class maincategory categorylist",
     "price": "unitprice listprice priceusd priceeur pricegbp amount unitcost saleprice currentprice productprice",
@@ -49,7 +49,7 @@ def normal(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
-_NAMES = {ours: {normal(ours), *names.split()} for ours, names in USUAL.items()}
+_NAMES = {ours: dict.fromkeys([normal(ours), *names.split()]) for ours, names in USUAL.items()}
 _KNOWN = set().union(*_NAMES.values(), {"id", "history", "target"})
 
 
@@ -68,9 +68,13 @@ def readings(table: Table, chosen: Mapping[str, Sequence[str]]) -> list[Reading]
     split = split_of(table.name)
     if split and set(SPLIT_COLUMNS) <= set(names):
         return [Reading("names", "splits", {ours: (ours,) for ours in SPLIT_COLUMNS}, split=split)]
-    role, found = guess(table, names, chosen, None)
-    needed = {"user_id", "item_id"} if role == "interactions" else {"item_id", "title"}
-    return [Reading("names", role, found)] if needed <= set(found) else []
+    # a catalogue may have several ids (article and product, book and ISBN): the interactions say later which one they name
+    ids = _Guess(table, names, chosen_here(chosen, names)).fitting("item_id")
+    guesses = [guess(table, names, {**chosen, "item_id": (name,)}, None) for name in ids] if len(ids) > 1 else []
+    if not guesses or guesses[0][0] == "interactions":
+        guesses = [guess(table, names, chosen, None)]
+    needed = {"interactions": {"user_id", "item_id"}, "items": {"item_id", "title"}}
+    return [Reading("names", role, found) for role, found in guesses if needed[role] <= set(found)]
 
 
 def guess(
@@ -87,16 +91,16 @@ def guess(
     guessed = _Guess(table, names, chosen_here(chosen, names))
     found = guessed.found
     if role != "items":
-        guessed.find("user_id", strict=True)
+        guessed.find("user_id")
     role = role or ("interactions" if "user_id" in found else "items")
     logged = role == "interactions"
-    guessed.find("item_id", strict=True, extra=() if logged else ("(key)",))
+    guessed.find("item_id", extra=() if logged else ("(key)",))
     if not logged and "item_id" not in found:
         found["item_id"] = tuple(name for name in names if normal(name) == "id")
     for ours in INTERACTION_COLUMNS[2:] if logged else ():
-        guessed.find(ours, strict=ours != "event")
+        guessed.find(ours, of_two="none" if ours == "event" else "error")
     for ours in ITEM_COLUMNS[1:]:
-        guessed.find(ours, strict=not logged)
+        guessed.find(ours, of_two="none" if logged else "first")
     if "title" not in found and "description" in found:
         found["title"] = found.pop("description")
     return role, {ours: theirs for ours, theirs in found.items() if theirs}
@@ -109,21 +113,30 @@ class _Guess(NamedTuple):
     names: Sequence[str]
     found: dict[str, tuple[str, ...]]
 
-    def find(self, ours: str, strict: bool, extra: Sequence[str] = ()) -> None:
-        """Find one of ours: called exactly so, else by a usual name, and with values of the kind; of two, an error if strict."""
+    def find(self, ours: str, of_two: Literal["error", "first", "none"] = "error", extra: Sequence[str] = ()) -> None:
+        """Find one of ours, see `fitting`; of two that fit, refuse both, take the first, or take none."""
+        fitting = self.fitting(ours, extra)
+        if {normal(name) for name in fitting} == {"imageurl", "imagefile"}:
+            self.found[ours] = tuple(sorted(fitting, key=normal))  # a file goes before an address
+        elif len(fitting) == 1 or (fitting and of_two == "first"):
+            self.found[ours] = (fitting[0],)
+        elif fitting and of_two == "error":
+            raise ValueError(_ambiguous(self.table, ours, fitting))
+
+    def fitting(self, ours: str, extra: Sequence[str] = ()) -> list[str]:
+        """Return the columns that may be one of ours: called exactly so, else by a usual name, and with values of the kind.
+
+        The more usual name is first.
+        """
         if ours in self.found:
-            return
+            return []
         taken = {name for theirs in self.found.values() for name in theirs}
         free = [name for name in dict.fromkeys(self.names) if name not in taken]
         usual = [name for name in free if normal(name) == normal(ours)]
         usual = usual or [name for name in free if normal(name) in _NAMES[ours] or name in extra]
-        fitting = [name for name in usual if _holds(self.table, self.names.index(name), ours)]
-        if {normal(name) for name in fitting} == {"imageurl", "imagefile"}:
-            self.found[ours] = tuple(sorted(fitting, key=normal))  # a file goes before an address
-        elif len(fitting) == 1:
-            self.found[ours] = (fitting[0],)
-        elif fitting and strict:
-            raise ValueError(_ambiguous(self.table, ours, fitting))
+        held = [name for name in usual if _holds(self.table, self.names.index(name), ours)]
+        order = list(_NAMES[ours])
+        return sorted(held, key=lambda name: order.index(normal(name)) if normal(name) in order else len(order))
 
 
 def chosen_here(chosen: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
