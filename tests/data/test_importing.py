@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.data.readers.importing import ITEMS, all_rows, imported, write_files
@@ -108,6 +108,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6), form=st.sampled_from(["csv", "jsonl", "parquet"]))
+@example(pairs=[("0", "0"), ("0", "\\")], form="csv")
 def test_ids_survive_any_characters(tmp_path_factory, pairs, form):
     import csv
 

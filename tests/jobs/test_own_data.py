@@ -25,7 +25,7 @@ def _write(path: Path, head: list[str], rows: list[list]) -> None:
 
 @pytest.mark.ray
 def test_the_walk_through_goes_from_two_csv_files_to_recommendations(tmp_path):
-    shop = build_shop(SyntheticConfig(num_items=96, num_users=150, num_interests=6), seed=0)
+    shop = build_shop(SyntheticConfig(num_items=48, num_users=80, num_interests=4), seed=0)
     items, log = shop.items.to_pylist(), shop.interactions.to_pylist()
     products = [[item["item_id"], f"{item['title']} é", f"{item['price'] or 5:.2f} EUR".replace(".", ",")] for item in items]
     _write(tmp_path / "products.csv", ["SKU", "Product name", "Unit price"], [*products, products[0], ["ghost", "", ""]])

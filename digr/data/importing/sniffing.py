@@ -224,10 +224,9 @@ def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None
             quote = '"' if layout.quoted else ""
             found = written._replace(delimiter=layout.delimiter, quote=quote, escape=quote, header=not layout.columns)
             return found._replace(columns=layout.columns or tuple(cells))
-    quote, escape = '"', "\\" if '\\"' in sample and '""' not in sample else '"'
     tried = []
     for delimiter in DELIMITERS:
-        rows = list(_rows(sample, whole, delimiter, escape))
+        rows = list(_rows(sample, whole, delimiter, '"'))
         widths = [len(row) for row in rows]
         usual = max(set(widths), key=widths.count, default=0)
         if usual > 1 and widths[0] == usual:  # names of columns have no commas, which prices and titles may well all have
@@ -235,7 +234,10 @@ def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None
     if not tried:
         return None
     _, _, place, rows = max(tried, key=lambda each: each[:3])
-    delimiter = DELIMITERS[-place]
+    delimiter, quote, escape = DELIMITERS[-place], '"', '"'
+    if _is_backslash_escaped(sample, delimiter):
+        escape = "\\"
+        rows = list(_rows(sample, whole, delimiter, escape))
     if delimiter == "\t" and not re.search(r'(?:^|\t)"[^\t]*"(?:\t|\r?$)', sample, re.MULTILINE):
         quote = escape = ""  # inches and quotations inside of titles
         rows = [line.rstrip("\r").split("\t") for line in sample.split("\n") if line.strip()]
@@ -243,6 +245,21 @@ def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None
     header = any(map(known, first)) or (all(first) and len(set(first)) == len(first) and not any(map(_is_value, first)))
     columns = tuple(first) if header else tuple(f"column{number}" for number in range(1, len(first) + 1))
     return written._replace(delimiter=delimiter, quote=quote, escape=escape, header=header, columns=columns)
+
+
+def _is_backslash_escaped(sample: str, delimiter: str) -> bool:
+    r"""Whether quotation marks inside of quoted cells have a backslash before them and are not doubled.
+
+    Where they are doubled, a cell may still end in a backslash: `"C:\\",` is whole.
+    """
+    if '\\"' not in sample:
+        return False
+    try:
+        for _ in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter, strict=True):
+            pass
+    except csv.Error as error:
+        return "expected after" in str(error)  # a quotation mark that ends a cell, and then more of it
+    return False
 
 
 def _rows(sample: str, whole: bool, delimiter: str, escape: str) -> Iterator[list[str]]:
