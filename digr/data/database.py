@@ -18,19 +18,21 @@ BATCH_ROWS = 65_536
 
 
 @contextmanager
-def open_database(memory_gib: float, scratch: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_database(
+    memory_gib: float, scratch: str | None = None, *, keep_order: bool = False
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open an empty database that is gone when the block ends.
 
     Args:
         memory_gib: memory of its tables, sorts and joins, GiB; what needs more goes to disk.
         scratch: folder for its files; None keeps tables in memory as long as they fit, then in the system's temporary folder.
+        keep_order: whether rows come out of files in their order; costs memory, and is not needed where rows have numbers.
     """
     if scratch:
         Path(scratch).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="digr-", dir=scratch) as folder:
         settings: dict[str, Any] = {"memory_limit": f"{int(memory_gib * 1024)}MiB", "temp_directory": f"{folder}/spilled"}
-        # rows have numbers where their order matters, so that DuckDB need not keep it
-        settings["preserve_insertion_order"] = False
+        settings["preserve_insertion_order"] = keep_order
         with duckdb.connect(f"{folder}/rows.duckdb" if scratch else ":memory:", config=settings) as connection:
             yield connection
 

@@ -208,6 +208,30 @@ def test_of_several_ids_of_a_catalogue_the_one_that_interactions_name_is_taken(t
     assert "  not used: isbn, product_code, publisher" in lines
 
 
+def test_orders_and_their_lines_in_two_files_are_joined(tmp_path):
+    files = write_files(
+        tmp_path,
+        orders__csv="Order ID,Customer,Order Date\n7,ann,2024-01-02\n8,bob,2024-01-03\n8,eve,2024-01-04\n",
+        lines__csv="order_id,sku,qty\n8,b,1\n7,a,2\n 8 ,a,1\n9,a,1\n",
+        items__csv=ITEMS,
+    )
+    _, lines = imported(tmp_path / "out", *files)
+    found = [(row["user_id"], row["item_id"], row["timestamp"].day) for row in all_rows(tmp_path / "out", "interactions")]
+    assert found == [("bob", "b", 3), ("ann", "a", 2), ("bob", "a", 3)]
+    assert any("1 that cannot be read and are left out (1 lines without an order)" in line for line in lines)
+    assert f"note: lines of {files[1]} have the columns of their orders in {files[0]}" in lines
+
+
+def test_rows_of_a_large_file_come_out_in_their_order(tmp_path):
+    count = 400_000
+    log = {"user_id": [f"u{at % 9}" for at in range(count)], "item_id": ["a", "b"] * (count // 2), "rating": range(count)}
+    pq.write_table(
+        pa.table({name: list(values) for name, values in log.items()}), tmp_path / "log.parquet", row_group_size=10_000
+    )
+    imported(tmp_path / "out", tmp_path / "log.parquet", *write_files(tmp_path, items__csv=ITEMS))
+    assert pq.read_table(tmp_path / "out" / "interactions.parquet")["rating"].to_pylist() == list(range(count))
+
+
 def test_chosen_columns_may_be_called_differently_in_two_files(tmp_path):
     files = write_files(tmp_path, log__csv="wer,was\nu,a\n", items__csv="nummer,bezeichnung\na,Pfanne\n")
     imported(tmp_path / "out", *files, columns={"user_id": ["wer"], "item_id": ["was", "nummer"], "title": ["bezeichnung"]})

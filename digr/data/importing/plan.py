@@ -11,6 +11,7 @@ import duckdb
 
 from digr.data.importing.counts import Part, Plan, count_interactions, count_items, stripped
 from digr.data.importing.fetching import Given, Report
+from digr.data.importing.joining import join_orders
 from digr.data.importing.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Reading, match
 from digr.data.importing.sniffing import Layout, Written, sniff
 from digr.data.importing.tables import Table, open_tables, stem_of
@@ -94,6 +95,10 @@ def make_plan(
     names.check_chosen(columns, tables)
     choices = [(table, _readings(table, format, columns)) for table in tables]
     notes = [f"{len(unused)} files hold no table and are not read, such as {unused[0]}"] if unused else []
+    logged = any(reading.role in ("interactions", "splits") for _, readings in choices for reading in readings)
+    if not logged and (joined := join_orders(con, tables)):
+        choices.append((joined[0], names.readings(joined[0], columns)))
+        notes.append(joined[1])
     used = _settle(con, choices, notes)
     plan = Plan(
         con,

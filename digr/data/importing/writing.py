@@ -67,7 +67,7 @@ def import_data(
         check_out(out, force)
     with _scratch(out) as scratch:
         given = bring(addresses, scratch / "fetched", report)
-        with open_database(MEMORY_GIB, str(scratch)) as con:
+        with open_database(MEMORY_GIB, str(scratch), keep_order=True) as con:
             con.execute("SET preserve_insertion_order = true")  # rows of one time keep the order of their file
             con.execute("SET TimeZone = 'UTC'")
             plan = make_plan(con, given, scratch, report, format=format, columns=columns, events=events)

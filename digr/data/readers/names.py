@@ -58,6 +58,11 @@ def is_usual(name: str) -> bool:
     return normal(name.partition(":")[0]) in _KNOWN
 
 
+def has_usual(ours: str, names: Sequence[str]) -> bool:
+    """Whether one of some columns has a usual name of one of ours."""
+    return any(normal(name) in _NAMES[ours] for name in names)
+
+
 def readings(table: Table, chosen: Mapping[str, Sequence[str]]) -> list[Reading]:
     """Return how a table is read by names, or nothing if it has neither users nor titles of items.
 
