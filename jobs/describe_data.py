@@ -63,6 +63,7 @@ def run(folder: str, split: str, memory_gib: float) -> dict[str, Any]:
     choices = suggested._asdict() | {"level_sizes": list(auto_level_sizes(prepared.num_items))}
     facts: dict[str, Any] = {"users": prepared.num_users, "items": prepared.num_items, "interactions": prepared.num_interactions}
     facts |= {f"left out: {reason}": count for reason, count in left_out.items()} | interactions | histories | items | images
+    facts["mended"] = dict(source.mended)
     for note in prepared.notes:
         log("describe", note)
     if one_in > 1:
@@ -88,7 +89,8 @@ def _history_facts(connection: DuckDBPyConnection, data: DataConfig, prepared: P
         left_out, facts = builder.finish()
     except ValueError as error:
         return {"left_out": {}, "problem": str(error)}
-    return {"left_out": left_out, "split": data.split} | facts
+    told = ("split_rows", "equal_timestamp_rate", "repeat_rate", "cold_target_rate")
+    return {"left_out": left_out, "split": data.split} | {name: facts[name] for name in told}
 
 
 def _open_images(uris: Sequence[str]) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def _open_images(uris: Sequence[str]) -> dict[str, Any]:
     if not uris:
         return {}
     shown = show_images(uris, MAX_IMAGE_BYTES, MAX_IMAGE_SIDE)
-    reasons = Counter(image.reason for image in shown if image.reason)
+    reasons = Counter(image.reason.replace(uri, "...") for uri, image in zip(uris, shown, strict=True) if image.reason)
     opened = f"{sum(image.url is not None for image in shown)} of {len(uris)} tried"
     return {"images_opened": opened} | ({"images_not_opened": dict(reasons.most_common(3))} if reasons else {})
 

@@ -64,7 +64,7 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
             _write(store, "histories", number, histories, rows)
             if number % 50 == 49:
                 log("histories", f"{number + 1} of {len(prepared.user_starts)} parts of users")
-        known |= describe_items(connection)
+        known |= describe_items(connection) | {"mended": dict(source.mended)}
         users = describe_interactions(connection)
         examples = example_histories(connection)
     left_out, facts = builder.finish()
