@@ -146,23 +146,38 @@ def keep_core(connection: DuckDBPyConnection, data: DataConfig, rejected: Counte
     if data.core <= 1:
         return
     total = count_of(connection, "SELECT count(*) FROM interactions")
-    # whatever interactions are left is told by the users and items that are left, so the rows themselves stay where they are
-    connection.execute("CREATE TABLE core_users AS SELECT DISTINCT user_number FROM interactions")
-    connection.execute("CREATE TABLE core_items AS SELECT DISTINCT item_number FROM interactions")
+    # what is left is told by the users and items that are left, with their counts, so the rows themselves stay where they are;
+    # a round reads the rows of those that leave, and takes them off the counts of the other side
+    for side in ("user", "item"):
+        connection.execute(
+            f"CREATE TABLE core_{side}s AS SELECT {side}_number, count(*) AS n FROM interactions GROUP BY {side}_number"
+        )
+    is_core = False
+    while not is_core:
+        left = [_leave_core(connection, data.core, *sides) for sides in (("user", "item"), ("item", "user"))]
+        is_core = not any(left)
     inside = "FROM interactions SEMI JOIN core_users USING (user_number) SEMI JOIN core_items USING (item_number)"
-    left = -1
-    while True:
-        for side in ("user", "item"):
-            query = f"SELECT {side}_number {inside} GROUP BY {side}_number HAVING count(*) >= {int(data.core)}"
-            connection.execute(f"CREATE OR REPLACE TABLE core_{side}s AS {query}")
-        before, left = left, count_of(connection, f"SELECT count(*) {inside}")
-        if not left:
-            raise ValueError(f"data.core: no interaction is left of {total} with core = {data.core}; choose a smaller core")
-        if left == before:
-            break
-    if left < total:
+    kept = count_of(connection, f"SELECT count(*) {inside}")
+    if not kept:
+        raise ValueError(f"data.core: no interaction is left of {total} with core = {data.core}; choose a smaller core")
+    if kept < total:
         connection.execute(f"CREATE OR REPLACE TABLE interactions AS SELECT interactions.* {inside}")
-        rejected[f"interaction outside the {data.core}-core"] = total - left
+        rejected[f"interaction outside the {data.core}-core"] = total - kept
+
+
+def _leave_core(connection: DuckDBPyConnection, core: int, side: str, other: str) -> bool:
+    """Let those of a side leave that have too few interactions; returns whether there was one."""
+    few = f"FROM core_{side}s WHERE n < {int(core)}"
+    if not count_of(connection, f"SELECT count(*) {few}"):
+        return False
+    connection.execute(
+        f"CREATE OR REPLACE TABLE lost AS SELECT {other}_number, count(*) AS n FROM interactions "
+        f"SEMI JOIN (SELECT {side}_number {few}) USING ({side}_number) SEMI JOIN core_{other}s USING ({other}_number) "
+        f"GROUP BY {other}_number"
+    )
+    connection.execute(f"DELETE {few}")
+    connection.execute(f"UPDATE core_{other}s AS c SET n = c.n - lost.n FROM lost WHERE c.{other}_number = lost.{other}_number")
+    return True
 
 
 def choose_items(connection: DuckDBPyConnection, data: DataConfig, rejected: Counter[str]) -> None:
