@@ -57,7 +57,7 @@ class DataConfig(Section):
     untitled: Literal["error", "drop"] = "error"
     """What to do with items without a title that someone interacted with; those that nobody did are always left out."""
     min_rating: float = 0
-    """Interactions rated lower are left out; those without a rating stay."""
+    """Interactions rated lower are left out; those without a rating stay, and so do all where the splits are official."""
     ties: Literal["file_order", "random", "error"] = "file_order"
     """The order of a user's interactions of one time where there is no `position`."""
     currency: str = Field("", pattern=r"^([A-Z]{3})?$")
