@@ -35,7 +35,7 @@ def test_two_csv_files_become_a_folder_in_the_common_form(tmp_path):
         {"user_id": "x", "item_id": "0045", "timestamp": datetime(2024, 1, 3, 8, tzinfo=UTC), "rating": None},
     ]
     assert all_rows(tmp_path / "out", "items") == [
-        {"item_id": "00123", "title": "nan", "categories": ["A", "B"], "price": 1299.0, "currency": "USD",
+        {"item_id": "00123", "title": "nan", "categories": ["A", "B"], "price": 1299.0, "currency": None,
          "image_url": None, "image_file": str(tmp_path / "pics/1.jpg")},
         {"item_id": "0045", "title": 'A "big" pan', "categories": ["Home", "Kitchen"], "price": 9.99, "currency": "EUR",
          "image_url": "https://x/y.png", "image_file": None},

@@ -8,14 +8,18 @@ from typing import Any
 
 SYMBOLS = {
     "US$": "USD", "C$": "CAD", "CA$": "CAD", "A$": "AUD", "AU$": "AUD", "R$": "BRL", "HK$": "HKD", "NZ$": "NZD", "S$": "SGD",
-    "$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "RP": "IDR", "₩": "KRW", "₽": "RUB", "₺": "TRY", "₫": "VND",
+    "€": "EUR", "£": "GBP", "₹": "INR", "RP": "IDR", "₩": "KRW", "₽": "RUB", "₺": "TRY", "₫": "VND",
     "฿": "THB", "₴": "UAH", "₪": "ILS", "₱": "PHP", "ZŁ": "PLN", "元": "CNY", "円": "JPY", "RS.": "INR", "RS": "INR",
 }  # fmt: skip
+SHARED_SIGNS = ("$", "¥")
+"""Signs of several currencies: what is priced in them is in one that nobody knows."""
 DOTTED = {"IDR", "VND", "CLP", "COP", "PYG", "EUR", "BRL", "TRY", "ARS", "DKK", "ISK"}
 """Currencies whose prices have dots between thousands, so that 14.000 is fourteen thousand."""
 _NUMBER = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:[ \u00a0\u202f'’]\d{3})+(?:[.,]\d{1,2})?|\d[\d.,]*|\.\d+)(?!\w)")
 _CODE = re.compile(r"(?<![A-Za-z])([A-Za-z]{3})(?![A-Za-z])")
-_MARK = re.compile("|".join(re.escape(symbol) for symbol in sorted(SYMBOLS, key=len, reverse=True)), re.IGNORECASE)
+_MARK = re.compile(
+    "|".join(re.escape(symbol) for symbol in sorted((*SYMBOLS, *SHARED_SIGNS), key=len, reverse=True)), re.IGNORECASE
+)
 CODES = {
     "AED", "ARS", "AUD", "BDT", "BGN", "BHD", "BRL", "CAD", "CHF", "CLP", "CNY", "COP", "CZK", "DKK", "EGP", "EUR", "GBP", "HKD",
     "HUF", "IDR", "ILS", "INR", "ISK", "JPY", "KES", "KRW", "KWD", "KZT", "LKR", "MAD", "MXN", "MYR", "NGN", "NOK", "NZD", "OMR",
@@ -34,7 +38,7 @@ def parse_price(text: str | None) -> tuple[float | None, str | None]:
     """Return a price and, where the text names it, its currency as an ISO code; the first number of a range.
 
     >>> parse_price("$1,299.00"), parse_price("14.000.000 IDR"), parse_price("EUR 9,99")
-    ((1299.0, 'USD'), (14000000.0, 'IDR'), (9.99, 'EUR'))
+    ((1299.0, None), (14000000.0, 'IDR'), (9.99, 'EUR'))
     >>> parse_price("-1"), parse_price("inf"), parse_price("12.5")
     ((None, None), (None, None), (12.5, None))
     """
@@ -58,7 +62,7 @@ def currency_of(text: str | None) -> str | None:
     text = text or ""
     code = next((code.upper() for code in _CODE.findall(text) if code.upper() in CODES), None)
     sign = _MARK.search(text)
-    return code or (SYMBOLS[sign[0].upper()] if sign else None)
+    return code or (SYMBOLS.get(sign[0].upper()) if sign else None)
 
 
 def _amount(number: str, currency: str | None) -> float | None:

@@ -76,7 +76,7 @@ def test_amazon_of_2018_has_texts_in_lists_and_prices_as_texts(tmp_path):
     assert first == {
         "item_id": "B0009SPY04", "title": "Tape", "description": "Strong. Black.", "brand": "Gorilla",
         "categories": ["Industrial", "Tape"],
-        "price": 1012.5, "currency": "USD", "image_url": "http://e/l.jpg",
+        "price": 1012.5, "image_url": "http://e/l.jpg",
     }  # fmt: skip
     assert "price" not in second
     assert "description" not in second
