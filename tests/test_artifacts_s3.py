@@ -2,35 +2,22 @@
 
 from collections.abc import Iterator
 
-import boto3
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.ranking.building import FamilyFiles, write_phrases
 from digr.ranking.grouping import group_all, read_known
 from digr.ranking.phrases import PHRASES
+from tests.buckets import serve_bucket
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """Serve one empty bucket on loopback."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="digr")
-        yield "s3://digr"
-    server.stop()
+    with serve_bucket("digr") as address:
+        yield address
 
 
 def _items(*ids: str) -> pa.Table:

@@ -15,11 +15,11 @@ import httpx
 import numpy as np
 import pytest
 from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutError
-from moto.server import ThreadedMotoServer
 from PIL import Image, ImageCms
 
 from digr.interests import images
 from digr.interests.images import Clients, count_images, is_transient, read_bytes, show_images, small_png
+from tests.buckets import serve_bucket
 from tests.patience import CEILING_SECONDS
 
 
@@ -263,17 +263,9 @@ def test_images_are_fetched_in_parallel(folder):
     assert [_decode(one).size for one in shown] == [(60, 20)] * 4
 
 
-def test_images_come_from_s3(folder, monkeypatch):
-    for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="shop")
-    client.put_object(Bucket="shop", Key="img/red.png", Body=(folder / "red.png").read_bytes())
-    red, absent = show_images(["s3://shop/img/red.png", "s3://shop/absent.png"], 1_000_000, 60)
-    server.stop()
+def test_images_come_from_s3(folder):
+    with serve_bucket("shop") as bucket:
+        boto3.client("s3").put_object(Bucket="shop", Key="img/red.png", Body=(folder / "red.png").read_bytes())
+        red, absent = show_images([f"{bucket}/img/red.png", f"{bucket}/absent.png"], 1_000_000, 60)
     assert _decode(red).size == (60, 20) and absent.reason.startswith("broken image")
     assert not absent.transient

@@ -16,8 +16,8 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
+from tests.buckets import serve_bucket
 from tests.data.readers.importing import ITEMS, all_rows, imported, write_files
 
 
@@ -248,20 +248,8 @@ def test_files_come_over_http_and_their_relative_pictures_are_addresses_there(tm
 @pytest.fixture(scope="module")
 def bucket():
     """Serve one empty bucket on loopback."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="shop")
-        yield "s3://shop"
-    server.stop()
+    with serve_bucket("shop") as address:
+        yield address
 
 
 def test_an_import_reads_from_s3_and_writes_there(tmp_path, bucket):
