@@ -222,16 +222,6 @@ def test_orders_and_their_lines_in_two_files_are_joined(tmp_path):
     assert f"note: lines of {files[1]} have the columns of their orders in {files[0]}" in lines
 
 
-def test_rows_of_a_large_file_come_out_in_their_order(tmp_path):
-    count = 400_000
-    log = {"user_id": [f"u{at % 9}" for at in range(count)], "item_id": ["a", "b"] * (count // 2), "rating": range(count)}
-    pq.write_table(
-        pa.table({name: list(values) for name, values in log.items()}), tmp_path / "log.parquet", row_group_size=10_000
-    )
-    imported(tmp_path / "out", tmp_path / "log.parquet", *write_files(tmp_path, items__csv=ITEMS))
-    assert pq.read_table(tmp_path / "out" / "interactions.parquet")["rating"].to_pylist() == list(range(count))
-
-
 def test_chosen_columns_may_be_called_differently_in_two_files(tmp_path):
     files = write_files(tmp_path, log__csv="wer,was\nu,a\n", items__csv="nummer,bezeichnung\na,Pfanne\n")
     imported(tmp_path / "out", *files, columns={"user_id": ["wer"], "item_id": ["was", "nummer"], "title": ["bezeichnung"]})
