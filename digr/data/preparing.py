@@ -247,17 +247,19 @@ def _number_splits(connection: DuckDBPyConnection, source: Source) -> None:
     items = source.places["items"].rsplit("/", 1)[-1]
     for number, split in enumerate(SPLITS):
         for column, ids in (("history", "unnest(history)"), ("target", "target")):
-            strangers = rows_of(
+            # items without a title first, which say more than those that nobody knows
+            found = rows_of(
                 connection,
-                f"SELECT item_id, min(row), bool_or(item_id IN (SELECT item_id FROM known_items)) FROM "
+                f"SELECT untitled, count(*), arg_min(item_id, (row, item_id)) FROM "
+                f"(SELECT item_id, min(row) AS row, bool_or(item_id IN (SELECT item_id FROM known_items)) AS untitled FROM "
                 f"(SELECT {ids} AS item_id, row FROM split_{number}) "
-                f"WHERE item_id NOT IN (SELECT item_id FROM known_items WHERE titled) GROUP BY item_id "
-                f"ORDER BY min(row), item_id",
+                f"WHERE item_id NOT IN (SELECT item_id FROM known_items WHERE titled) GROUP BY item_id) "
+                f"GROUP BY untitled ORDER BY untitled DESC",
             )
-            nameless = [row for row in strangers if row[2]]
-            if found := nameless or strangers:
-                what = f"items have an empty title in {items}" if nameless else f"items are not in {items}"
-                raise ValueError(f"{source.places[split]}, {column}: {len(found)} {what} (first: {found[0][0]!r})")
+            if found:
+                untitled, count, first = found[0]
+                what = f"items have an empty title in {items}" if untitled else f"items are not in {items}"
+                raise ValueError(f"{source.places[split]}, {column}: {count} {what} (first: {first!r})")
     union = " UNION ALL ".join(f"SELECT {number} AS split, * FROM split_{number}" for number in range(len(SPLITS)))
     connection.execute(
         f"CREATE TABLE published AS SELECT u.user_number::INTEGER AS user_number, s.split, s.row, s.user_id, s.history, s.target "

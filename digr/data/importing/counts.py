@@ -17,7 +17,7 @@ UNIQUE_RATE = 0.97
 """Distinct ids of users per row, which is an estimate, from which on they hardly ever come twice."""
 
 
-class Part(NamedTuple):
+class UsedTable(NamedTuple):
     """A table that is used, its rows as texts under our names."""
 
     table: Table
@@ -31,10 +31,10 @@ class Plan(NamedTuple):
     con: duckdb.DuckDBPyConnection
     tables: list[tuple[Table, Reading | None]]
     """All files and what they are read as; None for what is not used."""
-    interactions: list[Part]
-    items: list[Part]
-    splits: dict[str, list[Part]]
-    original_ids: dict[str, list[Part]]
+    interactions: list[UsedTable]
+    items: list[UsedTable]
+    splits: dict[str, list[UsedTable]]
+    original_ids: dict[str, list[UsedTable]]
     """Tables of ids before they were numbered: user_id, item_id."""
     time_forms: list[TimeForm | None]
     """Of `interactions`; None for parts without times."""
@@ -92,7 +92,7 @@ def count_interactions(plan: Plan, events: Sequence[str]) -> None:
         raise ValueError(f"no interaction is left: {plan.dropped['interactions'] or 'the files have no rows'}")
 
 
-def _has_times(plan: Plan, part: Part) -> bool:
+def _has_times(plan: Plan, part: UsedTable) -> bool:
     """Whether a part's column of times has anything in it."""
     if "timestamp" not in (part.reading.shown or part.reading.columns):
         return False
@@ -102,7 +102,7 @@ def _has_times(plan: Plan, part: Part) -> bool:
     return False
 
 
-def kept_interactions(part: Part, form: TimeForm | None, events: Sequence[str]) -> str:
+def kept_interactions(part: UsedTable, form: TimeForm | None, events: Sequence[str]) -> str:
     """Return the SQL of a part's interactions with checks on them: `reason` is null for rows that stay."""
     relation = with_times(part.sql, form) if form else part.sql
     chosen = ", ".join("'" + event.replace("'", "''") + "'" for event in events)
@@ -113,7 +113,7 @@ def kept_interactions(part: Part, form: TimeForm | None, events: Sequence[str]) 
     return f"SELECT *, {reason} AS reason FROM ({ids})"
 
 
-def _counts(con: duckdb.DuckDBPyConnection, part: Part, form: TimeForm | None, events: Sequence[str]) -> dict[str, Any]:
+def _counts(con: duckdb.DuckDBPyConnection, part: UsedTable, form: TimeForm | None, events: Sequence[str]) -> dict[str, Any]:
     reasons = ("no user id", "no item id", "event not chosen", "unreadable time")
     times = "min(timestamp) FILTER (reason IS NULL), max(timestamp) FILTER (reason IS NULL)" if form else "NULL, NULL"
     cells = [
@@ -130,7 +130,7 @@ def _counts(con: duckdb.DuckDBPyConnection, part: Part, form: TimeForm | None, e
     return dict(zip(names, row, strict=True))
 
 
-def _check_counts(part: Part, counts: dict[str, Any], timed: bool) -> None:
+def _check_counts(part: UsedTable, counts: dict[str, Any], timed: bool) -> None:
     known = part.reading.shown or {ours: ", ".join(theirs) for ours, theirs in part.reading.columns.items()}
     if timed and counts["rows"] and counts["first_time"] is None and (counts["unreadable time"] or counts["written"]):
         raise ValueError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from digr.data.importing.counts import Part, Plan, count_interactions, count_items, stripped
+from digr.data.importing.counts import Plan, UsedTable, count_interactions, count_items, stripped
 from digr.data.importing.fetching import Given, Report
 from digr.data.importing.joining import join_orders
 from digr.data.importing.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Reading, match
@@ -103,8 +103,8 @@ def make_plan(
     plan = Plan(
         con,
         used,
-        interactions=[_part(table, reading, INTERACTION_COLUMNS) for table, reading in _of(used, "interactions")],
-        items=[_part(table, reading, ITEM_COLUMNS) for table, reading in _of(used, "items")],
+        interactions=[_used_table(table, reading, INTERACTION_COLUMNS) for table, reading in _of(used, "interactions")],
+        items=[_used_table(table, reading, ITEM_COLUMNS) for table, reading in _of(used, "items")],
         splits={},
         original_ids={},
         time_forms=[],
@@ -116,9 +116,9 @@ def make_plan(
     for table, reading in _of(used, "splits"):
         if not reading.split:
             raise ValueError(f"{table.address}: a split, but neither its name nor its folder says train, valid or test")
-        plan.splits.setdefault(reading.split, []).append(_part(table, reading, SPLIT_COLUMNS))
+        plan.splits.setdefault(reading.split, []).append(_used_table(table, reading, SPLIT_COLUMNS))
     for table, reading in _of(used, "original_ids"):
-        part = _part(table, reading._replace(columns={"id": ("id",), "original": ("original",)}), ("id", "original"))
+        part = _used_table(table, reading._replace(columns={"id": ("id",), "original": ("original",)}), ("id", "original"))
         plan.original_ids.setdefault(reading.split, []).append(part)
     if not plan.items:
         plan.items.extend(_items_of_interactions(plan.interactions, notes))
@@ -151,13 +151,13 @@ def _settle(
     """Choose one reading of each table: that whose items the interactions name; leave out what stands by for nothing."""
     firm = {reading.role for _, readings in choices for reading in readings if not reading.standby}
     interactions = [
-        _part(table, found[0], INTERACTION_COLUMNS) for table, found in choices if found and found[0].role == "interactions"
+        _used_table(table, found[0], INTERACTION_COLUMNS) for table, found in choices if found and found[0].role == "interactions"
     ]
     settled: list[tuple[Table, Reading | None]] = []
     for table, readings in choices:
         readings = [reading for reading in readings if not (reading.standby and reading.role in firm)]
         if len(readings) > 1 and interactions:
-            readings = [max(readings, key=lambda reading: _overlap(con, _part(table, reading, ITEM_COLUMNS), interactions))]
+            readings = [max(readings, key=lambda reading: _overlap(con, _used_table(table, reading, ITEM_COLUMNS), interactions))]
         reading = readings[0] if readings else None
         if reading and reading.note:
             notes.append(f"{table.address}: {reading.note}")
@@ -165,7 +165,7 @@ def _settle(
     return settled
 
 
-def _overlap(con: duckdb.DuckDBPyConnection, items: Part, interactions: list[Part]) -> int:
+def _overlap(con: duckdb.DuckDBPyConnection, items: UsedTable, interactions: list[UsedTable]) -> int:
     named = " UNION ".join(f"SELECT trim(item_id) FROM ({part.sql})" for part in interactions)
     return con.execute(f"SELECT count(DISTINCT item_id) FROM ({items.sql}) WHERE trim(item_id) IN ({named})").fetchall()[0][0]
 
@@ -174,23 +174,23 @@ def _of(used: list[tuple[Table, Reading | None]], role: str) -> list[tuple[Table
     return [(table, reading) for table, reading in used if reading and reading.role == role]
 
 
-def _part(table: Table, reading: Reading, wanted: Sequence[str]) -> Part:
+def _used_table(table: Table, reading: Reading, wanted: Sequence[str]) -> UsedTable:
     if reading.select:
         inner = f"WITH source AS ({table.sql}) {reading.select(table.pick)}"
         cells = [ours if ours in reading.shown else f"CAST(NULL AS VARCHAR) AS {ours}" for ours in wanted]
-        return Part(table, reading, f"SELECT {', '.join(cells)} FROM ({inner})")
+        return UsedTable(table, reading, f"SELECT {', '.join(cells)} FROM ({inner})")
     cells = []
     for ours in wanted:
         theirs = [table.pick(name) for name in reading.columns.get(ours, ()) if name in table.columns]
         filled = [f"nullif(nullif({cell}, ''), '[]')" for cell in theirs]
         value = theirs[0] if len(theirs) == 1 else f"coalesce({', '.join(filled)})" if theirs else "CAST(NULL AS VARCHAR)"
         cells.append(f"{value} AS {ours}")
-    return Part(table, reading, f"SELECT {', '.join(cells)} FROM ({table.sql})")
+    return UsedTable(table, reading, f"SELECT {', '.join(cells)} FROM ({table.sql})")
 
 
-def _items_of_interactions(interactions: list[Part], notes: list[str]) -> list[Part]:
+def _items_of_interactions(interactions: list[UsedTable], notes: list[str]) -> list[UsedTable]:
     """Take items from interactions that name them: one row for each id, with its most frequent title."""
-    parts = [_part(table, reading, ITEM_COLUMNS) for table, reading, _ in interactions]
+    parts = [_used_table(table, reading, ITEM_COLUMNS) for table, reading, _ in interactions]
     parts = [part for part in parts if "title" in (part.reading.shown or part.reading.columns)]
     if not parts:
         return []
@@ -203,7 +203,7 @@ def _items_of_interactions(interactions: list[Part], notes: list[str]) -> list[P
     columns = ", ".join(f"o.{column}" for column in ITEM_COLUMNS[2:])
     sql = f"SELECT o.item_id, b.title, {columns} FROM ({others}) o LEFT JOIN ({best}) b ON o.item_id = b.item_id ORDER BY o.n"
     notes.append(f"{parts[0].table.address}: items are those that its rows name, each with its most frequent title")
-    return [Part(parts[0].table, parts[0].reading._replace(role="items"), sql)]
+    return [UsedTable(parts[0].table, parts[0].reading._replace(role="items"), sql)]
 
 
 def _check_complete(plan: Plan) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from digr.data.importing.counts import Part, Plan, kept_interactions
+from digr.data.importing.counts import Plan, UsedTable, kept_interactions
 from digr.data.importing.items import clean_items
 from digr.data.importing.rules import Reading
 from digr.data.importing.tables import Table
@@ -55,7 +55,7 @@ def _file_lines(table: Table, reading: Reading | None) -> Iterator[str]:
         yield f"  not used: {', '.join(unused[:40])}"
 
 
-def _examples(plan: Plan, part: Part, query: str) -> Iterator[str]:
+def _examples(plan: Plan, part: UsedTable, query: str) -> Iterator[str]:
     for row in part.table.sample[:EXAMPLES]:
         yield f"  before: {_row(dict(zip(part.table.columns, row, strict=True)))}"
     result = plan.con.execute(f"{query} LIMIT {EXAMPLES}")
@@ -67,7 +67,7 @@ def _examples(plan: Plan, part: Part, query: str) -> Iterator[str]:
         yield f"  after:  {_row(values)}"
 
 
-def _item_examples(plan: Plan, part: Part) -> Iterator[str]:
+def _item_examples(plan: Plan, part: UsedTable) -> Iterator[str]:
     for row in part.table.sample[:EXAMPLES]:
         yield f"  before: {_row(dict(zip(part.table.columns, row, strict=True)))}"
     table = plan.con.sql(f"SELECT * FROM ({part.sql}) LIMIT {EXAMPLES}").to_arrow_table()

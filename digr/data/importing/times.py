@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import duckdb
 
+from digr.data.policies import MICROSECONDS, MILLISECONDS, SECONDS
+
 SAMPLE = 10_000
 ZONED = ("%Y-%m-%d %H:%M:%S %z", "%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z")
 NAMED = (
@@ -81,8 +83,8 @@ def _milliseconds(column: str, form: TimeForm) -> str:
     number = f"try_cast({column} AS DOUBLE)"
     size = f"abs({number})"
     counted = (
-        f"try_cast(round(CASE WHEN {size} < 1e11 THEN {number} * 1000 WHEN {size} < 1e14 THEN {number} "
-        f"WHEN {size} < 1e17 THEN {number} / 1000 ELSE {number} / 1000000 END) AS BIGINT)"
+        f"try_cast(round(CASE WHEN {size} < {SECONDS} THEN {number} * 1000 WHEN {size} < {MILLISECONDS} THEN {number} "
+        f"WHEN {size} < {MICROSECONDS} THEN {number} / 1000 ELSE {number} / 1000000 END) AS BIGINT)"
     )
     if form.digits:
         counted = f"epoch_ms(try_strptime(trim({column}), ['%Y%m%d%H%M%S', '%Y%m%d']))"

@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from digr.data.database import open_database
-from digr.data.importing.counts import Part, Plan, kept_interactions, stripped
+from digr.data.importing.counts import Plan, UsedTable, kept_interactions, stripped
 from digr.data.importing.fetching import Report, bring
 from digr.data.importing.items import TYPES, clean_items
 from digr.data.importing.plan import make_plan
@@ -298,7 +298,7 @@ def _originals(plan: Plan) -> dict[str, pa.Table]:
     return {column: _original_table(plan, parts) for column, parts in plan.original_ids.items()}
 
 
-def _original_table(plan: Plan, parts: Sequence[Part]) -> pa.Table:
+def _original_table(plan: Plan, parts: Sequence[UsedTable]) -> pa.Table:
     union = " UNION ALL ".join(
         f"SELECT {stripped('id')} AS id, {stripped('original')} AS original FROM ({part.sql})" for part in parts
     )
