@@ -12,6 +12,7 @@ class VllmModel(Section):
     """A local language or vision-language model that vLLM runs on the cluster."""
 
     kind: Literal["vllm"] = "vllm"
+    """Says which of these tables it is."""
     name: str
     """Name of the miner in every table."""
     model: str
@@ -35,7 +36,7 @@ class VllmMiner(VllmModel):
 
     max_tokens: int = Field(512, ge=8)
     """Longest response, tokens."""
-    temperature: float = Field(0.0, ge=0.0, le=2.0)
+    temperature: float = Field(0.0, ge=0, le=2)
     """Sampling temperature."""
 
 
@@ -43,6 +44,7 @@ class EndpointModel(Section):
     """A model behind an endpoint that speaks the OpenAI chat protocol."""
 
     kind: Literal["openai"] = "openai"
+    """Says which of these tables it is."""
     name: str
     """Name of the miner in every table."""
     base_url: str
@@ -61,7 +63,7 @@ class EndpointModel(Section):
     """Longest response, tokens; a reasoning model's thoughts count."""
     token_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Field of the request that carries `max_tokens`; newer models of OpenAI take only the second."""
-    temperature: float | None = Field(None, ge=0.0, le=2.0)
+    temperature: float | None = Field(None, ge=0, le=2)
     """Sampling temperature; unset leaves it out of the request, so that the endpoint's own holds."""
     reasoning_effort: str = ""
     """How long a reasoning model thinks, in the endpoint's words, such as "low"; empty leaves it out of the request."""
@@ -89,6 +91,7 @@ class ReplayMiner(Section):
     """Responses recorded earlier, in the columns of `interest_responses`."""
 
     kind: Literal["replay"] = "replay"
+    """Says which of these tables it is."""
     name: str
     """Name of the miner in every table."""
     path: str
@@ -101,6 +104,7 @@ class ExtractiveMiner(Section):
     """No language model: key phrases of the owner's own text, ranked by a sentence encoder."""
 
     kind: Literal["extractive"] = "extractive"
+    """Says which of these tables it is."""
     name: str = "extractive"
     """Name of the miner in every table."""
     max_words: int = Field(5, ge=1, le=9)

@@ -4,11 +4,12 @@ import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
 
 from digr.config.base import Section
+from digr.config.fields import models_inside
 from digr.config.interests import ClassifierConfig, EmbeddingsConfig, InterestsConfig, LabelsConfig
 from digr.config.policy import DecodingConfig, GrpoConfig, PolicyConfig, SftConfig, TasksConfig, TrainConfig
 from digr.config.ranking import RankingConfig
@@ -39,6 +40,7 @@ class Config(Section):
     seeds: SeedsConfig = SeedsConfig()
     cluster: ClusterConfig = ClusterConfig()
     ablations: tuple[AblationConfig, ...] = ()
+    """Further passes with other choices, measured beside the main one."""
 
     @model_validator(mode="after")
     def _left_out_miners_exist(self) -> "Config":
@@ -155,13 +157,7 @@ def _known_keys(model: Any, location: Sequence[Any]) -> list[str]:
             continue
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = model.model_fields[part].annotation
-        candidates = [model] if isinstance(model, type) and issubclass(model, BaseModel) else _models_inside(model)
+        candidates = [model] if isinstance(model, type) and issubclass(model, BaseModel) else models_inside(model)
         tagged = [item for item in candidates if "kind" in item.model_fields and item.model_fields["kind"].default == part]
         model = tagged[0] if tagged else candidates[0] if len(candidates) == 1 else model
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
-
-
-def _models_inside(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models_inside(inner)]
