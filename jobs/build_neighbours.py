@@ -30,8 +30,9 @@ from jobs.ranking.index_files import (
     write_source,
 )
 from jobs.ranking.phrase_groups import EncodePhrases, earlier_store, group_phrases, grouped_facts
+from jobs.runtime.command_line import main
 from jobs.runtime.datasets import map_parts, start_task
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage, store_of
 
 STAGE = "item_neighbours"

@@ -13,7 +13,8 @@ from digr.sids.assignment import sid_table
 from digr.sids.building import fit_and_assign, keep_and_assign, num_vectors, save_built
 from digr.sids.diagnostics import check_usage
 from digr.sids.sizes import sized
-from jobs.runtime.session import Options, log, main
+from jobs.runtime.command_line import main
+from jobs.runtime.session import Options, log
 from jobs.runtime.stage import Output, run_stage
 
 

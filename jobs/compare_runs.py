@@ -15,7 +15,8 @@ from digr.config import Config
 from digr.evaluation.report import metrics_text, strict_json
 from digr.evaluation.seeds import SeedResults, common_systems, compare_runs, gains_text
 from digr.tables import HELD_OUT
-from jobs.runtime.session import Options, log, main
+from jobs.runtime.command_line import main
+from jobs.runtime.session import Options, log
 from jobs.runtime.stage import Output, run_stage, store_at, store_of
 
 OUTPUT = "seed_comparison"

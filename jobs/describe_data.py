@@ -4,12 +4,12 @@ Nothing is written. Rows that would stop `jobs.prepare_data` are counted as left
 are read, which is said.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, NoReturn
 
 from duckdb import DuckDBPyConnection
+from typer import Argument, Option
 
 from digr.config import build_config
 from digr.config.run import DataConfig
@@ -20,26 +20,35 @@ from digr.data.histories import HistoryBuilder
 from digr.data.preparing import Prepared, iter_users, prepare
 from digr.interests.images import show_images
 from digr.sids.sizes import auto_level_sizes
-from jobs.runtime.session import log, run_and_exit
+from jobs.runtime.command_line import JsonOption, Summary, run_and_exit, run_command
+from jobs.runtime.session import log
 
+NAME = "jobs.describe_data"
 READ_INTERACTIONS = 3_000_000
 """Of more interactions than these, those of a share of users are read."""
 OPENED_IMAGES = 24
 MAX_IMAGE_BYTES, MAX_IMAGE_SIDE = 5_000_000, 512
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def describe_command(summary: Summary) -> Any:
+    """Return the description as a function for Typer."""
+
+    def command(
+        folder: Annotated[str, Argument(metavar="FOLDER", help="Folder or s3:// address, as an import writes it.")],
+        split: Annotated[
+            Literal["official", "leave_one_out", "temporal"] | None, Option(help="By default what the data allow.")
+        ] = None,
+        memory_gib: Annotated[float, Option(help="Memory of the database, GiB.")] = 1.5,
+        as_json: JsonOption = False,
+    ) -> None:
+        run_and_exit(NAME, lambda: run(folder, split or "", memory_gib), "only" if as_json else summary)
+
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Describe from the command line; the last line it prints is its summary as JSON, and a failure exits non-zero."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.describe_data", description=__doc__)
-    parser.add_argument(
-        "folder", metavar="FOLDER", help="folder or s3:// address in the common form, as jobs.import_data writes it"
-    )
-    parser.add_argument(
-        "--split", choices=("official", "leave_one_out", "temporal"), default="", help="by default what the data allow"
-    )
-    parser.add_argument("--memory-gib", type=float, default=1.5, help="memory of the database, GiB")
-    arguments = parser.parse_args(argv)
-    run_and_exit("jobs.describe_data", lambda: run(arguments.folder, arguments.split, arguments.memory_gib))
+    run_command(NAME, describe_command("last_line"), argv, __doc__ or "")
 
 
 def run(folder: str, split: str, memory_gib: float) -> dict[str, Any]:

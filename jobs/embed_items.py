@@ -18,8 +18,9 @@ from digr.models.encoders import Encode, load_encoder, load_image_encoder
 from digr.partitions import STARTS, Part, iter_aligned, part_starts, parts_of
 from digr.sids.item_vectors import image_vectors, item_vectors
 from digr.tables import conform, flat_interests
+from jobs.runtime.command_line import main
 from jobs.runtime.datasets import map_parts
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage
 
 STAGE = "item_embeddings"

@@ -21,7 +21,8 @@ from digr.evaluation.report import RunDescription, build_report, metrics_text, s
 from digr.evaluation.towers import SYSTEMS as TOWER_SYSTEMS
 from digr.ranking.systems import systems_of
 from digr.tables import HELD_OUT, table_spec
-from jobs.runtime.session import Options, log, main
+from jobs.runtime.command_line import main
+from jobs.runtime.session import Options, log
 from jobs.runtime.stage import Output, run_stage, store_of, trained_policies
 
 System = tuple[str, str, str]  # name, variant, policy

@@ -4,57 +4,81 @@ CSV, JSON, Parquet and XML, packed or not, of shops and of public data sets; loc
 of them before it writes: `--check` stops there.
 """
 
-import argparse
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, NoReturn
 
-from digr.config import load_config
-from digr.data.importing.plan import FORMATS
-from digr.data.importing.writing import import_data
-from jobs.runtime.session import log, run_and_exit
+from typer import Argument, Option
+
+from jobs.runtime.command_line import JsonOption, Summary, run_and_exit, run_command
+from jobs.runtime.session import log
+
+NAME = "jobs.import_data"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def import_command(summary: Summary) -> Any:
+    """Return the import as a function for Typer."""
+
+    def command(
+        files: Annotated[list[str], Argument(metavar="FILES...", help="Files, folders, archives; local, http(s):// or s3://.")],
+        *,
+        out: Annotated[str, Option(help="Folder or s3:// address to write; data.path of --config by default.")] = "",
+        format: Annotated[str, Option(help="Format of all files, instead of a guess for each, such as amazon-2023.")] = "",
+        config: Annotated[str, Option(help="TOML file of a run: its data.columns and data.path are read.")] = "",
+        columns: Annotated[list[str] | None, Option(metavar="OURS=THEIRS", help="Name of a column that is not guessed.")] = None,
+        events: Annotated[str, Option(help="Values of the event column to keep, with commas between; all by default.")] = "",
+        check: Annotated[bool, Option("--check", help="Say what would be written and stop.")] = False,
+        force: Annotated[bool, Option("--force", help="Replace an earlier import.")] = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        kept = [event.strip() for event in events.split(",") if event.strip()]
+        choices = partial(run, format=format, events=kept, check=check, force=force)
+        run_and_exit(NAME, lambda: choices(files, out, config, columns or []), "only" if as_json else summary)
+
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Import from the command line; the last line it prints is its summary as JSON, and a failure exits non-zero."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.import_data", description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILES", help="files, folders, archives; local, http(s):// or s3://")
-    parser.add_argument("--out", default="", help="folder or s3:// address to write; data.path of --config by default")
-    parser.add_argument("--format", default="", help=f"of all files, instead of a guess for each: {', '.join(FORMATS)}")
-    parser.add_argument("--config", default="", help="TOML file of a run: its data.columns and data.path are read")
-    parser.add_argument("--columns", nargs="+", default=[], metavar="ours=theirs", help="names of columns that are not guessed")
-    parser.add_argument("--events", default="", help="values of the event column to keep, with commas between; all by default")
-    parser.add_argument("--check", action="store_true", help="say what would be written and stop")
-    parser.add_argument("--force", action="store_true", help="replace an earlier import")
-    arguments = parser.parse_intermixed_args(argv)
-    run_and_exit("jobs.import_data", lambda: run(arguments))
+    run_command(NAME, import_command("last_line"), argv, __doc__ or "")
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Import what the arguments say, and return the summary."""
-    out, columns = arguments.out, {}
-    if arguments.config:
-        data = load_config(arguments.config).data
+def run(
+    files: Sequence[str],
+    out: str,
+    config: str,
+    columns: Sequence[str],
+    *,
+    format: str,
+    events: Sequence[str],
+    check: bool,
+    force: bool,
+) -> dict[str, Any]:
+    """Import files, and return the summary; see `digr.data.importing.writing.import_data` for the choices.
+
+    Raises:
+        ValueError: there is nowhere to write, a column is not given as ours=theirs, or the files cannot be imported.
+    """
+    from digr.config import load_config
+    from digr.data.importing.writing import import_data
+
+    named: dict[str, tuple[str, ...]] = {}
+    if config:
+        data = load_config(config).data
         out = out or data.path
-        columns = {ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in data.columns.items()}
-    if not out and not arguments.check:
+        named = {ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in data.columns.items()}
+    if not out and not check:
         raise ValueError("--out is missing: give the folder to write, or --config with a data.path, or --check to write nothing")
-    for choice in arguments.columns:
+    for choice in columns:
         ours, separator, theirs = choice.partition("=")
         if not separator or not ours.strip() or not theirs.strip():
             raise ValueError(f"--columns {choice!r}: expected ours=theirs, for example user_id=customer")
-        columns = columns | {ours.strip(): tuple(theirs.split("|"))}
+        named[ours.strip()] = tuple(theirs.split("|"))
     facts = import_data(
-        arguments.files,
-        out,
-        lambda text: log("import", text),
-        format=arguments.format,
-        columns=columns,
-        events=[event.strip() for event in arguments.events.split(",") if event.strip()],
-        check=arguments.check,
-        force=arguments.force,
+        files, out, lambda text: log("import", text), format=format, columns=named, events=events, check=check, force=force
     )
     formats = sorted({file["format"] for file in facts["files"] if file["format"]})
-    status = "checked" if arguments.check else "done"
+    status = "checked" if check else "done"
     return {"status": status, "out": out, "formats": formats, "rows": facts["rows"], "dropped": facts["dropped"]}
 
 

@@ -20,8 +20,9 @@ from digr.rewards.classifier import load_classifier
 from digr.rewards.labeling import MAX_TEXT_CHARS, label_facts, label_interests, labelled_texts
 from digr.tables import flat_interests
 from jobs.asking.votes import count_transitions, read_votes
+from jobs.runtime.command_line import main
 from jobs.runtime.datasets import map_parts
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage
 
 STAGE = "interest_labels"

@@ -18,7 +18,8 @@ from digr.interests.summary import add_outcomes, miner_table
 from digr.models.endpoint import check_keys
 from digr.partitions import SOURCES, part_starts
 from digr.tables import TABLES, flat_interests
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.command_line import main
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage
 
 STAGE = "interests"

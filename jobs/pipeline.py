@@ -5,7 +5,9 @@ import time
 from typing import Any, NamedTuple
 
 from digr.config import Config, apply_overrides
-from jobs.runtime.session import Options, log, main
+from jobs.runtime.command_line import main
+from jobs.runtime.progress import BARS
+from jobs.runtime.session import Options, log
 
 MINING = ("prepare_data", "mine_interests", "train_classifier", "label_interests")
 RANKING = ("build_neighbours", "train_ranker")
@@ -65,6 +67,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         summary = importlib.import_module(f"jobs.{step.job}").run(step.config, options)
         seconds = round(time.monotonic() - begun, 1)
         status = summary.get("status", "done")
+        BARS.show("pipeline", number, len(steps))
         log("pipeline", f"{number}/{len(steps)} {step.label}: {status} in {seconds:.1f} s")
         done.append({"job": step.job, "variant": step.config.run.variant, "status": status, "seconds": seconds})
     total = round(time.monotonic() - start, 1)

@@ -26,7 +26,9 @@ from digr.interests.images import count_images
 from digr.partitions import Part
 from digr.tables import conform
 from jobs.runtime.choices import Counts, check_choices
-from jobs.runtime.session import Options, log, main
+from jobs.runtime.command_line import main
+from jobs.runtime.progress import BARS
+from jobs.runtime.session import Options, log
 from jobs.runtime.stage import Output, run_stage
 
 OUTPUTS = ("items", "interactions", "histories")
@@ -62,6 +64,7 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
         for number, (interactions, histories) in enumerate(iter_users(connection, prepared, builder)):
             _write(store, "interactions", number, interactions, rows)
             _write(store, "histories", number, histories, rows)
+            BARS.show(OUTPUTS[0], number + 1, len(prepared.user_starts))
             if number % 50 == 49:
                 log("histories", f"{number + 1} of {len(prepared.user_starts)} parts of users")
         known |= describe_items(connection) | {"mended": dict(source.mended)}

@@ -18,8 +18,9 @@ from digr.ranking.systems import System, systems_of
 from digr.tables import HELD_OUT
 from jobs.ranking.recommender import Recommend, names_of
 from jobs.ranking.towers import RankTowers
+from jobs.runtime.command_line import main
 from jobs.runtime.datasets import map_parts
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage, store_of, trained_policies
 from jobs.training.policy_data import count_cut
 

@@ -22,7 +22,8 @@ from digr.rewards.calibration import EVALUATION, calibrate, held_out_evaluation
 from digr.rewards.classifier import save_classifier
 from digr.rewards.pairs import PairTables, pair_tables
 from digr.rewards.training import fit_classifier
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.command_line import main
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage
 from jobs.training.workers import fit
 

@@ -1,6 +1,7 @@
 """Refine the policy with GRPO under the interest-aware reward: artifact `policy_grpo`."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from digr import artifacts
@@ -10,7 +11,9 @@ from digr.policy.model import load_policy
 from digr.policy.training.grpo import Prompts, kept_record, train_grpo
 from digr.policy.training.validation import SCORE, Decoding, Progress
 from digr.sids.trie import load_trie
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.command_line import main
+from jobs.runtime.progress import BARS
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage
 from jobs.training import policy_data as data
 from jobs.training import policy_training as training
@@ -59,8 +62,9 @@ def train_loop(values: dict[str, Any]) -> None:
         )
 
 
-def print_record(record: Mapping[str, Any]) -> None:
+def print_record(num_steps: int, record: Mapping[str, Any]) -> None:
     """Print the progress line of a step."""
+    BARS.show(STAGE, record["step"], num_steps)
     line = f"step {record['step']}"
     if "reward" in record:
         line += f", reward {record['reward']:.4f}, dead groups {record['dead_group_rate']:.0%}, KL {record['kl']:.2e}; seconds: "
@@ -98,7 +102,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
         datasets = {split: data.read_prompts(config, store, split) for split in ("train", "valid")}
-        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=print_record)
+        printed = partial(print_record, config.grpo.steps)
+        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=printed)
         return {STAGE: Output(facts=facts_of(progress) | data.count_cut(config, store, ("train", "valid")))}
 
     sections = ["policy", *(["tasks"] if config.policy.prompt_interests else []), "train", "grpo"]

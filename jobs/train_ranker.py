@@ -13,8 +13,10 @@ from digr.config import Config
 from digr.partitions import STARTS, part_starts, parts_of
 from digr.ranking.systems import systems_of
 from jobs.ranking.fits import EXAMPLES, LEARNED_FROM, RANKER, Examples, Fit, fit_all
+from jobs.runtime.command_line import main
 from jobs.runtime.datasets import map_parts
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.progress import BARS
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage
 
 
@@ -37,6 +39,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         facts: dict[str, Any] = {}
         for found in fit_all(config, store, wanted):
             facts |= found
+            BARS.show(RANKER, len(facts), len(wanted))
             log(RANKER, f"{len(facts)}/{len(wanted)} fitted: {', '.join(found)}")
         return {RANKER: Output(facts=facts), EXAMPLES: Output(rows, facts={STARTS: part_starts(store, "histories")})}
 

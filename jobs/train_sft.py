@@ -1,6 +1,7 @@
 """Turn histories into training sequences (`policy_examples`), and fine-tune the policy on them (`policy_sft`)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from digr.policy.training.batches import pack_sequences
 from digr.policy.training.sft import NUM_CUT, train_sft
 from digr.policy.training.validation import SCORE, Decoding
 from digr.sids.trie import load_trie
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.command_line import main
+from jobs.runtime.progress import BARS
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage
 from jobs.training import policy_data as data
 from jobs.training import policy_training as training
@@ -51,8 +54,9 @@ def train_loop(values: dict[str, Any]) -> None:
         )
 
 
-def print_record(record: Mapping[str, Any]) -> None:
+def print_record(num_epochs: int, record: Mapping[str, Any]) -> None:
     """Print the progress line of an epoch, or of a part of one."""
+    BARS.show(STAGE, record["epoch"], num_epochs)
     line = f"epoch {record['epoch']:g}, loss {record['loss']:.4f}, {record['tokens_per_second']:.0f} tokens/s"
     line += f", {record['seconds']:.1f} s"
     if SCORE in record:
@@ -70,7 +74,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)
         datasets = {split: data.read_split(store, EXAMPLES, split) for split in ("train", "valid")}
-        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=print_record)
+        printed = partial(print_record, config.sft.epochs)
+        progress = training.train(config, store, STAGE, train_loop, work, datasets=datasets, print_record=printed)
         facts = {"best_epoch": progress.best_position, "epochs": progress.position, "steps": progress.step}
         last = {key: progress.records[-1][key] for key in ("loss", "tokens_per_second", "num_valid", *NUM_CUT)}
         return {STAGE: Output(facts=facts | {f"valid_{SCORE}": progress.best} | last)}

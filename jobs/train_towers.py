@@ -12,7 +12,9 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.evaluation.towers import SCORE, TOWERS
 from jobs.ranking.towers import STAGE, fit_one
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.command_line import main
+from jobs.runtime.progress import BARS
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage
 
 
@@ -27,6 +29,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
             epochs = []
             for told in fit.remote(config, store, name):
                 epochs.append(ray.get(told))
+                BARS.show(STAGE, len(epochs), config.towers.epochs, name)
                 log(STAGE, f"{name}, " + ", ".join(f"{key} {value:.4g}" for key, value in epochs[-1].items()))
             facts[name] = max(epochs, key=lambda epoch: epoch[SCORE])
             log(STAGE, f"{name}: epoch {facts[name]['epoch']} of {len(epochs)} kept")

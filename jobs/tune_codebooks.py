@@ -14,7 +14,8 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.evaluation.sid_charts import sweep_page
 from digr.sids import building, sweep
-from jobs.runtime.session import Options, log, main, start_ray
+from jobs.runtime.command_line import main
+from jobs.runtime.session import Options, log, start_ray
 from jobs.runtime.stage import Output, run_stage
 from jobs.training.codebook_trials import fit_candidate, max_trials_at_once, train_policies
 

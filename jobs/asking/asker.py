@@ -26,6 +26,7 @@ from digr.models.endpoint import Endpoint
 from jobs.asking.budget import check_budget, open_meter, settle
 from jobs.asking.ledger_tasks import Plan
 from jobs.asking.vllm_engine import Engine, check_tensor_parallel
+from jobs.runtime.progress import BARS
 from jobs.runtime.session import log
 
 WRITE_SECONDS = 0.5
@@ -244,6 +245,7 @@ def follow_runs(stage: str, runs: Sequence[ModelRun], sink: Sink, interests: Int
             spent[name] = spent[name].plus(Spending(row["input_tokens"] + row["output_tokens"], row["cost_usd"]))
             plan, done = plans[name].result(), counts[name].total()
             began = first.setdefault(name, (done, now - start))
+            BARS.show(stage, done, plan.num_missing, name)
             if done >= plan.num_missing or now - reported[name] > _REPORT_SECONDS:
                 reported[name] = now
                 text = progress_text(done, plan.num_missing, now - start, spent[name], began)

@@ -11,6 +11,7 @@ from digr.artifacts import Manifest, StaleArtifact, Store
 from digr.config import Config
 from digr.config.models import ModelConfig
 from digr.models.loading import weights_digest
+from jobs.runtime.progress import BARS
 from jobs.runtime.session import Options, log
 
 VERSIONED = ("digr", "torch", "ray", "transformers", "pyarrow")
@@ -115,6 +116,7 @@ def run_stage(
     if options.force == "all":
         artifacts.remove(work)
     made = build(store, work)
+    BARS.end(stage)
     seconds = round(time.monotonic() - start, 3)
     versions = {name: version(name) for name in VERSIONED} | {"python": platform.python_version()}
     for manifest in wanted:

@@ -1,0 +1,69 @@
+"""The `digr` command (also `python -m jobs`): every job, by what it is about. `digr COMMAND --help` lists the config's fields."""
+
+import ast
+import importlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from jobs.describe_data import describe_command
+from jobs.import_data import import_command
+from jobs.runtime.command_line import fields_help, job_command
+
+JOBS = {
+    "run": "pipeline",
+    "data prepare": "prepare_data",
+    "interests mine": "mine_interests",
+    "interests label": "label_interests",
+    "train classifier": "train_classifier",
+    "embed": "embed_items",
+    "neighbours": "build_neighbours",
+    "sids build": "build_sids",
+    "sids tune": "tune_codebooks",
+    "train sft": "train_sft",
+    "train grpo": "train_grpo",
+    "train ranker": "train_ranker",
+    "train towers": "train_towers",
+    "recommend": "recommend",
+    "evaluate": "evaluate",
+    "compare": "compare_runs",
+}
+"""Words of a command -> the job that it runs."""
+GROUPS = {
+    "data": "Import, describe and prepare interactions and items.",
+    "interests": "Mine interests with language models, and label which to trust.",
+    "sids": "Build semantic IDs, and sweep their codebooks.",
+    "train": "Train the interest classifier, the policy, the ranker and the baselines.",
+}
+
+
+def build_app() -> typer.Typer:
+    """Return the whole command; a job's own imports come when it runs, so that help and completion are fast."""
+    app = typer.Typer(name="digr", help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+    groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
+    for words, job in JOBS.items():
+        group, _, verb = words.rpartition(" ")
+        command = job_command(f"jobs.{job}", partial(_load, job), "stale" if job == "pipeline" else "all", "none")
+        (groups[group] if group else app).command(verb, cls=fields_help(job), help=_doc(job))(command)
+    groups["data"].command("import", help=_doc("import_data"))(import_command("none"))
+    groups["data"].command("describe", help=_doc("describe_data"))(describe_command("none"))
+    for name, group_app in groups.items():
+        app.add_typer(group_app, name=name)
+    return app
+
+
+def _load(job: str) -> Any:
+    return importlib.import_module(f"jobs.{job}").run
+
+
+def _doc(job: str) -> str:
+    """Return what a job's file says of itself, without importing it."""
+    return ast.get_docstring(ast.parse(Path(__file__).with_name(f"{job}.py").read_text())) or ""
+
+
+app = build_app()
+
+if __name__ == "__main__":
+    app(prog_name="digr")
