@@ -130,6 +130,7 @@ def request_key(owner: Owner, miner: Mapping[str, Any], extra: str = "") -> str:
     """
     decisive = "kind name model modality max_tokens temperature json_schema max_words min_owners recorded_miner"
     chosen = {name: miner[name] for name in decisive.split() if name in miner}
+    chosen |= {name: miner[name] for name in ("reasoning_effort", "extra_body") if miner.get(name)}  # older ledgers have neither
     return digest_of({"miner": chosen, "prompt": prompt_version(owner, miner.get("modality", "text")), "extra": extra})
 
 

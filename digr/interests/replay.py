@@ -40,14 +40,15 @@ def open_recording(path: str) -> pads.Dataset:
 def replay(requests: pa.Table, path: str, miner: str, recorded_miner: str = "") -> pa.Table:
     """Return the recorded answers to requests, in their order; an owner without one gets a row of status "empty".
 
-    A recorded failure keeps its status; a recorded "ok" is parsed again, as an answer of today would be.
+    A recorded failure keeps its status; a recorded "ok" is parsed again, as an answer of today would be. Of several rows that a
+    miner has of one owner, as a ledger holds after retries, the last "ok" counts, or the last failure.
 
     Args:
         miner: name under which the answers enter the ledger.
         recorded_miner: only the recorded rows of this miner; empty takes all.
 
     Raises:
-        ValueError: as `open_recording`, two recorded rows have the same owner, or a status is unknown.
+        ValueError: as `open_recording`, several recorded miners answered for one owner, or a status is unknown.
     """
     recording = open_recording(path)
     wanted = pads.field("owner_id").isin(requests["owner_id"].combine_chunks()) & pads.field("owner").isin(
@@ -59,14 +60,16 @@ def replay(requests: pa.Table, path: str, miner: str, recorded_miner: str = "") 
     rows: dict[tuple[str, str], dict] = {}
     for row in recording.to_table(columns=columns, filter=wanted).to_pylist():
         key = (row["owner"], row["owner_id"])
-        if key in rows:
+        earlier = rows.get(key)
+        if earlier and earlier["miner"] != row["miner"]:
             raise ValueError(
-                f"recording {path}: {key[0]} {key[1]!r} has several rows (miners {rows[key]['miner']!r}, {row['miner']!r}); "
+                f"recording {path}: {key[0]} {key[1]!r} has several rows (miners {earlier['miner']!r}, {row['miner']!r}); "
                 f"name one with recorded_miner"
             )
         if row["status"] not in STATUSES:
             raise ValueError(f"recording {path}: {key[0]} {key[1]!r}: status {row['status']!r} is none of {', '.join(STATUSES)}")
-        rows[key] = row
+        if not (earlier and earlier["status"] == "ok" and row["status"] != "ok"):
+            rows[key] = row
     none = {"modality": "text", "prompt_version": "", "status": "empty", "reason": "not in the recording"}
     found = [rows.get(key, none) for key in zip(requests["owner"].to_pylist(), requests["owner_id"].to_pylist(), strict=True)]
     table = raw_responses(

@@ -38,7 +38,9 @@ def _digests(key, modality="text", items=ITEMS):
 def test_a_digest_changes_with_what_decides_the_answer_and_with_nothing_else():
     base = _digests(_key())
     assert base == _digests(_key(concurrency=2, max_retries=0, usd_per_million_input_tokens=3.0, base_url="http://y/v1"))
-    for changed in ({"model": "y"}, {"temperature": 0.5}, {"max_tokens": 9}, {"name": "n"}, {"modality": "both"}):
+    assert base == _digests(_key(reasoning_effort="", extra_body={}))
+    sampling = ({"temperature": 0.5}, {"max_tokens": 9}, {"reasoning_effort": "low"}, {"extra_body": {"top_p": 0.9}})
+    for changed in ({"model": "y"}, {"name": "n"}, {"modality": "both"}, *sampling):
         assert not set(base) & set(_digests(_key(**changed)))
     other = ITEMS.set_column(1, "title", pa.array(["Rod", "Cap"]))
     assert [old == new for old, new in zip(base, _digests(_key(), items=other), strict=True)] == [True, False]

@@ -30,3 +30,25 @@ def test_files_whose_types_contradict_are_named(tmp_path):
     _write(tmp_path, "b.parquet", 7)
     with pytest.raises(ValueError, match=r"its 2 Parquet files have different columns: .*owner_id.*string vs int64"):
         open_recording(str(tmp_path))
+
+
+def test_of_the_retries_in_a_ledger_the_last_good_answer_counts(tmp_path):
+    _write(tmp_path, "a.parquet", "i1", response=None, status="error", reason="503")
+    _write(tmp_path, "b.parquet", "i1", response="fly fishing")
+    _write(tmp_path, "c.parquet", "i1", response="sea fishing")
+    _write(tmp_path, "d.parquet", "i1", response=None, status="error", reason="time-out")
+    _write(tmp_path, "e.parquet", "i2", response=None, status="error", reason="503")
+    _write(tmp_path, "f.parquet", "i2", response=None, status="refused", reason="no")
+    requests = pa.table({"owner": ["item"] * 2, "owner_id": ["i1", "i2"], "request_digest": ["x", "y"]})
+    table = replay(requests, str(tmp_path), "mine")
+    assert table["response"].to_pylist() == ["sea fishing", None]
+    assert table["reason"].to_pylist()[1] == "no"
+
+
+def test_two_recorded_miners_of_one_owner_are_told_apart_by_name(tmp_path):
+    _write(tmp_path, "a.parquet", "i1")
+    _write(tmp_path, "b.parquet", "i1", miner="other", response="ice fishing")
+    requests = pa.table({"owner": ["item"], "owner_id": ["i1"], "request_digest": ["x"]})
+    with pytest.raises(ValueError, match=r"item 'i1' has several rows \(miners 'llm', 'other'\); name one with recorded_miner"):
+        replay(requests, str(tmp_path), "mine")
+    assert replay(requests, str(tmp_path), "mine", "other")["response"].to_pylist() == ["ice fishing"]
