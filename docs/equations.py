@@ -20,9 +20,10 @@ class Equations(Extension):
 
     page = ""
 
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
-        """Add the pattern, and `\\$` for a dollar sign."""
+    def extendMarkdown(self, md: Markdown) -> None:
+        r"""Add the pattern, and `\$` for a dollar sign."""
         md.ESCAPED_CHARS.append("$")
+        md.inlinePatterns.deregister("mkdocs-autorefs", strict=False)  # it takes intervals such as [.1, .2] [.3, .4] for links
         md.inlinePatterns.register(_Equation(self, md), "equation", CODE_PRIORITY - 5)
 
 
@@ -32,7 +33,7 @@ class _Equation(InlineProcessor):
         self.extension = extension
         self.converter = LatexToMathML(fancy_error=False)
 
-    def handleMatch(self, m: re.Match[str], data: str) -> tuple[ElementTree.Element | str | Any, int, int]:  # noqa: N802
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[ElementTree.Element | str | Any, int, int]:
         """Return the MathML of one equation.
 
         Raises:

@@ -52,6 +52,10 @@ def _placeholder(argument: Any) -> str:
     return name if argument.required else f"[{name}]"
 
 
+def _names(option: Any) -> str:
+    return ", ".join(code(name) for name in [*option.opts, *option.secondary_opts])
+
+
 def _default(item: Any) -> str:
     """Return the default where it says something: not of a switch that is off, nor of what is left empty."""
     if item.required:
