@@ -48,7 +48,9 @@ def _part(words: str, command: Any) -> str:
 
 
 def _placeholder(argument: Any) -> str:
-    name = (argument.metavar or argument.name).upper() + ("..." if argument.nargs == -1 else "")
+    if argument.metavar:
+        return str(argument.metavar)
+    name = argument.name.upper() + ("..." if argument.nargs == -1 else "")
     return name if argument.required else f"[{name}]"
 
 

@@ -76,14 +76,19 @@ def _fields_table(rows: Iterable[FieldRow], has_anchors: bool = True) -> str:
     cells = [
         [
             f"`{row.key.rpartition('.')[2]}`{f'{{ #{row.key} }}' if has_anchors else ''}",
-            plain(row.type),
+            _type_and_range(row),
             row.default if row.default in ("required", "unset") else code(row.default),
-            plain(row.limits) if not row.limits.startswith("matches ") else f"matches {code(row.limits[8:].strip(chr(34)))}",
             plain(row.meaning),
         ]
         for row in rows
     ]
-    return markdown_table(["key", "type", "default", "range", "meaning"], cells)
+    return markdown_table(["key", "type and range", "default", "meaning"], cells)
+
+
+def _type_and_range(row: FieldRow) -> str:
+    words, _, pattern = row.limits.partition("matches ")
+    limits = f"matches {code(pattern.strip(chr(34)))}" if pattern else plain(words)
+    return ", ".join(filter(None, [plain(row.type), limits]))
 
 
 def _inner_part(table: InnerTable) -> str:
