@@ -25,7 +25,7 @@ def test_an_equation_in_a_line_is_mathml():
 
 
 def test_an_equation_on_its_own_line_is_a_block():
-    assert _html("so\n\n$$\na * b * c\n$$\n").startswith('<p>so</p>\n<p><math display="block">')
+    assert _html("so\n\n$$\na * b * c\n$$\n").startswith('<p>so</p>\n<math display="block">')
     assert "<em>" not in _html("$$\na * b * c\n$$")
 
 
