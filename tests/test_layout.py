@@ -27,13 +27,14 @@ SOURCES = [path for package in PACKAGES for path in _files(f"{package}/*.py")]
 
 
 def test_the_top_level_is_the_one_of_the_design():
-    allowed = {"digr", "jobs", "serve", "cluster", "configs", "benchmarks", "tests", ".ci"} | {
+    allowed = {"digr", "jobs", "serve", "cluster", "configs", "benchmarks", "tests", "docs", ".ci"} | {
         ".gitignore",
         ".pre-commit-config.yaml",
         "CHANGELOG.md",
         "LICENSE",
         "Makefile",
         "README.md",
+        "mkdocs.yml",
         "pyproject.toml",
         "requirements.lock",
         "requirements-gpu.lock",
