@@ -29,10 +29,8 @@ print("places of the first targets:", {system: places[:5].tolist() for system, p
 slices = {"all": np.ones(600, bool), "first items": target < 10}
 metrics, gains = evaluate_ranks(ranks, user, target, slices, ks=[5, 10], resamples=1000, rng=rng)
 for row in metrics:
-    interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
-    print(
-        f"{row['system']:>10} {row['slice']:>11} {row['name']}@{row['k']}: {row['value']:.3f} {interval}, n = {row['num_examples']}"
-    )
+    measure, interval = f"{row['name']}@{row['k']}", f"[{row['low']:.3f}, {row['high']:.3f}]"
+    print(f"{row['system']:>10} {row['slice']:>11} {measure}: {row['value']:.3f} {interval}, n = {row['num_examples']}")
 
 # %% the paired difference of the later system over the earlier one, with a permutation test over users
 for row in gains:
