@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,5 +62,8 @@ def test_metrics_come_without_pytorch():
     assert not {"torch", "ray"} & loaded
 
 
-def test_types_are_part_of_the_package():
-    assert (Path(digr.__file__).parent / "py.typed").is_file()
+def test_types_are_part_of_the_package_and_make_check_reads_the_examples_by_them():
+    """A part that type checkers do not see is an `object` to them, which the examples could not call."""
+    package = Path(digr.__file__).parent
+    assert (package / "py.typed").is_file()
+    assert "examples" in tomllib.loads((package.parent / "pyproject.toml").read_text())["tool"]["mypy"]["packages"]
