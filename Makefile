@@ -1,4 +1,4 @@
-# make setup | quickstart | serve | test | check | lock | clean
+# make setup | quickstart | serve | test | check | lock | release | clean
 
 VENV   := .venv
 RUN    ?= runs/quickstart
@@ -20,7 +20,7 @@ UV     := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-plat
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=5 -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup quickstart serve test test-setup test-default test-engines check check-install lock clean
+.PHONY: setup quickstart serve test test-setup test-default test-engines check check-install lock release clean
 
 setup: $(VENV)/.ready
 
@@ -91,6 +91,12 @@ lock:
 		--output-file requirements.lock
 	@sed -i.old 's/+cpu$$//' requirements.lock && rm requirements.lock.old
 	$(UV) --extra gpu --extra dev --output-file requirements-gpu.lock
+
+# a version is made of a clean checkout whose checks and tests are green; nothing is pushed or uploaded
+release: test-setup
+	@$(PYTHON) .ci/release.py "$(VERSION)" --dry-run
+	@$(MAKE) --no-print-directory check test
+	@$(PYTHON) .ci/release.py "$(VERSION)"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

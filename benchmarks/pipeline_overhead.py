@@ -20,7 +20,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config, load_config
 from digr.config.interests import ExtractiveMiner
-from digr.interests.extractive import Counts, count_phrases, extract_interests, num_buckets
+from digr.interests.extractive import PhraseCounts, count_phrases, extract_interests, num_buckets
 from digr.interests.ledger import finish_responses, raw_responses
 from digr.interests.merging import merge_responses
 from digr.interests.prompts import item_requests, prompt_version, request_key
@@ -54,7 +54,7 @@ def mine(config: Config, store: Store) -> None:
     items = artifacts.read_table(store, "items")
     requests = item_requests(items, request_key("item", miner.model_dump(mode="json")), "text", chosen.max_text_chars)
     texts, buckets = requests["text"].to_pylist(), num_buckets(len(items))
-    counts = Counts(count_phrases(texts, miner.max_words, buckets), len(texts))
+    counts = PhraseCounts(count_phrases(texts, miner.max_words, buckets), len(texts))
     limits = {"max_words": miner.max_words, "min_owners": miner.min_owners, "max_interests": chosen.max_interests}
     found = extract_interests(texts, counts, encode, **limits)
     raw = raw_responses(requests, miner.name, prompt_version("item", "text"), "text", response=found)

@@ -27,7 +27,7 @@ STAGE = "interests"
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Make the artifacts interests and interest_responses; the ledger of an earlier run is kept and completed."""
-    files = {miner.name: miner.path for miner in config.interests.miners if isinstance(miner, ReplayMiner)}
+    files = {miner.name: miner.recording for miner in config.interests.miners if isinstance(miner, ReplayMiner)}
     engines = [miner for miner in config.interests.miners if isinstance(miner, VllmMiner)]
     models = {f"interests.miners {miner.name}": ModelConfig(name=miner.model) for miner in engines}
     return run_stage(

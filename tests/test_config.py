@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from digr.config import apply_overrides, build_config, load_config
+from digr.config import apply_overrides, build_config, find_config, load_config
+from digr.config.interests import ReplayMiner
+from digr.config.presets import PRESETS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
@@ -23,9 +25,47 @@ def test_every_shipped_config_is_valid_and_so_are_its_ablations(path):
         assert apply_overrides(config, {**ablation.overrides, "run.variant": ablation.name}).run.variant == ablation.name
 
 
-def test_a_missing_file_names_an_existing_example(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere\.toml: no such file; give --config an existing TOML file such as"):
-        load_config(tmp_path / "nowhere.toml")
+def test_a_missing_file_names_the_presets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = rf"config nowhere: no such file in {tmp_path}, and no preset of that name; .* beauty, .*own_data, quickstart$"
+    with pytest.raises(ValueError, match=message):
+        load_config("nowhere")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.toml", "configs/quickstart.toml", "configs/quickstart"])
+def test_a_preset_is_found_by_its_name_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name).run.dir == "runs/quickstart"
+
+
+@pytest.mark.parametrize("name", ["elsewhere/quickstart.toml", "/quickstart.toml", "industrial_interests"])
+def test_other_paths_stand_for_no_preset(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no such file in"):
+        find_config(name)
+
+
+def test_a_file_comes_before_the_preset_of_its_name(minimal, monkeypatch):
+    monkeypatch.chdir(minimal.parent)
+    minimal.rename("quickstart.toml")
+    assert load_config("quickstart.toml").run.dir == "runs/x"
+
+
+def test_a_recording_of_a_preset_is_found_from_any_folder(tmp_path, monkeypatch):
+    """A preset's recording was read below the working directory alone, so it was found in a checkout only."""
+    miner = load_config("industrial").interests.miners[0]
+    monkeypatch.chdir(tmp_path)
+    assert miner.recording == str(PRESETS / "industrial_interests" / "responses.parquet")
+    assert miner.path == "configs/industrial_interests/responses.parquet"  # what a run's manifests know it by
+    nearer = tmp_path / miner.path
+    nearer.parent.mkdir(parents=True)
+    nearer.touch()
+    assert miner.recording == miner.path
+
+
+@pytest.mark.parametrize("path", ["configs/mine/responses.parquet", "industrial_interests/responses.parquet", "s3://bucket/x"])
+def test_other_recordings_are_where_their_path_says(path):
+    assert ReplayMiner(name="recorded", path=path).recording == path
 
 
 def test_a_file_that_is_not_toml_says_where(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("digr", "jobs", "serve", "benchmarks", "tests")
+PACKAGES = ("digr", "jobs", "serve", "benchmarks", "examples", "tests")
 
 
 def _files(pattern: str) -> list[Path]:
@@ -27,10 +27,12 @@ SOURCES = [path for package in PACKAGES for path in _files(f"{package}/*.py")]
 
 
 def test_the_top_level_is_the_one_of_the_design():
-    allowed = {"digr", "jobs", "serve", "cluster", "configs", "benchmarks", "tests", "docs", ".ci"} | {
+    allowed = {"digr", "jobs", "serve", "cluster", "configs", "benchmarks", "examples", "tests", "docs", ".ci"} | {
         ".gitignore",
         ".pre-commit-config.yaml",
         "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
         "LICENSE",
         "Makefile",
         "README.md",

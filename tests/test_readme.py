@@ -58,7 +58,7 @@ def test_every_make_target_and_environment_variable_that_is_named_exists():
     assert "DIGR_DATA" in (ROOT / "tests" / "real_data.py").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "cluster/README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", ["README.md", "cluster/README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
 def test_links_and_named_files_exist(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):

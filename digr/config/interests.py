@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from digr.config.base import Section
 from digr.config.models import EncoderConfig, ModelConfig, PairEncoderConfig, PhraseEncoderConfig
+from digr.config.presets import find_recording
 
 
 class VllmModel(Section):
@@ -95,9 +96,15 @@ class ReplayMiner(Section):
     name: str
     """Name of the miner in every table."""
     path: str
-    """Parquet file or folder of recorded responses."""
+    """Parquet file or folder of recorded responses, relative to the working directory; a path below configs/ that does not
+    exist there is looked for among the presets of the installed package."""
     recorded_miner: str = ""
     """Replay only rows of this recorded miner; empty takes all, one row per owner."""
+
+    @property
+    def recording(self) -> str:
+        """Where the recorded responses lie."""
+        return find_recording(self.path)
 
 
 class ExtractiveMiner(Section):

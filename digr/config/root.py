@@ -12,6 +12,7 @@ from digr.config.base import Section
 from digr.config.fields import models_inside
 from digr.config.interests import ClassifierConfig, EmbeddingsConfig, InterestsConfig, LabelsConfig
 from digr.config.policy import DecodingConfig, GrpoConfig, PolicyConfig, SftConfig, TasksConfig, TrainConfig
+from digr.config.presets import find_config
 from digr.config.ranking import RankingConfig
 from digr.config.run import AblationConfig, ClusterConfig, DataConfig, EvaluationConfig, RunConfig, SeedsConfig, TowersConfig
 from digr.config.sids import SidsConfig, TuneConfig
@@ -73,17 +74,16 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file and apply `section.key=value` overrides.
+    """Read a TOML file, or a preset by its name (see `find_config`), and apply `section.key=value` overrides.
 
-    A value is read as TOML, so lists and booleans work; what is not valid TOML is taken as a string.
+    A value is read as TOML, so lists and booleans work; what is not valid TOML is taken as a string. Relative paths inside the
+    file are relative to the working directory, not to the file.
 
     Raises:
         ValueError: the file is missing or not TOML, an override has no `=`, a key is unknown (the nearest known key
             is named) or a value is out of its range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"config {path}: no such file; give --config an existing TOML file such as configs/quickstart.toml")
+    path = find_config(path)
     try:
         tree = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

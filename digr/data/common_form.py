@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -95,7 +96,9 @@ def source_files(folder: str, official: bool) -> dict[str, str]:
     with _readable(folder):
         fs, path = filesystem_of(folder)
         if fs.get_file_info(path).type == pafs.FileType.NotFound:
-            raise ValueError(f"data.path: folder {folder} does not exist; expected there: {', '.join(names)}")
+            relative = "://" not in folder and not Path(folder).is_absolute()
+            hint = f". A relative path begins at the working directory, which is {Path.cwd()}" if relative else ""
+            raise ValueError(f"data.path: folder {folder} does not exist; expected there: {', '.join(names)}{hint}")
         missing = [name for name in names if not list_parts(f"{folder.rstrip('/')}/{name}")]
     if missing:
         raise ValueError(

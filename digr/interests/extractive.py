@@ -35,7 +35,7 @@ _MAX_OWNERS_RATE = 0.2
 """A phrase that a larger share of the owners uses names no interest."""
 
 
-class Counts(NamedTuple):
+class PhraseCounts(NamedTuple):
     """Owners whose text has a phrase, by the phrase's hashed bucket; a bucket's count can only be too high."""
 
     owners: UInt32[np.ndarray, " K"]
@@ -67,7 +67,7 @@ def count_phrases(texts: Sequence[str], max_words: int, buckets: int) -> UInt32[
 
 
 def extract_interests(
-    texts: Sequence[str], counts: Counts, encode: Encode, *, max_words: int, min_owners: int, max_interests: int
+    texts: Sequence[str], counts: PhraseCounts, encode: Encode, *, max_words: int, min_owners: int, max_interests: int
 ) -> list[str]:
     """Return one answer per text, in the JSON form that a language model is asked for.
 
@@ -145,7 +145,7 @@ def _word_hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
 
 
-def _shortlists(texts: Sequence[str], counts: Counts, max_words: int, min_owners: int) -> list[list[tuple[str, float]]]:
+def _shortlists(texts: Sequence[str], counts: PhraseCounts, max_words: int, min_owners: int) -> list[list[tuple[str, float]]]:
     """Return the best phrases of each text by unity alone, best first."""
     grid = _ngrams(texts, max_words, len(counts.owners))
     owners = np.where(grid.buckets >= 0, counts.owners[grid.buckets], 0).astype(np.float64)

@@ -53,7 +53,7 @@ def item_lines_of(config: Config, store: Store) -> Any:
 def what_else_decides(config: Config, owner: Owner, miner: Miner) -> str:
     """Return what decides an answer beside the miner's own section: a recording's content, weights, sizes of images."""
     chosen = config.interests
-    decisive = [artifacts.digest_of_files(miner.path)] if isinstance(miner, ReplayMiner) else []
+    decisive = [artifacts.digest_of_files(miner.recording)] if isinstance(miner, ReplayMiner) else []
     if isinstance(miner, ExtractiveMiner):
         decisive = [chosen.encoder.model_dump_json(), weights_digest(chosen.encoder, "interests.encoder")]
         decisive.append(str(chosen.max_interests))
@@ -190,8 +190,8 @@ def _answer(
     if isinstance(miner, VllmMiner | OpenAIMiner):
         return _ask_model(config, owner, miner, missing, sink)
     if isinstance(miner, ReplayMiner):
-        open_recording(miner.path)
-        raw = map_tables(missing, replay, path=miner.path, miner=miner.name, recorded_miner=miner.recorded_miner)
+        open_recording(miner.recording)
+        raw = map_tables(missing, replay, path=miner.recording, miner=miner.name, recorded_miner=miner.recorded_miner)
     else:
         raw = phrase_tasks.extract(config, owner, miner, missing, everything=everything, num_owners=num_owners)
     return map_tables(raw, _write_raw, sink=sink)

@@ -12,7 +12,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.config.interests import ExtractiveMiner
-from digr.interests.extractive import Counts, count_phrases, extract_interests, num_buckets
+from digr.interests.extractive import PhraseCounts, count_phrases, extract_interests, num_buckets
 from digr.interests.ledger import LEDGER, raw_responses
 from digr.interests.merging import merge_responses
 from digr.interests.prompts import Owner, prompt_version
@@ -105,7 +105,7 @@ def _owner_ids(store: Store, part: Part) -> pa.Array:
 
 
 def _phrase_counts(requests: Dataset, num_owners: int, max_words: int) -> Any:
-    """Count phrases over all requests; returns a reference to `Counts`, whose size does not grow with the texts."""
+    """Count phrases over all requests; returns a reference to `PhraseCounts`, whose size does not grow with the texts."""
     buckets = num_buckets(num_owners)
     counted = map_tables(requests, _count_batch, max_words=max_words, buckets=buckets)
     return ray.remote(_add_counts).remote(counted.to_arrow_refs(), buckets, num_owners)
@@ -117,9 +117,9 @@ def _count_batch(requests: pa.Table, max_words: int, buckets: int) -> pa.Table:
     return pa.table({"bucket": filled.astype(np.uint32), "owners": counts[filled]})
 
 
-def _add_counts(parts: list[Any], buckets: int, owners: int) -> Counts:
+def _add_counts(parts: list[Any], buckets: int, owners: int) -> PhraseCounts:
     total = np.zeros(buckets, np.uint32)
     for part in parts:
         table = ray.get(part)
         total[table["bucket"].to_numpy()] += table["owners"].to_numpy()
-    return Counts(total, owners)
+    return PhraseCounts(total, owners)

@@ -112,6 +112,12 @@ def test_a_missing_folder_or_file_is_named_with_the_files_expected(tmp_path, pat
         source_files(str(tmp_path / path) if path else "", official=True)
 
 
+def test_a_relative_folder_that_is_missing_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"folder \.\./shared/data does not exist; .*working directory, which is {tmp_path}$"):
+        source_files("../shared/data", official=False)
+
+
 def test_a_file_that_is_not_parquet_is_an_error(tmp_path):
     folder = write(tmp_path)
     (tmp_path / "items.parquet").write_text("item_id,title\n")

@@ -9,7 +9,7 @@ from digr.config.models import EncoderConfig
 from digr.config.run import SyntheticConfig
 from digr.data.synthetic import build_shop
 from digr.data.texts import item_texts
-from digr.interests.extractive import Counts, choose_diverse, count_phrases, extract_interests, num_buckets, phrase_unity
+from digr.interests.extractive import PhraseCounts, choose_diverse, count_phrases, extract_interests, num_buckets, phrase_unity
 from digr.interests.parsing import parse_response
 from digr.models.encoders import load_encoder
 
@@ -28,7 +28,7 @@ def _one_word(texts):
 
 def _phrases(texts, **limits):
     buckets = num_buckets(len(texts))
-    counts = Counts(count_phrases(texts, 4, buckets), 20)
+    counts = PhraseCounts(count_phrases(texts, 4, buckets), 20)
     limits = {"max_words": 4, "min_owners": 2, "max_interests": 3} | limits
     return [
         [phrase for phrase, _ in parse_response(answer).interests]
@@ -74,7 +74,7 @@ def test_a_repetition_is_chosen_after_something_new():
 
 
 def test_no_text_gives_an_answer_without_interests():
-    none = Counts(np.zeros(1 << 16, np.uint32), 2)
+    none = PhraseCounts(np.zeros(1 << 16, np.uint32), 2)
     answers = extract_interests(["", "  "], none, _one_word, max_words=3, min_owners=1, max_interests=3)
     assert [json.loads(answer)["interests"] for answer in answers] == [[], []]
 
@@ -82,7 +82,7 @@ def test_no_text_gives_an_answer_without_interests():
 def test_most_planted_interests_of_the_embedded_shop_are_among_the_top_five():
     shop = build_shop(SyntheticConfig(num_items=120, num_users=20, num_interests=12), 0)
     texts = item_texts(shop.items)
-    counts = Counts(count_phrases(texts, 5, num_buckets(len(texts))), len(texts))
+    counts = PhraseCounts(count_phrases(texts, 5, num_buckets(len(texts))), len(texts))
     answers = extract_interests(texts, counts, load_encoder(EncoderConfig()), max_words=5, min_owners=2, max_interests=5)
     found = {
         item: dict(parse_response(answer).interests)
