@@ -18,7 +18,9 @@ from jobs.pipeline import plan
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOUR = (ROOT / "docs" / "tour.md").read_text()
-STOP = re.compile(r"^`([\w/]+\.py)`, `([\w.]+)`(?: · job `(\w+)`)?\n\n```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = "```sage\n"
+"""Quotations are marked by another name that highlighters have for Python: blocks of `python` in the documentation are run."""
+STOP = re.compile(rf"^`([\w/]+\.py)`, `([\w.]+)`(?: · job `(\w+)`)?\n\n{FENCE}(.*?)^```$", re.MULTILINE | re.DOTALL)
 LEFT_OUT = "..."
 KNIFE = "S05HMXQ"
 
@@ -60,7 +62,7 @@ def _stands_in(quoted: list[str], source: list[str]) -> str | None:
 def problems(tour: str) -> list[str]:
     """What is wrong with a tour."""
     stops, found = STOP.findall(tour), []
-    if len(stops) != tour.count("```py\n"):
+    if len(stops) != tour.count(FENCE):
         found.append("a quotation without its file and symbol")
     for file, symbol, _, block in stops:
         quoted = _lines(block)
