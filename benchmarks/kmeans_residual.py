@@ -1,4 +1,4 @@
-"""Residual k-means of three levels on a million 384-d vectors takes minutes on two cores.
+"""Seconds of residual k-means, three levels on a million 384-d vectors, against one pass of bare matrix products.
 
 The peer is one pass of bare matrix products over all the vectors for each iteration and level: what an iteration on every
 vector would cost at the least. faiss fits a level on 256 vectors per codeword, drawn at random, so the whole fit costs less.

@@ -1,4 +1,4 @@
-"""The base of every section."""
+"""The base of every section of the config: an unknown key is an error, and nothing changes after it was read."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,4 +1,4 @@
-"""A pretrained model as a config names it."""
+"""How the config names a pretrained model: a folder or hub name, and what is read of it."""
 
 from typing import Any, Literal
 

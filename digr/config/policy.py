@@ -1,4 +1,4 @@
-"""The policy: its backbone, its training and its decoding."""
+"""Choices of the policy: its backbone, text tasks, training, reward and decoding."""
 
 from typing import Literal
 

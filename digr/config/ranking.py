@@ -1,4 +1,4 @@
-"""How served lists are ranked: sources of candidates, canonical interests and the ranker."""
+"""Choices of how served lists are ranked: sources of candidates, canonical interests and the ranker."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Where a run lives, where its data comes from, and what it runs on."""
+"""Choices of a run as a whole: where it lives, its data, evaluation, baselines, seeds, ablations and the cluster."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

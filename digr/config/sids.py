@@ -1,4 +1,4 @@
-"""Semantic IDs and the sweep over their codebooks."""
+"""Choices of semantic IDs and of the sweep over their codebooks: the sections `sids` and `tune`."""
 
 from typing import Literal
 
