@@ -259,7 +259,7 @@ def test_an_import_reads_from_s3_and_writes_there(tmp_path, bucket):
     client.put_object(Bucket="shop", Key="raw/items.csv", Body=ITEMS.encode())
     imported(f"{bucket}/out", f"{bucket}/raw/log", f"{bucket}/raw/items.csv")
     assert all_rows(f"{bucket}/out", "interactions") == [{"user_id": "u", "item_id": "a"}]
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists already"):
         imported(f"{bucket}/out", f"{bucket}/raw")
     imported(f"{bucket}/out", f"{bucket}/raw", force=True)
     with pytest.raises(ValueError, match="s3://shop/none: no such file or folder"):
