@@ -306,7 +306,7 @@ def test_files_with_and_without_times_do_not_go_together(tmp_path):
     files = write_files(
         tmp_path, a__csv="user_id,item_id,time\nu,a,1700000000\n", b__csv="user_id,item_id\nu,b\n", items__csv=ITEMS
     )
-    with pytest.raises(ValueError, match=r"b\.csv: has no times, but other files have"):
+    with pytest.raises(ValueError, match=r"b\.csv: has no times, but other files do"):
         imported(tmp_path / "out", *files)
 
 

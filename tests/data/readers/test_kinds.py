@@ -136,7 +136,7 @@ def test_times_of_parquet_keep_their_moment(tmp_path):
 
 def test_what_is_neither_text_nor_parquet_is_named(tmp_path):
     (tmp_path / "log.csv").write_bytes(bz2.compress(b"user_id,item_id\nu,a\n"))
-    with pytest.raises(ValueError, match=r"log\.csv: neither text nor Parquet; packed files are read by their names"):
+    with pytest.raises(ValueError, match=r"log\.csv: neither text nor Parquet; packed files need a usual ending"):
         imported(tmp_path / "out", tmp_path / "log.csv")
 
 
