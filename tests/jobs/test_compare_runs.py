@@ -124,5 +124,5 @@ def test_runs_of_other_data_or_without_lists_are_refused(runs, tmp_path):
     bare = _make_run(tmp_path / "d", 3)
     with pytest.raises(ValueError, match="no system has lists in every run"):
         run(_config([runs[0], bare]), Options())
-    with pytest.raises(ValueError, match=r"seeds\.runs is empty: name the runs of other seeds"):
+    with pytest.raises(ValueError, match=r"seeds\.runs is empty: give the runs of other seeds"):
         run(_config(runs[:1]), Options())
