@@ -1,7 +1,7 @@
 """Write and read a stage's output: Parquet parts or model files, and a manifest that is written last.
 
-Without `_manifest.json` an artifact does not exist, so a reader never sees half of one, and a killed job is simply run
-again. Everything works on a local folder and on `s3://bucket/prefix` alike.
+Without `_manifest.json` an artifact does not exist, so a reader never sees an incomplete one, and a killed job is simply run
+again. Everything works on local folders and on `s3://bucket/prefix`.
 """
 
 import itertools
@@ -45,12 +45,12 @@ SHARED = frozenset(
         "seed_comparison",
     }
 )
-"""Artifacts that every variant of a run uses; all others are made once per variant."""
+"""Artifacts that all variants of a run share; all others are made once per variant."""
 
 MANIFEST = "_manifest.json"
 """Readers of Parquet folders skip names that begin with `_`."""
 OLD_MANIFEST = "manifest.json"
-"""Its name in older runs; it is read, and goes with the next build."""
+"""Name of the manifest in older runs; it is read, and removed by the next build."""
 JOB_OF = {
     "items": "prepare_data",
     "interactions": "prepare_data",
@@ -85,7 +85,7 @@ class StaleArtifact(ValueError):
 
 
 class Manifest(BaseModel):
-    """What an artifact is and what made it."""
+    """Description of an artifact and of its origin."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,12 +102,12 @@ class Manifest(BaseModel):
 
     @property
     def request(self) -> str:
-        """Digest of what was asked: inputs, config and seed."""
+        """Digest of inputs, config and seed."""
         return digest_of({"name": self.name, "v": self.schema_version, "i": self.inputs, "c": self.config, "s": self.seed})
 
     @property
     def digest(self) -> str:
-        """Digest of what was made: the request with its rows and facts."""
+        """Digest of the result: of the request, the rows and the facts."""
         return digest_of({"request": self.request, "rows": self.rows, "facts": self.facts})
 
     def without(self, keys: Sequence[str]) -> "Manifest":
@@ -135,10 +135,10 @@ class Store(NamedTuple):
 
 
 def read_manifest(store: Store, name: str) -> Manifest | None:
-    """Return the manifest of an artifact, or None where the artifact does not exist.
+    """Return the manifest of an artifact, or None if the artifact does not exist.
 
     Raises:
-        ValueError: the manifest is not one; StaleArtifact if the table has an older schema, with the job that rebuilds it.
+        ValueError: the manifest is invalid; StaleArtifact if the table has another schema version; names the job to run.
     """
     fs, path = filesystem_of(store.uri(name))
     found = fs.get_file_info([f"{path}/{file}" for file in (MANIFEST, OLD_MANIFEST)])
@@ -151,7 +151,7 @@ def read_manifest(store: Store, name: str) -> Manifest | None:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         file = Path(there[0]).name
-        raise ValueError(f"{store.uri(name)}/{file}: not a manifest: {error.errors()[0]['msg']}") from error
+        raise ValueError(f"{store.uri(name)}/{file}: not a valid manifest: {error.errors()[0]['msg']}") from error
     expected = schema_version(manifest.name)
     if manifest.schema_version != expected:
         raise StaleArtifact(
@@ -169,7 +169,7 @@ def require(store: Store, name: str) -> Manifest:
     """Return the manifest of an artifact that must exist.
 
     Raises:
-        ValueError: it does not; the message names the job that makes it.
+        ValueError: it does not exist; the message names the job that makes it.
     """
     manifest = read_manifest(store, name)
     if manifest is None:
@@ -180,16 +180,16 @@ def require(store: Store, name: str) -> Manifest:
 
 
 def check_lineage(store: Store, name: str, inputs: Iterable[str] | None = None) -> None:
-    """Refuse an existing artifact of which something that it was made from has been made anew since.
+    """Check that the inputs of an existing artifact have not been rebuilt since it was made.
 
-    A policy, for one, knows only the semantic IDs it was trained on. What no longer exists is not compared.
+    For example, a policy knows only the semantic IDs that it was trained on. Inputs that no longer exist are not compared.
 
     Args:
         name: an artifact of this store, or one of a variant as `variants/<variant>/<name>`.
-        inputs: artifacts to compare; all that it was made from by default.
+        inputs: artifacts to compare; by default all inputs of the artifact.
 
     Raises:
-        ValueError: one differs; the message has both digests and what to run.
+        ValueError: an input differs; the message has both digests and the job to run.
     """
     manifest = require(store, name)
     if name.startswith("variants/"):
@@ -199,15 +199,15 @@ def check_lineage(store: Store, name: str, inputs: Iterable[str] | None = None) 
         there = read_manifest(store, item)
         if there is not None and there.digest != manifest.inputs.get(item, there.digest):
             raise ValueError(
-                f"{store.uri(name)}: made from {item} {manifest.inputs[item]}, but {store.uri(item)} is {there.digest} by now; "
-                f"run `python -m jobs.{JOB_OF.get(name.split('/')[0], 'pipeline')} ... --force` to make it from what is there"
+                f"{store.uri(name)}: made from {item} {manifest.inputs[item]}, but {store.uri(item)} is now {there.digest}; "
+                f"run `python -m jobs.{JOB_OF.get(name.split('/')[0], 'pipeline')} ... --force` to rebuild it from that"
             )
 
 
 def begin(store: Store, name: str) -> str:
-    """Remove what an earlier, unfinished or outdated build left, and return the empty folder's address.
+    """Remove the files of an earlier build, and return the empty folder's address.
 
-    The manifest goes first: from that moment the artifact does not exist.
+    The manifest is removed first: from that moment the artifact does not exist.
     """
     fs, path = filesystem_of(store.uri(name))
     for info in fs.get_file_info([f"{path}/{file}" for file in (MANIFEST, OLD_MANIFEST)]):
@@ -233,11 +233,11 @@ def commit(store: Store, manifest: Manifest) -> None:
 
 
 def write_table(store: Store, name: str, table: pa.Table, starts: Sequence[str] = ("",)) -> int:
-    """Check a whole table and write it in parts by ranges of ids; returns its rows.
+    """Check a whole table and write it in parts by ranges of ids; return its number of rows.
 
     Args:
-        starts: first id of each part, the first of them "" (see `digr.partitions`). With more than one, the rows must be
-            sorted by the ids.
+        starts: first id of each part; that of the first part is "" (see `digr.partitions`). With several parts, the rows must
+            be sorted by these ids.
     """
     table, spec, uri = check_table(name, table, store.uri(name)), table_spec(name), store.uri(name)
     folders = {uri: table}
@@ -262,9 +262,9 @@ def dataset_of(store: Store, name: str) -> pads.Dataset:
 
 
 def read_table(store: Store, name: str, /, columns: Sequence[str] | None = None, **filters: Iterable[str]) -> pa.Table:
-    """Read an artifact into memory, with some columns only, and only the rows whose column is among given values.
+    """Read an artifact into memory, optionally only some columns, and only rows whose columns have one of the given values.
 
-    Every part is opened whatever the filter is: use it once in a job, and `digr.partitions` to read batch by batch.
+    Every part is opened, whatever the filter: use it once per job, and `digr.partitions` to read batch by batch.
     """
     expression = None
     for column, values in filters.items():
@@ -283,9 +283,9 @@ def iter_table(
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Stream an artifact, or its rows from `start` to before `stop`, in batches, so that memory does not grow with it.
+    """Stream an artifact, or its rows from `start` to before `stop`, in batches.
 
-    Parts that hold none of these rows are not read.
+    Parts without any of these rows are not read.
     """
     dataset = dataset_of(store, name)
     options: dict[str, Any] = {"columns": list(columns) if columns else None, "batch_size": batch_rows}
@@ -314,7 +314,7 @@ def put_files(store: Store, name: str, local: Path) -> None:
 
 @contextmanager
 def local_files(store: Store, name: str) -> Iterator[Path]:
-    """Give a local folder with an existing artifact's files: itself, or a temporary copy of a remote one."""
+    """Yield a local folder with an existing artifact's files: its own folder, or a temporary copy of a remote one."""
     require(store, name)
     with fetch_files(store.uri(name)) as folder:
         yield folder
@@ -322,7 +322,7 @@ def local_files(store: Store, name: str) -> Iterator[Path]:
 
 @contextmanager
 def fetch_files(uri: str, prefix: str = "") -> Iterator[Path]:
-    """Give a local folder with the files of one that may be remote; of a remote one those whose names begin with a prefix."""
+    """Yield a local folder with the files of `uri`; of a remote one, a copy of the files whose names begin with `prefix`."""
     fs, path = filesystem_of(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         yield Path(path)
@@ -336,10 +336,10 @@ def fetch_files(uri: str, prefix: str = "") -> Iterator[Path]:
 
 
 def is_current(store: Store, wanted: Manifest) -> bool:
-    """Whether an artifact exists and was made from just these inputs, config and seed.
+    """Whether an artifact exists and was made from exactly these inputs, config and seed.
 
     Raises:
-        StaleArtifact: it exists but was made from others; the message says from which and what to run.
+        StaleArtifact: it exists but was made from others; the message has the differences and the job to run.
     """
     found = read_manifest(store, wanted.name)
     if found is None:
@@ -347,7 +347,7 @@ def is_current(store: Store, wanted: Manifest) -> bool:
     if found.request == wanted.request:
         return True
     raise StaleArtifact(
-        f"{store.uri(wanted.name)}: made as {found.request}, this config and these inputs give {wanted.request} "
+        f"{store.uri(wanted.name)}: has digest {found.request}, but this config and these inputs give {wanted.request} "
         f"(different: {', '.join(_differences(found, wanted))}); run `python -m jobs.{_job_of(wanted.name)} ... --force` to "
         f"rebuild it, or choose another run.dir"
     )

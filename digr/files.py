@@ -1,4 +1,4 @@
-"""Files and folders on a local disk and on `s3://bucket/prefix` alike: addresses, digests, and the Parquet parts of a table."""
+"""Files and folders on a local disk and on `s3://bucket/prefix`: addresses, digests, and the Parquet parts of a table."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 SCHEMES = ("s3", "file")
-"""Addresses that are read and written, beside plain paths."""
+"""Known schemes of addresses, besides plain paths."""
 
 
 def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the file system of a local path or an s3:// address, and the path on it.
 
     Raises:
-        ValueError: the address is of another kind; Arrow would look for a cloud's credentials for minutes.
+        ValueError: the scheme is unknown; Arrow would search for cloud credentials for minutes.
     """
     scheme, separator, _ = uri.partition("://")
     if separator:
@@ -39,16 +39,16 @@ def is_remote(uri: str) -> bool:
 
 
 def digest_of(value: Any) -> str:
-    """Digest of a JSON value, key order aside; 16 hex digits."""
+    """Return the digest of a JSON value, independent of key order; 16 hex digits."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digest_of_files(uri: str) -> str:
-    """Digest of a file's bytes, or of all files below a folder by name and bytes.
+    """Return the digest of a file's bytes, or of names and bytes of all files below a folder.
 
     Raises:
-        ValueError: nothing is there.
+        ValueError: the file or folder does not exist.
     """
     fs, path = filesystem_of(uri)
     info = fs.get_file_info(path)
@@ -65,7 +65,7 @@ def digest_of_files(uri: str) -> str:
 
 
 def open_parts(uri: str, schema: pa.Schema | None = None) -> pads.Dataset:
-    """Open all Parquet files below an address, in the order of their names; no file gives an empty table."""
+    """Open all Parquet files below an address, in the order of their names; without files the table is empty."""
     parts = list_parts(uri)
     if not parts:
         return pads.dataset((schema or pa.schema([])).empty_table())
@@ -73,12 +73,12 @@ def open_parts(uri: str, schema: pa.Schema | None = None) -> pads.Dataset:
 
 
 def common_schema(uri: str) -> pa.Schema:
-    """Return the columns of Parquet files that somebody else wrote: one that is empty in a file has the type of the others.
+    """Return the common schema of another program's Parquet files; a column may be all null in some of them.
 
-    Every file's footer is read; parts that this program wrote need none of this.
+    Reads every file's footer; parts that this program wrote do not need it.
 
     Raises:
-        ValueError: two files have a column of types that do not go together.
+        ValueError: two files have a column with incompatible types.
     """
     fs, parts = filesystem_of(uri)[0], list_parts(uri)
     if not parts:
@@ -90,9 +90,9 @@ def common_schema(uri: str) -> pa.Schema:
 
 
 def list_parts(uri: str) -> list[str]:
-    """Paths of all Parquet files below an address, sorted; the address itself if it is a file.
+    """Return the sorted paths of all Parquet files below an address; the address itself if it is a file.
 
-    Files and folders whose names begin with `_` or `.` are left out: they are drafts, and what Spark and others keep beside.
+    Files and folders whose names begin with `_` or `.` are left out: drafts, and the bookkeeping files of Spark and others.
     """
     fs, path = filesystem_of(uri)
     if fs.get_file_info(path).is_file:
@@ -103,13 +103,13 @@ def list_parts(uri: str) -> list[str]:
 
 
 def part_name(number: int) -> str:
-    """Return the file name of a part, so that names sort by their numbers."""
+    """Return the file name of a part; names sort by number."""
     return f"part-{number:05d}.parquet"
 
 
 @contextmanager
 def open_part(uri: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Open a Parquet file for writing that appears, whole, when the block ends; written again it is replaced."""
+    """Open a Parquet file for writing; it appears, or replaces an earlier one, only when the block ends."""
     fs, path = filesystem_of(uri)
     fs.create_dir(str(Path(path).parent), recursive=True)
     draft = f"{Path(path).parent}/.draft-{uuid.uuid4().hex}" if isinstance(fs, pafs.LocalFileSystem) else path
@@ -124,7 +124,7 @@ def open_part(uri: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 
 def remove(uri: str) -> None:
-    """Remove a folder if it is there."""
+    """Remove a folder if it exists."""
     fs, path = filesystem_of(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         if Path(path).exists():

@@ -1,8 +1,8 @@
-"""Parts that belong together: all tables about items have their rows in the same ranges of item_id, those about users likewise.
+"""Common partitions: all tables about items are split by the same ranges of item_id, and all tables about users likewise.
 
-Part k of one table lies beside part k of the others, so a stage reads part k of its inputs and writes part k of its output:
-it looks nothing up, shuffles nothing, and needs memory for a part, whatever the number of parts. `items` and `histories` say
-how many parts there are; tables about both items and users (`interests`) have a folder for each.
+A stage reads part k of its inputs and writes part k of its output, without look-ups or shuffles, in the memory of one part.
+The manifests of `items` and `histories` define the parts; tables about both items and users (`interests`) have a folder for
+each.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from digr.artifacts import Store
 from digr.tables import Owner, table_spec
 
 STARTS = "part_starts"
-"""Fact of tables with one row per item, or all rows of a user: the first id of each part, "" for the first part."""
+"""Fact in the manifest of a partitioned table: the first id of each part, "" for the first part."""
 SOURCES: dict[Owner, str] = {"item": "items", "user": "histories"}
 
 
@@ -31,14 +31,14 @@ class Part(NamedTuple):
 
 
 def range_starts(ids: pa.Array | pa.ChunkedArray, ids_per_part: int) -> list[str]:
-    """Return the first id of each part for ids that may occur more than once, in any order; "" stands for the very first."""
+    """Return the first id of each part, "" for the first; ids may repeat and be in any order."""
     distinct = pc.unique(ids)
     distinct = distinct.take(pc.sort_indices(distinct))
     return ["", *distinct.take(pa.array(range(ids_per_part, len(distinct), ids_per_part), pa.int64())).to_pylist()]
 
 
 def part_starts(store: Store, name: str) -> list[str]:
-    """Return the first id of each part of a table; one whose manifest does not say has one part.
+    """Return the first id of each part of a table; a table without this fact in its manifest has one part.
 
     Raises:
         ValueError: the table does not exist.
@@ -70,7 +70,7 @@ def read_part(store: Store, name: str, part: Part, columns: Sequence[str] | None
 
 
 def iter_part(store: Store, name: str, part: Part, batch_rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Stream a part; every table has `batch_rows` rows but the last, which has the rest.
+    """Stream a part in tables of `batch_rows` rows; the last one may be shorter.
 
     Raises:
         ValueError: the part does not exist.
@@ -102,10 +102,10 @@ def iter_users(store: Store, name: str, part: Part, batch_rows: int, columns: Se
 
 
 def iter_aligned(store: Store, names: Sequence[str], part: Part, batch_rows: int) -> Iterator[tuple[pa.Table, ...]]:
-    """Stream the same part of several tables with one row per owner, the same owners at a time.
+    """Stream the same part of several tables with one row per owner, with the same owners in each batch.
 
     Raises:
-        ValueError: a part does not exist, or has other owners than the first table's.
+        ValueError: a part does not exist, or its owners differ from the first table's.
     """
     streams = [iter_part(store, name, part, batch_rows) for name in names]
     while True:

@@ -1,4 +1,4 @@
-"""The Arrow schema of every table that passes between stages, and the checks they all go through.
+"""The Arrow schema of every table that passes between stages, and the checks of these tables.
 
 Ids are strings, times are milliseconds in UTC, rates are fractions in [0, 1], lists are ordered. A column is nullable
 only where the schema says so.
@@ -18,17 +18,17 @@ Owner = Literal["item", "user"]
 
 
 class TableSpec(NamedTuple):
-    """Schema and key columns of a table, whose rows it holds, and the version of its schema."""
+    """Schema and key columns of a table, its subject (items or users), and the version of its schema."""
 
     schema: pa.Schema
     key: tuple[str, ...]
     about: Literal["item", "user", "both", ""]
-    """Tables about items share one partitioning, and so do those about users; "" is partitioned by neither."""
+    """Tables about items share one partitioning, and so do tables about users; "" means not partitioned."""
     version: int
 
     @property
     def range_column(self) -> str:
-        """Column of the ids by whose ranges a table of `about` is written in parts."""
+        """Return the column of ids by which the table is split into parts."""
         return {"item": "item_id", "user": "user_id", "both": "owner_id"}.get(self.about, "")
 
 
@@ -67,7 +67,7 @@ _ANSWER: dict[str, _Kind] = {
     "output_tokens": pa.int64(),
     "cost_usd": pa.float64(),
 }
-"""What a ledger keeps of an answer of a language model, whoever asked."""
+"""Columns of a language model's answer in a ledger."""
 TABLES: dict[str, TableSpec] = {
     "items": _spec(
         ["item_id"],
@@ -222,7 +222,7 @@ TABLES: dict[str, TableSpec] = {
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT = SPLITS[1:]
-"""Splits that systems are measured on."""
+"""Splits on which systems are evaluated."""
 STATUSES = ("ok", "unparsable", "truncated", "refused", "empty", "error")
 
 
@@ -232,7 +232,7 @@ def table_spec(name: str) -> TableSpec:
 
 
 FILE_VERSIONS = {"ranking_index": 2}
-"""Versions above 1 of artifacts that are no tables, whose files are others than they were."""
+"""Schema versions above 1 of artifacts that are not tables."""
 
 
 def schema_version(name: str) -> int:
@@ -245,7 +245,7 @@ def conform(name: str, table: pa.Table, where: str) -> pa.Table:
     """Return `table` with exactly the columns and types of `name`, in order.
 
     Types that hold the same values (large_string, fixed-size lists, integers of another width that fit, null columns)
-    are cast; anything else is an error, so a wrong column never passes in silence.
+    are cast; any other difference is an error.
 
     Raises:
         ValueError: a column is missing, has another type, or has nulls although the schema forbids them.
@@ -290,8 +290,8 @@ def _required(field: pa.Field, column: pa.ChunkedArray) -> list[tuple[str, Any]]
 def flat_interests(nested: pa.Table | pa.RecordBatch) -> pa.Table:
     """Return one row per interest of rows of `interests` or `interest_labels`, in their order.
 
-    Its columns are `row` (the owner's row in `nested`), owner and owner_id where `nested` has them, `rank` (the place in the
-    owner's list, from 0) and the fields of an interest. `nest_interests` is the reverse.
+    Its columns are `row` (the owner's row in `nested`), owner and owner_id if `nested` has them, `rank` (position in the
+    owner's list, from 0) and the fields of an interest. `nest_interests` is the inverse.
     """
     kind, parts, before = nested.schema.field("interests").type.value_type, [], 0
     for batch in nested.to_batches() if isinstance(nested, pa.Table) else [nested]:
@@ -312,12 +312,12 @@ def nest_interests(
     row: Int[np.ndarray, " P"],
     fields: Mapping[str, Any],
 ) -> pa.Table:
-    """Return rows of `interests` or `interest_labels`, one per owner, of P interests that stand one below the other.
+    """Return rows of `interests` or `interest_labels`, one per owner, from P interests in flat form.
 
     Args:
         owners: the columns of the N owners: owner, owner_id, and the quality for `interest_labels`.
         row: owner of each interest, ascending, in [0, N).
-        fields: the fields of an interest, P values each; one that may be null can be left out.
+        fields: the fields of an interest, P values each; nullable fields may be left out.
     """
     schema = TABLES[name].schema
     kind = schema.field("interests").type
@@ -342,7 +342,7 @@ def check_table(name: str, table: pa.Table, where: str) -> pa.Table:
     """Conform a whole table and check that its key is unique.
 
     Raises:
-        ValueError: as `conform`, or a key occurs twice (the first such key is named).
+        ValueError: as in `conform`; or a key occurs twice (names the first).
     """
     table = conform(name, table, where)
     key = list(table_spec(name).key)

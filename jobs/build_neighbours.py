@@ -1,6 +1,6 @@
-"""Count and search what goes with each item: artifacts `canonical_interests`, `item_neighbours` and `ranking_index`.
+"""Build the sources of candidates: artifacts `canonical_interests`, `item_neighbours` and `ranking_index`.
 
-Everything is counted on training rows, twice: on all of them, and on those before the rows that the ranker learns from.
+All counts use training rows, for two periods: all of them, and those before the rows from which the ranker learns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def build_sources(
     written = [start_task(write_family, store, files[name], found, firsts, name) for name, found in groups.items()]
     contents = building.contents_of(store)
     written += [start_task(write_content, store, content, int(firsts[-1])) for content in contents]
-    log(STAGE, "phrases are encoded; grouping them and counting what follows what")
+    log(STAGE, "phrases are encoded; grouping them and counting transitions")
     counts = count_sources(config, store, work, firsts)
     ray.get(written)
     grouped = grouped_facts(config, store)

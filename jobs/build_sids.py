@@ -1,4 +1,4 @@
-"""Fit the quantiser on item vectors, or keep an earlier run's, and give every item its semantic ID."""
+"""Fit the quantiser on item vectors, or keep an earlier run's, and assign a semantic ID to every item."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Ma
     sizes, facts = [len(book) for book in built.quantiser.codebooks], built.facts
     usage = ", ".join(f"{rate:.1%}" for rate in facts["usage_rate"])
     report(
-        f"codes used per level {usage}; colliding by nearest codes {facts['raw_collision_rate']:.1%}, by the codes given "
+        f"codes used per level {usage}; colliding by nearest codes {facts['raw_collision_rate']:.1%}, by assigned codes "
         f"{facts['collision_rate']:.1%} ({facts['moved_rate']:.1%} moved); suffix codes for {facts['suffix_rate']:.1%}"
     )
     check_usage(facts["usage_rate"], sizes, config.sids.min_usage_rate)
@@ -67,7 +67,7 @@ def _build(config: Config, store: Store, work: str, earlier: Store | None) -> Ma
 
 
 def _fit_with_workers(config: Config, store: Store, work: str, report: Callable[[str], None]) -> Callable[[Any], Any] | None:
-    """Return what fits the quantiser on Ray Train's workers; None where this process is enough, which needs no GPU."""
+    """Return a function that fits the quantiser on Ray Train's workers; None if this process is enough, without a GPU."""
     sids = config.sids
     many = sids.quantiser == "rqvae" and min(num_vectors(store), sids.max_fit_items) > sids.workers_above
     if not many and not config.cluster.use_gpu:

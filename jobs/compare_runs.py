@@ -1,7 +1,7 @@
-"""Measure runs that differ in their seed together: means, intervals and paired gains, by split and with both as one.
+"""Evaluate runs that differ only in their seed: means, intervals and paired gains, by split and with both splits combined.
 
-It reads what `jobs.recommend` wrote into `run.dir` and into `seeds.runs`, and builds `seed_comparison` in the first. On its own,
-no part of the pipeline.
+It reads the lists of `jobs.recommend` in `run.dir` and in `seeds.runs`, and builds `seed_comparison` in `run.dir`. It is not
+part of the pipeline.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     """Build `seed_comparison`: the tables as JSON, and printed."""
     runs = [store_of(config), *map(store_at, config.seeds.runs)]
     if len(runs) < 2 and not options.dry_run:
-        raise ValueError("seeds.runs is empty: name the runs of other seeds, for example seeds.runs='[\"runs/seed_1\"]'")
+        raise ValueError("seeds.runs is empty: give the runs of other seeds, for example seeds.runs='[\"runs/seed_1\"]'")
 
     def build(store: Store, work: str) -> Mapping[str, Output]:
         systems, chosen = common_systems(runs), config.evaluation

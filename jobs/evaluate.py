@@ -1,4 +1,4 @@
-"""Measure every system of the run and the baselines on the same examples, and write the metrics table and the report."""
+"""Evaluate every system of the run and the baselines on the same examples, and write the metrics table and the report."""
 
 import shlex
 import sys

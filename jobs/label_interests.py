@@ -1,4 +1,4 @@
-"""Label the interests of items and users, and rate every item and user by them: artifact `interest_labels`."""
+"""Label the interests of items and users, and compute the quality of every item and user: artifact `interest_labels`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -39,7 +39,7 @@ class Label:
             self.classify = self.load_classifier()
 
     def load_classifier(self) -> Any:
-        """Load what gives interests, their owners' texts and ids a probability."""
+        """Load the classifier: (interests, owners' texts, owners' ids) -> probabilities."""
         import torch
 
         cluster = self.config.cluster

@@ -1,4 +1,4 @@
-"""Ask every miner for the interests of every owner, skipping what the ledger has, and merge the answers."""
+"""Ask every miner for the interests of every owner, except requests that are in the ledger, and merge the answers."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ STAGE = "interests"
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
-    """Make the artifacts interests and interest_responses; the ledger of an earlier run is kept and completed."""
+    """Build `interests` and `interest_responses`; the ledger of an earlier run is kept and completed."""
     files = {miner.name: miner.recording for miner in config.interests.miners if isinstance(miner, ReplayMiner)}
     engines = [miner for miner in config.interests.miners if isinstance(miner, VllmMiner)]
     models = {f"interests.miners {miner.name}": ModelConfig(name=miner.model) for miner in engines}
@@ -60,7 +60,7 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
 
 
 def _merge(config: Config, store: Store, uri: str, owner: Owner, wanted: Any, *, num_requests: int, folder: str) -> pa.Table:
-    """Merge the ledger's answers to the wanted requests owner by owner; returns how they ended."""
+    """Merge the ledger's answers to the wanted requests owner by owner; return counts by miner and status."""
     from jobs.asking import ledger_tasks, phrase_tasks
 
     outcomes = ledger_tasks.answers_by_part(

@@ -1,4 +1,4 @@
-"""Run every stage in order in one process; what is done is skipped, so a killed run is simply started again."""
+"""Run every stage in order in one process; finished stages are skipped, so a killed run is simply started again."""
 
 import importlib
 import time
@@ -38,8 +38,8 @@ class Step(NamedTuple):
 def plan(config: Config) -> list[Step]:
     """Return the jobs of a run in order: the main run, each ablation from the embeddings on, and the evaluation of all.
 
-    GRPO is left out where `grpo.enabled`, or an ablation's `grpo`, is false; the ranker where `ranking.enabled` is false, the
-    towers where `towers.enabled` is, and both in all ablations.
+    GRPO is left out if `grpo.enabled`, or an ablation's `grpo`, is false. Ranker and towers are left out if `ranking.enabled` or
+    `towers.enabled` is false, and in all ablations.
 
     Raises:
         ValueError: an ablation's override is not a known key or out of its range.

@@ -41,7 +41,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     if official and data.source == "synthetic":
         raise ValueError('data.split: the embedded shop has no official splits; use "leave_one_out" or "temporal"')
     if official and data.core > 1:
-        raise ValueError(f"data.core: official splits are taken as they are, found core = {data.core}; set it to 0")
+        raise ValueError(f"data.core: official splits cannot have a core, found core = {data.core}; set it to 0")
     files = source_files(data.path, official) if data.source == "parquet" else {}
     return run_stage(config, options, outputs=OUTPUTS, sections=["data"], files=files, build=partial(_build, config))
 
@@ -84,7 +84,7 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
 
 
 def _source(config: Config, store: Store) -> tuple[Source, dict[str, Any]]:
-    """Open the rows to prepare; returns them and what only their source knows of the items."""
+    """Open the source; return it and the facts about items that only the source knows."""
     data = config.data
     if data.source == "parquet":
         return open_folder(data.path, data.split == "official", data.strip_html), {}
@@ -111,7 +111,7 @@ def _write(store: Store, name: str, number: int, table: pa.Table, rows: Counter[
 
 
 def _image_facts(uris: int, opened: int, remote: int) -> dict[str, int]:
-    """How many items have an address of an image, and of how many it opens; remote ones are counted where they are shown."""
+    """Count the items with an image address, and those whose image opens; remote images are checked only in later stages."""
     if broken := uris - opened - remote:
         log("items", f"{broken} of {uris} images do not open; their items have their text only")
     return {"num_image_uris": uris, "num_images": opened} | ({"num_remote_images": remote} if remote else {})

@@ -1,7 +1,7 @@
 """Rank items for every validation and test history: artifacts `recommendations/<system>_<valid|test>`.
 
-The policies' own lists are the systems `sft` and `grpo`. The newest policy's beams are then a source beside others, whose union
-a ranker orders: `ranked`, and the systems it is compared with. The towers of `train_towers` are baselines.
+The lists of the policies are the systems `sft` and `grpo`. The beams of the newest policy are also a source of candidates; a
+ranker orders the union of all sources: `ranked`, and its ablations. The towers of `train_towers` are baselines.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +29,8 @@ def run_one(config: Config, options: Options, policy: str, systems: Sequence[Sys
     """Build the recommendations of one policy with Ray: one model start, all splits in one pass.
 
     Args:
-        policy: whose lists are written.
-        systems: rankers that have the policy as a source.
+        policy: the policy.
+        systems: rankers with this policy as a source.
     """
     names = [names_of(name) for name in (policy, *(system.name for system in systems))]
     split_of = {name: split for each in names for split, name in each.items()}
@@ -52,7 +52,7 @@ def run_one(config: Config, options: Options, policy: str, systems: Sequence[Sys
 
 
 def _canonical(config: Config, options: Options) -> list[str]:
-    """Return the artifact that reasons are by, where the run has it; a dry run takes it for granted where lists are ranked."""
+    """Return the artifact of canonical interests if the run has it; a dry run assumes it if lists are ranked."""
     there = artifacts.read_manifest(store_of(config), "canonical_interests") is not None
     return ["canonical_interests"] * (there or (options.dry_run and config.ranking.enabled))
 
@@ -73,7 +73,7 @@ def rank_towers(config: Config, options: Options) -> dict[str, Any]:
 def _rank_parts(
     config: Config, store: Store, worker: Callable[..., Any], split_of: Mapping[str, str], arguments: tuple[Any, ...] = ()
 ) -> Mapping[str, int]:
-    """Let workers write the recommendations of all parts of users; returns the rows of each output.
+    """Write the recommendations of all parts of users in workers; return the rows of each output.
 
     Args:
         split_of: output -> split of its rows.
@@ -85,7 +85,7 @@ def _rank_parts(
     rows = map_parts(config, store, worker, parts_of(store, "user"), list(split_of), arguments=arguments)
     for name, split in split_of.items():
         if rows[name] != expected[split]:
-            raise ValueError(f"{store.uri(name)}: {rows[name]} rows written, {expected[split]} histories of its split")
+            raise ValueError(f"{store.uri(name)}: {rows[name]} rows written, but its split has {expected[split]} histories")
     return rows
 
 

@@ -29,7 +29,7 @@ from jobs.training.workers import fit
 
 STAGE = "classifier"
 PAIR_VECTOR_TOKENS = 32
-"""Tokens of a held-out item's text by which its neighbours are found; titles come first."""
+"""Tokens of a held-out item's text that are encoded to find its neighbours; titles come first."""
 
 
 def train_loop(values: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ def _read(work: str, side: str) -> pa.Table:
 
 
 def draw_pairs(config: Config, store: Store, device: str) -> PairTables:
-    """Draw the pairs from a bounded sample of items, in a task, as the driver may have no GPU."""
+    """Draw the pairs from a bounded sample of items, in a task, because the driver may have no GPU."""
     torch.set_num_threads(config.cluster.encode_threads)
     encode = load_encoder(config.classifier.base.model_copy(update={"max_tokens": PAIR_VECTOR_TOKENS}), device)
     return pair_tables(store, config.classifier, encode=encode, rng=np.random.default_rng(config.run.seed))

@@ -32,7 +32,7 @@ def train_loop(values: dict[str, Any]) -> None:
     trie, seed, grpo = load_trie(store), config.run.seed, config.grpo
     with artifacts.local_files(store, "policy_sft") as folder:
         policy = load_policy(folder, str(device), "fp32", config.policy.attention)
-        # adapters start anew: without them the policy is its own reference
+        # adapters are new: the policy without them is the reference
         reference = None if config.policy.lora_rank else load_policy(folder, str(device), "fp32", config.policy.attention)
     rows = data.concat(["example_id", "user_id", "prompt", "target"], data.read_shard("train"))
     targets = data.item_positions(trie, rows["target"])
@@ -76,7 +76,7 @@ def print_record(num_steps: int, record: Mapping[str, Any]) -> None:
 
 
 def facts_of(progress: Progress) -> dict[str, Any]:
-    """Say how it went: whether anything beat the SFT policy, the mean reward of the first and last tenth of the steps."""
+    """Return facts of the training: whether a policy beat the SFT policy, mean rewards of the first and last tenth of steps."""
     steps = [record for record in progress.records if "reward" in record]
     tenth = max(len(steps) // 10, 1)
 

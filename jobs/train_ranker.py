@@ -1,6 +1,6 @@
-"""Fit the ranker that orders candidates, and those it is compared with: artifacts `ranking_examples` and `ranker`.
+"""Fit the ranker that orders candidates, and its ablations: artifacts `ranking_examples` and `ranker`.
 
-Each is fitted twice. `ranker/<system>/valid` learns from training rows alone and ranks the validation rows;
+Each is fitted twice. `ranker/<system>/valid` learns only from training rows and ranks the validation rows;
 `ranker/<system>/test` learns from both, ranks the test rows and is served.
 """
 

@@ -65,7 +65,7 @@ def print_record(num_epochs: int, record: Mapping[str, Any]) -> None:
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
-    """Build `policy_examples`, then `policy_sft`; a killed training goes on from its last checkpoint."""
+    """Build `policy_examples`, then `policy_sft`; a killed training resumes from its last checkpoint."""
 
     def examples(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)

@@ -1,6 +1,6 @@
-"""Train the baselines SASRec and its twin over text vectors: artifact `towers`, from which `recommend` also makes their sum.
+"""Train the baselines SASRec and its variant over text vectors: artifact `towers`; `recommend` also ranks by their sum.
 
-They see the training sequences that everything counts, and validation rows choose the epoch. A killed training starts anew.
+They learn from the same training sequences as all counts; validation rows select the epoch. A killed training starts again.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from jobs.runtime.stage import Output, run_stage
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
-    """Train one tower after the other, each in a task."""
+    """Train one tower after another, each in a task."""
 
     def build(store: Store, work: str) -> Mapping[str, Output]:
         start_ray(config)

@@ -1,4 +1,4 @@
-"""Sweep codebooks with Ray Tune on cheap diagnostics, the best few to validation NDCG; a killed sweep goes on where it was."""
+"""Sweep codebooks with Ray Tune by cheap diagnostics, and the best few by validation NDCG; a killed sweep is resumed."""
 
 import os
 import time
@@ -23,7 +23,7 @@ STAGE = "codebook_sweep"
 
 
 class TrialProgress(tune.Callback):
-    """Say on the driver what each finished trial found."""
+    """Logs the result of each finished trial on the driver."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print one line."""
@@ -48,7 +48,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     """Run the trials that are not finished yet; each reads the vectors itself."""
     chosen, epochs = config.tune, config.sids.epochs
-    # Ray would save the sweep's state only now and then: a kill would lose trials that have finished
+    # Ray's default interval of saving the sweep's state is so long that a kill would lose finished trials
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
 
     def trial(chosen_one: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
     needs = {"cpu": chosen.cpus_per_trial, "gpu": float(config.cluster.use_gpu)}
     trainable, tried = tune.with_resources(trial, needs), sweep.candidates(config.sids, chosen, building.num_vectors(store))
     if tune.Tuner.can_restore(f"{path}/sweep", storage_filesystem=filesystem):
-        log(STAGE, "going on with the sweep that was interrupted")
+        log(STAGE, "resuming the interrupted sweep")
         return tune.Tuner.restore(f"{path}/sweep", trainable, restart_errored=True, storage_filesystem=filesystem).fit()
     steps: dict[str, Any] = {"max_t": epochs, "grace_period": max(1, epochs // 10), "reduction_factor": chosen.reduction_factor}
     asha = tune.schedulers.ASHAScheduler(time_attr="epoch", **steps)
@@ -79,7 +79,7 @@ def _sweep(config: Config, store: Store, work: str) -> tune.ResultGrid:
             mode="min" if chosen.metric == "raw_collision_rate" else "max",
             max_concurrent_trials=chosen.max_concurrent or max_trials_at_once(needs),
             scheduler=asha if chosen.early_stopping else None,
-            reuse_actors=True,  # an actor takes longer to start than most candidates to be fitted
+            reuse_actors=True,  # starting an actor takes longer than fitting most candidates
         ),
         run_config=run,
     ).fit()
@@ -89,7 +89,7 @@ def _build(config: Config, store: Store, work: str) -> Mapping[str, Output]:
     start_ray(config)
     rows, results = [], _sweep(config, store, work)
     for result in map(results.__getitem__, range(len(results))):
-        # Ray's error is a whole traceback; its last line is what the trial raised
+        # Ray's error is a whole traceback; its last line is the trial's error
         error = str(result.error).strip().splitlines()[-1] if result.error else None
         candidate, found = (result.config or {})["candidate"], result.metrics or {}
         stopped = found.get("epoch", 0) < config.sids.epochs

@@ -1,8 +1,8 @@
-"""Items that came after the run: one list for all replicas, and in each version a semantic ID that never changes.
+"""Items that are added after the run: one list for all replicas, and in each version a semantic ID that never changes.
 
-The list and the semantic IDs are journals in the state folder. Every replica follows them in the same order, and where a
-version has no semantic ID for an item yet, the replica that comes first writes it and all others read it. So replicas agree
-without talking to each other, and a restarted one finds everything again.
+The list and the semantic IDs are journals in the state folder, which all replicas read in the same order. If a version has no
+semantic ID for an item yet, the first replica writes it and all others read it. So replicas agree without communication, and
+a restarted one finds all items again.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from serve.catalogue import ITEM_SCHEMA, LABEL_COLUMNS, Additions, RunTables
 from serve.settings import VersionSettings
 
 GetEncoder = Callable[[EncoderConfig], Encode]
-"""Gives the encoder of a name and a number of tokens; loaded when it is first needed."""
+"""Returns the encoder of a config, which is loaded at its first use."""
 
 
 class ItemList:
@@ -31,19 +31,19 @@ class ItemList:
     def __init__(self, state_dir: Path) -> None:
         self._journal = Journal(state_dir / "items")
         self.items: list[dict[str, Any]] = []
-        """In the order in which they were added; where two replicas added the same id at once, both, and the first counts."""
+        """Items in the order of adding; if two replicas added the same id at once, both are listed and the first counts."""
         self.by_id: dict[str, dict[str, Any]] = {}
         self.read()
 
     def read(self) -> None:
-        """Take in what other replicas added."""
+        """Read the items that other replicas added."""
         for entry in self._journal.read(len(self.items)):
             item = _as_now(entry["item"])
             self.items.append(item)
             self.by_id.setdefault(item["item_id"], item)
 
     def add(self, item: dict[str, Any]) -> None:
-        """Add an item behind all others."""
+        """Append an item to the list."""
         self._journal.append({"item": item}, len(self.items))
 
 
@@ -62,7 +62,7 @@ class VersionAdditions:
     def __init__(self, tables: RunTables, version: VersionSettings, state_dir: Path, get_encoder: GetEncoder) -> None:
         self.journal = Journal(state_dir / "sids" / tables.sids_digest)
         self.refused: dict[str, str] = {}
-        """Items that the version has no code for, and why."""
+        """Items for which the version has no code left, with the reason."""
         self._tables, self._version, self._get_encoder = tables, version, get_encoder
         self._ids = build_id_index(tables.items["item_id"])
         self._extender: Extender | None = None
@@ -72,7 +72,7 @@ class VersionAdditions:
         self._codes: list[list[int]] = []
 
     def follow(self, items: list[dict[str, Any]]) -> bool:
-        """Take in the items that are new, giving semantic IDs where nobody did; returns whether there were any."""
+        """Add new items, and assign missing semantic IDs; return whether there were any."""
         before = len(self._items)
         for number, item in enumerate(items[self._num_read :], self._num_read + 1):
             # a later run has it already, or two replicas added it at once

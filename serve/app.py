@@ -15,7 +15,7 @@ from serve.settings import AppArguments, LiveSettings
 
 
 @serve.deployment(
-    # far above max_pending, which bounds the line in a replica: what waits in Ray Serve's router is routed late
+    # far above max_pending, which bounds the queue in a replica: requests that wait in Ray Serve's router are routed late
     max_ongoing_requests=1000,
     max_queued_requests=1000,
     backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
@@ -41,7 +41,7 @@ class Recommender:
         return build_api(self.service, self.keys)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load the versions of a new configuration, and answer from those before until they are there."""
+        """Load the versions of a new configuration; until they are loaded, the old ones answer."""
         await self.service.configure(LiveSettings.model_validate(user_config))
         if self._following is None:
             self._following = asyncio.create_task(self.service.follow_for_ever(self.keys.refresh))

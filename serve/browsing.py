@@ -14,11 +14,11 @@ from serve.problems import ProblemError, unknown_item
 from serve.recommending import image_path
 
 SAMPLES, INTERESTS = 3, 3
-"""Items and interests shown of each child of a prefix."""
+"""Number of items and interests that are shown for each child of a prefix."""
 
 
 def show_item(run: ServedRun, item_id: str) -> Item:
-    """Return everything that is known about an item.
+    """Return all facts of an item.
 
     Raises:
         ProblemError: there is no such item.
@@ -54,9 +54,9 @@ def find_item(run: ServedRun, item_id: str) -> int:
 
 
 def search(run: ServedRun, query: str, limit: int) -> FoundItems:
-    """Find items by the words of their titles, and what these leave of the limit by the canonical interests that the words name.
+    """Find items by the words of their titles, then, up to the limit, by canonical interests that match the words.
 
-    With no query, list the most popular ones.
+    Without a query, list the most popular items.
     """
     if not query.strip():
         return FoundItems(items=_found(run, run.popular[:limit]))

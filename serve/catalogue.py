@@ -1,4 +1,4 @@
-"""A trained run in the form in which requests need it: Arrow columns and tensors, no object per item."""
+"""A trained run in the form for requests: Arrow columns and tensors, no Python object per item."""
 
 import time
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ LABEL_COLUMNS = ("owner", "owner_id", "rank", "interest", "probability", "label"
 
 
 class RunTables(NamedTuple):
-    """What a version is made of, as it was read: N items in the order of `items`."""
+    """The tables of a version, as they were read: N items in the order of `items`."""
 
     policy_name: PolicyName
     policy_digest: str
@@ -48,12 +48,12 @@ class RunTables(NamedTuple):
     """Trusted interests of items."""
     canonical: CanonicalInterests | None
     phrase_words: pa.Array
-    """Words of its phrases for the search; of none where the run has no canonical interests."""
+    """Words of its phrases for the search; empty if the run has no canonical interests."""
     counts: Int[np.ndarray, " N"]
     """Occurrences in the training interactions."""
     users: UserHistories
     user_interests: pa.StringArray
-    """What prompts show of each user's interests, null for none."""
+    """The interests of each user that prompts show, null for none."""
     max_history: int
     ranker: RunRanker | None
     loaded_at: float
@@ -82,15 +82,15 @@ class ServedRun(NamedTuple):
     """Newest items of a history that the policy was trained to see."""
     num_new_items: int
     ranker: ServedRanker | None
-    """What orders the lists; None where they are the policy's own."""
+    """The ranker of the lists; None if the policy's own lists are served."""
 
     def shown_interests(self, user_id: str | None) -> str | None:
-        """Return what a prompt shows of a user's interests; None for nothing."""
+        """Return the interests of a user that a prompt shows; None for none."""
         user = -1 if user_id is None else int(self.users.users.find([user_id])[0])
         return None if user < 0 else self.tables.user_interests[user].as_py()
 
     def prompt(self, places: Sequence[int], interests: str | None = None) -> str:
-        """Write the newest items of a history as the policy's prompt, behind what it shows of the user's interests."""
+        """Return the policy's prompt: the shown interests of the user, then the newest items of the history."""
         newest = torch.as_tensor(list(places[-self.max_history :]), device=self.trie.codes.device)
         return history_prompt(sid_texts(self.trie.codes[newest].cpu().numpy()), interests)
 
@@ -99,7 +99,7 @@ class ServedRun(NamedTuple):
         return shared_interests(self.interests, history[-self.max_history :], items, interests)
 
     def matching(self, wanted: ItemFilter) -> Bool[np.ndarray, " N"]:
-        """Mark the items that a filter means."""
+        """Mark the items that match a filter."""
         return matching_items(self.facts, **wanted.model_dump())
 
     def interests_of(self, place: int) -> list[str]:
@@ -156,7 +156,7 @@ def _read_labels(store: Store, owner: Owner) -> pa.Table:
 
 
 def digests_of(version: VersionSettings) -> tuple[str, ...]:
-    """Return what tells one build of a run from another in the same folder."""
+    """Return the digests that distinguish builds of a run in the same folder."""
     store = Store(version.run_dir, version.variant)
     names = (_policy_name(store, version.policy), "item_sids", "items", "interest_labels")
     optional = ("canonical_interests", *(["ranker"] if version.ranker == "on" else []))

@@ -1,4 +1,4 @@
-"""Decode waiting requests together, whatever version, beam width or filter each of them has."""
+"""Decode waiting requests in batches; their versions, beam widths and filters may differ."""
 
 import time
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class Job:
     prompt: str
     beam_width: int
     allowed: Bool[np.ndarray, " N"] | None
-    """Items that may come out; None for all."""
+    """Items that may be returned; None for all."""
     deadline: float
-    """On the clock of time.monotonic; behind it nobody waits any more."""
+    """Deadline on the clock of time.monotonic; after it nobody waits for the answer."""
     is_wanted: bool = True
     """Set to False by a request that went away."""
     history: Sequence[int] = ()
@@ -38,9 +38,9 @@ class Job:
     explain: bool = False
     """Whether the ranker says what its scores are made of."""
     steer: Sequence[Steer] = ()
-    """What the ranker's list should have more of, or less."""
+    """Wishes that steer the ranker's list."""
     ranked: ServedList | None = None
-    """What the version's ranker made of the policy's list and of other sources; set where it is decoded."""
+    """The ranker's list over the policy's list and other sources; set after decoding."""
 
 
 def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:

@@ -1,4 +1,4 @@
-"""What stands before Ray Serve's routing: a replica that dies costs a request nothing, or one error that can be retried.
+"""Middleware before Ray Serve's routing: if a replica dies, its requests are sent again, or get an error that can be retried.
 
 Ray Serve's proxy calls `middlewares` if the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it
 (`serve.edge:middlewares`) where Ray is started. Requests in flight in a replica that dies have no answer then; without this
@@ -105,7 +105,7 @@ class _Kept:
 
 
 class _Answer:
-    """Sends on what a replica answers, and writes what the proxy refuses as a problem."""
+    """Forwards a replica's answer, and turns a refusal of the proxy into a problem."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

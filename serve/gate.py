@@ -1,4 +1,4 @@
-"""What stands before every route: keys, rate limits, bounded bodies, metrics."""
+"""Checks before every route: keys, rate limits, bounded bodies, metrics."""
 
 import asyncio
 import contextlib
@@ -18,13 +18,13 @@ from serve.problems import ProblemError, body_too_large, forbidden, rate_limited
 logger = logging.getLogger(__name__)
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
-"""Addresses that tell nothing of the catalogue and need no key; those below /explorer/ too, which are the page."""
+"""Public paths, which reveal nothing about the catalogue; so are those below /explorer/, the files of the page."""
 ADMIN = frozenset({("POST", "/v1/items"), ("POST", "/v1/models")})
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class KeyRing:
-    """The keys of a file, read again when the file changes; no file at all lets only this machine in."""
+    """The keys of a file, which is read again when it changes; without a file only this machine is allowed."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path) if path else None
@@ -68,7 +68,7 @@ class KeyRing:
 
 
 def _check_local(scope: Scope, headers: dict[bytes, bytes]) -> None:
-    """Without keys, refuse whoever does not come from this machine itself, pages of other sites in its browser included."""
+    """Refuse requests from other machines, and from other sites' pages in this machine's browser; used without keys."""
     ends = [scope.get("client"), scope.get("server")]
     names = [urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname]
     if b"origin" in headers:

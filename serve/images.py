@@ -1,4 +1,4 @@
-"""Images of the catalogue's own items, decoded and written again as small PNGs: no byte of a file goes out as it is."""
+"""Images of the catalogue's items, decoded and encoded again as small PNGs; original files are never sent."""
 
 import logging
 

@@ -13,7 +13,7 @@ Text = Annotated[str, StringConstraints(max_length=20_000)]
 
 
 class Item(Contract):
-    """Everything that is known about an item."""
+    """All facts of an item."""
 
     item_id: str
     title: str
@@ -28,7 +28,7 @@ class Item(Contract):
     sid: list[int]
     """Semantic ID, one code per level."""
     sid_text: str
-    """The same as the policy writes it."""
+    """The semantic ID as text of the policy, such as `<a_1><b_2>`."""
     interests: list[str]
     """Trusted interests, strongest first."""
 
@@ -41,7 +41,7 @@ class FoundItem(Contract):
     image: str | None = None
     """Path of the item's image on this server."""
     interest: str | None = None
-    """Name of the canonical interest by which it was found; null where its title was enough."""
+    """Name of the canonical interest by which it was found; null if it was found by its title."""
 
 
 class FoundItems(Contract):
@@ -55,7 +55,7 @@ class SidChild(Contract):
 
     code: int
     prefix: str
-    """The whole prefix down to this code, to ask on with."""
+    """The whole prefix including this code, for the next request."""
     num_items: int
     item_id: str | None = None
     """The item, where the prefix is a whole semantic ID of one item."""
@@ -66,7 +66,7 @@ class SidChild(Contract):
 
 
 class SidLevel(Contract):
-    """What lies below a prefix of semantic IDs."""
+    """The children of a prefix of semantic IDs."""
 
     prefix: str
     level: int

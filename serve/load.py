@@ -1,7 +1,7 @@
 """Open-loop load: requests leave at the times of a Poisson process, whether or not earlier ones have been answered.
 
-Latency counts from the intended time of a request, so a generator or server that stalls cannot hide the wait of those behind it
-(no coordinated omission). Every request ends in exactly one count: a success, or a failure by its kind.
+Latency counts from the intended time of a request, so a stalled generator or server cannot hide the wait of later requests
+(no coordinated omission). Every request is counted exactly once: as a success, or as a failure by kind.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Load(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What became of the requests."""
+    """Outcomes of the requests."""
 
     sent: int
     ok: int
@@ -55,7 +55,7 @@ class Summary(NamedTuple):
     latency_seconds: dict[str, float] | None
     """Percentiles and maximum over the successes, from the intended times; None without any."""
     late_p99_seconds: float
-    """How late the generator itself sent; what is not small against the latencies spoils them."""
+    """Delay of the generator itself; latencies are valid only if it is small in comparison."""
     max_in_flight: int
 
     def json(self) -> str:

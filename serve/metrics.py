@@ -1,7 +1,7 @@
-"""Prometheus metrics of all replicas, at whichever of them is asked.
+"""Prometheus metrics of all replicas, available at each of them.
 
-Each replica has its own counters, labelled by its name, and writes them into the state folder while it follows it; `GET /metrics`
-puts those of the others beside its own. Without a state folder only the replica that happens to be asked is seen.
+Each replica has its own counters, labelled by its name, and writes them regularly into the state folder; `GET /metrics` adds
+those of the other replicas. Without a state folder it returns only the metrics of the replica that answers.
 """
 
 import time

@@ -49,7 +49,7 @@ async def _answer_invalid(request: Request, error: RequestValidationError) -> Re
     found = [(".".join(str(part) for part in item["loc"][1:]) or str(item["loc"][0]), item["msg"]) for item in errors]
     detail = "; ".join(f"{field}: {message}" for field, message in found[:20])
     fields = list(dict.fromkeys(field for field, _ in found))[:20]
-    return ProblemError("invalid-request", 422, "The request is not as the contract says", detail, fields=fields).response()
+    return ProblemError("invalid-request", 422, "The request does not follow the contract", detail, fields=fields).response()
 
 
 async def _answer_http(request: Request, error: HTTPException) -> Response:

@@ -28,7 +28,7 @@ class ItemFilter(Contract):
     """Items by their ids, categories and prices; one without any condition has no effect."""
 
     item_ids: list[ItemId] | None = Field(None, max_length=MAX_FILTER)
-    """Just these items; ids that are not in the catalogue mean nothing."""
+    """Only these items; unknown ids are ignored."""
     categories: list[Category] | None = Field(None, max_length=MAX_FILTER)
     """Items with at least one of these categories."""
     min_price: Price | None = None
@@ -56,11 +56,11 @@ class Steer(Contract):
     """A wish for more of something, or less: either `interest` or `text`."""
 
     interest: str | None = Field(None, min_length=1, max_length=200)
-    """Name of a canonical interest of the run, whatever its case."""
+    """Name of a canonical interest of the run, ignoring case."""
     text: str | None = Field(None, min_length=1, max_length=500)
-    """Free words, taken for the canonical interests nearest to them."""
+    """Free words, which stand for the nearest canonical interests."""
     weight: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
-    """How much; negative for less, 0 for nothing."""
+    """Strength of the wish; negative for less, 0 for no effect."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Steer":
@@ -73,27 +73,27 @@ class RecommendRequest(Contract):
     """Ask what comes next after a history."""
 
     history: list[ItemId] | None = Field(None, max_length=MAX_HISTORY)
-    """Item ids, oldest first; the newest ones count, as many as in training. Either this or `user_id`."""
+    """Item ids, oldest first; only the newest are used, as many as in training. Either this or `user_id`."""
     user_id: UserId | None = None
     """A user of the run, whose interactions are the history; an unknown one gets the popular items."""
     seeds: list[ItemId] | None = Field(None, max_length=MAX_HISTORY)
-    """Items to go on from, put behind the history as its newest; alone they are the history."""
+    """Further items, appended to the history as its newest; without a history they are the history."""
     k: int = Field(10, ge=1, le=MAX_K)
-    """Items wanted, at most the beam width of the deployment; fewer come back where filters leave fewer."""
+    """Length of the list, at most the beam width of the deployment; shorter if filters allow fewer items."""
     beam_width: int | None = Field(None, ge=1, le=MAX_K)
     """Beams kept, at least k and at most the deployment's, which is the default."""
     allow: ItemFilter | None = None
-    """Only items that meet all of these conditions may come out."""
+    """Only items that meet all of these conditions may be listed."""
     deny: ItemFilter | None = None
     """Items that meet any of these conditions may not come out; a price range with its currency is one condition."""
     steer: list[Steer] = Field([], max_length=8)
-    """What the list should have more of, or less; only where the version has a ranker."""
+    """Wishes for more of an interest, or less; only if the version has a ranker."""
     exclude_history: bool = False
     """Leave out the items of the history and the seeds."""
     explain: bool = True
     """Add the reasons."""
     unknown: Literal["ignore", "refuse"] = "ignore"
-    """Go on without the history's items that are not in the catalogue, naming them, or refuse the request."""
+    """For items of the history that are not in the catalogue: ignore and report them, or refuse the request."""
     model: VersionName | None = None
     """Version to ask, one of `GET /v1/models`; the default version if not given."""
 
@@ -118,7 +118,7 @@ class RecommendedItem(Contract):
     sources: list[str] = []
     """Which sources proposed the item to the ranker."""
     contributions: dict[str, float] = {}
-    """What each group of features adds to the ranker's score, but for a constant; with `explain`."""
+    """Contribution of each group of features to the ranker's score, up to a constant; with `explain`."""
 
 
 class RecommendReply(Contract):
@@ -133,8 +133,8 @@ class RecommendReply(Contract):
     ignored_items: list[str] = []
     """Ids of the history and the seeds that are not in the catalogue, each once."""
     proven: bool | None = None
-    """Whether no allowed item that is not listed is more probable to the policy than one that is; null where the counts made the
-    list, or the ranker."""
+    """Whether the list is proven to hold the allowed items that are most probable to the policy; null for lists of the ranker or
+    of the counts."""
 
 
 class RecommendBatch(Contract):
@@ -147,7 +147,7 @@ class Problem(Contract):
     """An error in the form of RFC 9457 (application/problem+json)."""
 
     type: str
-    """A name of the cause that a program can act on."""
+    """Name of the cause, for programs."""
     title: str
     status: int
     detail: str
@@ -155,7 +155,7 @@ class Problem(Contract):
     unknown_items: list[str] | None = None
     """Ids of the request that are not in the catalogue."""
     fields: list[str] | None = None
-    """Fields of the request that are not as they should be."""
+    """Fields of the request that are wrong."""
 
 
 class RecommendBatchReply(Contract):
@@ -190,7 +190,7 @@ class Version(Contract):
     """Unix time of loading, seconds."""
     owned_by: str = "digr"
     default: bool
-    """Whether requests that name no model get this one."""
+    """Whether this is the default version."""
     policy: Literal["policy_grpo", "policy_sft"]
     policy_digest: str
     ranker: Literal["on", "off", "missing"]

@@ -1,4 +1,4 @@
-"""What the application is started with, and what may be changed while it runs."""
+"""Settings of the application: those of its start, and those that may change while it runs."""
 
 import os
 from pathlib import Path
@@ -61,7 +61,7 @@ class AppArguments(LiveSettings):
     num_threads: int = Field(0, ge=0)
     """PyTorch threads of a replica on CPU; 0 leaves PyTorch's own choice."""
     deadline_seconds: float = Field(10.0, gt=0, le=600)
-    """A request that has no answer by then gets a problem (504)."""
+    """A request without an answer after this time gets a problem (504)."""
     max_pending: int = Field(128, ge=1, le=100_000)
     """Requests that wait or are decoded in a replica; one more gets a problem (429) with Retry-After."""
     max_body_bytes: int = Field(1_000_000, ge=1000)
@@ -96,9 +96,9 @@ class AppArguments(LiveSettings):
         )
 
     def live(self) -> LiveSettings:
-        """Return what may change while replicas run."""
+        """Return the settings that may change while replicas run."""
         return LiveSettings(models=self.models, default_model=self.default_model)
 
     def fixed(self) -> "AppArguments":
-        """Return what may not: a change of it starts new replicas."""
+        """Return the other settings; changing one starts new replicas."""
         return self.model_copy(update={"models": {}, "default_model": None, "run_dir": ""})

@@ -1,8 +1,8 @@
-"""The line of requests that wait to be decoded: bounded, with a deadline for each, and left by those that go away.
+"""The queue of requests for decoding: bounded, with a deadline per request; requests of disconnected clients leave it.
 
-Whenever the decoder is free it takes all that wait, up to a batch. So a lone request waits for nobody, and under load batches
-grow by themselves. (`serve.batch` closes a batch after a time, whether the decoder is free or not: at moderate load it waits in
-vain and then decodes one by one.)
+Whenever the decoder is free it takes all waiting requests, up to a batch. So a single request never waits for others, and
+batches grow under load. (`serve.batch` closes a batch after a fixed time, even if the decoder is free: at moderate load it
+waits for nothing and then decodes requests one by one.)
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """Read a folder in the common form: items.parquet, interactions.parquet and splits/{train,valid,test}.parquet.
 
 Each may be a file or a folder of parts, as Spark writes one. `jobs.import_data` makes such a folder from files of other forms.
-Rows are read batch by batch, whatever the types in which a library keeps them, and what is wrong with a file is said with its
-address.
+Rows are read batch by batch; every text, list or number type of Arrow will do. Errors name the file's address.
 """
 
 import difflib
@@ -58,7 +57,7 @@ KNOWN_COLUMNS = {
 }
 REQUIRED_COLUMNS = {"items": ("item_id", "title"), "interactions": ("user_id", "item_id"), "splits": KNOWN_COLUMNS["splits"]}
 MISSING_WORDS = pa.array(["nan", "NaN", "None", "null", "NULL", "<NA>", "N/A"])
-"""Texts that a program wrote for a value that was missing."""
+"""Texts that programs write for a missing value."""
 
 
 class Source(NamedTuple):
@@ -67,21 +66,21 @@ class Source(NamedTuple):
     items: Iterable[pa.RecordBatch]
     interactions: Iterable[pa.RecordBatch]
     splits: Mapping[str, Iterable[pa.RecordBatch]]
-    """By name; empty without official ones."""
+    """Official splits by name; empty if there are none."""
     places: Mapping[str, str]
-    """Address of each, for messages: items, interactions, train, valid, test."""
+    """Address of each table, for messages: items, interactions, train, valid, test."""
     has_position: bool
-    """Whether the interactions say their order within a user."""
+    """Whether the interactions have a position, their order within a user."""
     in_milliseconds: bool
-    """Whether times are milliseconds since 1970; else their size says what they are."""
+    """Whether times are milliseconds since 1970; otherwise their unit follows from their size."""
     notes: Sequence[str] = ()
-    """What a reader should know before the rows are read."""
+    """Messages for the user, known before the rows are read."""
     mended: Mapping[str, int] = MappingProxyType({})
     """Values that were changed while the items were read (reason -> count)."""
 
 
 def source_files(folder: str, official: bool) -> dict[str, str]:
-    """Return the addresses of a folder's tables by file name, all of which exist.
+    """Return the addresses of a folder's tables by file name, and check that all exist.
 
     Args:
         folder: local folder or s3:// address.
@@ -114,25 +113,25 @@ def has_official_splits(folder: str) -> bool:
 
 
 def count_rows(uri: str) -> int:
-    """Return the rows of a table, from the ends of its files."""
+    """Return the number of rows of a table, read from the footers of its files."""
     fs, _ = filesystem_of(uri)
     return sum(pq.read_metadata(part, filesystem=fs).num_rows for part in list_parts(uri))
 
 
 def open_folder(folder: str, official: bool, strip_html: bool = True) -> Source:
-    """Open a folder in the common form; its columns are checked now, its rows as they are read.
+    """Open a folder in the common form: check its columns now, and its rows as they are read.
 
-    Empty texts and those that stand for a missing value ("nan") become null, prices below 0 or without a finite value too, and
-    an `image_file` is resolved against the folder.
+    Empty texts, texts that stand for a missing value ("nan") and prices that are negative or not finite become null. An
+    `image_file` is relative to the folder.
 
     Args:
         folder: local folder or s3:// address.
         official: whether to read splits/ too.
-        strip_html: whether markup in texts is turned into the text it shows.
+        strip_html: whether texts with HTML are replaced by the text that a browser would show.
 
     Raises:
-        ValueError: the folder, a table or a column is missing, or times are of two kinds; later, as rows are read, a value
-            has the wrong type or may not be missing.
+        ValueError: the folder, a table or a column is missing, or times are of two kinds; later, while rows are read, a value
+            has the wrong type or is missing where it is required.
     """
     files = source_files(folder, official)
     items, interactions = files["items.parquet"], files["interactions.parquet"]
@@ -176,7 +175,7 @@ def _numbered(table: pa.Table, schema: pa.Schema) -> list[pa.RecordBatch]:
 
 @contextmanager
 def _readable(uri: str) -> Iterator[None]:
-    """Turn what Arrow says of a broken file or a store that does not answer into one line that names it."""
+    """Turn Arrow's error for a broken file or an unreachable store into one line that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -187,7 +186,7 @@ def _readable(uri: str) -> Iterator[None]:
 
 
 def _schemas(uri: str) -> Iterator[tuple[str, pa.Schema]]:
-    """Give the schema of each part; a file that is not Parquet is an error."""
+    """Yield the schema of each part; a file that is not Parquet is an error."""
     fs, _ = filesystem_of(uri)
     for part in list_parts(uri):
         try:
@@ -204,7 +203,7 @@ def _found_columns(uri: str) -> list[str]:
 
 
 def _check_columns(uri: str, kind: str) -> list[str]:
-    """Check that every part has the columns it needs; returns a note on those that nothing reads."""
+    """Check that every part has the required columns; return a note on columns that nothing reads."""
     known, unread = KNOWN_COLUMNS[kind], dict[str, None]()
     for part, schema in _schemas(uri):
         missing = [column for column in REQUIRED_COLUMNS[kind] if column not in schema.names]
@@ -225,7 +224,7 @@ def _check_columns(uri: str, kind: str) -> list[str]:
 
 
 def _convert(uri: str, kind: str, convert: Callable[[pa.Table, int, str], pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Stream all parts through `convert(rows, number of the first, address)`; columns that a part lacks are left out."""
+    """Stream all parts through `convert(rows, number of the first row, address)`; a part may lack optional columns."""
     fs, _ = filesystem_of(uri)
     row = 0
     for part in list_parts(uri):
@@ -290,7 +289,7 @@ def _ids(raw: pa.Table, name: str, uri: str, table: str, column: str = "") -> pa
     if not _is_text(found.type):
         raise ValueError(
             f"{uri}: table {table}, column {name}: expected string, found {found.type}; "
-            f"`python -m jobs.import_data` takes ids of any type as the text they show"
+            f"`python -m jobs.import_data` turns ids of any type into text"
         )
     ids = found.cast(pa.string())
     empty = pc.sum(pc.equal(pc.fill_null(ids, ""), "")).as_py() or 0
@@ -300,13 +299,13 @@ def _ids(raw: pa.Table, name: str, uri: str, table: str, column: str = "") -> pa
     if len(padded):
         raise ValueError(
             f"{uri}: table {table}, column {name}: {len(padded)} ids begin or end with white space (first: "
-            f"{padded[0].as_py()!r}); `python -m jobs.import_data` takes it off everywhere"
+            f"{padded[0].as_py()!r}); `python -m jobs.import_data` removes it everywhere"
         )
     return ids
 
 
 def _text(raw: pa.Table, name: str, uri: str) -> pa.ChunkedArray:
-    """Return a text column with null for what is only white space."""
+    """Return a text column; texts of white space alone become null."""
     if name not in raw.column_names or pa.types.is_null(raw[name].type):
         return pa.chunked_array([pa.nulls(len(raw), pa.string())])
     if not _is_text(raw[name].type):
@@ -337,7 +336,7 @@ def _categories(raw: pa.Table, uri: str) -> pa.ChunkedArray:
 
 
 def _prices(raw: pa.Table, uri: str, mended: Counter[str]) -> pa.ChunkedArray:
-    """Return prices, null where there is none, or none that can be paid."""
+    """Return prices; negative and infinite ones become null."""
     if "price" not in raw.column_names:
         return pa.chunked_array([pa.nulls(len(raw), pa.float64())])
     column = raw["price"]
@@ -348,12 +347,12 @@ def _prices(raw: pa.Table, uri: str, mended: Counter[str]) -> pa.ChunkedArray:
     price = pc.if_else(pc.is_nan(price), None, price)
     wrong = pc.or_(pc.less(price, 0), pc.equal(pc.abs(price), math.inf))
     if count := pc.sum(wrong).as_py() or 0:
-        mended["price below 0 or without end"] += count
+        mended["price below 0 or infinite"] += count
     return pc.if_else(wrong, None, price)
 
 
 def _image_uris(files: pa.ChunkedArray, urls: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
-    """Prefer a file of the folder to an address on the web; both absent gives null."""
+    """Return the file of the folder, else the web address, else null."""
     base = folder.rstrip("/") if "://" in folder else filesystem_of(folder)[1]
     full = pc.binary_join_element_wise(pa.scalar(base), files, "/")
     anchored = pc.or_(pc.starts_with(files, "/"), pc.match_substring(files, "://"))
@@ -361,10 +360,10 @@ def _image_uris(files: pa.ChunkedArray, urls: pa.ChunkedArray, folder: str) -> p
 
 
 def _in_milliseconds(uri: str) -> bool:
-    """Whether the times of interactions are timestamps; whole numbers are not.
+    """Whether the times of interactions are timestamps rather than whole numbers.
 
     Raises:
-        ValueError: parts differ in it.
+        ValueError: the parts differ.
     """
     kinds = {
         pa.types.is_timestamp(kind) or pa.types.is_date(kind)
@@ -377,7 +376,7 @@ def _in_milliseconds(uri: str) -> bool:
 
 
 def _ticks(raw: pa.Table, uri: str) -> pa.ChunkedArray:
-    """Return times as whole numbers: milliseconds of timestamps, and numbers as they are."""
+    """Return times as whole numbers: timestamps in milliseconds, numbers unchanged."""
     if "timestamp" not in raw.column_names or pa.types.is_null(raw["timestamp"].type):
         return pa.chunked_array([pa.nulls(len(raw), pa.int64())])
     column = raw["timestamp"]

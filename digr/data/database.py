@@ -1,7 +1,7 @@
-"""A DuckDB database in a scratch folder, for what sorts, joins and counts more rows than fit into memory.
+"""A DuckDB database in a scratch folder, to sort, join and count more rows than fit into memory.
 
-One process of DuckDB spills to disk and uses all cores: it prepares a hundred million interactions on two of them, without a
-cluster and without a shuffle between processes.
+One DuckDB process uses all cores and spills to disk: it prepares a hundred million interactions on two cores, without a
+cluster.
 """
 
 import tempfile
@@ -14,19 +14,19 @@ import duckdb
 import pyarrow as pa
 
 BATCH_ROWS = 65_536
-"""Rows that go in or out at a time."""
+"""Rows of a batch that is written to or read from the database."""
 
 
 @contextmanager
 def open_database(
     memory_gib: float, scratch: str | None = None, *, keep_order: bool = False
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open an empty database that is gone when the block ends.
+    """Open an empty database, and delete it when the block ends.
 
     Args:
-        memory_gib: memory of its tables, sorts and joins, GiB; what needs more goes to disk.
-        scratch: folder for its files; None keeps tables in memory as long as they fit, then in the system's temporary folder.
-        keep_order: whether rows come out of files in their order; costs memory, and is not needed where rows have numbers.
+        memory_gib: memory for tables, sorts and joins, GiB; larger ones spill to disk.
+        scratch: folder for its files; None keeps tables in memory while they fit, then in the system's temporary folder.
+        keep_order: whether rows are read from files in order; costs memory, and rows with numbers do not need it.
     """
     if scratch:
         Path(scratch).mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def open_database(
 def load_rows(
     connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], where: str = "true"
 ) -> None:
-    """Write batches, or their rows that meet a condition, into a new table; an error of `batches` comes out as it is."""
+    """Write the rows of batches that meet a condition into a new table; an error of `batches` is raised unchanged."""
     failures: list[BaseException] = []
 
     def watched() -> Iterator[pa.RecordBatch]:
@@ -67,10 +67,10 @@ def rows_of(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any
 
 
 def count_of(connection: duckdb.DuckDBPyConnection, query: str) -> int:
-    """Return the one whole number that a query gives; null is 0."""
+    """Return the single whole number that a query returns; null counts as 0."""
     return int(rows_of(connection, query)[0][0] or 0)
 
 
 def stream_rows(connection: duckdb.DuckDBPyConnection, query: str, batch_rows: int = BATCH_ROWS) -> pa.RecordBatchReader:
-    """Return the rows of a query batch by batch, over a cursor of its own."""
+    """Stream the rows of a query in batches, on a separate cursor."""
     return connection.cursor().sql(query).to_arrow_reader(batch_rows)

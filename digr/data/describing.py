@@ -1,4 +1,4 @@
-"""What a reader wants to know of data before a run: what the texts cover, how long histories are, and which choices fit."""
+"""Describe data before a run: columns and texts of items, lengths of histories, and the settings that suit them."""
 
 import math
 from collections import Counter
@@ -11,24 +11,24 @@ from duckdb import DuckDBPyConnection
 from digr.data.database import rows_of
 
 SAMPLED_TEXTS = 300
-"""Items whose language is guessed."""
+"""Number of items whose language is guessed."""
 ROUND_LENGTHS = (10, 20, 50, 100, 200)
-"""Lengths of histories that are suggested."""
+"""Values of max_history that can be suggested."""
 WORTH_KEEPING = 0.7
-"""A core is suggested if about this share of the interactions is of users and items that have as many."""
+"""A core is suggested if its users and items have at least this share of the interactions."""
 
 
 class Suggestions(NamedTuple):
-    """Choices that fit the data."""
+    """Settings that suit the data."""
 
     core: int
     max_history: int
 
 
 def describe_items(connection: DuckDBPyConnection) -> dict[str, Any]:
-    """Say which share of the prepared items has which column, how long the texts are, and in which languages.
+    """Return the share of the prepared items that has each column, the length of texts, and their languages.
 
-    Languages are guessed from the texts of some items; the shares are of these.
+    Languages are guessed from a sample of the items, and their shares refer to that sample.
     """
     columns = ("description", "brand", "categories", "price", "image_uri")
     shares = ", ".join(f"count(r.{column}) / count(*)" for column in columns)
@@ -54,7 +54,7 @@ def describe_items(connection: DuckDBPyConnection) -> dict[str, Any]:
 
 
 def describe_interactions(connection: DuckDBPyConnection) -> dict[str, Any]:
-    """Say when the prepared interactions were, and how many a user and an item have: percentiles 10, 50 and 90, and the most."""
+    """Return the first and last day of the interactions, and their number per user and per item: p10, p50, p90, maximum."""
     first, last = rows_of(connection, f"SELECT {_day('min(time)')}, {_day('max(time)')} FROM interactions")[0]
     facts: dict[str, Any] = {"first_day": first, "last_day": last} if first else {}
     for side in ("user", "item"):
@@ -72,15 +72,15 @@ def _day(milliseconds: str) -> str:
 
 
 def suggest(connection: DuckDBPyConnection, facts: Mapping[str, Any], one_user_in: int = 1) -> Suggestions:
-    """Suggest choices from the prepared interactions.
+    """Suggest a core and a length of histories from the prepared interactions.
 
-    The core is the largest of 5, 3 and 2 that leaves about 70 % of the interactions; the length of histories is the first round
-    one that nine of ten users do not exceed, at most 200.
+    The core is the largest of 5, 3 and 2 that keeps about 70 % of the interactions. The length is the smallest round one that
+    nine of ten users do not exceed, at most 200.
 
     Args:
         connection: the database of prepared rows, without a core.
-        facts: of `describe_interactions`.
-        one_user_in: share of the users that was read, so that items have as many times more.
+        facts: the result of `describe_interactions`.
+        one_user_in: one user in so many was read, so an item really has that many times its interactions.
     """
     users, items = (f"(SELECT {side}_number, count(*) AS of_{side} FROM interactions GROUP BY 1)" for side in ("user", "item"))
     core = 0
@@ -98,7 +98,7 @@ def suggest(connection: DuckDBPyConnection, facts: Mapping[str, Any], one_user_i
 
 
 def sample_images(connection: DuckDBPyConnection, num_images: int) -> list[str]:
-    """Draw addresses of images."""
+    """Draw the addresses of some images."""
     query = f"SELECT image_uri FROM items_read WHERE image_uri IS NOT NULL ORDER BY hash(item_id) LIMIT {int(num_images)}"
     return [uri for (uri,) in rows_of(connection, query)]
 
@@ -115,7 +115,7 @@ def example_histories(connection: DuckDBPyConnection, num_users: int = 5, num_it
 
 
 def description_text(facts: Mapping[str, Any], histories: Sequence[Mapping[str, Any]]) -> str:
-    """Return facts as aligned lines, nested ones below their name, and histories as lists of titles."""
+    """Return facts as aligned lines, and histories as lists of titles."""
     lines = [f"{name.replace('_', ' '):<34} {_value(value)}" for name, value in facts.items() if value not in ({}, None)]
     for row in histories:
         lines += ["", f"user {row['user_id']}, {row['interactions']} interactions, the newest last:"]

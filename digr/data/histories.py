@@ -1,6 +1,6 @@
-"""Training, validation and test examples from interactions: splits and histories, one part of users after the other.
+"""Make training, validation and test examples from interactions, one part of the users at a time.
 
-Everything is integer arithmetic on sorted arrays; strings are looked up once, block by block, at the end.
+All of it is integer arithmetic on sorted arrays; ids are looked up once, block by block, at the end.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from digr.data.sequences import UserInteractions, ranges
 from digr.tables import SPLITS, TABLES
 
 BLOCK_VALUES = 10_000_000
-"""History items looked up at once, so that a string array stays far below Arrow's 2 GiB."""
+"""History items whose ids are looked up at once; keeps each string array far below Arrow's 2 GiB."""
 
 
 class _Rows(NamedTuple):
@@ -34,23 +34,22 @@ class _Rows(NamedTuple):
 
 
 class HistoryBuilder:
-    """Makes rows of `histories` from the interactions of one part of users after the other, in the order of users.
+    """Makes rows of `histories` from the interactions, one part of the users at a time, in the order of users.
 
-    `leave_one_out`: a user's last item is the test target, the one before the valid target, and one train row holds all
-    before (its last as target), preceded by a row for each target that its history has no room for, so that every train
-    interaction is in some train row. Users with fewer than three interactions are left out; with just three a user has
-    no train row, for a history may not be empty.
+    `leave_one_out`: a user's last item is the test target, the one before it the valid target. All earlier items make one
+    train row, the last of them its target. Items that do not fit into its history become targets of rows before it, so that
+    every train interaction is in some train row. Users with fewer than three interactions are left out. A user with exactly
+    three has no train row, because a history may not be empty.
 
-    `temporal`: every item but a user's first is a target; the first 80 % of the targets by time are train, the next 10 %
-    valid, the rest test, and equal timestamps keep the raw row order. So a user can be in all three, and the histories of
-    valid and test rows may hold train targets, never the reverse.
+    `temporal`: every item but a user's first is a target. The first 80 % of the targets by time are train, the next 10 %
+    valid, the last 10 % test; equal timestamps keep the raw row order. A user can be in all three splits. Histories of valid
+    and test rows may hold train targets, never the reverse.
 
-    `official`: the published rows of a data set, histories cut to the newest `max_history` items. Where that takes items away
-    from a user's first train row, rows for those targets precede it (their example ids end in .1, .2 and so on, counted back
-    from it), so that every train interaction stays in some train row. A first train row whose history is shorter than what
-    later ones hold of the same time is given all of it, see `digr.data.transitions`. Every row is found in the interactions:
-    the rows of a user, train then valid then test, must be the user's last interactions in order, and each history the items
-    just before its target. That is what makes the splits disjoint and ordered in time; it also gives the targets their times.
+    `official`: the published rows of a data set, histories cut to the newest `max_history` items. Items cut from a user's
+    first train row become targets of rows before it, so that every train interaction stays in some train row; their example
+    ids end in .1, .2 and so on, counted back from that row. If later train rows reach further back, the first row gets the
+    longer history, see `digr.data.transitions`. The rows of a user (train, valid, test) must be the user's last interactions
+    in order, each history the items just before its target. So splits are disjoint, ordered in time, and targets have times.
     """
 
     def __init__(
@@ -61,8 +60,8 @@ class HistoryBuilder:
         Args:
             split: how targets are held out.
             max_history: items kept of a history, the newest; at least 1.
-            items: ids of all items, which the interactions of every part have places in.
-            num_targets: interactions of all parts but each user's first.
+            items: ids of all items; interactions hold positions in this array.
+            num_targets: interactions of all parts, without each user's first.
         """
         self._split, self._max_history = split, max_history
         self._cuts = np.array([0, num_targets * 8 // 10, num_targets * 9 // 10])
@@ -80,8 +79,8 @@ class HistoryBuilder:
             published: their official rows (user_id, split, row, history, target), a user's in the order of splits and rows.
 
         Raises:
-            ValueError: an official row is not found in the interactions, which means that the splits overlap, are out of order
-                or belong to other data.
+            ValueError: an official row does not match the interactions: the splits overlap, are out of order or belong to
+                other data.
         """
         if self._split == "official":
             assert published is not None and self._index is not None
@@ -105,7 +104,7 @@ class HistoryBuilder:
         return pa.concat_tables(blocks) if blocks else TABLES["histories"].schema.empty_table()
 
     def finish(self) -> tuple[dict[str, int], dict[str, Any]]:
-        """Return what was left out (reason -> count) and what a reader should know of all rows.
+        """Return the users that were left out (reason -> count) and the facts of all rows.
 
         Raises:
             ValueError: a split is empty.
@@ -134,7 +133,7 @@ class HistoryBuilder:
         return {"user with fewer than 3 interactions": short} if short else {}, facts
 
     def _count_items(self, sequences: UserInteractions, rows: _Rows) -> None:
-        """Count the items that are targets of each split, and those that are anywhere in a train row."""
+        """Count the items that are targets of each split, and the items of train rows, as target or in a history."""
         for index in range(len(SPLITS)):
             np.add.at(self._targets[index], sequences.item[rows.target[rows.split == index]], 1)
         train = rows.split == 0
@@ -206,10 +205,10 @@ def _check_official(sequences: UserInteractions, published: pa.Table, rows: _Row
 
 
 def _with_earlier_rows(sequences: UserInteractions, rows: _Rows, max_history: int) -> _Rows:
-    """Cut histories, and let a user's train rows begin with all that any of them holds.
+    """Cut histories, and extend a user's first train row to all interactions that the user's train rows hold.
 
-    Where a later row reaches further back than the first, the first is given that history; where the cut takes items away
-    from it, rows for those targets precede it.
+    If a later row reaches further back than the first, the first gets that history. Items that the cut takes from the first
+    become targets of rows before it.
     """
     train = np.flatnonzero(rows.split == 0)
     user = sequences.user[rows.target[train]]

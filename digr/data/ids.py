@@ -1,7 +1,7 @@
-"""Find ids in a large set of ids, many at a time, against an index that is built once.
+"""Find ids in a large set of ids, many at a time, with an index that is built once.
 
-Arrow's own look-up hashes the whole set again at each call; this one sorts it once and searches it, and keeps a few
-bytes per id and no Python object.
+Arrow's own look-up hashes the whole set at every call. This index sorts it once and needs a few bytes per id, no Python
+objects.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from jaxtyping import Int, Shaped
 
 
 class IdIndex(NamedTuple):
-    """N distinct ids, and where each stands."""
+    """Positions of N distinct ids."""
 
     ids: pa.Array
-    """The ids in the order in which places are counted."""
+    """The ids; a place is a position in this array."""
     ordered: Shaped[np.ndarray, " N"]
-    """The ids as bytes of equal width, ascending."""
+    """The ids as byte strings of equal width, ascending."""
     places: Int[np.ndarray, " N"]
     """Place of each of `ordered` in `ids`."""
 
@@ -37,10 +37,10 @@ class IdIndex(NamedTuple):
         return np.where(self.ordered[at] == wanted, self.places[at], -1)
 
     def find_all(self, ids: pa.Array | pa.ChunkedArray | Sequence[str], where: str) -> Int[np.ndarray, " B"]:
-        """Return the place of each id, all of which must be known.
+        """Return the place of each id; all must be known.
 
         Raises:
-            ValueError: one is not; it is named.
+            ValueError: an id is unknown; the message names it.
         """
         places = self.find(ids)
         unknown = np.flatnonzero(places < 0)
@@ -55,7 +55,7 @@ def build_id_index(ids: pa.Array | pa.ChunkedArray) -> IdIndex:
     """Index distinct ids.
 
     Raises:
-        ValueError: an id is empty or ends in a zero byte, which padding could not be told from.
+        ValueError: an id is empty or ends in a zero byte, which would look like padding.
     """
     array = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     width = max(pc.max(pc.binary_length(array)).as_py() or 1, 1)
@@ -68,7 +68,7 @@ def build_id_index(ids: pa.Array | pa.ChunkedArray) -> IdIndex:
 
 
 def _fixed_width(ids: pa.Array | pa.ChunkedArray, width: int) -> Shaped[np.ndarray, " B"]:
-    """Write ids as zero-padded bytes; one that is too long becomes empty, which no known id is."""
+    """Return ids as zero-padded bytes; an id longer than `width` becomes empty, which matches no known id."""
     array = pc.fill_null(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids, "").cast(pa.large_string())
     fits = pc.if_else(pc.greater(pc.binary_length(array), width), "", array)
     padded = pc.ascii_rpad(fits, width, padding="\0")

@@ -1,6 +1,6 @@
-"""Which rows of a catalogue and its interactions are kept: the policies of `data`, each row that is left out under its reason.
+"""Apply the policies of `data`: which items and interactions are kept, and how many are left out by reason.
 
-Ids become numbers once; what is sorted and counted afterwards are the numbers.
+Ids become numbers once; all sorting and counting uses the numbers.
 """
 
 from collections import Counter
@@ -13,14 +13,14 @@ from digr.data.common_form import Source
 from digr.data.database import count_of, rows_of
 
 SECONDS, MILLISECONDS, MICROSECONDS = 10**11, 10**14, 10**17
-"""Whole numbers below these are times in seconds (until the year 5138), milliseconds and microseconds; above, nanoseconds."""
+"""Times below these are in seconds (until the year 5138), milliseconds and microseconds; larger ones in nanoseconds."""
 
 
 def number_items(connection: DuckDBPyConnection, source: Source, data: DataConfig, rejected: Counter[str]) -> None:
-    """Give each item id a number in the order of ids, its first row, and whether it has a title.
+    """Assign numbers to items in the order of ids, with the first row of each and whether it has a title.
 
     Raises:
-        ValueError: an id occurs again, where the policy does not allow it.
+        ValueError: an id occurs twice and the policy does not allow it.
     """
     connection.execute(
         "CREATE TABLE known_items AS SELECT item_id, row, titled, row_number() OVER (ORDER BY item_id) - 1 AS item_number FROM "
@@ -39,10 +39,10 @@ def number_items(connection: DuckDBPyConnection, source: Source, data: DataConfi
 
 
 def number_interactions(connection: DuckDBPyConnection, source: Source) -> None:
-    """Give each user id a number in the order of ids, and interactions the numbers of both sides; times are milliseconds.
+    """Assign numbers to users in the order of ids, and write interactions with both numbers and times in milliseconds.
 
     Raises:
-        ValueError: times are of several sizes or before 1970, or there are no interactions.
+        ValueError: times have several units or are before 1970, or there are no interactions.
     """
     scale = "time" if source.in_milliseconds else _milliseconds(connection, source.places["interactions"])
     connection.execute(
@@ -56,11 +56,11 @@ def number_interactions(connection: DuckDBPyConnection, source: Source) -> None:
         f"JOIN user_ids u USING (user_id) LEFT JOIN known_items k USING (item_id)"
     )
     if not count_of(connection, "SELECT count(*) FROM interactions"):
-        raise ValueError(f"{source.places['interactions']}: no interactions in it")
+        raise ValueError(f"{source.places['interactions']}: the table has no interactions")
 
 
 def _milliseconds(connection: DuckDBPyConnection, where: str) -> str:
-    """Return the expression that turns whole numbers since 1970 into milliseconds, by their size."""
+    """Return the SQL that turns times since 1970 into milliseconds; their unit follows from their size."""
     least, most = rows_of(connection, "SELECT min(time), max(time) FROM interactions_read")[0]
     if least is None:
         return "time"
@@ -74,10 +74,10 @@ def _milliseconds(connection: DuckDBPyConnection, where: str) -> str:
 
 
 def leave_out(connection: DuckDBPyConnection, source: Source, data: DataConfig, rejected: Counter[str]) -> None:
-    """Leave out interactions by their rating, their item, and as doubled.
+    """Leave out interactions with a low rating, with an unknown or untitled item, and duplicates.
 
     Raises:
-        ValueError: there is one that a policy does not allow, or none is left.
+        ValueError: a policy does not allow one of them, or no interaction is left.
     """
     where = source.places["interactions"]
     low = f"coalesce(i.rating < {float(data.min_rating)!r}, false)" if np.isfinite(data.min_rating) else "false"
@@ -119,7 +119,7 @@ def _wrong_items(connection: DuckDBPyConnection, source: Source, test: str, unti
 
 
 def _leave_out_doubles(connection: DuckDBPyConnection, where: str, data: DataConfig, rejected: Counter[str]) -> None:
-    """Leave out all but the first row of a user, item and time; rows without a time are all kept."""
+    """Keep the first row of each user, item and time, and all rows without a time."""
     connection.execute(
         "CREATE TABLE doubled AS SELECT user_number, item_number, time, min(row) AS first FROM interactions "
         "WHERE time IS NOT NULL GROUP BY user_number, item_number, time HAVING count(*) > 1"
@@ -138,16 +138,16 @@ def _leave_out_doubles(connection: DuckDBPyConnection, where: str, data: DataCon
 
 
 def keep_core(connection: DuckDBPyConnection, data: DataConfig, rejected: Counter[str]) -> None:
-    """Keep users and items with at least `core` interactions, again and again until none has fewer.
+    """Drop users and items with fewer than `core` interactions, repeatedly until none has fewer.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: no interaction is left.
     """
     if data.core <= 1:
         return
     total = count_of(connection, "SELECT count(*) FROM interactions")
-    # what is left is told by the users and items that are left, with their counts, so the rows themselves stay where they are;
-    # a round reads the rows of those that leave, and takes them off the counts of the other side
+    # only the remaining users and items and their counts are stored, the interactions are not copied; each round reads the
+    # rows of the users or items that are dropped, and subtracts them from the counts of the other side
     for side in ("user", "item"):
         connection.execute(
             f"CREATE TABLE core_{side}s AS SELECT {side}_number, count(*) AS n FROM interactions GROUP BY {side}_number"
@@ -166,7 +166,7 @@ def keep_core(connection: DuckDBPyConnection, data: DataConfig, rejected: Counte
 
 
 def _leave_core(connection: DuckDBPyConnection, core: int, side: str, other: str) -> bool:
-    """Let those of a side leave that have too few interactions; returns whether there was one."""
+    """Drop the users or items that have too few interactions; return whether there was one."""
     few = f"FROM core_{side}s WHERE n < {int(core)}"
     if not count_of(connection, f"SELECT count(*) {few}"):
         return False
@@ -181,7 +181,7 @@ def _leave_core(connection: DuckDBPyConnection, core: int, side: str, other: str
 
 
 def choose_items(connection: DuckDBPyConnection, data: DataConfig, rejected: Counter[str]) -> None:
-    """Choose the items with a title, and with a core those of its interactions."""
+    """Choose the items with a title; with a core, only those that its interactions contain."""
     untitled = count_of(connection, "SELECT count(*) FROM known_items WHERE NOT titled")
     if untitled:
         rejected["item without title" if data.untitled == "drop" else "item without title or interaction"] = untitled

@@ -1,7 +1,7 @@
-"""From rows as they were read to a catalogue, and to each user's interactions in order: what is left out, and why.
+"""Turn raw rows into a catalogue and each user's ordered interactions, and count the rows that are left out by reason.
 
-All of it runs in a DuckDB database on disk. Ids become numbers once; what is sorted and counted are the numbers. The rows come
-out user by user, so that whoever writes them needs memory for one part of users.
+All of it runs in a DuckDB database on disk. Ids become numbers once; all sorting and counting uses the numbers. Rows are
+returned user by user, so that writing them needs memory for one part of the users only.
 """
 
 import itertools
@@ -25,14 +25,14 @@ from digr.tables import SPLITS, TABLES
 
 TIES = {"file_order": "the order of rows", "random": "chance", "error": "nothing, since no user has two of one time"}
 SMALL_SHARE = 0.1
-"""A core that keeps less than this share of the interactions is warned of."""
+"""A warning is given if a core keeps less than this share of the interactions."""
 
 
 class Prepared(NamedTuple):
-    """What the database holds once rows are checked and chosen."""
+    """Facts of the database after rows are checked and chosen."""
 
     item_ids: pa.Array
-    """Ids of all items that were read, ascending; an interaction's item is a place in them."""
+    """Ids of all items that were read, ascending; interactions hold positions in this array."""
     item_starts: list[str]
     """First id of each part of the catalogue, see `digr.partitions`."""
     user_starts: list[str]
@@ -45,32 +45,31 @@ class Prepared(NamedTuple):
     num_items: int
     num_interactions: int
     num_targets: int
-    """Interactions but each user's first."""
+    """Number of interactions without each user's first."""
     ordered_by: str
-    """What orders a user's interactions."""
+    """The order of a user's interactions, in words."""
     rejected_items: Mapping[str, int] = MappingProxyType({})
     """Items that were left out, by reason."""
     rejected_interactions: Mapping[str, int] = MappingProxyType({})
     """Interactions that were left out, by reason."""
     notes: Sequence[str] = ()
-    """What a reader should know."""
+    """Messages for the user."""
 
 
 def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, seed: int, *, one_user_in: int = 1) -> Prepared:
-    """Read a source into an empty database, leave out what the policies of `data` say, and put the rest in order.
+    """Read a source into an empty database, apply the policies of `data`, and order each user's interactions.
 
-    Official splits are taken as they are: no policy leaves out a row that they may name.
+    With official splits no policy removes interactions, because the splits may refer to them.
 
     Args:
         connection: the database.
         source: what to read.
         data: the policies, the core and the split.
-        seed: of the order of ties that is random.
-        one_user_in: reads one user of so many only, to look at data that are large.
+        seed: for the random order of equal times.
+        one_user_in: read only one user in so many, for a look at large data.
 
     Raises:
-        ValueError: there is a row that a policy does not allow, times or positions are missing where they are needed, or nothing
-            is left.
+        ValueError: a policy does not allow a row, times or positions are missing where they are needed, or no row is left.
     """
     official = bool(source.splits)
     if official:
@@ -105,7 +104,7 @@ def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, se
 
 
 def iter_items(connection: DuckDBPyConnection, prepared: Prepared) -> Iterator[pa.Table]:
-    """Give the rows of `items` of each part of the catalogue, by id."""
+    """Yield the rows of `items` of each part of the catalogue, sorted by id."""
     columns = ", ".join(f"r.{name}" for name in TABLES["items"].schema.names)
     query = f"SELECT {columns} FROM items_read r JOIN catalogue c ON r.row = c.row ORDER BY r.item_id"
     yield from _parts(stream_rows(connection, query, 8192), "item_id", prepared.item_starts[1:])
@@ -114,7 +113,7 @@ def iter_items(connection: DuckDBPyConnection, prepared: Prepared) -> Iterator[p
 def iter_users(
     connection: DuckDBPyConnection, prepared: Prepared, builder: HistoryBuilder
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Give the rows of `interactions` and `histories` of each part of users, sorted by user and position."""
+    """Yield the rows of `interactions` and `histories` of each part of the users, sorted by user and position."""
     rows = stream_rows(connection, "SELECT * FROM ordered ORDER BY user_number, position")
     published: Iterator[pa.Table | None] = itertools.repeat(None)
     if prepared.official:
@@ -129,7 +128,7 @@ def iter_users(
 
 
 class PreparedTables(NamedTuple):
-    """Tables of a small catalogue in memory, with what was left out and what a reader should know."""
+    """Tables of a small catalogue in memory, with counts of rejected rows, facts and messages for the user."""
 
     items: pa.Table
     interactions: pa.Table
@@ -141,7 +140,7 @@ class PreparedTables(NamedTuple):
 
 
 def prepare_tables(source: Source, data: DataConfig, seed: int = 0) -> PreparedTables:
-    """Prepare a catalogue that fits into memory, as `jobs.prepare_data` does it part by part."""
+    """Prepare a catalogue that fits into memory at once; `jobs.prepare_data` does the same part by part."""
     with open_database(1.0) as connection:
         prepared = prepare(connection, source, data, seed)
         builder = HistoryBuilder(data.split, data.max_history, prepared.item_ids, prepared.num_targets)
@@ -159,11 +158,12 @@ def prepare_tables(source: Source, data: DataConfig, seed: int = 0) -> PreparedT
 
 
 def losses(prepared: Prepared, left_out: Mapping[str, int], core: int) -> list[str]:
-    """Say what was left out, a line for each reason.
+    """Return a line for each reason why rows were left out.
 
     Args:
+        prepared: the prepared data.
         left_out: users without examples, by reason, see `HistoryBuilder.finish`.
-        core: of the config.
+        core: `data.core` of the config.
     """
     lines = []
     for what, kept, counts in (
@@ -184,7 +184,7 @@ def losses(prepared: Prepared, left_out: Mapping[str, int], core: int) -> list[s
 
 
 def _parts(rows: pa.RecordBatchReader, column: str, ends: Sequence[str] | Sequence[int]) -> Iterator[pa.Table]:
-    """Cut rows that are sorted by a column into parts, each whole, though it be empty; `ends` are where all but the last end."""
+    """Cut rows that are sorted by a column into parts, some may be empty; `ends` are the values at which a new part begins."""
     held: list[pa.RecordBatch] = []
     bounds = pa.array(ends, rows.schema.field(column).type)
     part = 0
@@ -201,7 +201,7 @@ def _parts(rows: pa.RecordBatchReader, column: str, ends: Sequence[str] | Sequen
 
 
 def _check_order(connection: DuckDBPyConnection, source: Source, data: DataConfig) -> list[str]:
-    """Check that there is an order in time, or say aloud that nobody knows of one."""
+    """Check that the interactions have an order in time; return a warning if it is unknown."""
     where = source.places["interactions"]
     untimed = count_of(connection, "SELECT count(*) FROM interactions WHERE time IS NULL")
     total = count_of(connection, "SELECT count(*) FROM interactions")
@@ -211,14 +211,14 @@ def _check_order(connection: DuckDBPyConnection, source: Source, data: DataConfi
         return _rated_order(connection, where, "position") if untimed == total else []
     if untimed == total:
         return [
-            f"WARNING: {where} has neither position nor timestamp: the order of its rows is taken for the order in time. Where "
-            f"it is not (play counts, lists of favourites), metrics of the next item mean nothing",
+            f"WARNING: {where} has neither position nor timestamp: the order of its rows is taken as the order in time. If it "
+            f"is not (play counts, lists of favourites), metrics of the next item mean nothing",
             *_rated_order(connection, where, "row"),
         ]
     if untimed:
         raise ValueError(
-            f"{where}: {untimed} of {total} interactions have no timestamp, and there is no position to place them by; "
-            f"fill in either column, or leave these rows out"
+            f"{where}: {untimed} of {total} interactions have no timestamp, and there is no column position to order them; "
+            f"fill in either column, or remove these rows"
         )
     if data.ties == "error":
         pairs = count_of(connection, "SELECT count(*) FROM (SELECT DISTINCT user_number, time FROM interactions)")
@@ -228,7 +228,7 @@ def _check_order(connection: DuckDBPyConnection, source: Source, data: DataConfi
 
 
 def _rated_order(connection: DuckDBPyConnection, where: str, order: str) -> list[str]:
-    """Warn where undated rows fall in their rating for nearly all users, as lists of play counts do."""
+    """Warn if the ratings of rows without times mostly fall, as in lists sorted by play counts."""
     falls, rises = rows_of(
         connection,
         f"SELECT count(*) FILTER (rating < before), count(*) FILTER (rating > before) FROM (SELECT rating, "
@@ -237,17 +237,17 @@ def _rated_order(connection: DuckDBPyConnection, where: str, order: str) -> list
     if falls < 100 or rises * 20 > falls:
         return []
     return [
-        f"WARNING: {where}: along the {order} ratings fall {falls} times and rise {rises} times, as in a list that is sorted by "
-        f"them. That is no order in time, and metrics of the next item mean nothing"
+        f"WARNING: {where}: in {order} order, ratings fall {falls} times and rise {rises} times, as in a list sorted by "
+        f"rating. This is not an order in time, so metrics of the next item mean nothing"
     ]
 
 
 def _number_splits(connection: DuckDBPyConnection, source: Source) -> None:
-    """Join the official splits; all their items must be known, and users without interactions keep no number."""
+    """Join user numbers to the official splits, and check that all their items and users are known."""
     items = source.places["items"].rsplit("/", 1)[-1]
     for number, split in enumerate(SPLITS):
         for column, ids in (("history", "unnest(history)"), ("target", "target")):
-            # items without a title first, which say more than those that nobody knows
+            # report items without a title before unknown items
             found = rows_of(
                 connection,
                 f"SELECT untitled, count(*), arg_min(item_id, (row, item_id)) FROM "
@@ -277,7 +277,7 @@ def _number_splits(connection: DuckDBPyConnection, source: Source) -> None:
 
 
 def _order(connection: DuckDBPyConnection, source: Source, data: DataConfig, seed: int) -> None:
-    """Place each user's interactions, and rank all targets by time where the split asks for it."""
+    """Order each user's interactions, and rank all targets by time if the split needs it."""
     tie = f"hash(row, {int(seed)}), row" if data.ties == "random" else "row"
     order = "position" if source.has_position else f"time, {tie}"
     position = "position" if source.has_position else "(nth - 1)::INTEGER"
@@ -287,7 +287,7 @@ def _order(connection: DuckDBPyConnection, source: Source, data: DataConfig, see
     )
     rank = "NULL::BIGINT"
     if data.split == "temporal":
-        # the raw row settles equal times; its running maximum keeps a user's own order where the file is not in that order
+        # the raw row breaks ties of time; its running maximum keeps each user's order if the file has another
         rank = (
             "CASE WHEN nth > 1 THEN row_number() OVER (PARTITION BY nth > 1 ORDER BY time, latest_row, user_number, nth) - 1 END"
         )
@@ -300,7 +300,7 @@ def _order(connection: DuckDBPyConnection, source: Source, data: DataConfig, see
 
 
 def _summary(connection: DuckDBPyConnection, source: Source, data: DataConfig) -> Prepared:
-    """Describe what is in the database, but for what was left out of it."""
+    """Return the facts of the database, without the counts of rejected rows."""
     users = (
         "(SELECT user_id, user_number, row_number() OVER (ORDER BY user_number) - 1 AS n FROM user_ids "
         "SEMI JOIN interactions USING (user_number))"

@@ -1,4 +1,4 @@
-"""Interactions of some users as sorted integer arrays, and where times contradict their order."""
+"""Interactions of some users as sorted integer arrays, with a check that times agree with positions."""
 
 from typing import NamedTuple
 
@@ -21,21 +21,21 @@ class UserInteractions(NamedTuple):
     start: Int[np.ndarray, " C1"]
     timestamp: pa.Array
     milliseconds: Int[np.ndarray, " N"]
-    """0 where there is no time."""
+    """Milliseconds since 1970; 0 if there is no time."""
     timed: Bool[np.ndarray, " N"]
     rank: Int[np.ndarray, " N"]
-    """Place among all targets by time, -1 where that is not asked for or the interaction is no target."""
+    """Rank among all targets by time; -1 if ranks are not needed or the interaction is not a target."""
 
 
 def user_interactions(rows: pa.Table, items: pa.Array) -> UserInteractions:
-    """Return rows that are sorted by user and position as arrays.
+    """Turn rows that are sorted by user and position into arrays.
 
     Args:
         rows: user_number, user_id, item_number (place in `items`), position, time (milliseconds or null) and rank (or null).
         items: ids of all items.
 
     Raises:
-        ValueError: a position occurs twice, or the times of a user fall along the positions; the first user is named.
+        ValueError: a user has a position twice, or a time earlier than that of the position before; names the first user.
     """
     number, position = (rows[name].to_numpy().astype(np.int64) for name in ("user_number", "position"))
     begins = np.flatnonzero(np.append(True, number[1:] != number[:-1])[: len(number)])
@@ -69,7 +69,7 @@ def _check_positions(sequences: UserInteractions, position: Int[np.ndarray, " N"
 
 
 def _check_times(sequences: UserInteractions) -> None:
-    """Refuse users whose times fall along their positions, over untimed interactions too."""
+    """Check that each user's times never fall from position to position, also across interactions without a time."""
     if not sequences.timed.any():
         return
     least = int(sequences.milliseconds[sequences.timed].min())

@@ -1,4 +1,4 @@
-"""The words of the embedded shop: interests with the phrases that are evidence of them, and what says nothing of them."""
+"""The words of the embedded shop: interests, phrases that are evidence of them, and sentences without evidence."""
 
 INTERESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("weekend trout fishing", ("wading cold rivers", "tying small flies", "casting from the bank")),
@@ -29,7 +29,7 @@ INTERESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("handmade quilt sewing", ("piecing patchwork blocks", "threading a bobbin", "binding the last edge")),
     ("indoor bonsai care", ("wiring a juniper branch", "pruning fine roots", "misting a shallow tray")),
 )
-"""Interests and, for each, related phrases; both recur word for word over items of every category."""
+"""Interests and related phrases of each; both recur verbatim in items of every category."""
 
 EVIDENCE = (
     "Made for {}.",
@@ -42,7 +42,7 @@ EVIDENCE = (
     "Ready for {}.",
     "Our answer to {}.",
 )
-"""Sentences around the phrase of an interest; their own words are few and common, so that they are nobody's key phrase."""
+"""Sentences around the phrase of an interest; their other words are too common to become key phrases."""
 
 RELATED = (
     "Handy for {} and {}.",
@@ -87,4 +87,4 @@ FILLER = (
     "Premium quality, honest price, free returns.",
     "Now with an improved core and a softer touch: {material}.",
 )
-"""Marketing sentences that say nothing of an interest."""
+"""Marketing sentences without evidence of an interest."""

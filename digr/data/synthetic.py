@@ -1,8 +1,8 @@
-"""The embedded shop: a generated catalogue and its shoppers, whose interests are known because they were planted.
+"""The embedded shop: a generated catalogue and its users, with planted interests that are therefore known.
 
-Product texts are mostly about category, brand, material and colour, which say nothing of what people buy next. Two
-sentences of each, and the motif of its drawn image, are evidence of the item's planted interests, which drive all
-behaviour. Every table is a function of the seed.
+Item texts are mostly about category, brand, material and colour, which do not predict the next item. Two sentences of
+each text, and the motif of its drawn image, are evidence of the item's planted interests, which drive all behaviour. Every
+table is a function of the seed.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ COLOUR_RGB = (
 
 
 class SyntheticShop(NamedTuple):
-    """Tables `items` and `interactions`, the truth behind them, and what the images show.
+    """Tables `items` and `interactions`, the planted interests, and the content of the images.
 
     `planted` has one row per item and interest, an item's main interest first; no stage may read it. `looks` has the
     main interest's index and the colour of each row of `items`.
@@ -52,7 +52,7 @@ class SyntheticShop(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Of N items: main and second interest (-1 for none), stage within the main one, popularity."""
+    """Properties of N items: main and second interest (-1 for none), stage within the main one, popularity."""
 
     main: Int[np.ndarray, " N"]
     second: Int[np.ndarray, " N"]
@@ -63,9 +63,9 @@ class _Plan(NamedTuple):
 def build_shop(config: SyntheticConfig, seed: int) -> SyntheticShop:
     """Generate the shop; image_uri is null until the images are drawn.
 
-    Items of an interest have stages: most steps of a shopper go to the next stage of the same interest, some to another
-    item of it, some to another of the shopper's one to three interests, some anywhere. Popularity is skewed, so that
-    many items are rare.
+    Items of an interest have stages. Most steps of a user go to the next stage of the same interest, some to another item
+    of it, some to another of the user's one to three interests, some to any item. Popularity is skewed, so that many items
+    are rare.
 
     Raises:
         ValueError: more interests than there are words for, or fewer than two items per interest.
@@ -73,7 +73,7 @@ def build_shop(config: SyntheticConfig, seed: int) -> SyntheticShop:
     if config.num_interests > len(INTERESTS):
         raise ValueError(
             f"data.synthetic.num_interests: found {config.num_interests}, expected at most {len(INTERESTS)}, "
-            f"for so many there are words"
+            f"because there are words for no more"
         )
     if config.num_items < 2 * config.num_interests:
         raise ValueError(
@@ -104,7 +104,7 @@ def _plan(config: SyntheticConfig, rng: np.random.Generator) -> _Plan:
 def _items(plan: _Plan, rng: np.random.Generator) -> tuple[pa.Table, pa.Table, Int[np.ndarray, " N"]]:
     count = len(plan.main)
     ids = _item_ids(count, rng)
-    order = np.argsort(ids)  # the plan was shuffled, so the sorted ids say nothing of it
+    order = np.argsort(ids)  # the ids are random, so their order reveals nothing of the plan
     ids = ids[order]
     category, brand, material, colour = (rng.integers(0, len(words), count) for words in (CATEGORIES, BRANDS, MATERIALS, COLOURS))
     titles, descriptions = [], []
@@ -139,7 +139,7 @@ def _items(plan: _Plan, rng: np.random.Generator) -> tuple[pa.Table, pa.Table, I
 
 
 def _item_ids(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw distinct ids that carry no meaning."""
+    """Draw distinct random ids."""
     letters = np.array(list("0123456789ABCDEFGHJKLMNPQRSTUVWXYZ"))
     codes = rng.choice(len(letters) ** 5, size=count, replace=False)
     digits = (codes[:, None] // len(letters) ** np.arange(5)) % len(letters)
@@ -147,7 +147,7 @@ def _item_ids(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _description(main: int, second: int, words: dict[str, str], rng: np.random.Generator) -> str:
-    """Write filler with two sentences of evidence among it."""
+    """Write sentences without evidence and, among them, two with evidence of the interests."""
     sentences = [str(text).format(**words) for text in rng.choice(FILLER, size=4, replace=False)]
     phrase, related = INTERESTS[main]
     first, other, third = rng.permutation(np.array(related))
@@ -186,13 +186,13 @@ def _interactions(config: SyntheticConfig, plan: _Plan, ids: pa.ChunkedArray, rn
 
 
 def _walk(plan: _Plan, length: Int[np.ndarray, " C"], interests: int, rng: np.random.Generator) -> Int[np.ndarray, "C T"]:
-    """Return the item of each user at each step; steps beyond a user's length are there but unused."""
+    """Return the item of each user at each step; steps beyond a user's length are padding."""
     users, stages = len(length), int(plan.stage.max()) + 1
     likes = 1.0 / (1.0 + np.arange(interests)) ** 0.5
     own = np.stack([rng.choice(interests, size=3, replace=False, p=likes / likes.sum()) if interests > 2 else
                     np.array([0, 1, 0]) for _ in range(users)])  # fmt: skip
     weights = rng.dirichlet((1.0, 1.0, 1.0), users) * (np.arange(3)[None, :] < rng.integers(1, 4, users)[:, None])
-    # weight of each item for each (interest, stage): its popularity, a third of it as somebody's second interest
+    # weight of each item for each (interest, stage): its popularity, or a third of it for the item's second interest
     table = np.zeros((interests, stages, len(plan.main)))
     table[plan.main, plan.stage, np.arange(len(plan.main))] = plan.popularity
     shared = np.flatnonzero(plan.second >= 0)
@@ -219,12 +219,12 @@ def _draw(weights: Float[np.ndarray, "C K"], rng: np.random.Generator) -> Int[np
 
 
 def _draw_cumulative(sums: Float[np.ndarray, "C K"], rng: np.random.Generator) -> Int[np.ndarray, " C"]:
-    """Draw one index per row with probability proportional to the steps of its running sum."""
+    """Draw one index per row, given the running sums of its weights."""
     return (sums <= (rng.random(len(sums)) * sums[:, -1])[:, None]).sum(axis=1).clip(max=sums.shape[1] - 1)
 
 
 def draw_images(shop: SyntheticShop, size: int, folder: Path) -> None:
-    """Draw `<item_id>.png` for every item: a motif and hue per interest on a ground of the item's colour.
+    """Draw `<item_id>.png` for every item: a motif and hue per interest on a background of the item's colour.
 
     Args:
         size: side of an image, pixels.

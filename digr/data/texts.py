@@ -1,4 +1,4 @@
-"""The one text of an item that miners, labelers and encoders read, and the text that HTML shows."""
+"""The text of an item, which miners, labelers and encoders read, and the conversion of HTML to plain text."""
 
 import html
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from selectolax.lexbor import LexborHTMLParser as HTMLParser
 
 
 def item_texts(items: pa.Table, max_chars: int = 1200, captions: Sequence[str | None] = ()) -> list[str]:
-    """Return one text per row of `items`: title, brand, categories, caption, description, in that order, absent parts left out.
+    """Return one text per row of `items`: title, brand, categories, caption and description, without missing parts.
 
     Args:
         items: rows of the `items` table.
         max_chars: characters kept of a text, at least 1.
-        captions: what each item's image shows, in words.
+        captions: a caption of each item's image, or None.
     """
     texts = []
     rows = items.select(["title", "brand", "categories", "description"]).to_pylist()
@@ -33,9 +33,9 @@ _MARKUP = r"<[a-zA-Z/!][^>]*>|&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-
 
 
 def plain_texts(texts: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
-    """Turn HTML into the text it shows; returns the texts, null where nothing is left, and how many were changed.
+    """Turn HTML into the text that a browser shows; return the texts, null if empty, and how many were changed.
 
-    Only texts that hold a tag or a character reference are touched. Scripts and styles show nothing.
+    Only texts with a tag or a character reference change. Scripts and styles are removed.
 
     >>> plain_texts(pa.chunked_array([["Acme&reg; <i>Pro</i>", "a < b", "<style>p{}</style>"]]))[0].to_pylist()
     ['Acme® Pro', 'a < b', None]
@@ -50,7 +50,7 @@ def plain_texts(texts: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
 
 
 _BLOCKS = "address,article,blockquote,br,dd,div,dl,dt,figure,h1,h2,h3,h4,h5,h6,hr,li,ol,p,pre,section,table,td,th,tr,ul"
-"""Elements that begin and end a line, so that words on both sides do not become one."""
+"""Elements that begin and end a line, so that words on both sides are separated."""
 
 
 def _plain(text: str) -> str:
@@ -60,5 +60,5 @@ def _plain(text: str) -> str:
         block.insert_before(" ")
         block.insert_after(" ")
     words = tree.body.text() if tree.body else ""
-    # exports of shops escape what is escaped already
+    # exports of shops may be escaped twice
     return " ".join(html.unescape(words).split())

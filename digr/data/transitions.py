@@ -1,8 +1,8 @@
-"""What users did in training, each interaction and each step exactly once, for all who count.
+"""Read the training interactions of users, each interaction and each step exactly once, for everything that counts them.
 
 The train rows of `histories` overlap: under official and temporal splits each row repeats the row before it and adds one
-item; under leave-one-out one row holds a user's whole training history. Counting rows would count an old interaction many
-times, and counting each row's last step would miss all others, so everything that counts reads the sequences made here.
+item; under leave-one-out one row holds a user's whole training history. Counting whole rows would count old interactions
+many times, and counting only the last step of each row would miss the others. The sequences made here avoid both.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,16 +17,16 @@ from digr import artifacts
 from digr.artifacts import Store
 
 COLUMNS = ("user_id", "split", "history", "target")
-"""Columns of `histories` that are read."""
+"""The columns of `histories` that this module reads."""
 CHUNK_ITEMS = 262_144
-"""History items of the rows that are merged at once, so that memory grows neither with the data nor with max_history."""
+"""History items that are merged at once, so that memory depends neither on the data nor on max_history."""
 
 Find = Callable[[pa.Array], Int[np.ndarray, " N"]]
-"""Gives the place of each item id, -1 for an unknown one, such as `IdIndex.find`."""
+"""Returns the place of each item id, -1 for an unknown one; for example `IdIndex.find`."""
 
 
 class TrainingSequences(NamedTuple):
-    """The training interactions of C whole users, one user behind the other and oldest first; N of them."""
+    """The N training interactions of C users, all of a user's together, oldest first."""
 
     user_ids: pa.Array
     item: Int[np.ndarray, " N"]
@@ -36,7 +36,7 @@ class TrainingSequences(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Steps of S from one interaction of a user to a later one; `user` is the index into `user_ids`, `gap` 1 or more."""
+    """S steps, each from an interaction of a user to a later one; `user` is an index into `user_ids`, `gap` is at least 1."""
 
     user: Int[np.ndarray, " S"]
     before: Int[np.ndarray, " S"]
@@ -50,19 +50,19 @@ def read_sequences(store: Store, find: Find) -> Iterator[TrainingSequences]:
 
 
 def training_sequences(batches: Iterable[pa.RecordBatch | pa.Table], find: Find) -> Iterator[TrainingSequences]:
-    """Yield the training sequences of all users, chunk by chunk; a user is in one chunk, also where batches cut its rows.
+    """Yield the training sequences of all users in chunks; all rows of a user are in one chunk, even if batches split them.
 
-    Rows of other splits are passed over, so nothing held out is counted.
+    Rows of other splits are skipped, so nothing held out is counted.
 
     Args:
-        batches: `COLUMNS` of `histories`, in the order in which `prepare_data` wrote it: the rows of a user follow each
-            other in time. Of a table in parts each part may be read alone, because a user's rows are in one part.
-        find: gives the places of item ids.
+        batches: `COLUMNS` of `histories` in the order in which `prepare_data` wrote them: the rows of a user are together
+            and in time order. A single part of the table will do, because a user's rows are in one part.
+        find: returns the places of item ids.
 
     Raises:
-        ValueError: a row does not go on from the row of the user before it.
+        ValueError: a row does not continue the user's row before it.
     """
-    held: list[pa.Table] = []  # rows of the user that may go on in the next batch
+    held: list[pa.Table] = []  # rows of the user that may continue in the next batch
     for rows in _train_rows(batches):
         begins = np.flatnonzero(user_begins(rows["user_id"]))
         if held and held[-1]["user_id"][-1] == rows["user_id"][0]:
@@ -75,9 +75,9 @@ def training_sequences(batches: Iterable[pa.RecordBatch | pa.Table], find: Find)
 
 
 def steps_of(sequences: TrainingSequences, max_gap: int = 1) -> Steps:
-    """Return the steps between known items of the same user, each interaction with those up to `max_gap` behind it.
+    """Return the steps of each user from an interaction to each of the next `max_gap` ones, between known items.
 
-    An unknown item has no steps, and its neighbours stay two interactions apart. A step may lead to the same item.
+    An unknown item has no steps, but counts in the gap between its neighbours. A step may lead to the same item.
     """
     user = np.repeat(np.arange(len(sequences.user_ids)), np.diff(sequences.start))
     parts = []
@@ -89,7 +89,7 @@ def steps_of(sequences: TrainingSequences, max_gap: int = 1) -> Steps:
 
 
 def count_items(chunks: Iterable[TrainingSequences], num_items: int) -> Int[np.ndarray, " I"]:
-    """Count the training interactions with each of `num_items` items; those with unknown items count nowhere."""
+    """Count the training interactions with each of `num_items` items; those with unknown items are not counted."""
     counts = np.zeros(num_items, np.int64)
     for chunk in chunks:
         counts += np.bincount(chunk.item[chunk.item >= 0], minlength=num_items)
@@ -105,16 +105,16 @@ def user_begins(user_ids: pa.ChunkedArray) -> Bool[np.ndarray, " B"]:
 
 
 def merge_rows(rows: pa.Table) -> tuple[pa.Array, Int[np.ndarray, " N"]]:
-    """Merge train rows: return the item ids, one user's behind the other's, and the row that brought each.
+    """Merge train rows: return the item ids, user after user, and the row that each comes from.
 
-    A user's first row brings its history and its target; every other one its target only, because its history holds the
-    same interactions again.
+    A user's first row gives its history and target; each later row gives its target only, because its history repeats the
+    same interactions.
 
     Args:
         rows: train rows with user_id, history and target, each user's in time order.
 
     Raises:
-        ValueError: a row's history does not end with the target of the row before it, or reaches further back than the user's
+        ValueError: a row's history does not end with the target of the row before it, or goes further back than the user's
             first row.
     """
     history, target = rows["history"].combine_chunks(), rows["target"].combine_chunks()
@@ -147,14 +147,14 @@ def _check_order(
     if wrong.any():
         user = user_ids[int(later[wrong][0])].as_py()
         raise ValueError(
-            f"histories: {int(wrong.sum())} train rows do not go on from the row before (first: user {user!r}); the rows of a "
-            f"user must follow each other in time, each with a history that ends with the target before it; run prepare_data "
+            f"histories: {int(wrong.sum())} train rows do not continue the row before (first: user {user!r}); the rows of a "
+            f"user must be in time order, each with a history that ends with the target before it; run prepare_data "
             f"again with --force"
         )
 
 
 def _train_rows(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[pa.Table]:
-    """Give the train rows in tables of a bounded number of history items, none of them empty."""
+    """Yield the train rows in tables of a bounded number of history items, none of them empty."""
     for batch in batches:
         rows = pa.table({name: batch[name] for name in COLUMNS})
         rows = rows.filter(pc.equal(rows["split"], "train"))
@@ -164,7 +164,7 @@ def _train_rows(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[pa.Tab
 
 
 def _sequences(tables: list[pa.Table], find: Find) -> Iterator[TrainingSequences]:
-    """Give one chunk of the rows of whole users, none for no rows."""
+    """Yield one chunk of the rows of whole users, nothing if there are no rows."""
     if not sum(map(len, tables)):
         return
     rows = pa.concat_tables(tables)

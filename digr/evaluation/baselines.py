@@ -1,8 +1,8 @@
-"""Popularity and transition counts: what a recommender must beat before its method can be credited.
+"""Popularity and transition counts: the baselines that a recommender must beat.
 
-One rule makes all three baselines. Walk back through the history from its newest item, list what followed each item in
-training (most often first), and fill up with the most popular items: over no item it is popularity, over one the
-last-item transition counts, over all of them the whole-history back-off.
+One rule gives all three baselines. From the newest item of a history backwards, list the items that followed each item in
+training, most frequent first, and fill up with the most popular items. Using no history item this is popularity; using one,
+the last-item transition counts; using all, the whole-history back-off.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,14 +18,14 @@ from digr.data.transitions import TrainingSequences, steps_of
 from digr.evaluation.metrics import Examples, target_ranks, target_slices
 
 BASELINES = {"popularity": 0, "transition_counts": 1, "transition_counts_history": 1000}
-"""System name -> history items walked back through."""
+"""System name -> number of history items used."""
 
 MERGED_STEPS = 1_000_000
-"""Steps that are added to the counts at once, at least."""
+"""Least number of steps that are added to the counts at once."""
 
 
 class TrainingCounts(NamedTuple):
-    """What occurs and what follows what in the training sequences, in rows of successors sorted best first."""
+    """Counts of items and of their successors in the training sequences, successors sorted best first."""
 
     items: IdIndex
     frequency: Int[np.ndarray, " N"]
@@ -37,13 +37,13 @@ class TrainingCounts(NamedTuple):
 
 
 def count_training(sequences: Iterable[TrainingSequences], items: IdIndex, rng: np.random.Generator) -> TrainingCounts:
-    """Count the items of the training interactions and what follows what, each interaction and each step once.
+    """Count the items and the steps between items of the training interactions, each exactly once.
 
-    Ties are broken by popularity, then at random and never by id, which would leak the order of logs that are sorted by id
+    Ties are broken by popularity, then at random, never by id, which would leak the order of logs that are sorted by id
     within a day.
 
     Args:
-        sequences: their items are places in `items`, all of them known.
+        sequences: training sequences; items are places in `items`, all known.
     """
     num = len(items)
     frequency = np.zeros(num, np.int64)
@@ -52,7 +52,7 @@ def count_training(sequences: Iterable[TrainingSequences], items: IdIndex, rng: 
         frequency += np.bincount(chunk.item, minlength=num)
         steps = steps_of(chunk)
         waiting.append(steps.before * num + steps.after)
-        if sum(map(len, waiting)) > max(MERGED_STEPS, len(keys)):  # so that keys are sorted again only when they double
+        if sum(map(len, waiting)) > max(MERGED_STEPS, len(keys)):  # so that keys are sorted only when their number doubles
             keys, counts = _merge_counts(keys, counts, np.concatenate(waiting))
             waiting = waiting[:1]
     keys, counts = _merge_counts(keys, counts, np.concatenate(waiting))
@@ -76,10 +76,10 @@ def recent_items(history: pa.ListArray, counts: TrainingCounts, depth: int, wher
 
 
 def back_off_lists(counts: TrainingCounts, recent: Int[np.ndarray, "B T"], k: int) -> Int[np.ndarray, "B k"]:
-    """Return k distinct items each: successors of the newest item, then of the one before, and so on, then the popular.
+    """Return k distinct items per row: successors of the newest item, then of the one before, and so on, then popular items.
 
     Args:
-        recent: item indices, newest first, -1 for none; no column at all gives plain popularity.
+        recent: item indices, newest first, -1 for none; without columns the result is plain popularity.
         k: length of the lists, at most the size of the catalogue.
     """
     starts, ends = counts.offsets[recent], counts.offsets[recent + 1]
@@ -94,11 +94,11 @@ def back_off_lists(counts: TrainingCounts, recent: Int[np.ndarray, "B T"], k: in
 def recommend_baseline(
     batches: Iterable[pa.RecordBatch], counts: TrainingCounts, depth: int, k: int, rows: int = 4096
 ) -> Iterator[pa.RecordBatch]:
-    """Yield a baseline's lists in the columns of `recommendations` (example_id, item_ids), a bounded batch at a time.
+    """Yield a baseline's lists in the columns of `recommendations` (example_id, item_ids), in bounded batches.
 
     Args:
         batches: columns example_id and history.
-        depth: history items walked back through, see `BASELINES`.
+        depth: number of history items used, see `BASELINES`.
     """
     k = min(k, len(counts.items))
     for batch in batches:
@@ -138,7 +138,7 @@ def collect_examples(batches: Iterable[pa.RecordBatch], counts: TrainingCounts, 
 
 
 def _flat_histories(history: pa.ListArray, items: IdIndex, where: str) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " F"]]:
-    """Item indices of all histories one after another, and the row each belongs to."""
+    """Return the item indices of all histories, concatenated, and the row of each."""
     lengths = pc.list_value_length(history).to_numpy(zero_copy_only=False).astype(np.int64)
     return items.find_all(history.flatten(), where), np.repeat(np.arange(len(history)), lengths)
 

@@ -1,4 +1,4 @@
-"""The figures of the report, as HTML fragments that need Plotly's script once on the page."""
+"""The figures of the report, as HTML fragments for a page that contains Plotly's script."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def system_colour(system: str) -> str:
 
 
 def is_ablation(system: str) -> bool:
-    """Return whether a system is there to be compared with another: a policy of a variant, or a ranker that is not served."""
+    """Return whether a system is an ablation: a policy of a variant, or a ranker that is not served."""
     return "[" in system or (system.startswith(SERVED.name) and system != SERVED.name)
 
 
@@ -81,12 +81,12 @@ def level_bars(usage: Mapping[str, Sequence[float]]) -> Markup:
 
 
 def curves(records: Sequence[Mapping[str, Any]], panels: Sequence[str], name: str) -> Markup | None:
-    """Draw one small panel per column of a training log against its epoch or step; None where the log has none of them.
+    """Draw a small panel per column of a training log against its epoch or step; None if the log has none of the columns.
 
     Args:
-        records: lines of `metrics.jsonl`; a line may lack a column (validation is not done after each step).
-        panels: columns wanted, in order; absent ones are left out.
-        name: makes the figure's id unique on the page.
+        records: lines of `metrics.jsonl`; a line may lack a column, for example because not every step is validated.
+        panels: columns to draw, in order; absent ones are left out.
+        name: suffix of the figure's id, unique on the page.
     """
     shown = [panel for panel in panels if any(isinstance(record.get(panel), int | float) for record in records)]
     if not shown:
@@ -123,7 +123,7 @@ def stage_bars(seconds: Mapping[str, float]) -> Markup:
 
 
 def draw(figure: go.Figure, name: str, height: int, legend: bool = False, gap: float = 0.35) -> Markup:
-    """Return a figure in the report's style as an HTML fragment; `gap` is the share of a bar's place that stays empty."""
+    """Return a figure in the report's style as an HTML fragment; `gap` is the empty share between bars."""
     figure.update_layout(
         template="plotly_white",
         height=height,

@@ -1,4 +1,4 @@
-"""The figures of reward labels: how the classifier does on held-out items, and the distribution of item quality."""
+"""The figures of interest labels: the classifier's evaluation on held-out items, and the distribution of item quality."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from digr.evaluation.charts import AMBER, BLUE, GREEN, GREY, INK, draw
 
 
 def held_out_panels(evaluation: Mapping[str, Any], threshold: float) -> Markup:
-    """Draw AUROC by kind of negative, the reliability diagram and what each threshold keeps.
+    """Draw AUROC by kind of negative, the reliability diagram and the threshold curve.
 
     Args:
-        evaluation: what `digr.rewards.calibration.held_out_evaluation` returns.
-        threshold: the run's, drawn as a line.
+        evaluation: the result of `digr.rewards.calibration.held_out_evaluation`.
+        threshold: the run's threshold, drawn as a line.
     """
     titles = ("AUROC against each negative", "Reliability", "What a threshold keeps")
     figure = make_subplots(cols=3, subplot_titles=titles, horizontal_spacing=0.09)
@@ -65,7 +65,7 @@ def held_out_panels(evaluation: Mapping[str, Any], threshold: float) -> Markup:
 
 
 def quality_bars(counts: Sequence[int]) -> Markup:
-    """Draw how many items have a quality in each of equally wide ranges over [0, 1]."""
+    """Draw a histogram of item quality over [0, 1]."""
     width = 1 / len(counts)
     figure = go.Figure()
     figure.add_bar(

@@ -1,4 +1,4 @@
-"""Item-level ranking metrics, from nothing but the rank of each example's target and whose example it is.
+"""Item-level ranking metrics, computed from the rank of each example's target and its user.
 
 Intervals and paired tests resample users; differences of systems have a second interval, over users and target items. See
 `digr.evaluation.resampling`.
@@ -17,19 +17,19 @@ from digr.data.ids import IdIndex
 from digr.evaluation.resampling import resample_users, two_way_errors
 
 HEAD_RATE = 0.2
-"""Share of the items seen in training, the most frequent, whose targets make the slice `head`."""
+"""The slice `head` has the targets among this share of the items of training, the most frequent ones."""
 
 RARE_TIMES = 5
-"""Training interactions of a rare item at most."""
+"""Most training interactions of a rare item."""
 
 TOP_TARGETS = 2
-"""Most frequent targets that the slice `others` leaves out."""
+"""Number of most frequent targets that the slice `others` leaves out."""
 
 INTERVAL = (2.5, 97.5)
 """Percentiles of a 95 % interval."""
 
 INTERVAL_ERRORS = 1.96
-"""Standard errors on either side of the mean that make a 95 % interval."""
+"""Half width of a 95 % interval in standard errors."""
 
 
 class Examples(NamedTuple):
@@ -37,22 +37,22 @@ class Examples(NamedTuple):
 
     example_ids: IdIndex
     user: Int[np.ndarray, " B"]
-    """Whose example each is: a number per user."""
+    """Number of each example's user."""
     targets: pa.Array
     slices: Mapping[str, Bool[np.ndarray, " B"]]
 
 
 class SystemLists(NamedTuple):
-    """What is kept of a system's ranked lists: where each target stood, and how far up each item ever came."""
+    """Summary of a system's ranked lists: the rank of each target, and the best rank of each item."""
 
     ranks: Int[np.ndarray, " B"]
-    """Place of the target in its list from 1; 0 where the list does not hold it."""
+    """Rank of the target in its list, from 1; 0 if the list does not contain it."""
     exposure: pa.Table
-    """Columns item_id, best (highest place the item took in any list, 1 is first) and count."""
+    """Columns item_id, best (best rank of the item in any list, from 1) and count."""
 
 
 def target_ranks(lists: pa.ListArray, targets: pa.Array) -> Int[np.ndarray, " B"]:
-    """Return the place of each target in its list from 1, or 0 where it is absent; the first of several places counts."""
+    """Return the rank of each target in its list from 1, or 0 if it is absent; the first of several places counts."""
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     rows = np.repeat(np.arange(len(lists)), lengths)
     hits = np.flatnonzero(pc.equal(lists.flatten(), targets.take(pa.array(rows))).to_numpy(zero_copy_only=False))
@@ -67,11 +67,11 @@ def rank_system(batches: Iterable[pa.RecordBatch | pa.Table], examples: Examples
 
     Args:
         batches: columns example_id and item_ids (best first).
-        examples: every one of them needs a list; lists of other examples are an error too.
-        where: names the recommendations in errors.
+        examples: all examples of the split; each needs exactly one list.
+        where: name of the recommendations in errors.
 
     Raises:
-        ValueError: an example has no list or two, or a list belongs to no example.
+        ValueError: an example has no list or several, or a list belongs to no example.
     """
     ranks = np.full(len(examples.example_ids), -1, np.int32)
     exposure = pa.table(
@@ -92,7 +92,7 @@ def rank_system(batches: Iterable[pa.RecordBatch | pa.Table], examples: Examples
 
 
 def rank_gains(name: str, k: int, depth: int) -> Float[np.ndarray, " R"]:
-    """Return what each rank from 0 (absent) to `depth` is worth under `hr` or `ndcg` at cutoff `k`; Recall@k is HR@k."""
+    """Return the gain of each rank from 0 (absent) to `depth` under `hr` or `ndcg` at cutoff `k`; Recall@k equals HR@k."""
     ranks = np.arange(depth + 1)
     inside = (ranks >= 1) & (ranks <= k)
     return inside.astype(float) if name == "hr" else inside / np.log2(np.maximum(ranks, 1) + 1)
@@ -108,7 +108,7 @@ def evaluate_ranks(
     resamples: int,
     rng: np.random.Generator,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return HR@k and NDCG@k of each system on each slice, and the gains of each system over all before it.
+    """Return HR@k and NDCG@k of each system on each slice, and the gains of each system over all earlier ones.
 
     Metrics and gains have 95 % bootstrap intervals over users. Gains also have one over users and target items (`low_with_items`,
     `high_with_items`), from two-way clustered errors, and the two-sided p-value of a paired permutation test over users. An empty
@@ -116,10 +116,10 @@ def evaluate_ranks(
     examples there.
 
     Args:
-        ranks: place of each example's target in each system's list from 1, 0 where it is absent; baselines first. A row per run
-            where there are several: they are averaged example by example, so that intervals are those of their mean.
-        user: whose example each is.
-        item: a number per target item.
+        ranks: rank of each example's target in each system's list from 1, 0 if absent; baselines first. Several runs give a row
+            each; they are averaged per example, so that intervals are those of the mean.
+        user: number of each example's user.
+        item: number of each example's target item.
 
     Raises:
         ValueError: systems were ranked on different numbers of examples, or on none.
@@ -159,7 +159,7 @@ def _columns(
     measures: Sequence[tuple[str, int]],
     pairs: Sequence[tuple[int, int]],
 ) -> Callable[[Int[np.ndarray, " b"]], Float[np.ndarray, "b F"]]:
-    """Return what gives the columns of examples: whether in each slice, gains by system, slice and measure, differences."""
+    """Return the function of the columns of examples: membership in slices, gains by system, slice and measure, differences."""
     depth = max(k for _, k in measures)
     gains = np.stack([rank_gains(name, k, depth) for name, k in measures], axis=1)
     masks = np.stack(list(slices.values()), axis=1)
@@ -177,19 +177,19 @@ def _columns(
 def _means_with_intervals(
     total: Float[np.ndarray, " F"], drawn: Float[np.ndarray, "R F"], shape: tuple[int, int, int]
 ) -> tuple[Float[np.ndarray, "Y S M"], Float[np.ndarray, "Y S M"], Float[np.ndarray, "Y S M"]]:
-    """Divide sums of systems, slices and measures by the slices' examples, and bound them; NaN where a slice has none."""
+    """Return means by system, slice and measure, and the bounds of their intervals; NaN for a slice without examples."""
     num_slices = shape[1]
     counts, drawn_counts = total[:num_slices], drawn[:, :num_slices]
     sums = total[num_slices:].reshape(shape)
     means = drawn[:, num_slices:].reshape(-1, *shape) / np.where(drawn_counts > 0, drawn_counts, np.nan)[:, None, :, None]
-    means[:, :, counts == 0] = 0  # resamples without an example of the slice are left out, but some must be left
+    means[:, :, counts == 0] = 0  # resamples without an example of the slice are ignored, but at least one must remain
     low, high = np.nanpercentile(means, INTERVAL, axis=0)
     known = np.where(counts > 0, 1.0, np.nan)[:, None]
     return sums / np.maximum(counts, 1)[:, None] * known, low * known, high * known
 
 
 def evaluate_exposure(lists: SystemLists, items: IdIndex, ks: Sequence[int]) -> list[dict[str, Any]]:
-    """Return coverage@k (share of the catalogue in some top k) and the invalid rate (share of listed ids that are no item).
+    """Return coverage@k (share of the catalogue in any top k) and the invalid rate (share of listed ids that are no item).
 
     Neither is a mean over examples, so their intervals are NaN.
     """
@@ -235,10 +235,10 @@ def target_slices(
 ) -> dict[str, Bool[np.ndarray, " B"]]:
     """Return the slices: all; by target head, tail, cold (never seen in training), repeat (in its own history); and three more.
 
-    `rare_last` has the examples after an item seen at most `RARE_TIMES` times in training, of which counts know little.
-    `others` has all but those of the `TOP_TARGETS` most frequent targets, one of which can move a metric alone.
-    `different_day` has those whose target came on another day than the newest item of the history, and was hardly part of the
-    same order; examples of which a time is unknown are not in it, and without any known times there is no such slice.
+    `rare_last`: the history's newest item was seen at most `RARE_TIMES` times in training, so counts are weak.
+    `others`: all examples except those of the `TOP_TARGETS` most frequent targets, one of which alone can change a metric.
+    `different_day`: the target came on another day than the history's newest item, so hardly in the same order; examples
+    without both times are left out, and without any known times the slice does not exist.
 
     Args:
         frequency: training occurrences of each item.

@@ -1,4 +1,4 @@
-"""What the report says of the ranker: what each source brought, what the ranker looked at, and the canonical interests."""
+"""Facts about the ranker for the report: contributions of sources, importance of features, and canonical interests."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ SHOWN_GROUPS, SHOWN_PHRASES = 8, 6
 
 
 def source_table(store: Store, k: int) -> list[dict[str, Any]] | None:
-    """Return each source's part in the served test lists, down to place k; None where lists are not ranked.
+    """Return each source's share of the first k places of the served test lists; None if lists are not ranked.
 
     `listed_rate` is the share of the listed items that the source proposed, `hit_rate` the share of the hits, and
     `alone_rate` that of the hits which no other source proposed.
@@ -57,7 +57,7 @@ def source_table(store: Store, k: int) -> list[dict[str, Any]] | None:
 
 
 def feature_shares(store: Store) -> dict[str, float] | None:
-    """Return the share of the served ranker's scores that each group of features makes, if any; None where there is no ranker."""
+    """Return each group of features' share of the served ranker's scores; None if there is no ranker."""
     manifest = artifacts.read_manifest(store, "ranker")
     if manifest is None:
         return None
@@ -68,7 +68,7 @@ def feature_shares(store: Store) -> dict[str, float] | None:
 
 
 def canonical_groups(store: Store) -> list[dict[str, Any]] | None:
-    """Return for each grain how many canonical interests there are, and those of the most items with some of their phrases."""
+    """Return for each grain the number of canonical interests, and the largest ones with some of their phrases."""
     if artifacts.read_manifest(store, "canonical_interests") is None:
         return None
     table = artifacts.read_table(store, "canonical_interests")
@@ -82,7 +82,7 @@ def canonical_groups(store: Store) -> list[dict[str, Any]] | None:
         largest = np.argsort(-items, kind="stable")[:SHOWN_GROUPS].tolist()
         shown = []
         for number in largest:
-            members = np.flatnonzero(group == number)  # the most usual first, as the table is sorted
+            members = np.flatnonzero(group == number)  # the most frequent first, as the table is sorted
             name, texts = names[number].as_py(), phrases.take(pa.array(members[:SHOWN_PHRASES])).to_pylist()
             examples = [text for text in texts if text != name]
             shown.append({"name": name, "phrases": len(members), "items": int(items[number]), "examples": examples})

@@ -1,4 +1,4 @@
-"""The run's report: one HTML file that opens anywhere, with nothing loaded from another host."""
+"""The report of a run: one HTML file that loads nothing from other hosts."""
 
 import json
 import math
@@ -34,13 +34,13 @@ STAGES = (
 SFT_PANELS = ("loss", "hr@10", "ndcg@10")
 GRPO_PANELS = ("reward", "ndcg@10", "kl", "dead_group_rate")
 OWN_TABLE = ("miners", "labelers", "agreement", "quality_counts", "examples", STARTS)
-"""Facts that the report shows in a table or figure of their own, or not at all."""
+"""Facts that are left out of the tables of facts, because a figure or table of their own shows them or nobody needs them."""
 BEST_ITEMS = 5
-"""Items of a list that the report shows."""
+"""Number of items of a list in the report."""
 
 
 class RunDescription(NamedTuple):
-    """What the job knows of the run and the artifacts do not."""
+    """Facts of the run that its artifacts do not have."""
 
     config: Mapping[str, Any]
     variants: Sequence[str]
@@ -53,7 +53,7 @@ class RunDescription(NamedTuple):
 def metrics_text(rows: Sequence[Mapping[str, Any]], split: str) -> str:
     """Return the metrics of all systems on one split as a plain table: value and 95 % interval of each HR@k and NDCG@k.
 
-    The last line says what the intervals are.
+    The last line explains the intervals.
     """
     table = _ranking_table(rows, split)
     width = max(map(len, table["systems"]), default=6)
@@ -66,7 +66,7 @@ def metrics_text(rows: Sequence[Mapping[str, Any]], split: str) -> str:
 
 
 def strict_json(value: Any) -> str:
-    """Return metrics and what belongs to them as JSON: an interval that does not exist is null."""
+    """Return metrics and their facts as strict JSON; intervals that do not exist (NaN) become null."""
     return json.dumps(_without_nan(value), indent=1, allow_nan=False)
 
 
@@ -75,7 +75,7 @@ def build_report(
 ) -> str:
     """Return the report as HTML.
 
-    Whatever stage has not been built is named as such. Every text of the data is escaped.
+    The report names stages that have not been built. All texts of the data are escaped.
 
     Args:
         store: the main run.
@@ -157,7 +157,7 @@ def _results(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[st
 
 
 def _is_compared(system: str) -> bool:
-    """Return whether the report lists what a system gains over each before it."""
+    """Return whether the report lists a system's gains over each earlier one."""
     return system.startswith(("sid_", "ranked")) and not charts.is_ablation(system)
 
 
@@ -188,7 +188,7 @@ def _slice_table(rows: Sequence[Mapping[str, Any]], split: str, k: int) -> dict[
 
 
 def _facts_of(built: Mapping[str, Manifest | None], names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
-    """Rows, rejected rows and facts of each artifact, flat; None for one that does not exist."""
+    """Return rows, rejected rows and facts of each artifact, flattened; None for one that does not exist."""
     found: dict[str, dict[str, Any] | None] = {}
     for name in names:
         manifest = built[name]
@@ -202,7 +202,7 @@ def _facts_of(built: Mapping[str, Manifest | None], names: Sequence[str]) -> dic
 
 
 def _labels(store: Store, built: Mapping[str, Manifest | None], threshold: float) -> dict[str, Any]:
-    """Describe what the classifier did on held-out items, what each labeler said, and the distribution of item quality."""
+    """Return the classifier's evaluation on held-out items, the facts of each labeler, and the distribution of item quality."""
     evaluation, labels = run_facts.held_out_evaluation(store), built["interest_labels"]
     counts = labels.facts.get("quality_counts") if labels else None
     return {
@@ -217,7 +217,7 @@ def _labels(store: Store, built: Mapping[str, Manifest | None], threshold: float
 def _miners(
     manifest: Manifest | None, ablations: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """Describe each miner's worth, with NDCG on valid of the ablation that leaves out just this one, where there is one."""
+    """Return the table of miners, with the valid NDCG of the ablation that leaves out exactly this miner, if there is one."""
     if manifest is None or not manifest.facts.get("miners"):
         return None
     k = max(row["k"] for row in rows)
@@ -282,7 +282,7 @@ def _number(value: float | None) -> str:
 
 
 def _fact(value: Any) -> str:
-    """Write any JSON value for people: lists comma by comma, long ones shortened."""
+    """Return a JSON value as readable text: lists with commas, long ones shortened."""
     if isinstance(value, list):
         return ", ".join(_fact(item) for item in value[:12]) + (", …" if len(value) > 12 else "")
     if isinstance(value, bool) or not isinstance(value, int | float):

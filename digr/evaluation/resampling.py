@@ -1,9 +1,8 @@
-"""What sums over examples could have been with other users: the bootstrap and the paired permutation test.
+"""Uncertainty of sums over examples: the bootstrap over users and the paired permutation test.
 
-A user's examples are alike, so users are resampled, each with all its examples. Resampling examples would take every one
-of them for an independent observation, and print intervals that are too narrow. Examples with the same target item are alike
-too: for what would hold of other items as well, the errors of differences count the variance between target items beside that
-between users.
+Examples of a user are correlated, so users are resampled, each with all its examples. Resampling examples would treat them as
+independent and give intervals that are too narrow. Examples with the same target item are correlated too: for conclusions
+about other items, the errors of differences include the variance between target items as well as between users.
 """
 
 import itertools
@@ -14,16 +13,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 CHUNK_CELLS = 4_000_000
-"""Resamples times users whose weights are in memory at once."""
+"""Most weights (resamples times users) in memory at once."""
 CHUNK_ROWS = 16_384
-"""Examples whose columns are in memory at once; those of one user, or of one item, are never split."""
+"""Examples whose columns are in memory at once; the examples of a user, or of an item, are never split."""
 
 Columns = Callable[[Int[np.ndarray, " b"]], Float[np.ndarray, "b F"]]
-"""Gives F numbers of each of some examples."""
+"""Returns F numbers for each of the given examples."""
 
 
 class Resampled(NamedTuple):
-    """Sums of F columns over the examples, of which the last P are differences of two systems."""
+    """Sums of F columns over the examples; the last P columns are differences of two systems."""
 
     total: Float[np.ndarray, " F"]
     drawn: Float[np.ndarray, "R F"]
@@ -37,14 +36,13 @@ def resample_users(
 ) -> Resampled:
     """Draw bootstrap resamples and sign-flip permutations of users, the same ones for all columns.
 
-    Users are worked through in chunks: how many draws of a resample fall into each chunk is multinomial, and they are
-    uniform within it, which is the same as drawing among all users at once. With one example per user it is the usual
-    resampling of examples.
+    Users are processed in chunks: the number of draws in each chunk is multinomial, and draws are uniform within a chunk,
+    which is equivalent to drawing from all users at once. With one example per user this is the usual resampling of examples.
 
     Args:
         user: user of each of B examples, in any order.
         columns: called with indices of examples, each of them once.
-        num_paired: P, how many of the last columns are differences.
+        num_paired: P, the number of last columns that are differences.
     """
     order = np.argsort(user, kind="stable")
     begins = np.flatnonzero(np.diff(user[order], prepend=-1))
@@ -71,17 +69,17 @@ def resample_users(
 def two_way_errors(
     user: Int[np.ndarray, " B"], item: Int[np.ndarray, " B"], columns: Columns, num_paired: int
 ) -> Float[np.ndarray, " P"]:
-    """Return the standard errors of the mean differences when users and target items both are drawn anew.
+    """Return the standard errors of the mean differences if both users and target items are resampled.
 
-    The variance between users, plus that between items, less that between the pairs of both, which the two others have counted
-    twice (Cameron, Gelbach & Miller 2011, "Robust inference with multiway clustering"); never less than that of users or of items
-    alone. Intervals from it are right for many users and many items: with tens of either they are somewhat too narrow.
+    The variance is that between users, plus that between items, minus that between (user, item) pairs, which the two others
+    count twice (Cameron, Gelbach & Miller 2011, "Robust inference with multiway clustering"); at least that of users or items
+    alone. It needs many users and many items: with tens of either, intervals are somewhat too narrow.
 
     Args:
         user: user of each of B examples.
-        item: target item of each.
+        item: target item of each example.
         columns: called with indices of examples, each of them once for each of the three variances.
-        num_paired: P, how many of the last columns are differences.
+        num_paired: P, the number of last columns that are differences.
     """
     pair = np.unique(np.stack([user, item]), axis=1, return_inverse=True)[1].reshape(-1)
     users, items, pairs = (_cluster_variance(cluster, columns, num_paired) for cluster in (user, item, pair))
@@ -89,7 +87,7 @@ def two_way_errors(
 
 
 def _cluster_variance(cluster: Int[np.ndarray, " B"], columns: Columns, num_paired: int) -> Float[np.ndarray, " P"]:
-    """Return the variance of the means of columns when whole clusters of examples are drawn."""
+    """Return the variance of the means of columns if whole clusters of examples are resampled."""
     order = np.argsort(cluster, kind="stable")
     begins = np.flatnonzero(np.diff(cluster[order], prepend=-1))
     sizes = np.diff(begins, append=len(order))
@@ -103,6 +101,6 @@ def _cluster_variance(cluster: Int[np.ndarray, " B"], columns: Columns, num_pair
         squares += (sums**2).sum(axis=0)
         mixed += sizes[first:last] @ sums
     mean, num = total / len(order), len(begins)
-    # the squares of what each cluster's sum is off, written out so that the mean need not be known before
+    # squared deviations of each cluster's sum, expanded so that the mean need not be known before
     spread = squares - 2 * mean * mixed + mean**2 * (sizes.astype(np.float64) ** 2).sum()
     return np.maximum(spread, 0) / len(order) ** 2 * num / max(num - 1, 1)

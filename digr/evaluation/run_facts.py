@@ -1,4 +1,4 @@
-"""What the report shows of a run, read from its artifacts; an artifact that was never made gives None."""
+"""Facts of a run for the report, read from its artifacts; None for an artifact that does not exist."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from digr.artifacts import Manifest, Store
 from digr.rewards.calibration import EVALUATION
 
 LOOKED_AT = 2000
-"""Rows from which examples are drawn, so that the report costs the same on any catalogue."""
+"""Rows from which examples are drawn, so that the report's cost does not grow with the catalogue."""
 
 
 def hardware() -> dict[str, Any]:
@@ -57,7 +57,7 @@ def mining_status(store: Store) -> list[dict[str, Any]] | None:
 
 
 def item_examples(store: Store, num: int, rng: np.random.Generator) -> list[dict[str, Any]] | None:
-    """Draw items with their interests, strongest first, and what the labeler thought of each."""
+    """Draw items with their interests, strongest first, and each interest's label."""
     if artifacts.read_manifest(store, "interests") is None:
         return None
     items = artifacts.dataset_of(store, "items").head(LOOKED_AT, columns=["item_id", "title", "brand"])
@@ -106,7 +106,7 @@ def recommendation_examples(store: Store, num: int, k: int, rng: np.random.Gener
 
 
 def rollout_examples(store: Store, num: int) -> list[dict[str, Any]] | None:
-    """Return the roll-outs sampled at the last validations of GRPO, newest first, with titles; None where there are none."""
+    """Return the roll-outs sampled at the last validations of GRPO, newest first, with titles; None if there are none."""
     samples = _json_lines(store, "policy_grpo", "rollouts.jsonl")
     if not samples:
         return None
@@ -129,7 +129,7 @@ def rollout_examples(store: Store, num: int) -> list[dict[str, Any]] | None:
 
 
 def training_log(store: Store, name: str) -> list[dict[str, Any]] | None:
-    """Read the metrics lines that a training left beside its model; None where there are none.
+    """Read the metrics log of a training; None if there is none.
 
     Raises:
         ValueError: a line is not JSON.
@@ -152,7 +152,7 @@ def _json_lines(store: Store, name: str, file: str) -> list[dict[str, Any]] | No
 
 
 def held_out_evaluation(store: Store) -> dict[str, Any] | None:
-    """Read what the classifier's training measured on held-out items; None where there is no classifier."""
+    """Read the classifier's evaluation on held-out items; None if there is no classifier."""
     if artifacts.read_manifest(store, "classifier") is None:
         return None
     fs, path = artifacts.filesystem_of(f"{store.uri('classifier')}/{EVALUATION}")

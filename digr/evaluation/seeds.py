@@ -1,4 +1,4 @@
-"""Several runs of one configuration that differ in their seed, measured together: by split, and with both splits as one."""
+"""Evaluate several runs that differ only in their seed, by split and with both splits combined."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,21 +23,21 @@ from digr.tables import HELD_OUT
 
 
 class SeedResults(NamedTuple):
-    """What several runs have to say together."""
+    """Results of several runs."""
 
     systems: list[str]
-    """Ranked by all runs; the served one last."""
+    """Systems that all runs have lists of; the served one last."""
     metrics: list[dict[str, Any]]
-    """Rows of the `metrics` table, means over the runs; `runs` has the value of each."""
+    """Rows of the `metrics` table, means over the runs; `runs` has the value of each run."""
     comparisons: list[dict[str, Any]]
-    """What each system gains over all before it, as the report's."""
+    """Gains of each system over all earlier ones, as in the report."""
 
 
 def common_systems(runs: Sequence[Store]) -> list[str]:
-    """Return the systems that every run has lists of, towers first and the served one last; variants of ablations are left out.
+    """Return the systems that every run has lists of, towers first and the served one last, without variants of ablations.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the runs have no common system.
     """
     names = [*TOWER_SYSTEMS, "sft", "grpo", *(each.name for each in systems_of(get_args(Ablation))[::-1])]
     lists = {name: [f"recommendations/{name}_{split}" for split in HELD_OUT] for name in names}
@@ -49,10 +49,10 @@ def common_systems(runs: Sequence[Store]) -> list[str]:
 
 
 def compare_runs(runs: Sequence[Store], *, ks: Sequence[int], resamples: int, rng: np.random.Generator) -> SeedResults:
-    """Average runs example by example, so that intervals are those of the mean over their seeds.
+    """Average runs per example, so that intervals are those of the mean over seeds.
 
     Raises:
-        ValueError: the runs are of different data, or have no system in common.
+        ValueError: the runs have different data, or no common system.
     """
     systems = common_systems(runs)
     _check_same_examples(runs)
@@ -73,7 +73,7 @@ def compare_runs(runs: Sequence[Store], *, ks: Sequence[int], resamples: int, rn
 
 def _examples(store: Store, splits: Sequence[str]) -> Examples:
     items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
-    # the generator decides the order of equally popular items, which is of no use here
+    # the generator only decides the order of equally popular items, which does not matter here
     counts = count_training(read_sequences(store, partial(items.find_all, where="histories")), items, np.random.default_rng(0))
     batches = artifacts.dataset_of(store, "histories").to_batches(filter=pads.field("split").isin(list(splits)))
     return collect_examples(iter(batches), counts, f"histories, {'+'.join(splits)}")
@@ -94,11 +94,11 @@ def _check_same_examples(runs: Sequence[Store]) -> None:
     first = next(tables)
     for run, other in zip(runs[1:], tables, strict=True):
         if not other.equals(first):
-            raise ValueError(f"{run.root}: its held-out examples are not those of {runs[0].root}; compare runs of the same data")
+            raise ValueError(f"{run.root}: its held-out examples differ from those of {runs[0].root}; compare runs of equal data")
 
 
 def gains_text(comparisons: Sequence[Mapping[str, Any]], system: str, measures: Sequence[tuple[str, int]]) -> str:
-    """Return what a system gains over each other one as a plain table, with both 95 % intervals, by split."""
+    """Return a system's gains over each other one as a plain table by split, with both 95 % intervals."""
     lines = []
     for split, (name, k) in itertools.product(dict.fromkeys(row["split"] for row in comparisons), measures):
         lines.append(f"{split}, {name}@{k}: {system} gains over")

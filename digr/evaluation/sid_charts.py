@@ -15,9 +15,9 @@ from digr.evaluation.charts import PALETTE, draw
 from digr.sids.sweep import NDCG, diagnostic
 
 GOLDEN = 0.618034
-"""Steps of the hue by the golden ratio keep the colours of neighbouring codes apart."""
+"""Golden ratio: as step of the hue it gives neighbouring codes distinct colours."""
 MAX_BARS = 512
-"""Bars of a level; more codes are drawn as means of equal runs."""
+"""Most bars of a level; more codes are averaged in groups of equal size."""
 
 
 def prefix_tree(nodes: Sequence[Mapping[str, Any]], num_items: int) -> Markup:
@@ -25,7 +25,7 @@ def prefix_tree(nodes: Sequence[Mapping[str, Any]], num_items: int) -> Markup:
 
     Args:
         nodes: `SidOverview.nodes`.
-        num_items: of the catalogue; what the shown prefixes do not cover stays blank.
+        num_items: items of the catalogue; those below no shown prefix appear as blank space.
     """
     figure = go.Figure(
         go.Treemap(
@@ -53,7 +53,7 @@ def _hover(node: Mapping[str, Any]) -> str:
 
 
 def code_bars(code_counts: Sequence[np.ndarray]) -> Markup:
-    """Draw how many items each code of each level has, most used first; unused codes are the empty right end."""
+    """Draw the number of items of each code of each level, most used first; unused codes are at the right end."""
     titles = [f"level {level}: {np.mean(counts > 0):.1%} of {len(counts)} codes" for level, counts in enumerate(code_counts, 1)]
     figure = make_subplots(cols=len(code_counts), subplot_titles=titles, horizontal_spacing=0.06)
     for column, counts in enumerate(code_counts, 1):
@@ -88,11 +88,11 @@ def item_points(found: Mapping[str, Any]) -> Markup:
 
 
 def sweep_page(rows: Sequence[Mapping[str, Any]], correlation: Mapping[str, float | None]) -> str:
-    """Return a page that opens anywhere with a sweep's finished candidates: diagnostics against each other or against NDCG.
+    """Return a self-contained page of a sweep's finished candidates: diagnostics against each other or against NDCG.
 
     Args:
         rows: finished rows of `codebook_sweep`.
-        correlation: `sweep.correlations`; empty draws pairs of diagnostics, because there is no NDCG to draw them against.
+        correlation: `sweep.correlations`; if empty there is no NDCG, and pairs of diagnostics are drawn.
     """
     panels = [(name, NDCG) for name in correlation] or [
         ("raw_collision_rate", "reconstruction_r2"),
@@ -142,5 +142,5 @@ def _wrapped(interests: Sequence[str]) -> str:
 
 
 def _hue(code: int, light: int = 55) -> str:
-    """Give a code its colour: the same hue on the tree and on the map."""
+    """Return the colour of a code, with the same hue in tree and map."""
     return f"hsl({(code * GOLDEN % 1) * 360:.0f}, 55%, {light + code % 3 * 5}%)"

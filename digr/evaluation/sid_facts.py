@@ -1,7 +1,7 @@
-"""What the report shows of semantic IDs: the tree of prefixes, items per code, a map of items, and who collided.
+"""Facts about semantic IDs for the report: the tree of prefixes, items per code, a map of items, and collisions.
 
-Everything is counted in passes over `item_sids` and cut to a bounded number of nodes and items, so that neither memory nor
-the page grows with the catalogue.
+All facts are counted in passes over `item_sids` and limited to a bounded number of nodes and items, so that neither memory
+nor the page grows with the catalogue.
 """
 
 from collections import Counter, defaultdict
@@ -19,37 +19,37 @@ from digr.sids.trie import codes_of
 from digr.tables import flat_interests
 
 MAX_NODES, MAX_DEPTH = 300, 3
-"""Prefixes shown of each length, the largest, and the longest prefix shown."""
+"""Number of largest prefixes shown of each length, and the longest length shown."""
 SAMPLE = 30
-"""Items of a prefix whose interests are counted."""
+"""Number of items of a prefix whose interests are counted."""
 TITLES, INTERESTS, TITLE_CHARS = 4, 5, 70
 MAP_ITEMS, MAP_BASE = 1200, 20_000
-"""Items on the map, and the rows they are drawn from."""
+"""Number of items on the map, and of rows from which they are drawn."""
 
 
 class Prefixes(NamedTuple):
     """The kept prefixes of one length, in ascending order of their keys."""
 
     keys: Int64[np.ndarray, " P"]
-    """place of the parent among the kept prefixes of the length before * codes of this level + code"""
+    """(place of the parent among the kept prefixes one shorter) * (codes of this level) + code"""
     num_items: Int64[np.ndarray, " P"]
 
 
 class SidOverview(NamedTuple):
-    """The catalogue's SIDs, bounded."""
+    """A bounded overview of the catalogue's SIDs."""
 
     nodes: list[dict[str, Any]]
     """Prefixes: id, parent ("" for none), label, num_items, interests, titles; parents come before their children."""
     code_counts: list[Int64[np.ndarray, " K"]]
-    """Items of every code of each level, the suffix level left out."""
+    """Number of items of every code of each level, without the suffix level."""
     num_items: int
 
 
 def sid_overview(store: Store, rng: np.random.Generator) -> SidOverview | None:
-    """Count the prefixes of all SIDs, keep the largest, and look at some items of each; None where there are no SIDs.
+    """Count the prefixes of all SIDs, keep the largest, and sample some items of each; None if there are no SIDs.
 
-    A prefix of one item is not kept unless it is a first code. Interests are those of up to 30 items drawn from the prefix,
-    most frequent first, then by summed confidence.
+    A prefix of one item is kept only if it is a first code. Interests come from up to 30 random items of the prefix, most
+    frequent first, then by summed confidence.
     """
     manifest = artifacts.read_manifest(store, "item_sids")
     if manifest is None or not manifest.facts.get("usage_rate"):
@@ -74,7 +74,7 @@ def sid_overview(store: Store, rng: np.random.Generator) -> SidOverview | None:
 
 
 def item_map(store: Store, seed: int) -> dict[str, Any] | None:
-    """Lay some items out in the plane by t-SNE of their vectors; None where there are too few.
+    """Place a sample of items in the plane by t-SNE of their vectors; None if there are too few.
 
     Returns:
         points float [N 2], first int [N] (first codes), and titles and SIDs of the items.
@@ -100,7 +100,7 @@ def item_map(store: Store, seed: int) -> dict[str, Any] | None:
 
 
 def lay_out(vectors: Float[np.ndarray, "N D"], seed: int) -> Float[np.ndarray, "N 2"]:
-    """Place vectors in the plane so that near ones stay near: t-SNE from their first two principal components."""
+    """Place vectors in the plane by t-SNE, initialised with their first two principal components."""
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(vectors) - 1) / 3)
@@ -108,7 +108,7 @@ def lay_out(vectors: Float[np.ndarray, "N D"], seed: int) -> Float[np.ndarray, "
 
 
 def collisions(store: Store) -> list[dict[str, Any]] | None:
-    """Name the items of the largest groups with equal nearest codes, and the SID each got; None where there are no SIDs."""
+    """Return the items of the largest groups with equal nearest codes, and their final SIDs; None if there are no SIDs."""
     manifest = artifacts.read_manifest(store, "item_sids")
     if manifest is None:
         return None
@@ -129,7 +129,7 @@ def collisions(store: Store) -> list[dict[str, Any]] | None:
 
 
 def item_titles(store: Store, ids: Sequence[str]) -> dict[str, str]:
-    """Return the titles of some items, shortened; the id where the catalogue has none."""
+    """Return the shortened titles of items; the id for items without a title."""
     found = artifacts.read_table(store, "items", ["item_id", "title"], item_id=ids).to_pylist()
     titles = {row["item_id"]: row["title"][:TITLE_CHARS] for row in found}
     return {item: titles.get(item) or item for item in ids}
@@ -147,7 +147,7 @@ def _batches(store: Store, levels: int) -> Iterator[_Batch]:
 
 
 def _places(codes: np.ndarray, kept: Sequence[Prefixes], sizes: Sequence[int]) -> np.ndarray:
-    """Find each row's place among the last of the kept prefixes; -1 where it is not kept."""
+    """Return the place of each row's prefix among the longest kept ones; -1 if it is not kept."""
     at = np.zeros(len(codes), np.int64)
     for level, prefixes in enumerate(kept):
         key = at * sizes[level] + codes[:, level]
@@ -211,7 +211,7 @@ def _nodes(
 
 
 def _top(interests_of_items: Iterable[list[tuple[str, float]]]) -> list[str]:
-    """Return the most frequent interests of some items, the more confident first among equals."""
+    """Return the most frequent interests of items; ties are ordered by confidence."""
     times: Counter[str] = Counter()
     weight: defaultdict[str, float] = defaultdict(float)
     for listed in interests_of_items:

@@ -1,4 +1,4 @@
-"""How good semantic IDs are for what they are made for: a small policy is trained on them and measured on validation."""
+"""Probe semantic IDs: train a small policy on them and evaluate it on validation."""
 
 import tempfile
 from pathlib import Path
@@ -29,10 +29,10 @@ def validation_ndcg(
 
     Args:
         item_ids: items of the rows of `codes`.
-        codes: unique SIDs, -1 behind the end of a shorter one.
+        codes: unique SIDs, -1 after the end of a shorter one.
         level_sizes: codes of each column.
         histories: rows of `histories`, train and validation.
-        config: `policy`, `sft` and `decoding` decide; the seed is the run's. Only the text-free part is trained.
+        config: uses `policy`, `sft`, `decoding` and the run's seed. Only sequences of SIDs are trained, no text tasks.
     """
     trie = build_trie(item_ids, codes, level_sizes)
     sids = Sids(build_id_index(item_ids), sid_texts(codes))

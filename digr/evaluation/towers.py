@@ -1,9 +1,9 @@
-"""Baselines that are trained: SASRec over item ids, the same over frozen text vectors, and the sum of the two.
+"""Trained baselines: SASRec over item ids, the same over frozen text vectors, and the sum of the two.
 
 A tower is the self-attention of SASRec (Kang & McAuley 2018, arXiv 1808.09781) with two changes that make it a strong baseline:
-its loss is the softmax over all items, not one drawn negative, and items are scored by cosine over a temperature, not by an
-inner product. The text tower differs in nothing but where an item's vector comes from: a learned map of its text's vector in
-place of a free one, so it can tell apart items that training never saw. The towers are trained apart and summed when ranking.
+its loss is the softmax over all items instead of one sampled negative, and scores are cosines divided by a temperature instead
+of inner products. The text tower differs only in its item vectors: a learned map of text vectors instead of free parameters, so
+it can distinguish items that training never saw. The towers are trained separately, and their scores are summed for ranking.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,29 +26,29 @@ from digr.ranking.neighbours import HistoryItems
 TEXT_TOWER = "text_tower"
 TOWERS = ("sasrec", TEXT_TOWER)
 SYSTEMS: Mapping[str, tuple[str, ...]] = {name: (name,) for name in TOWERS} | {"two_towers": TOWERS}
-"""System -> towers whose log-probabilities are added, each with weight 1."""
+"""System -> towers whose log-probabilities are summed with weight 1."""
 
 NO_ITEM = -1
 MAX_SCORES = 2**24
-"""Scores in memory at once while ranking."""
+"""Most scores in memory at once while ranking."""
 TIE = 1e-6
-"""Log-probabilities that differ by less are equal."""
+"""Log-probabilities that differ by less count as equal."""
 K = 10
 SCORE = f"ndcg@{K}"
-"""Mean on validation that chooses the epoch."""
+"""Validation metric that selects the epoch."""
 INIT_STD = 0.02
 
 
 class Tower(nn.Module):
-    """A causal transformer over the items of a history, whose state at each place is compared with all N items."""
+    """A causal transformer over the items of a history; its state at each position is scored against all N items."""
 
     text: Tensor | None
 
     def __init__(self, config: TowersConfig, num_items: int, max_history: int, text: Float[Tensor, "N D"] | None = None) -> None:
-        """Start from the global generator's random weights.
+        """Initialise weights from the global generator.
 
         Args:
-            max_history: longest history it reads.
+            max_history: longest history that it reads.
             text: frozen vectors of the items' texts; without them each item has a free vector.
 
         Raises:
@@ -57,7 +57,7 @@ class Tower(nn.Module):
         super().__init__()
         if num_items > MAX_TOWER_ITEMS:
             raise ValueError(
-                f"towers: {num_items} items, at most {MAX_TOWER_ITEMS} can be scored in each training step; set "
+                f"towers: found {num_items} items, but a training step can score at most {MAX_TOWER_ITEMS}; set "
                 f"towers.enabled=false"
             )
         dim = config.dim
@@ -84,7 +84,7 @@ class Tower(nn.Module):
         return self.items.weight if isinstance(self.items, nn.Embedding) else self.items(self.text)
 
     def states(self, history: Int[Tensor, "B T"], vectors: Float[Tensor, "N D"]) -> Float[Tensor, "B T D"]:
-        """Read histories, oldest first and padded on the right, which no state before the padding sees."""
+        """Read histories, oldest first; they are padded on the right, which does not affect earlier states."""
         width = history.shape[1]
         found = self.dropout(self.input_norm(vectors[history.clamp(min=0)] + self.places.weight[:width]))
         mask = nn.Transformer.generate_square_subsequent_mask(width, device=history.device)
@@ -95,7 +95,7 @@ class Tower(nn.Module):
         return normalize(states, dim=-1) @ normalize(vectors, dim=-1).T / self.temperature
 
     def loss(self, windows: Int[Tensor, "B T1"]) -> Float[Tensor, ""]:
-        """Return the mean cross-entropy of each window's items but its first, each after those before it."""
+        """Return the mean cross-entropy of the next items in each window, all but its first."""
         target, vectors = windows[:, 1:], self.vectors()
         states = self.states(windows[:, :-1], vectors)
         real = target != NO_ITEM
@@ -111,7 +111,7 @@ class Tower(nn.Module):
 
 
 def _adaptor(text_dim: int, dim: int) -> nn.Sequential:
-    """Return what maps a text's vector to an item's."""
+    """Return the map from text vectors to item vectors."""
     return nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, dim), nn.GELU(), nn.Linear(dim, dim))
 
 
@@ -129,10 +129,10 @@ def load_tower(folder: Path, name: str, config: TowersConfig, num_items: int, te
 
 
 def training_windows(sequences: Iterable[TrainingSequences], max_history: int) -> HistoryItems:
-    """Cut users' training sequences into windows of at most `max_history` + 1 items, from their ends.
+    """Cut users' training sequences into windows of at most `max_history` + 1 items, from the end backwards.
 
-    Neighbours share one item, the target of one and the first of the next, so every training interaction but a user's first is a
-    target exactly once.
+    Neighbouring windows share one item, the last of one and the first of the next, so every training interaction but a user's
+    first is a target exactly once.
     """
     items, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for chunk in sequences:
@@ -147,7 +147,7 @@ def training_windows(sequences: Iterable[TrainingSequences], max_history: int) -
 
 
 def pad(histories: HistoryItems, rows: Int[np.ndarray, " B"]) -> Int[Tensor, "B T"]:
-    """Return some histories as rows of a tensor, with `NO_ITEM` behind the shorter ones."""
+    """Return some histories as rows of a tensor, padded with `NO_ITEM` on the right."""
     length = np.diff(histories.start)[rows]
     real = np.arange(length.max(initial=1)) < length[:, None]
     padded = np.full(real.shape, NO_ITEM)
@@ -167,7 +167,7 @@ def fit_tower(
 ) -> Iterator[dict[str, float]]:
     """Train in place by AdamW, yielding epoch, loss and NDCG@10 on validation after each epoch.
 
-    Once exhausted, the weights are those of the best epoch. Validation chooses it and when to stop, and changes nothing else.
+    At the end, the weights are those of the best epoch. Validation is used only to select the epoch and to stop.
     """
     optimizer = torch.optim.AdamW(tower.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     best, best_epoch, kept = -1.0, 0, dict[str, Tensor]()
@@ -190,7 +190,7 @@ def fit_tower(
 
 
 def _valid_ndcg(tower: Tower, valid: ValidRows) -> float:
-    """Return the mean NDCG@10; of items with equal scores the target is the last."""
+    """Return the mean NDCG@10; among items with equal scores the target comes last."""
     gains, worth = [], rank_gains("ndcg", K, K)
     for rows, scores in score_histories(tower, valid.histories):
         target = torch.from_numpy(valid.target[rows]).to(scores.device)
@@ -200,7 +200,7 @@ def _valid_ndcg(tower: Tower, valid: ValidRows) -> float:
 
 
 class TopItems(NamedTuple):
-    """The best items of B histories, best first, by their places."""
+    """Places of the best items of B histories, best first."""
 
     score: Float[Tensor, "B k"]
     item: Int[Tensor, "B k"]
@@ -219,8 +219,8 @@ def rank_systems(
 ) -> Iterator[tuple[slice, dict[str, TopItems]]]:
     """Yield the k best items of each system by the sum of its towers' log-probabilities, for some histories at a time.
 
-    Items of the history may be listed again, as in all systems. Items that read alike have equal scores in the text tower: each
-    list orders them at random and never by id, which would leak the order of logs that are sorted by id within a day.
+    Items of the history may be listed again, as in all systems. Items with equal texts have equal scores in the text tower: each
+    list orders them at random, never by id, which would leak the order of logs that are sorted by id within a day.
 
     Args:
         generator: on the CPU.

@@ -1,8 +1,8 @@
-"""Canonical interests: phrases of one motive under one id, so that two items that serve it share the id.
+"""Canonical interests: all phrases of one motive under one id, so that items that serve the motive share the id.
 
-The phrases of a catalogue are grouped by average linkage of their vectors, at several grains: a fine one joins wordings of the
-same thing, a coarse one joins related motives. Linkage compares all pairs, so many phrases are first cut into cells by k-means,
-and phrases beyond the most usual ones join the group whose mean is nearest.
+Phrases are grouped by average linkage of their vectors, at several grains: a fine grain joins wordings of one motive, a coarse
+one joins related motives. Linkage compares all pairs, so k-means first cuts the phrases into cells. Only the most frequent
+phrases are linked; each other phrase joins the group with the nearest mean.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from digr import artifacts
 from digr.artifacts import Store
 
 CELL_PHRASES = 4096
-"""Phrases that are linked together, about; phrases of different cells are never joined."""
+"""About how many phrases a cell has; phrases of different cells are never joined."""
 KMEANS_ITERATIONS, KMEANS_SAMPLES = 20, 64
 
 
@@ -26,15 +26,15 @@ class CanonicalInterests(NamedTuple):
     """The K canonical interests of a run at its finest grain, and its P phrases."""
 
     phrases: pa.Array
-    """In small letters, ascending."""
+    """The phrases, in lower case, ascending."""
     group: Int[np.ndarray, " P"]
-    """The canonical interest of each."""
+    """The canonical interest of each phrase."""
     names: pa.Array
-    """Of each canonical interest."""
+    """The name of each canonical interest."""
 
 
 def load_canonical(store: Store) -> CanonicalInterests | None:
-    """Read the canonical interests of a run; None where it has none."""
+    """Read the canonical interests of a run; None if it has none."""
     if artifacts.read_manifest(store, "canonical_interests") is None:
         return None
     table = artifacts.read_table(store, "canonical_interests", ["interest", "groups", "names"]).sort_by("interest")
@@ -43,7 +43,7 @@ def load_canonical(store: Store) -> CanonicalInterests | None:
 
 
 def find_groups(canonical: CanonicalInterests, texts: pa.Array) -> Int[np.ndarray, " B"]:
-    """Return the canonical interest of each of some interests, -1 for one that is none of the phrases, see `read_alike`."""
+    """Return the canonical interest of each text, -1 if the text is not one of the phrases; see `read_alike`."""
     if not len(canonical.phrases):
         return np.full(len(texts), -1)
     words = read_alike(texts)
@@ -53,7 +53,7 @@ def find_groups(canonical: CanonicalInterests, texts: pa.Array) -> Int[np.ndarra
 
 
 def read_alike(texts: pa.Array) -> pa.Array:
-    """Return interests in small letters without outer blanks: those that are equal then read the same."""
+    """Return interests in lower case without outer spaces, the form in which they are compared."""
     return pc.utf8_lower(pc.utf8_trim_whitespace(texts))
 
 
@@ -62,8 +62,8 @@ def join_phrases(vectors: Float32[np.ndarray, "P D"], min_cosine: float, *, seed
 
     Args:
         vectors: unit vectors of P distinct phrases.
-        min_cosine: mean cosine between the phrases of two groups from which they are joined.
-        seed: of the k-means that cuts many phrases into cells.
+        min_cosine: two groups are joined if the mean cosine between their phrases is at least this.
+        seed: for the k-means that cuts phrases into cells.
     """
     groups, num_groups = np.zeros(len(vectors), np.int64), 0
     for cell in _cells(vectors, seed):
@@ -76,12 +76,12 @@ def join_phrases(vectors: Float32[np.ndarray, "P D"], min_cosine: float, *, seed
 def nearest_group(
     vectors: Float32[np.ndarray, "R D"], means: Float32[np.ndarray, "K D"]
 ) -> tuple[Int[np.ndarray, " R"], Float32[np.ndarray, " R"]]:
-    """Return the group that is nearest to each of R phrases, and how near it is.
+    """Return the group nearest to each of R phrases, and its similarity.
 
     Args:
         vectors: unit vectors of the phrases.
-        means: of the K groups' phrases, K at least 1. By means as they are, nearness is the mean cosine with a group's phrases,
-            as in average linkage; by means of unit length it is the cosine with the group's direction.
+        means: mean vectors of the K groups, K at least 1. With plain means the similarity is the mean cosine to the group's
+            phrases, as in average linkage; with means scaled to unit length it is the cosine to the group's mean.
     """
     index = faiss.IndexFlatIP(means.shape[1])
     index.add(np.ascontiguousarray(means))
@@ -90,14 +90,14 @@ def nearest_group(
 
 
 def group_names(table: pa.Table, grain: int) -> pa.Array:
-    """Return the names of all groups of a grain, in the order of their numbers, from rows of `canonical_interests`."""
+    """Return the names of all groups of a grain, in the order of their ids, from rows of `canonical_interests`."""
     group, name = (pc.list_element(table[column], grain) for column in ("groups", "names"))
     first = np.unique(group.to_numpy(), return_index=True)[1]
     return name.combine_chunks().take(pa.array(first))
 
 
 def _cells(vectors: Float32[np.ndarray, "P D"], seed: int) -> list[Int[np.ndarray, " p"]]:
-    """Cut phrases into cells of at most twice `CELL_PHRASES`; a cell that is larger is cut again."""
+    """Cut phrases into cells of at most twice `CELL_PHRASES`; larger cells are cut again."""
     if len(vectors) <= 2 * CELL_PHRASES:
         return [np.arange(len(vectors))] if len(vectors) else []
     kmeans = faiss.Kmeans(
@@ -112,7 +112,7 @@ def _cells(vectors: Float32[np.ndarray, "P D"], seed: int) -> list[Int[np.ndarra
     kmeans.train(np.ascontiguousarray(vectors))
     owner = kmeans.index.search(np.ascontiguousarray(vectors), 1)[1][:, 0]
     cells = [np.flatnonzero(owner == number) for number in np.unique(owner)]
-    if len(cells) == 1:  # vectors that k-means cannot tell apart
+    if len(cells) == 1:  # vectors that k-means cannot separate
         return np.array_split(cells[0], -(-len(vectors) // CELL_PHRASES))
     return [cell[part] for cell in cells for part in _cells(vectors[cell], seed)]
 

@@ -1,8 +1,8 @@
 """Mine interests without a language model: key phrases of the owner's own text.
 
-The embedded default, and the honest floor for every claim about mining. A phrase is a run of words that other owners'
-texts use too, but not most of them, that holds together as a unit, and that a sentence encoder places near the whole
-text. Phrases are counted in hashed buckets of fixed number, so that memory does not grow with the catalogue.
+The embedded default, and the baseline for every claim about mining. A phrase is a run of words that is used by some other
+owners' texts but not by most, forms a unit, and is near the whole text by a sentence encoder. Phrases are counted in at most
+2^26 hashed buckets, which bounds memory.
 """
 
 import hashlib
@@ -28,22 +28,22 @@ was we were what when where whether which while who whom why will with within wi
 STOPWORDS = frozenset(_COMMON.split())
 _CHUNK = 1024
 _SHORTLIST = 12
-"""Phrases per owner that the encoder sees."""
+"""Phrases per owner that are encoded."""
 _MIN_UNITY = 0.1
-"""A run of words below this is a fragment of another, or has chance neighbours."""
+"""Least unity of a phrase; a run of words below it is a fragment of another, or has neighbours by chance."""
 _MAX_OWNERS_RATE = 0.2
-"""A phrase that a larger share of the owners uses names no interest."""
+"""A phrase that a larger share of the owners uses is too common to be an interest."""
 
 
 class PhraseCounts(NamedTuple):
-    """Owners whose text has a phrase, by the phrase's hashed bucket; a bucket's count can only be too high."""
+    """Number of owners whose text has a phrase, by hashed bucket; hash collisions can only make a count too high."""
 
     owners: UInt32[np.ndarray, " K"]
     num_owners: int
 
 
 class _Grid(NamedTuple):
-    """N-grams of some texts: `buckets[n - 1, p]` is the bucket of the n words from position p, -1 where that is no phrase."""
+    """N-grams of some texts: `buckets[n - 1, p]` is the bucket of the n words from position p, -1 if they are no phrase."""
 
     words: np.ndarray
     documents: Int64[np.ndarray, " T"]
@@ -51,12 +51,12 @@ class _Grid(NamedTuple):
 
 
 def num_buckets(num_owners: int) -> int:
-    """Return how many buckets keep false counts rare: a power of two, 64 per owner, from 2^16 to 2^26 (256 MB)."""
+    """Return a number of buckets that makes collisions rare: a power of two, 64 per owner, from 2^16 to 2^26 (256 MB)."""
     return 1 << int(np.clip(np.ceil(np.log2(max(num_owners, 1) * 64)), 16, 26))
 
 
 def count_phrases(texts: Sequence[str], max_words: int, buckets: int) -> UInt32[np.ndarray, " K"]:
-    """Count, per bucket, the texts that contain a phrase; arrays of parts of a catalogue add up to the whole's."""
+    """Count the texts that contain a phrase, per bucket; counts of parts of a catalogue add up to those of the whole."""
     counts = np.zeros(buckets, np.uint32)
     for start in range(0, len(texts), _CHUNK):
         grid = _ngrams(texts[start : start + _CHUNK], max_words, buckets)
@@ -69,7 +69,7 @@ def count_phrases(texts: Sequence[str], max_words: int, buckets: int) -> UInt32[
 def extract_interests(
     texts: Sequence[str], counts: PhraseCounts, encode: Encode, *, max_words: int, min_owners: int, max_interests: int
 ) -> list[str]:
-    """Return one answer per text, in the JSON form that a language model is asked for.
+    """Return one answer per text, in the same JSON form as a language model's.
 
     Args:
         counts: of the whole catalogue's texts, with the same `max_words`.
@@ -98,10 +98,10 @@ def choose_diverse(
     limit: int,
     diversity: float = 0.3,
 ) -> list[tuple[int, float]]:
-    """Pick phrases one by one, near the text and unlike those picked (maximal marginal relevance, Carbonell 1998).
+    """Pick phrases one by one, near the text and unlike the earlier ones (maximal marginal relevance, Carbonell 1998).
 
     Returns (index, strength in [0, 1]) in the order picked; the strength is the mean of the phrase's cosine to the text
-    and of its unity, without the penalty.
+    and its unity, without the penalty for similar phrases.
     """
     strength = np.clip((phrases @ text).clip(0, 1) * 0.5 + unity * 0.5, 0, 1)
     nearest = np.zeros(len(phrases))
@@ -116,7 +116,7 @@ def choose_diverse(
 
 
 def _ngrams(texts: Sequence[str], max_words: int, buckets: int) -> _Grid:
-    """Lay out all phrases of some texts: runs of words inside a sentence, no digit in them, no stop word at an edge."""
+    """Find all phrases of some texts: runs of words within a sentence, without digits and without a stop word at an end."""
     lowered = pc.utf8_lower(pa.array(texts, pa.string()))
     broken = pc.utf8_trim_whitespace(pc.replace_substring_regex(lowered, r"[^\p{L}\p{N}'\- ]+|'s\b", " | "))
     lists = pc.utf8_split_whitespace(broken)
@@ -152,7 +152,7 @@ def _shortlists(texts: Sequence[str], counts: PhraseCounts, max_words: int, min_
     unity = phrase_unity(owners)
     most = max(_MAX_OWNERS_RATE * counts.num_owners, min_owners)
     candidate = (owners >= min_owners) & (owners <= most) & (unity >= _MIN_UNITY)
-    # single words only where a text has nothing longer
+    # single words only if a text has no longer phrase
     longer = np.zeros(len(texts), bool)
     longer[grid.documents[candidate[1:].any(0)]] = True
     candidate[0] &= ~longer[grid.documents]
@@ -173,13 +173,13 @@ def _shortlists(texts: Sequence[str], counts: PhraseCounts, max_words: int, min_
 
 
 def phrase_unity(owners: Float[np.ndarray, "n T"]) -> Float[np.ndarray, "n T"]:
-    """Score in [0, 1] how much each run of words is a unit of its own, as C-value does (Frantzi 2000).
+    """Score in [0, 1] how much each run of words is a unit, following C-value (Frantzi 2000).
 
-    A run that mostly occurs inside one longer run is a fragment (its independence is low); a run much rarer than a run
-    inside it is a unit with chance neighbours (its cohesion is low). Longer units say more.
+    A run that mostly occurs inside one longer run is a fragment: its independence is low. A run that is much rarer than a
+    run inside it has neighbours by chance: its cohesion is low. Longer units score higher.
 
     Args:
-        owners: `owners[n - 1, p]` counts the owners of the run of n words at p; 0 where that is no phrase.
+        owners: `owners[n - 1, p]` is the number of owners of the run of n words at p; 0 if the run is no phrase.
     """
     most, positions = owners.shape
     outer, inner = np.zeros_like(owners), np.zeros_like(owners)

@@ -1,7 +1,7 @@
-"""Read images: from a local path, http(s), s3 or a `data:` address, bounded, decoded before any engine.
+"""Read images of bounded size from a local path, http(s), s3 or a `data:` address, and decode them before a model sees them.
 
-An image that cannot be shown is a reason, not an exception. A broken one stays broken: its row is asked with text only. One
-that its server does not give out now is tried again, and then its row waits for the next run.
+An image that cannot be read gives a reason, not an exception. A row with a broken image is asked with text only. An image
+that the server does not deliver now is tried again; if that fails too, its row waits for the next run.
 """
 
 import base64
@@ -26,14 +26,14 @@ from digr.artifacts import is_remote
 
 MAX_PIXELS = 50_000_000
 TRIES = 3
-"""How often an image is asked for before its row has to wait."""
+"""Tries to fetch an image before its row waits for the next run."""
 _TIMEOUT_SECONDS = 20.0
 _FIRST_PAUSE_SECONDS = 0.5
 _TRANSIENT_STATUSES = {408, 425, 429}
-"""HTTP statuses below 500 that another try may not meet."""
+"""HTTP statuses below 500 that are worth another try."""
 _TRANSIENT_S3_CODES = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ExpiredToken"}
 _TRANSIENT_DISK_ERRORS = {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
-# the largest values that are white in the modes of Pillow with more than 8 bits; the first that fits an image is taken
+# values of white in Pillow's modes with more than 8 bits; the first that is not below an image's largest value is taken
 _WHITE = {"I": (255, 65535), "F": (1.0, 255, 65535)}
 
 
@@ -43,11 +43,11 @@ class Shown(NamedTuple):
     url: str | None
     reason: str | None
     transient: bool = False
-    """Whether the reason may pass (a time-out, a busy server): then the row is not to be asked without its image."""
+    """Whether a later try may succeed (a time-out, a busy server); such a row must not be asked without its image."""
 
 
 class Clients(NamedTuple):
-    """What fetches many images: connections are kept, and both may be used by many threads at once."""
+    """Clients that fetch many images; they keep connections open, and many threads may share them."""
 
     http: httpx.Client
     s3: Any
@@ -56,7 +56,7 @@ class Clients(NamedTuple):
 
 @contextmanager
 def open_clients(uris: Iterable[str | None]) -> Iterator[Clients]:
-    """Make the clients that some addresses need; they try once, see `show_image`."""
+    """Make the clients that the addresses need; the clients do not retry, `show_image` does."""
     s3 = None
     if any(address_of(uri).startswith("s3://") for uri in uris):
         import boto3
@@ -69,7 +69,7 @@ def open_clients(uris: Iterable[str | None]) -> Iterator[Clients]:
 
 
 def address_of(uri: str | None) -> str:
-    """Return an address as shops write it in one form: without blanks around it, and with https where it begins with `//`."""
+    """Return an address without outer spaces, and with https if it begins with `//`, as shops write it."""
     address = (uri or "").strip()
     return f"https:{address}" if address.startswith("//") else address
 
@@ -79,7 +79,7 @@ def read_bytes(uri: str, max_bytes: int, clients: Clients) -> bytes:
 
     Raises:
         ValueError: the address is of another kind, or the file is too large.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     uri = address_of(uri)
     if uri.startswith("data:"):
@@ -99,7 +99,7 @@ def read_bytes(uri: str, max_bytes: int, clients: Clients) -> bytes:
 
 
 def _local_path(address: str) -> str:
-    """Return the path of a file; in a `file:` address, and only there, `%20` is a blank."""
+    """Return the path of a file; only in a `file:` address, `%20` means a space."""
     return unquote(urlsplit(address).path) if address.startswith("file:") else address
 
 
@@ -123,9 +123,9 @@ def _bounded(content: bytes | bytearray, uri: str, max_bytes: int) -> bytes:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error of `read_bytes` may be gone at another try: a server or a shared disk that is busy or away.
+    """Whether another try may succeed after an error of `read_bytes`: a server or shared disk is busy or unreachable.
 
-    What is not there, not allowed, too large or no image stays so; and so does a server whose name is not known.
+    Files that are missing, forbidden, too large or no images, and unknown host names, are permanent errors.
     """
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, IncompleteReadError, NoCredentialsError
 
@@ -151,13 +151,13 @@ def _is_unknown_host(error: BaseException | None) -> bool:
 
 
 def small_png(content: bytes, max_side: int) -> bytes:
-    """Decode an image whole, scale it down to at most `max_side` pixels a side, and return it as RGB PNG.
+    """Decode an image completely, scale it down to at most `max_side` pixels per side, and return it as RGB PNG.
 
-    What is transparent becomes white, the rotation that a camera noted is applied, values of 16 bits are scaled to 8, of an
-    animation the first picture is taken. Nothing else of the file goes out, such as where a photo was taken.
+    Transparent areas become white, EXIF rotation is applied, 16-bit values are scaled to 8 bits, and an animation gives its
+    first frame. Metadata, such as the place of a photo, is removed.
 
     Raises:
-        ValueError: it is no image, is broken, or has more than 50 million pixels.
+        ValueError: the content is no image, is broken, or has more than 50 million pixels.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -179,8 +179,8 @@ def small_png(content: bytes, max_side: int) -> bytes:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Return an image as RGB, or as RGBA where some of it is transparent."""
-    if image.mode.startswith(("I", "F")):  # Pillow cuts what is above 255 off: all white
+    """Return an image as RGB, or as RGBA if it has transparency."""
+    if image.mode.startswith(("I", "F")):  # Pillow would clip values above 255 to white
         values = np.nan_to_num(np.asarray(image, np.float64))
         highest = float(values.max())
         tops = _WHITE.get(image.mode, (65535,))
@@ -192,7 +192,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def show_image(uri: str | None, max_bytes: int, max_side: int, clients: Clients) -> Shown:
-    """Return one image for a prompt, or why there is none; what may pass is tried `TRIES` times, with growing pauses."""
+    """Return one image for a prompt, or why there is none; transient errors are tried `TRIES` times, with growing pauses."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     if uri is None or not uri.strip():
@@ -206,21 +206,21 @@ def show_image(uri: str | None, max_bytes: int, max_side: int, clients: Clients)
                 return Shown(None, f"broken image: {error}"[:200])
             if not left:
                 return Shown(None, f"image not fetched in {TRIES} tries: {error}"[:200], transient=True)
-            # not all at the same moment, and each pause longer than the one before
+            # growing pauses with random jitter, so that threads do not retry at the same moment
             time.sleep(_FIRST_PAUSE_SECONDS * 3 ** (TRIES - 1 - left) * random.uniform(1, 1.5))
     raise AssertionError("the last try returns")
 
 
 def show_images(uris: Sequence[str | None], max_bytes: int, max_side: int, threads: int = 16) -> list[Shown]:
-    """Fetch and decode many images at once, in their order."""
+    """Fetch and decode many images in parallel; return them in order."""
     with open_clients(uris) as clients, ThreadPoolExecutor(threads) as pool:
         return list(pool.map(lambda uri: show_image(uri, max_bytes, max_side, clients), uris))
 
 
 def count_images(uris: Sequence[str | None], threads: int = 16) -> tuple[int, int]:
-    """Count the addresses whose file begins as an image does, and those that are not tried because they are not on this disk.
+    """Count the local files that begin like an image, and the addresses that are not tried because they are remote.
 
-    Only headers are read: a file that breaks off later is found when it is shown.
+    Only headers are read: a file that is cut off later is found only when it is shown.
     """
 
     def opens(uri: str) -> bool:

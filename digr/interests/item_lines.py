@@ -1,4 +1,4 @@
-"""What a user's text says of each item, one line per item, and the text of a user's history made of such lines."""
+"""The line of text that describes an item in a user's history, and the text of a history made of these lines."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from digr.data.ids import IdIndex, build_id_index
 from digr.tables import flat_interests
 
 SHOWN_INTERESTS = 2
-"""Interests of an item that its line shows in brackets behind the title, the strongest."""
+"""Number of an item's strongest interests that its line shows in brackets after the title."""
 BATCH_ROWS = 16_384
 
 
 class ItemLines(NamedTuple):
     """One line of text for each of N items.
 
-    Its memory is that of the lines, each at most `max_chars` long, and of the ids, twice: for titles of 80 characters with
-    interests about 200 bytes an item, so 0.2 GB for a million items. Workers of one node can share it: it is plain arrays.
+    Memory: the lines, each of at most `max_chars`, and the ids, twice. Titles of 80 characters with interests need about 200
+    bytes per item, so 0.2 GB for a million items. All data are plain arrays, which workers of a node can share.
     """
 
     ids: IdIndex
@@ -32,17 +32,17 @@ class ItemLines(NamedTuple):
         """Return the lines of items.
 
         Raises:
-            ValueError: an item has none.
+            ValueError: an item has no line.
         """
         return self.lines.take(pa.array(self.ids.find_all(item_ids, where)))
 
 
 def read_item_lines(store: Store, max_chars: int, with_interests: bool) -> ItemLines:
-    """Read the titles of all items of a run, part by part, and put their strongest interests behind them if wanted.
+    """Read the titles of all items of a run, part by part, each followed by its strongest interests if wanted.
 
     Args:
         max_chars: characters kept of a line.
-        with_interests: read `interests` of the items too, whose manifest need not be there yet.
+        with_interests: also read the items' rows of `interests`; that table may still lack its manifest.
     """
     ids, lines = [], []
     for part in partitions.parts_of(store, "item"):
@@ -70,20 +70,20 @@ def _lines_of_part(store: Store, part: partitions.Part, with_interests: bool) ->
 def history_texts(
     histories: pa.Table, items: ItemLines, max_chars: int, newest_first: bool = False
 ) -> tuple[pa.Array, list[str]]:
-    """Return the users that have a text, in their order, and the text: a line for each training item but the last.
+    """Return the users that have a text, in order, and their texts: a line for each training item but the last.
 
-    The items are the history of the user's last training row. Its target is left out, as held-out rows are: the policy learns
-    to find that target from the interests mined of this text, see `prompts.interests_known`. The newest items are kept where
-    the text would be too long, and a user whose history is empty has no text.
+    The items are the history of the user's last training row. Its target is left out, like held-out rows, because the policy
+    learns to predict this target from interests mined from this text, see `prompts.interests_known`. If the text would be
+    too long, the oldest items are dropped. A user with an empty history has no text.
 
     Args:
         histories: rows of the `histories` table with user_id, split and history, each user's in time order; rows of other
             splits are ignored.
-        max_chars: of a text.
-        newest_first: how the lines are ordered; else the oldest comes first.
+        max_chars: most characters of a text.
+        newest_first: whether the newest item's line comes first, instead of the oldest's.
 
     Raises:
-        ValueError: an item of such a history is not among `items`.
+        ValueError: an item of a history is not among `items`.
     """
     train = histories.filter(pc.equal(histories["split"], "train"))
     coded = train["user_id"].combine_chunks().dictionary_encode()
@@ -99,7 +99,7 @@ def history_texts(
 
 
 def _text(lines: list[str], max_chars: int, newest_first: bool) -> str:
-    """Join the newest lines that fit; the newest stays in any case."""
+    """Join the newest lines that fit; the newest is always kept."""
     kept = 1
     size = len(lines[-1])
     while kept < len(lines) and size + len(lines[-kept - 1]) + 1 <= max_chars:

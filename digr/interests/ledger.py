@@ -1,9 +1,9 @@
-"""The ledger of responses: an append-only folder of Parquet parts that says what was asked and what came back.
+"""The ledger of responses: an append-only folder of Parquet parts with every request and its response.
 
-Miners have one, `interest_responses`, and the judge has one, `interest_verdicts`, whose rows also hold the verdict.
+Miners write `interest_responses`; the judge writes `interest_verdicts`, whose rows also hold the verdict.
 
-Answers are written in parts that appear whole or not at all, so a killed run keeps all but the last moment's. A request
-may be in the ledger twice, after a retry or a killed worker; `merging.latest_responses` picks one.
+Each part becomes visible only when complete, so a killed run loses only the answers since the last part. After a retry or a
+killed worker a request may be in the ledger twice; `merging.latest_responses` picks one row.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ _MIN_JOINED = 16
 RAW_SCHEMA = pa.schema(
     [field if field.name != "status" else pa.field("status", pa.string()) for field in _SCHEMA],
 )
-"""What a miner returns: the ledger's columns, with `status` null where the text of the response decides."""
+"""A miner's raw responses: the ledger's columns, with `status` null if it follows from the text of the response."""
 
 
 def open_ledger(store: Store, name: str = LEDGER) -> str:
-    """Return the address of the ledger's folder, ready to be appended to; its earlier parts stay.
+    """Return the address of the ledger's folder, ready for appending; earlier parts stay.
 
-    Its manifest goes, so that nobody reads the ledger as finished while it grows, and so do drafts of a killed run.
+    Removes the manifest, so that nobody reads the ledger as finished while it grows, and drafts of a killed run.
     """
     uri = store.uri(name)
     fs, path = filesystem_of(uri)
@@ -50,7 +50,7 @@ def open_ledger(store: Store, name: str = LEDGER) -> str:
 
 
 def finish_responses(raw: pa.Table) -> pa.Table:
-    """Return raw responses as ledger rows: a status that is not given yet comes from parsing the text."""
+    """Turn raw responses into ledger rows: a missing status is found by parsing the text."""
     status, reason = raw["status"].to_pylist(), raw["reason"].to_pylist()
     response = raw["response"].to_pylist()
     for index, given in enumerate(status):
@@ -64,15 +64,15 @@ def finish_responses(raw: pa.Table) -> pa.Table:
 
 
 def append(uri: str, responses: pa.Table) -> None:
-    """Write rows as one new part that appears whole or not at all; parts sort in the order they were written."""
+    """Write rows as one new part, visible only when complete; names of parts sort in the order of writing."""
     name = hashlib.sha256("".join(responses["request_digest"].to_pylist()).encode()).hexdigest()[:16]
     write_part(uri, f"part-{time.time_ns():020d}-{name}", responses)
 
 
 def join_parts(uri: str) -> None:
-    """Rewrite neighbouring small parts as larger ones, so that a ledger written batch by batch is read fast.
+    """Join neighbouring small parts into larger ones, so that a ledger written batch by batch is fast to read.
 
-    A kill in between leaves rows twice, which readers of a ledger expect; the order of rows stays.
+    The order of rows stays. A kill during this leaves some rows twice, which readers of a ledger handle.
     """
     fs, path = filesystem_of(uri)
     entries = sorted(fs.get_file_info(pafs.FileSelector(path)), key=lambda entry: entry.path)
@@ -81,7 +81,7 @@ def join_parts(uri: str) -> None:
     for entry in [*(entry for entry in entries if entry.path.endswith(".parquet")), None]:
         if group and (entry is None or size + entry.size > _JOINED_BYTES):
             if len(group) >= _MIN_JOINED:
-                # sorts right behind the newest of them
+                # this name sorts right after the newest of them
                 write_part(uri, f"{Path(group[-1]).stem}j", pads.dataset(group, filesystem=fs).to_table())
                 for joined in group:
                     fs.delete_file(joined)
@@ -91,13 +91,13 @@ def join_parts(uri: str) -> None:
 
 
 def write_part(uri: str, name: str, responses: pa.Table) -> None:
-    """Write a Parquet part that appears whole or not at all."""
+    """Write a Parquet part that is visible only when complete."""
     with artifacts.open_part(f"{uri}/{name}.parquet", responses.schema) as writer:
         writer.write_table(responses)
 
 
 def digest_numbers(digests: pa.Array | pa.ChunkedArray) -> UInt64[np.ndarray, " N"]:
-    """Return 16-digit hexadecimal digests as 64-bit numbers: 8 bytes a row, and compared without Python.
+    """Return 16-digit hexadecimal digests as 64-bit numbers, which need 8 bytes per row and no Python to compare.
 
     Raises:
         ValueError: a digest is null or not 16 digits long.
@@ -115,12 +115,12 @@ def digest_numbers(digests: pa.Array | pa.ChunkedArray) -> UInt64[np.ndarray, " 
 
 
 def done_numbers(uri: str, retry_failed: bool = False) -> UInt64[np.ndarray, " N"]:
-    """Return the sorted, unique digests of all requests that need not be asked again.
+    """Return the sorted, unique digests of all requests that are done.
 
     Streams two columns of the parts, so memory is 8 bytes per row of the ledger.
 
     Args:
-        retry_failed: count only "ok" rows as done; otherwise every answer is one. An "error", where no answer came, never is.
+        retry_failed: count only "ok" rows as done, instead of every answer. An "error" (no answer) never counts as done.
     """
     numbers = [np.empty(0, np.uint64)]
     for batch in artifacts.open_parts(uri, _SCHEMA).to_batches(columns=["request_digest", "status"]):
@@ -130,7 +130,7 @@ def done_numbers(uri: str, retry_failed: bool = False) -> UInt64[np.ndarray, " N
 
 
 def spent_so_far(uri: str, free_miners: Sequence[str] = ()) -> Spending:
-    """Return what all answers in the ledger spent, those of some miners aside (a replayed answer was paid for elsewhere)."""
+    """Return what all answers in the ledger cost, except those of free miners (a replayed answer was paid elsewhere)."""
     spent = Spending()
     columns = ["miner", "input_tokens", "output_tokens", "cost_usd"]
     for batch in artifacts.open_parts(uri, _SCHEMA).to_batches(columns=columns):
@@ -141,7 +141,7 @@ def spent_so_far(uri: str, free_miners: Sequence[str] = ()) -> Spending:
 
 
 def example_answers(uri: str, miner: str, failed: bool, num: int = 3) -> list[str]:
-    """Return a miner's newest answers that are an "error", or that are none, each as its status, reason and text."""
+    """Return a miner's newest answers with status "error", or with any other status, as status, reason and text."""
     wanted = (pads.field("miner") == miner) & ((pads.field("status") == "error") == failed)
     rows: list[dict] = []
     for part in reversed(list(artifacts.open_parts(uri, _SCHEMA).get_fragments())):
@@ -152,7 +152,7 @@ def example_answers(uri: str, miner: str, failed: bool, num: int = 3) -> list[st
 
 
 def contains(numbers: UInt64[np.ndarray, " N"], digests: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Say for each digest whether it is among sorted numbers."""
+    """Return for each digest whether it is among the sorted numbers."""
     asked = digest_numbers(digests)
     if not len(numbers):
         return pa.array(np.zeros(len(asked), bool))
@@ -163,9 +163,9 @@ def raw_responses(requests: pa.Table, miner: str, prompt_version: str, modality:
     """Return the answers to requests, in their order, in the columns of `RAW_SCHEMA`.
 
     Args:
-        modality: what the prompts really showed, for all rows or for each.
+        modality: what the prompts really showed, one value for all rows or one per row.
         columns: `response`, and any of `status`, `reason`, `input_tokens`, `output_tokens`, `cost_usd`; absent ones are
-            null, or 0 for the counts. Halves of characters, which no table can hold, become question marks.
+            null, or 0 for the counts. Lone surrogates, which no table can hold, become question marks.
     """
     rows = len(requests)
     values = {

@@ -1,7 +1,7 @@
-"""Merge what several miners said of owners into rows of the `interests` table.
+"""Merge the answers of several miners about each owner into rows of the `interests` table.
 
-Phrases of different miners whose vectors are close count as one interest; phrases of one miner never merge, since a
-miner's own list is already unique.
+Phrases of different miners with close vectors count as one interest. Phrases of the same miner never merge, because each
+miner's list is already unique.
 """
 
 import json
@@ -26,7 +26,7 @@ class Mined(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """One interest of an owner: `confidence` is the mean of the miners that have it, `consensus` their share."""
+    """One interest of an owner: `confidence` is the mean over the miners that found it, `consensus` their share."""
 
     interest: str
     confidence: float | None
@@ -35,9 +35,9 @@ class Merged(NamedTuple):
 
 
 def latest_responses(responses: pa.Table) -> pa.Table:
-    """Keep one row per request: an "ok" one before any other, else the last.
+    """Keep one row per request: the last "ok" one, else the last.
 
-    A ledger holds a request twice after a retry, or after a killed worker's batch was run again.
+    A ledger holds a request twice after a retry, or if a killed worker's batch was run again.
     """
     usable = pc.equal(responses["status"], "ok").combine_chunks().to_numpy(zero_copy_only=False)
     digests = responses["request_digest"].combine_chunks().dictionary_encode()
@@ -50,14 +50,15 @@ def latest_responses(responses: pa.Table) -> pa.Table:
 def merge_owner(mined: Sequence[Mined], num_miners: int, vectors: dict[str, np.ndarray], similarity: float) -> list[Merged]:
     """Cluster one owner's mined interests across miners, strongest first.
 
-    Each phrase, strongest first, joins the nearest cluster at or above `similarity` that has none of its miner yet, or
-    founds one; the founder's words stay. Ranked by mean confidence times consensus; a missing confidence counts as 0.5.
+    Each phrase, strongest first, joins the nearest cluster with cosine at least `similarity` and no phrase of the same miner,
+    or starts a new cluster. A cluster keeps its first phrase. Ranked by mean confidence times consensus; a missing confidence
+    counts as 0.5.
 
     Args:
         mined: interests of all miners, unique per miner.
-        num_miners: miners that were asked.
-        vectors: phrase -> unit vector; only equal phrases merge where a phrase has none.
-        similarity: cosine in [0, 1].
+        num_miners: number of miners that were asked.
+        vectors: phrase -> unit vector; a phrase without a vector merges only with an equal one.
+        similarity: least cosine of phrases that merge, in [0, 1].
     """
     clusters: list[list[Mined]] = []
     for entry in sorted(mined, key=lambda entry: -_strength(entry.confidence)):
@@ -94,17 +95,17 @@ def _as_one(cluster: list[Mined], num_miners: int) -> Merged:
 def merge_responses(
     responses: pa.Table, owner: Owner, owner_ids: pa.Array, encode: Encode, *, similarity: float, max_interests: int
 ) -> pa.Table:
-    """Return the `interests` rows of some owners, in their order; one without interests has an empty list.
+    """Return the `interests` rows of some owners, in order; an owner without interests has an empty list.
 
-    `caption` is the reasoning of a miner that was shown the image alone, whose prompt asks it to note what is visible.
+    `caption` is the reasoning of a miner that saw only the image; its prompt asks it to note what is visible.
 
-    `encode` is called only where at least two miners named different phrases for an owner.
+    `encode` is called only for owners for whom at least two miners found different phrases.
 
     Args:
         responses: all rows of `interest_responses` about these owners, one per request. "truncated" ones count with their
-            whole interests, and a miner without a usable answer was asked all the same: it lowers the consensus.
-        similarity: cosine from which phrases of two miners are one interest.
-        max_interests: interests kept of an owner, the strongest.
+            complete interests; a miner without a usable answer counts as asked, and so lowers the consensus.
+        similarity: least cosine at which phrases of two miners are one interest.
+        max_interests: strongest interests kept per owner.
     """
     mined: dict[str, list[Mined]] = {}
     asked: dict[str, set[str]] = {}

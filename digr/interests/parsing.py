@@ -1,7 +1,7 @@
-"""Turn a miner's answer into a status and a clean list of interests, whatever the answer looks like.
+"""Turn any answer of a miner into a status and a clean list of interests.
 
-Language models think aloud, wrap JSON into fences, break it, stop in the middle, refuse, or write prose. Nothing of that may
-raise: a failure is a row with its status. Well-formed JSON is read as it is, broken JSON by `json_repair`.
+Language models think aloud, wrap JSON in fences, break it, stop in the middle, refuse, or write prose. None of these raises an
+error: a failure is a row with its status. Well-formed JSON is read directly, broken JSON by `json_repair`.
 """
 
 import json
@@ -17,10 +17,10 @@ import json_repair
 from digr.interests.prompts import MAX_PHRASE_CHARS
 
 MAX_INTERESTS = 20
-"""Interests kept of one answer."""
+"""Most interests kept of an answer."""
 _MAX_LISTS = 4
 _MAX_BROKEN_CHARS, _MAX_BROKEN_TOKENS, _MAX_DEPTH = 20_000, 500, 32
-"""How much broken JSON is repaired: `json_repair` takes time that grows as the square of quotes and brackets."""
+"""Limits of the broken JSON that is repaired, because the time of `json_repair` is quadratic in quotes and brackets."""
 _MAX_LINE_CHARS, _MAX_WORDS = 400, 10
 
 _PHRASE_KEYS = ("interest", "name", "phrase", "text")
@@ -53,7 +53,7 @@ _DECODER = json.JSONDecoder(strict=False)
 
 
 class Parsed(NamedTuple):
-    """Status of an answer, its interests strongest first, and why it is not "ok"."""
+    """Status of an answer, its interests strongest first, and the reason if it is not "ok"."""
 
     status: str
     interests: list[tuple[str, float | None]]
@@ -61,14 +61,14 @@ class Parsed(NamedTuple):
 
 
 class _Listed(NamedTuple):
-    """Entries of one list of interests; `whole` is false where the text stops before the list's end."""
+    """Entries of one list of interests; `whole` is false if the text stops before the list's end."""
 
     entries: list[Any]
     whole: bool
 
 
 def normalise_phrase(phrase: str) -> str:
-    """Return a phrase in its one comparable form: lower case, single spaces, no punctuation, at most 80 characters.
+    """Return a phrase in its normal form: lower case, single spaces, no punctuation, at most 80 characters.
 
     >>> normalise_phrase("  Weekend trout-fishing!! ")
     'weekend trout-fishing'
@@ -83,12 +83,12 @@ def normalise_phrase(phrase: str) -> str:
 def parse_response(text: str | None) -> Parsed:
     r"""Parse one answer; never raises, and takes bounded time.
 
-    Statuses: "ok" with at least one interest; "truncated" where the JSON, or the reasoning before it, stops in the middle
-    (its whole interests are kept); "refused"; "empty" where there is no text or a well-formed answer lists nothing;
+    Statuses: "ok" with at least one interest; "truncated" if the JSON, or the reasoning before it, stops in the middle (its
+    complete interests are kept); "refused"; "empty" if there is no text or a well-formed answer lists no interest;
     "unparsable" otherwise.
 
-    What stands inside `<think>…</think>` is not the answer. Of several lists of interests the last whole one counts: a model
-    that corrects itself, or repeats the form it was shown, gives its answer last.
+    Text inside `<think>…</think>` is ignored. Of several lists of interests the last complete one counts, because a model
+    that corrects itself, or repeats the form from the prompt, gives its answer last.
 
     >>> parse_response('<think>{"interests": [{"interest": "cars"}]}</think>```json\n[{"name": "Ice Fishing"},]\n```')
     Parsed(status='ok', interests=[('ice fishing', None)], reason=None)
@@ -104,15 +104,15 @@ def parse_response(text: str | None) -> Parsed:
         cut = cut or (None if listed.whole else listed)
     if cut:
         interests = clean_interests(cut.entries)
-        return Parsed("truncated", interests, f"the JSON stops after {len(interests)} whole interests")
+        return Parsed("truncated", interests, f"the JSON stops after {len(interests)} complete interests")
     if empty:
         return Parsed("empty", [], "the answer lists no interest")
     if thinking:
         return Parsed("truncated", [], "the text stops inside the reasoning")
     if not answer.strip():
-        return Parsed("empty", [], "no text" if answer == (text or "") else "no text behind the reasoning")
+        return Parsed("empty", [], "no text" if answer == (text or "") else "no text after the reasoning")
     if _stops_inside_json(answer):
-        return Parsed("truncated", [], "the JSON stops after 0 whole interests")
+        return Parsed("truncated", [], "the JSON stops after 0 complete interests")
     if _REFUSAL.search(answer[:400]):
         return Parsed("refused", [], "the model declined")
     interests = clean_interests(_listed_in_prose(answer))
@@ -122,10 +122,10 @@ def parse_response(text: str | None) -> Parsed:
 def clean_interests(entries: Iterable[Any]) -> list[tuple[str, float | None]]:
     """Return normalised, unique (interest, confidence), strongest first; confidences are in [0, 1] or None.
 
-    An entry is a phrase, or an object with the phrase as interest, name, phrase or text. Confidences of one answer are on one
-    scale. "95%" and "8/10" name theirs. Other numbers are out of 100 where the largest is above 10, out of 10 where it is at
-    least 2, and out of 1 otherwise; but where one lies between 0 and 1, all are out of 1. What is too large for its scale
-    is 1: a slip. "high", "medium" and "low" are 0.9, 0.6 and 0.3.
+    An entry is a phrase, or an object with the phrase as interest, name, phrase or text. "95%" and "8/10" state their scale.
+    All other numbers of an answer share one scale: out of 1 if any lies strictly between 0 and 1; else out of 100 if the
+    largest is above 10, out of 10 if it is at least 2, and out of 1 otherwise. Numbers too large for their scale become 1.
+    "high", "medium" and "low" are 0.9, 0.6 and 0.3.
 
     >>> clean_interests([{"name": "Ice fishing", "confidence": 90}, {"name": "Camping", "confidence": 45}])
     [('ice fishing', 0.9), ('camping', 0.45)]
@@ -147,12 +147,12 @@ def clean_interests(entries: Iterable[Any]) -> list[tuple[str, float | None]]:
         value = None if number is None else min(max(number / (scale or common), 0.0), 1.0)
         if phrase not in best or (value is not None and value > (best[phrase] or 0.0)):
             best[phrase] = value
-    # a sort is stable: answers without confidences keep the model's own order
+    # the sort is stable: answers without confidences keep the model's order
     return sorted(best.items(), key=lambda pair: -(pair[1] or 0.0))[:MAX_INTERESTS]
 
 
 def _entry(entry: Any) -> tuple[str | None, Any]:
-    """Return the phrase and the confidence of one entry of a list, as they were written."""
+    """Return the phrase and the confidence of one entry of a list, unchanged."""
     if isinstance(entry, str):
         phrase, stated = _in_words(entry)
         return (phrase, stated) if stated else (entry, None)
@@ -164,7 +164,7 @@ def _entry(entry: Any) -> tuple[str | None, Any]:
 
 
 def _number(value: Any) -> tuple[float | None, float | None]:
-    """Return a confidence as a number, and the scale that it names itself."""
+    """Return a confidence as a number, and its scale if it states one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None, None
     scale = None
@@ -185,7 +185,7 @@ def _number(value: Any) -> tuple[float | None, float | None]:
 
 
 def _in_words(line: str) -> tuple[str, str | None]:
-    """Return the phrase of a line up to a colon, a dash or a bracket, and a confidence that stands right behind it."""
+    """Return the phrase of a line up to a colon, a dash or a bracket, and the confidence right after it, if any."""
     line = re.sub(r"[*_\"“”]", "", line[:_MAX_LINE_CHARS])
     found = _BEHIND_PHRASE.search(line)
     place = found.start() if found else len(line)
@@ -194,10 +194,10 @@ def _in_words(line: str) -> tuple[str, str | None]:
 
 
 def _behind_reasoning(text: str) -> tuple[str, bool]:
-    """Return the answer without its reasoning, and whether the reasoning is left open. The prompt may hold its opening tag."""
+    """Return the answer without its reasoning, and whether the reasoning lacks its end; the prompt may hold the opening tag."""
     try:
         _DECODER.decode(text)
-        return text, False  # a tag inside a string of the answer is no tag
+        return text, False  # a tag inside a string of the answer does not count
     except (ValueError, RecursionError):
         pass
     parts: list[str] = []
@@ -223,20 +223,21 @@ def _lists(text: str) -> Iterable[_Listed]:
 
 
 def _read_list(text: str, start: int, end: int, keyed: bool) -> _Listed:
-    """Read the list that opens at `start`; one with a key is whole only when the object around it is closed too."""
+    """Read the list that opens at `start`; a list with a key is complete only if the object around it is closed too."""
     keyed = keyed and "{" in text[:start]
     try:
         entries, stop = _DECODER.raw_decode(text, start)
         return _Listed(entries, not keyed or "}" in text[stop:end])
-    # endless digits fail with a plain ValueError, endless brackets with a RecursionError
+    # too many digits raise a ValueError, too many nested brackets a RecursionError
     except (ValueError, RecursionError):
         pass
-    # a quote too many turns strings inside out, a bracket in a string is none: where both readings agree, they are right
+    # a surplus quote swaps inside and outside of strings, and brackets in strings do not count; if both readings agree,
+    # they are right
     readings = [_open_brackets(text, start, end, strings) for strings in (True, False)]
     closed = [stop for opened, stop in readings if not opened]
     stop = min(max(stop for _, stop in readings), start + _MAX_BROKEN_CHARS)
     cut = not closed or stop == start + _MAX_BROKEN_CHARS
-    if cut:  # json_repair would close an entry that is open, and a phrase cut in the middle looks like a whole one
+    if cut:  # json_repair would close an open entry, and a phrase cut in the middle would look complete
         stop = min([stop, *(place for opened, _ in readings if (place := _open_entry(text, opened)) is not None)])
     try:
         value = json_repair.loads(f'{{"interests": {text[start:stop]}', skip_json_loads=True)
@@ -251,10 +252,10 @@ def _read_list(text: str, start: int, end: int, keyed: bool) -> _Listed:
 
 
 def _open_brackets(text: str, start: int, end: int, strings: bool) -> tuple[list[int], int]:
-    """Find where the value that begins at `start` stops; return the places of the brackets that are open there, and its end.
+    """Find the end of the value that begins at `start`; return the places of brackets still open there, and the end.
 
     Args:
-        strings: count no bracket between double quotes, and count an open quote.
+        strings: ignore brackets between double quotes, and count an open quote like a bracket.
     """
     opened: list[int] = []
     for count, token in enumerate(_TOKEN.finditer(text, start, end)):
@@ -274,7 +275,7 @@ def _open_brackets(text: str, start: int, end: int, strings: bool) -> tuple[list
 
 
 def _open_entry(text: str, opened: list[int]) -> int | None:
-    """Find where the entry begins in which a list stops: the first bracket or quote still open in the innermost list."""
+    """Return the start of the entry in which a cut list stops: the first bracket or quote still open in the innermost list."""
     lists = [index for index, place in enumerate(opened) if text[place] == "["]
     return opened[lists[-1] + 1] if lists and lists[-1] + 1 < len(opened) else None
 
@@ -289,7 +290,7 @@ def _stops_inside_json(text: str) -> bool:
 
 
 def _listed_in_prose(text: str) -> list[dict[str, Any]]:
-    """Return the entries of the last numbered or bulleted list in a text, if it has at least two; sentences are no interests."""
+    """Return the entries of the last numbered or bulleted list in a text, without sentences, if it has at least two."""
     entries: list[dict[str, Any]] = []
     ended = True
     for line in text.splitlines():

@@ -1,7 +1,7 @@
-"""What a miner is asked: the versioned prompts, the JSON schema of the answer, and the digest that names a request.
+"""Requests to miners: the versioned prompts, the JSON schema of the answer, and the digest that identifies a request.
 
-A prompt's words and its version change together: the version is part of every request's digest, so a new version asks
-again and an old answer is never taken for a new question.
+Whoever changes the words of a prompt must change its version. The version is part of every request's digest, so a new
+version asks again, and an old answer is never used for a new question.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ RESPONSE_SCHEMA: dict[str, Any] = {
     "required": ["reasoning", "interests"],
     "additionalProperties": False,
 }
-"""The answer: reasoning first, so that the model reasons before it lists. Lengths are bounded so that guided decoding ends."""
+"""Schema of an answer: reasoning comes before the list, and lengths are bounded so that guided decoding ends."""
 
 PROMPT_VERSIONS: dict[tuple[Owner, Modality], str] = {
     ("item", "text"): "item-text-v1",
@@ -87,23 +87,23 @@ _TASKS: dict[tuple[Owner, Modality], str] = {
 
 
 def prompt_modality(owner: Owner, modality: Modality) -> Modality:
-    """Return what the prompt of an owner shows: users have no image, so theirs is text whatever the miner can see."""
+    """Return what an owner's prompt shows: text for users, who have no image, and the miner's modality for items."""
     return modality if owner == "item" else "text"
 
 
 def prompt_version(owner: Owner, modality: Modality) -> str:
-    """Return the version of the prompt that an owner of this kind gets from a miner of this modality."""
+    """Return the version of the prompt for owners of this kind and a miner of this modality."""
     return PROMPT_VERSIONS[owner, prompt_modality(owner, modality)]
 
 
 def chat_messages(owner: Owner, modality: Modality, text: str, image_url: str | None = None) -> list[dict[str, Any]]:
     """Return the chat messages of one request in the OpenAI form.
 
-    With a modality that shows images the user's content is a list of parts for every row, also where `image_url` is
-    None: such a row falls back to the text prompt, so that a broken image never loses an owner.
+    If the modality shows images, the user's content is a list of parts for every row. A row with `image_url` None gets the
+    text prompt, so that a broken image never loses an owner.
 
     Args:
-        text: the owner's text, cut to its allowed length already.
+        text: the owner's text, already cut to its allowed length.
         image_url: a `data:` address of the image.
     """
     shown: Modality = prompt_modality(owner, modality)
@@ -122,11 +122,11 @@ def _chat(system: str, content: Any) -> list[dict[str, Any]]:
 
 
 def request_key(owner: Owner, miner: Mapping[str, Any], extra: str = "") -> str:
-    """Return the digest of everything but the owner's content that decides an answer.
+    """Return the digest of everything that decides an answer, except the owner's content.
 
     Args:
-        miner: the miner's config as JSON values; what changes only speed or price is left out of the digest.
-        extra: what else decides it, for example the digest of a recording.
+        miner: the miner's config as JSON values; fields that change only speed or price do not enter the digest.
+        extra: anything else that decides an answer, for example the digest of a recording.
     """
     decisive = "kind name model modality max_tokens temperature json_schema max_words min_owners recorded_miner"
     chosen = {name: miner[name] for name in decisive.split() if name in miner}
@@ -150,14 +150,14 @@ def item_requests(items: pa.Table, key: str, modality: Modality, max_text_chars:
 
     Args:
         key: from `request_key`.
-        modality: with "text" the image's address is left out, so that a changed image asks nothing.
+        modality: with "text" the image's address is left out, so that a changed image causes no new request.
     """
     images = items["image_uri"].to_pylist() if modality != "text" else [None] * len(items)
     return _with_digests("item", items["item_id"].combine_chunks(), item_texts(items, max_text_chars), images, key)
 
 
 def user_requests(histories: pa.Table, items: ItemLines, key: str, max_text_chars: int) -> pa.Table:
-    """Return one request per user: a line for each training item in order but the last, never ids or held-out rows.
+    """Return one request per user: a line for each training item but the last, in order; never ids or held-out rows.
 
     Args:
         histories: rows of the `histories` table, see `history_texts`.
@@ -168,10 +168,10 @@ def user_requests(histories: pa.Table, items: ItemLines, key: str, max_text_char
 
 
 def interests_known(histories: pa.Table) -> Bool[np.ndarray, " R"]:
-    """Say for each row whether a prompt may show its user's interests: they were mined from items before its target only.
+    """Return for each row whether a prompt may show its user's interests, which must come only from items before its target.
 
-    So it is for a user's last training row and for validation and test rows, see `history_texts`. Earlier training rows have
-    their targets among the items that were mined.
+    This holds for a user's last training row and for validation and test rows, see `history_texts`. The targets of earlier
+    training rows are among the items that the interests were mined from.
 
     Args:
         histories: rows of the `histories` table, all of each user's, in time order.

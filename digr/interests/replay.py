@@ -1,4 +1,4 @@
-"""Answer requests from responses that were recorded earlier, in the columns of `interest_responses`."""
+"""Answer requests with earlier, recorded responses, in the columns of `interest_responses`."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,12 +17,12 @@ def open_recording(path: str) -> pads.Dataset:
     """Open a recording, a Parquet file or a folder of them, and check its columns.
 
     Raises:
-        ValueError: there is no Parquet file, a column is missing, unknown or of another kind.
+        ValueError: there is no Parquet file, or a column is missing, unknown or of a wrong type.
     """
     recording = open_parts(path, common_schema(path))
     names = recording.schema.names
     if not names:
-        raise ValueError(f"recording {path}: no Parquet file is there")
+        raise ValueError(f"recording {path}: no Parquet file found")
     missing = [name for name in REQUIRED if name not in names]
     unknown = [name for name in names if name not in REQUIRED + OPTIONAL + IGNORED]
     problems = [f"lacks column {', '.join(missing)}"] if missing else []
@@ -38,14 +38,14 @@ def open_recording(path: str) -> pads.Dataset:
 
 
 def replay(requests: pa.Table, path: str, miner: str, recorded_miner: str = "") -> pa.Table:
-    """Return the recorded answers to requests, in their order; an owner without one gets a row of status "empty".
+    """Return the recorded answers to requests, in order; an owner without one gets a row of status "empty".
 
-    A recorded failure keeps its status; a recorded "ok" is parsed again, as an answer of today would be. Of several rows that a
+    A recorded failure keeps its status; a recorded "ok" is parsed again, like a new answer. Of several rows that a
     miner has of one owner, as a ledger holds after retries, the last "ok" counts, or the last failure.
 
     Args:
-        miner: name under which the answers enter the ledger.
-        recorded_miner: only the recorded rows of this miner; empty takes all.
+        miner: name of the miner in the ledger.
+        recorded_miner: take only the recorded rows of this miner; empty takes all.
 
     Raises:
         ValueError: as `open_recording`, several recorded miners answered for one owner, or a status is unknown.
@@ -64,7 +64,7 @@ def replay(requests: pa.Table, path: str, miner: str, recorded_miner: str = "") 
         if earlier and earlier["miner"] != row["miner"]:
             raise ValueError(
                 f"recording {path}: {key[0]} {key[1]!r} has several rows (miners {earlier['miner']!r}, {row['miner']!r}); "
-                f"name one with recorded_miner"
+                f"choose one with recorded_miner"
             )
         if row["status"] not in STATUSES:
             raise ValueError(f"recording {path}: {key[0]} {key[1]!r}: status {row['status']!r} is none of {', '.join(STATUSES)}")

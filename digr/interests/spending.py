@@ -1,4 +1,4 @@
-"""What mining spends: a budget that is never overrun by more than a wrong guess, and the text of a progress line."""
+"""Cost of mining: a budget that can be exceeded only by errors of its estimates, and the text of a progress line."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,12 +7,12 @@ from digr.config.interests import EndpointModel, LanguageModel
 
 _BYTES_PER_TOKEN = 3
 _PROMPT_TOKENS = 100
-"""Tokens of the chat's frame and of the answer's schema."""
+"""Tokens of the chat template and the answer's schema."""
 _IMAGE_TOKENS = 1500
 
 
 class Spending(NamedTuple):
-    """Tokens, read and written, and what they cost."""
+    """Number of tokens, read and written, and their cost."""
 
     tokens: float = 0
     usd: float = 0.0
@@ -23,10 +23,10 @@ class Spending(NamedTuple):
 
 
 class Budget:
-    """Which requests may still be asked under a cap in tokens and one in USD; a cap of 0 is none.
+    """Decides which requests still fit a cap in tokens and one in USD; a cap of 0 means no cap.
 
-    Answers in flight are held back at their worst case, and what they do not use is free again when they arrive. So
-    everything that was paid for fits the caps, up to the error of the worst cases, and no answer in flight is given up.
+    Requests in flight reserve their worst case; when an answer arrives, the unused part is released. So all costs fit the
+    caps, up to errors of the estimated worst cases, and no request in flight is cancelled.
     """
 
     def __init__(self, caps: Spending, spent: Spending):
@@ -34,12 +34,12 @@ class Budget:
         self.in_flight: dict[str, Spending] = {}
 
     def admit(self, worst: Mapping[str, Spending]) -> list[str] | None:
-        """Return the requests of a batch that may be asked, or None where answers in flight have to arrive first.
+        """Return the requests of a batch that may be asked, or None if answers in flight must arrive first.
 
-        From the first batch on of which not all fits, `stopped` is true and nothing more is let through.
+        After the first batch that does not fit completely, `stopped` is true and no more requests are admitted.
 
         Args:
-            worst: request -> the most it may spend, in the order they are asked.
+            worst: request -> its worst case, in the order of asking.
         """
         if self.stopped:
             return [request for request in worst if request in self.in_flight]
@@ -54,7 +54,7 @@ class Budget:
         return [request for request in worst if request in self.in_flight]
 
     def settle(self, requests: Sequence[str], real: Spending) -> None:
-        """Count what some requests really spent; they are no longer in flight."""
+        """Count the real cost of requests, which are no longer in flight."""
         for request in requests:
             self.in_flight.pop(request, None)
         self.spent = self.spent.plus(real)
@@ -67,28 +67,28 @@ class Budget:
 
 
 def cost_usd(model: LanguageModel, input_tokens: float, output_tokens: float) -> float:
-    """Return the price of some tokens; a model on the own cluster costs nothing."""
+    """Return the price of tokens; a model on one's own cluster costs nothing."""
     if not isinstance(model, EndpointModel):
         return 0.0
     return (input_tokens * model.usd_per_million_input_tokens + output_tokens * model.usd_per_million_output_tokens) / 1e6
 
 
 def worst_case(messages: Sequence[Mapping[str, Any]], model: LanguageModel) -> Spending:
-    """Return the most that a chat may spend: a generous guess of its prompt, and the longest answer allowed."""
+    """Return the most that a chat may cost: a generous estimate of its prompt, and the longest answer allowed."""
     read = _PROMPT_TOKENS
     for message in messages:
         content = message["content"]
         for part in [{"text": content}] if isinstance(content, str) else content:
-            # bytes, because a letter of many scripts is a token of its own
+            # bytes, because in many scripts each letter is a token
             read += len(part["text"].encode()) // _BYTES_PER_TOKEN if "text" in part else _IMAGE_TOKENS
     return Spending(read + model.max_tokens, cost_usd(model, read, model.max_tokens))
 
 
 def progress_text(done: int, expected: int, seconds: float, spent: Spending, first: tuple[int, float] = (0, 0.0)) -> str:
-    """Return how far a miner is: rates over the whole time so far, and when it will be done at its rate since it began.
+    """Return a miner's progress: rates over the whole time, and the time left at the rate since its first answers.
 
     Args:
-        first: answers and seconds when its first ones came; before, an engine loads its model.
+        first: number and seconds of the first answers; before them, an engine loads its model.
 
     >>> progress_text(50, 200, 10.0, Spending(4000, 0.5))
     '50/200, 5.0 items/s, 400 tokens/s, 0.5000 USD, 30 s left'

@@ -1,4 +1,4 @@
-"""The table that says what each miner was worth: how its requests ended, what they cost, and what they gave."""
+"""The table that compares miners: how their requests ended, what they cost, and how many interests they found."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ OUTCOME_SUMS = ("rows", "broken_images", "input_tokens", "output_tokens", "cost_
 
 
 def count_outcomes(responses: pa.Table) -> pa.Table:
-    """Count responses by miner and status, each request once; sums are those of `OUTCOME_SUMS`."""
+    """Count responses by miner and status, each request once, and sum the columns `OUTCOME_SUMS`."""
     broken = pc.starts_with(responses["reason"], "broken image").fill_null(False).cast(pa.int64())
     ones = pa.array(np.ones(len(responses), np.int64))
     table = responses.select(["miner", "status", "input_tokens", "output_tokens", "cost_usd"])
@@ -26,11 +26,10 @@ def add_outcomes(parts: Sequence[pa.Table]) -> pa.Table:
 
 
 def miner_table(miners: Sequence[str], outcomes: pa.Table, interests: Iterable[pa.Table]) -> dict[str, dict[str, Any]]:
-    """Return what each miner was asked, answered, cost and gave, in one streamed pass over the merged interests.
+    """Return each miner's requests, answers, cost and interests, in one streamed pass over the merged interests.
 
-    "interests" counts the merged interests that a miner has a share in, "interests_per_request" relates them to all it
-    was asked, and "agreement_rate" is the share of them that some other miner found too; None where it is the only miner
-    or gave none.
+    "interests" counts the merged interests that the miner found, "interests_per_request" divides them by all its requests,
+    and "agreement_rate" is the share of them that another miner found too; None if it is the only miner or found none.
 
     Args:
         miners: names, in the order of the result.
@@ -63,7 +62,7 @@ def miner_table(miners: Sequence[str], outcomes: pa.Table, interests: Iterable[p
 
 
 def found_without(miners: pa.Array | pa.ChunkedArray, left_out: Sequence[str]) -> np.ndarray:
-    """Say for each list of miners whether it names one that is not left out."""
+    """Return for each list of miners whether it has one that is not in `left_out`."""
     lists = miners.combine_chunks() if isinstance(miners, pa.ChunkedArray) else miners
     kept = ~np.asarray(pc.is_in(pc.list_flatten(lists), pa.array(list(left_out), pa.string())))
     found = np.zeros(len(lists), bool)

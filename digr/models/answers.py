@@ -1,16 +1,16 @@
-"""What a language model is asked to write and what came back, the same for vLLM and for endpoints."""
+"""The form of a language model's answer, and the answer itself, the same for vLLM and for endpoints."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 TOP_TOKENS = 20
-"""Most probable first tokens asked for."""
+"""Number of most probable first tokens that are requested."""
 CUT = "stopped at max_tokens"
 """Reason of an answer that was longer than allowed."""
 
 
 class AnswerForm(NamedTuple):
-    """The form of an answer: JSON of a schema, or one of a few words with the probabilities of its first token."""
+    """The form of an answer: JSON that follows a schema, or one of a few words with the probabilities of its first token."""
 
     name: str
     schema: Mapping[str, Any]
@@ -18,7 +18,7 @@ class AnswerForm(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back for one prompt; `status` is None where the text decides."""
+    """The answer to one prompt; `status` is None if it follows from the text."""
 
     response: str | None
     status: str | None = None
@@ -26,15 +26,15 @@ class Answer(NamedTuple):
     input_tokens: int = 0
     output_tokens: int = 0
     first_tokens: tuple[tuple[str, float], ...] = ()
-    """The most probable first tokens and their log-probabilities; empty where none were asked for or given."""
+    """The most probable first tokens and their log-probabilities; empty if not requested or not given."""
 
 
 def read_completion(body: Any) -> Answer:
-    """Read the body of a chat completion; whatever does not have its form is an answer of status "error".
+    """Read the body of a chat completion; a body of any other form is an answer of status "error".
 
-    "length" as finish reason means truncated, "content_filter" or a refusal means refused; a cut text keeps what the
-    parser finds whole in it. Where the content is empty, the text of `reasoning_content` or `reasoning` is the answer:
-    servers put it there whose model ends without closing its thoughts.
+    Finish reason "length" means truncated (the parser keeps its complete interests); "content_filter" or a refusal means
+    refused. If the content is empty, the text of `reasoning_content` or `reasoning` is the answer: servers put it there if
+    the model ends without closing its reasoning.
     """
     try:
         choice = body["choices"][0]
@@ -52,7 +52,7 @@ def read_completion(body: Any) -> Answer:
 
 
 def _text_of(content: Any) -> str | None:
-    """Return a text that comes whole or as a list of parts, of which those of text count."""
+    """Return the text of a content, which is a string or a list of parts; other parts than text are ignored."""
     if isinstance(content, list):
         return "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in content)
     if not isinstance(content, str | None):

@@ -1,8 +1,8 @@
 """Sentence and image encoders: texts or images in, unit vectors out.
 
-Sentence encoders run through sentence-transformers, which reads from a model's own files how its tokens become one vector.
-The embedded encoder is all-MiniLM-L6-v2, which comes with its weights in a Python package; any other one is named by
-folder or hub name. PyTorch and both libraries take seconds to import, so they are imported where a model is loaded.
+Sentence encoders use sentence-transformers, which reads the pooling of tokens from the model's files. The embedded encoder is
+all-MiniLM-L6-v2, whose weights come in a Python package; others are given by folder or hub name. PyTorch and both libraries
+take seconds to import, so they are imported only when a model is loaded.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -38,11 +38,11 @@ class SentenceEncoder(NamedTuple):
 
     model: "SentenceTransformer"
     prompt: str
-    """Text put before each of the texts."""
+    """Text that is put before each text."""
     batch_size: int = 64
 
     def __call__(self, texts: list[str]) -> Float[np.ndarray, "N D"]:
-        """Encode texts; they are sorted by length inside, so that little padding is computed."""
+        """Encode texts, internally sorted by length to save padding."""
         import torch
 
         if not texts:
@@ -50,7 +50,7 @@ class SentenceEncoder(NamedTuple):
         vectors = self.model.encode(
             texts, prompt=self.prompt, batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True
         )
-        # in fp32, whatever the model computes in: a length in bf16 is off by up to 0.4 %
+        # normalised in fp32, because a length in bf16 is wrong by up to 0.4 %
         return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
 
 
@@ -66,9 +66,7 @@ def load_encoder(encoder: EncoderConfig, device: str = "cpu", batch_size: int = 
     path, revision = model_path(encoder.name), encoder.revision or None
     model = SentenceTransformer(path, device=device, revision=revision, model_kwargs=weights)
     if encoder.prompt and encoder.prompt not in model.prompts:
-        raise ValueError(
-            f"encoder {encoder.name!r}: it has no prompt {encoder.prompt!r}, expected one of {sorted(model.prompts)}"
-        )
+        raise ValueError(f"encoder {encoder.name!r}: has no prompt {encoder.prompt!r}; expected one of {sorted(model.prompts)}")
     longest = model.max_seq_length or encoder.max_tokens
     if encoder.max_tokens > longest:
         raise ValueError(
@@ -112,8 +110,8 @@ def load_image_encoder(encoder: ModelConfig, device: str = "cpu", batch_size: in
     if not hasattr(model, "get_image_features"):
         raise ValueError(
             f"embeddings.image_encoder = {encoder.name!r}: {type(model).__name__} has no get_image_features; expected a model "
-            f"of CLIP's or SigLIP's kind"
+            f"such as CLIP or SigLIP"
         )
-    # Pillow's form of the processor gives the same on every machine and needs no torchvision
+    # the Pillow backend gives equal results on every machine and needs no torchvision
     processor = AutoImageProcessor.from_pretrained(path, revision=revision, backend="pil")
     return ImageEncoder(model.eval().to(device), processor, batch_size)

@@ -13,15 +13,15 @@ from digr.config.interests import EndpointModel, OpenAIJudge
 from digr.models.answers import TOP_TOKENS, Answer, AnswerForm, read_completion
 
 SCHEMA_LIMITS = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
-"""Keywords of a JSON schema that bound lengths and ranges."""
+"""Keywords of a JSON schema that limit lengths and ranges."""
 MAX_PROBES = 3
-"""Failed first requests after which the others are not sent."""
+"""If this many first requests fail, no more are sent."""
 _NEVER_MENDED = (401, 403, 404)
-"""Statuses that no other prompt changes: the key, the right to the model, the address or the model's name is wrong."""
+"""Statuses that every prompt would get: the key, the access, the address or the model's name is wrong."""
 
 
 def config_key(model: EndpointModel) -> str:
-    """Return where a model stands in the config."""
+    """Return the config key of a model."""
     return "labels.judge" if isinstance(model, OpenAIJudge) else f"interests.miners.{model.name}"
 
 
@@ -35,16 +35,16 @@ def api_key(model: EndpointModel) -> str:
     if not key:
         raise ValueError(
             f"{config_key(model)}: environment variable {model.api_key_env} is empty; set it to the key of {model.base_url} "
-            f"(any word where the endpoint needs none)"
+            f"(any word if the endpoint needs no key)"
         )
     return key
 
 
 def check_keys(models: Iterable[Any]) -> None:
-    """Check that the environment has the key of every endpoint among some models, before any of them is asked.
+    """Check that the environment has the key of every endpoint among the models, before any request.
 
     Raises:
-        ValueError: as `api_key`.
+        ValueError: as in `api_key`.
     """
     for model in models:
         if isinstance(model, EndpointModel):
@@ -52,7 +52,7 @@ def check_keys(models: Iterable[Any]) -> None:
 
 
 def request_fields(model: EndpointModel, form: AnswerForm) -> dict[str, Any]:
-    """Return what every request has beside its messages: length, sampling and the form of the answer."""
+    """Return the fields of every request apart from its messages: length, sampling and the form of the answer."""
     fields: dict[str, Any] = {"model": model.model, model.token_field: model.max_tokens}
     if model.temperature is not None:
         fields["temperature"] = model.temperature
@@ -74,14 +74,14 @@ def _without_limits(schema: Any) -> Any:
 
 
 class Pace:
-    """Spread requests evenly, `per_minute` of them; 0 does not hold any back."""
+    """Spreads requests evenly, `per_minute` of them; 0 means no limit."""
 
     def __init__(self, per_minute: float):
         self.seconds = 60 / per_minute if per_minute else 0.0
         self.next_at = 0.0
 
     async def wait(self, request: Any = None) -> None:
-        """Wait for the next free moment."""
+        """Wait until the next request may be sent."""
         now = time.monotonic()
         moment = max(now, self.next_at)
         self.next_at = moment + self.seconds
@@ -92,10 +92,10 @@ class Pace:
 class Endpoint:
     """One client of one endpoint, used from one event loop.
 
-    Requests go one by one until the first is answered, so that a request that the endpoint never accepts costs nothing.
+    Requests are sent one by one until the first is answered, so that requests that the endpoint never accepts cost nothing.
 
     Args:
-        has_answered: whether the endpoint answered in an earlier run; then prompts that fail first may just be odd ones.
+        has_answered: whether the endpoint answered in an earlier run; then failures of the first prompts do not stop it.
     """
 
     def __init__(self, model: EndpointModel, key: str, form: AnswerForm, has_answered: bool = False):
@@ -108,18 +108,18 @@ class Endpoint:
             api_key=key,
             max_retries=model.max_retries,
             timeout=model.timeout_seconds,
-            # the pace holds back every request that is sent, retries too
+            # the pace applies to every request that is sent, also to retries
             http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [Pace(model.requests_per_minute).wait]}),
         )
 
     async def ask(self, messages: Any) -> Answer:
         """Send one chat as soon as fewer than `concurrency` are in flight.
 
-        The client retries 408, 409, 429, 5xx and lost connections with growing pauses, and heeds Retry-After; what still
-        fails is an answer of status "error".
+        The client retries 408, 409, 429, 5xx and lost connections with growing pauses, and obeys Retry-After; after that, a
+        failure is an answer of status "error".
 
         Raises:
-            ValueError: none of the first requests was answered, or the first was refused for a reason that holds for all.
+            ValueError: all of the first requests failed, or the first was refused for a reason that applies to all.
         """
         async with self.slots:
             while not self.answered:
@@ -151,11 +151,11 @@ class Endpoint:
         except openai.OpenAIError as error:
             return Answer(None, "error", f"{type(error).__name__}: {error}"[:300]), error
         except (ValueError, RecursionError) as error:
-            return Answer(None, "error", f"the endpoint answered no JSON: {error}"[:300]), None
+            return Answer(None, "error", f"the endpoint's answer is not JSON: {error}"[:300]), None
 
 
 def _advice(model: EndpointModel, error: openai.OpenAIError | None) -> str | None:
-    """Return the field of the config, with its value, that a refusal of 400 or 422 speaks of; None where it names none."""
+    """Return the config field to change, with its value, after a refusal of 400 or 422; None if the refusal names no field."""
     if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
         return None
     body: Mapping[str, Any] = error.body if isinstance(error.body, Mapping) else {}
@@ -167,7 +167,7 @@ def _advice(model: EndpointModel, error: openai.OpenAIError | None) -> str | Non
     changes |= dict.fromkeys(("response_format", "json_schema"), "json_schema = false")
     changes |= {name: f"extra_body without {name}" for name in model.extra_body}
     quoted = [name for name in changes if any(f"{mark}{name}{mark}" in str(error) for mark in "'\"`")]
-    # a message may quote what to use instead, so the parameter it is about comes first, but for a schema's keyword
+    # a message may also quote the replacement, so the parameter at fault comes first, unless it is a keyword of a schema
     param = str(body.get("param") or "").split(".")[0]
     found = [name for name in quoted if name in SCHEMA_LIMITS] + [name for name in changes if name == param] + quoted
     return changes[found[0]] if found else None

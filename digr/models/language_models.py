@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM as backbone: SID tokens that start from words, and LoRA adapters that save as plain weights."""
+"""A Hugging Face causal LM as backbone: SID tokens that start from texts, and LoRA adapters that are saved merged."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ ADAPTER = "default"
 
 
 def load_lm(path: str | Path, dtype: torch.dtype, attention: Attention = "sdpa", revision: str = "main") -> "PreTrainedModel":
-    """Load a causal LM from a folder or hub name, with an attention that reads masks of branches."""
+    """Load a causal LM from a folder or hub name, with an attention that supports 4-D masks of branches."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
@@ -29,27 +29,27 @@ def load_lm(path: str | Path, dtype: torch.dtype, attention: Attention = "sdpa",
 def extend_lm(
     config: PolicyConfig, tokens: Sequence[str], code_texts: Sequence[Sequence[str]] | None
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Load a causal LM in fp32, as which it trains, and add SID tokens to its vocabulary.
+    """Load a causal LM in fp32 for training, and add SID tokens to its vocabulary.
 
     Args:
         tokens: SID tokens, level by level.
-        code_texts: per level and code a text whose mean embedding the token starts from; the empty text, and None, leave
-            transformers' draw around the mean of the vocabulary, from the global generator.
+        code_texts: per level and code, a text whose mean embedding is the token's start. For empty texts, and for None,
+            transformers draws embeddings around the mean of the vocabulary, from the global generator.
 
     Raises:
-        ValueError: policy.base is empty, or reads fewer tokens than policy.max_tokens.
+        ValueError: policy.base is empty, or the model reads fewer tokens than policy.max_tokens.
     """
     from transformers import AutoTokenizer
 
     if not config.base:
-        raise ValueError('policy.base: name a local folder or hub model for backbone = "hf"')
+        raise ValueError('policy.base: is empty; backbone = "hf" needs a local folder or a hub model')
     revision = config.revision or "main"
     tokenizer = AutoTokenizer.from_pretrained(config.base, revision=revision)
     lm = load_lm(config.base, torch.float32, config.attention, revision)
     longest = getattr(lm.config.get_text_config(), "max_position_embeddings", config.max_tokens)
     if config.max_tokens > longest:
         raise ValueError(f"policy.max_tokens = {config.max_tokens}, but {config.base} reads at most {longest}; lower it")
-    tokenizer.model_max_length = config.max_tokens  # saved with the policy, so that it is decoded as it was trained
+    tokenizer.model_max_length = config.max_tokens  # saved with the policy, so that decoding has the limit of training
     tokenizer.add_tokens(list(tokens))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -82,12 +82,12 @@ def _start_from_texts(
 
 
 def add_lora(lm: "PreTrainedModel", config: PolicyConfig, sid_ids: Sequence[int]) -> None:
-    """Freeze the LM, and put LoRA adapters beside its linear layers and trainable rows over its SID tokens, in place.
+    """Freeze the LM, and add LoRA adapters to its linear layers and trainable rows for its SID tokens, in place.
 
-    Hu et al. 2021, arXiv 2106.09685. The adapters start as zero: nothing changes until a step is taken.
+    Hu et al. 2021, arXiv 2106.09685. The adapters start at zero: outputs do not change before the first step.
 
     Args:
-        sid_ids: tokens whose input and output embeddings are trained; the rest of the vocabulary stays frozen.
+        sid_ids: tokens whose input and output embeddings are trained; all other tokens stay frozen.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -105,12 +105,12 @@ def add_lora(lm: "PreTrainedModel", config: PolicyConfig, sid_ids: Sequence[int]
 
 
 class HeadWeights(NamedTuple):
-    """What an LM's output head computes with."""
+    """Weights of an LM's output head."""
 
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None
     sid_rows: Float[Tensor, "S D"] | None
-    """Rows that stand for those of the SID tokens, in the order given to `add_lora`; None without adapters."""
+    """Rows that replace those of the SID tokens, in the order given to `add_lora`; None without adapters."""
 
 
 def head_weights(head: nn.Module) -> HeadWeights:
@@ -124,7 +124,7 @@ def head_weights(head: nn.Module) -> HeadWeights:
 
 @contextmanager
 def without_adapters(lm: "PreTrainedModel") -> Iterator[None]:
-    """Let the LM compute as if it had no adapters, inside."""
+    """Switch the LM's adapters off inside the block."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -140,7 +140,7 @@ def without_adapters(lm: "PreTrainedModel") -> Iterator[None]:
 
 @torch.no_grad()
 def merged_weights(lm: "PreTrainedModel") -> dict[str, Tensor]:
-    """Return the weights of an equal LM without adapters; the LM itself is not changed, not even by rounding."""
+    """Return the LM's weights with adapters merged in; the LM itself is not changed, not even by rounding."""
     from peft.tuners.lora import LoraLayer
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
@@ -159,6 +159,6 @@ def merged_weights(lm: "PreTrainedModel") -> dict[str, Tensor]:
 
 
 def save_lm(lm: "PreTrainedModel", folder: str | Path) -> None:
-    """Write a Hugging Face folder: config, and weights as safetensors with adapters folded in."""
+    """Write a Hugging Face folder: config, and weights as safetensors with adapters merged in."""
     adapted = any("lora_" in name for name, _ in lm.named_parameters())
     lm.save_pretrained(folder, state_dict=merged_weights(lm) if adapted else None)

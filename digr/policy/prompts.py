@@ -1,8 +1,8 @@
 """The rule for prompts that are too long, the same in training, decoding and serving: they lose their oldest items.
 
-A prompt and its completion are at most `policy.max_tokens` long together. A prompt that is too long loses whole items, the
-oldest first, until it fits; the words around the items stay. Of semantic IDs it holds no more than `items_that_fit` in any
-case: training sequences are cut to as many, so no position is decoded that was not trained.
+A prompt and its completion together have at most `policy.max_tokens`. A longer prompt loses whole items, the oldest first,
+until it fits; the words around the items stay. A prompt of semantic IDs never has more than `items_that_fit` items: training
+sequences have the same limit, so decoding uses only trained positions.
 """
 
 import re
@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 TITLES = "Titles:\n"
-"""How a prompt of titles begins; each title is a line, the oldest first, and the last line is what is asked."""
+"""First line of a prompt of titles; then each title is a line, the oldest first, and the last line is the question."""
 SPECIAL_TOKENS = 2
-"""The most tokens that a tokenizer puts around a text."""
+"""Most special tokens that a tokenizer adds to a text."""
 _SID = re.compile(r"<a_\d+>(?:<[b-z]_\d+>)*")
 _SIDS = re.compile(rf"(?:{_SID.pattern})+")
 
 
 class PromptParts(NamedTuple):
-    """A prompt's items, the oldest first, and the words before and behind them."""
+    """A prompt's items, the oldest first, and the text before and after them."""
 
     before: str
     items: list[str]
@@ -35,9 +35,9 @@ class PromptTokens(NamedTuple):
 
 
 def items_that_fit(max_tokens: int, num_levels: int) -> int:
-    """Return how many semantic IDs a prompt may hold, so that with one more, its completion, it is within `max_tokens`.
+    """Return how many semantic IDs a prompt may hold, so that it and one more, its completion, fit into `max_tokens`.
 
-    Never less than 1: where not even one fits, reading the prompt is an error.
+    At least 1: if not even one fits, reading the prompt raises an error.
     """
     return max((max_tokens - SPECIAL_TOKENS) // num_levels - 1, 1)
 
@@ -60,11 +60,11 @@ def read_prompts(
     num_levels: int,
     completion_tokens: Sequence[int] | None = None,
 ) -> PromptTokens:
-    """Turn prompts into tokens, without their oldest items where they are too long.
+    """Turn prompts into tokens; prompts that are too long lose their oldest items.
 
     Args:
         read: the tokenizer.
-        completion_tokens: of each prompt; at least a whole semantic ID is reserved behind each.
+        completion_tokens: tokens of each prompt's completion; at least a semantic ID is reserved for each.
 
     Raises:
         ValueError: a prompt is too long even with its newest item alone.
@@ -89,7 +89,7 @@ def _read_newest(prompt: str, read: Callable[[list[str]], list[list[int]]], left
     if first == len(items):
         shortest = len(tokens(max(len(items) - 1, 0)))
         raise ValueError(
-            f"policy.max_tokens: a prompt has {shortest} tokens with its newest item alone, beside its completion at most "
-            f"{max(left, 0)} fit; raise policy.max_tokens, or lower tasks.max_text_chars"
+            f"policy.max_tokens: a prompt has {shortest} tokens with its newest item alone, but its completion leaves room for "
+            f"{max(left, 0)}; raise policy.max_tokens, or lower tasks.max_text_chars"
         )
     return tokens(first)

@@ -1,7 +1,7 @@
-"""Why an item is recommended: the trusted interests it shares with the history, or with its user.
+"""Reasons for a recommendation: the item's trusted interests that the history, or the user, has too.
 
-Two interests are shared if they are of one canonical interest at the finest grain, so wordings of the same thing count; where a
-run has no canonical interests, if they read the same. What is shown is the item's own phrase in either case.
+Two interests match if they have the same canonical interest at the finest grain, so different wordings match. In a run without
+canonical interests they match if they are equal phrases. A reason is always the item's own phrase.
 """
 
 import itertools
@@ -21,27 +21,27 @@ from digr.tables import flat_interests
 
 
 class ItemInterests(NamedTuple):
-    """Trusted interests of all items, item by item, strongest first within an item."""
+    """Trusted interests of all items, grouped by item, strongest first."""
 
     texts: pa.Array
     """F interests as the miner wrote them."""
     keys: Int[np.ndarray, " F"]
-    """Equal for interests that are one: the number of their canonical interest, or a further number for those that have none
-    and read the same."""
+    """Equal for interests that match: the number of their canonical interest, or for those that have none a further number
+    for each phrase."""
     offsets: Int[np.ndarray, " N1"]
     """Interests of item i are rows `offsets[i]` up to `offsets[i + 1]`."""
     canonical: CanonicalInterests | None = None
-    """What `keys` are by; None where the run has none."""
+    """The canonical interests of `keys`; None if the run has none."""
 
 
 def index_interests(labels: pa.Table, item_ids: pa.Array, canonical: CanonicalInterests | None = None) -> ItemInterests:
-    """Index the trusted ones of the items' interests; the labeler's probability says which is strongest, rank breaks ties.
+    """Index the trusted interests of items, strongest by the labelers' probability; rank breaks ties.
 
     Args:
-        labels: rows of `interest_labels` as `flat_interests` makes them; those of users, of other items and with label 0 are
-            left out.
-        item_ids: N items, in the order in which they will be asked for.
-        canonical: of the run; items that came later may have interests that it does not know.
+        labels: rows of `interest_labels` as `flat_interests` makes them; rows of users, of other items and with label 0 are
+            ignored.
+        item_ids: N items; their order defines places.
+        canonical: of the run; items that were added later may have interests that it lacks.
     """
     trusted = labels.filter(pc.and_(pc.equal(labels["owner"], "item"), pc.equal(labels["label"], 1)))
     place = pc.index_in(trusted["owner_id"], value_set=item_ids)
@@ -69,9 +69,9 @@ def shared_interests(
     items: Sequence[int] | Int[np.ndarray, " M"],
     own: str | None = None,
 ) -> list[list[str]]:
-    """Return for each item its interests that some item of the history, or the user, has too, strongest first.
+    """Return each item's interests that an item of the history, or the user, has too, strongest first.
 
-    Of several phrases of one canonical interest an item shows its strongest.
+    If an item has several phrases of one canonical interest, only the strongest is returned.
 
     Args:
         history: places of the history's items in the indexed order.
@@ -95,7 +95,7 @@ def shared_interests(
 
 
 def names_of(interests: ItemInterests, rows: Int[np.ndarray, " P"]) -> list[str]:
-    """Return the names of the canonical interests of some rows; one that has none stands for itself."""
+    """Return the names of the canonical interests of some rows; an interest without one is its own name."""
     texts = interests.texts.take(pa.array(rows)).to_pylist()
     if interests.canonical is None:
         return texts
@@ -104,7 +104,7 @@ def names_of(interests: ItemInterests, rows: Int[np.ndarray, " P"]) -> list[str]
 
 
 def _rows_of(interests: ItemInterests, items: Int[np.ndarray, " M"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
-    """Return the rows of all interests of some items, item by item, and which of the items each belongs to."""
+    """Return the rows of all interests of some items, item by item, and the index of each row's item."""
     starts, counts = interests.offsets[items], interests.offsets[items + 1] - interests.offsets[items]
     owner = np.repeat(np.arange(len(items)), counts)
     return np.arange(counts.sum()) + (starts - (counts.cumsum() - counts))[owner], owner

@@ -1,4 +1,4 @@
-"""Text tasks for a backbone that can read: what an item is called, what it is for, and what follows a history, in words.
+"""Text tasks for a pretrained backbone: titles and interests of items, and the next item of a history, in words.
 
 LC-Rec (arXiv 2311.09049) and MiniOneRec (arXiv 2510.24431) mix such tasks into supervised fine-tuning, so that SID tokens
 share meaning with the words that the language model knows. A text completion ends with a line break.
@@ -20,12 +20,12 @@ from digr.tables import table_spec
 
 INTEREST_SEPARATOR = "; "
 CODE_PHRASES = 8
-"""Phrases that a code's text has at most."""
+"""Most phrases of a code's text."""
 _SID_LIKE = r"<[a-z]_\d+>"
 
 
 class ItemTexts(NamedTuple):
-    """Titles and trusted interests of all items with a SID, in the order of `Sids.item_index.ids`; null where there is none."""
+    """Titles and trusted interests of all items with a SID, in the order of `Sids.item_index.ids`; null if an item has none."""
 
     titles: pa.Array
     interests: pa.Array
@@ -33,7 +33,7 @@ class ItemTexts(NamedTuple):
 
 
 def plain_text(texts: pa.Array, max_chars: int) -> pa.Array:
-    """Make texts safe and short: what reads like a SID token is taken out, blanks are one space, the empty text is null."""
+    """Clean and shorten texts: SID tokens are removed, white space becomes one space, the empty text becomes null."""
     texts = pc.replace_substring_regex(texts, _SID_LIKE, " ")
     texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", " "))
     texts = pc.utf8_trim_whitespace(pc.utf8_slice_codeunits(texts, 0, max_chars))
@@ -41,12 +41,12 @@ def plain_text(texts: pa.Array, max_chars: int) -> pa.Array:
 
 
 def joined_interests(labels: pa.Table, owner: str, owner_ids: pa.Array, max_chars: int, most: int | None = None) -> pa.Array:
-    """Return the trusted interests of some items or users, one text each, strongest first; null where there is none.
+    """Return the trusted interests of some items or users, one text each, strongest first; null if there is none.
 
     Args:
-        labels: rows of `interest_labels` as `flat_interests` makes them, others' and untrusted ones included.
+        labels: rows of `interest_labels` as `flat_interests` makes them; other owners' and untrusted ones are ignored.
         owner: "item" or "user".
-        most: interests of a text, None for all.
+        most: most interests of a text, None for all.
     """
     chosen = labels.filter(pc.and_(pc.equal(labels["owner"], owner), pc.equal(labels["label"], 1)))
     chosen = chosen.sort_by([("owner_id", "ascending"), ("probability", "descending"), ("rank", "ascending")])
@@ -58,14 +58,14 @@ def joined_interests(labels: pa.Table, owner: str, owner_ids: pa.Array, max_char
 
 
 def codeword_texts(codes: Int[np.ndarray, "N L"], phrases: pa.Array, level_sizes: tuple[int, ...]) -> list[list[str]]:
-    """Return per level and code its most telling phrases in one text; the empty text where no item has the code.
+    """Return per level and code its most characteristic phrases in one text; empty if no item has the code.
 
-    A code's phrases are ranked by the number of its items that have them, times log((1 + codes in use) / codes whose items
-    have them): tf-idf with codes as documents. Without the second factor all codes of the later levels, which say how items
-    differ within a prefix, would read the same.
+    Phrases are ranked by tf-idf with codes as documents: the number of the code's items that have the phrase, times
+    log((1 + codes in use) / codes whose items have it). Without the second factor all codes of the later levels, which tell
+    items with the same prefix apart, would have the same text.
 
     Args:
-        codes: SIDs; -1 behind the end of a shorter one.
+        codes: SIDs; -1 after the end of a shorter one.
         phrases: a list of N lists of strings, each item's interests or title.
         level_sizes: codes per level.
     """
@@ -87,7 +87,7 @@ def codeword_texts(codes: Int[np.ndarray, "N L"], phrases: pa.Array, level_sizes
 
 
 def item_task_examples(item_ids: pa.Array, sids: Sids, texts: ItemTexts, tasks: TasksConfig) -> pa.Table:
-    """Make the `policy_examples` rows that tie items' SIDs to their words; an item without a text has no such row."""
+    """Make the `policy_examples` rows between items' SIDs and their texts; items without a text have no row."""
     places = pa.array(item_places(item_ids, sids))
     own = pa.array(sids.texts, pa.string()).take(places)
     titles, interests = texts.titles.take(places), texts.interests.take(places)
@@ -104,14 +104,14 @@ def item_task_examples(item_ids: pa.Array, sids: Sids, texts: ItemTexts, tasks: 
 def history_task_examples(
     rows: pa.Table, sids: Sids, texts: ItemTexts, interests: pa.Array, tasks: TasksConfig, *, max_history: int, shown: pa.Array
 ) -> pa.Table:
-    """Make the `policy_examples` rows that tie histories and users to words.
+    """Make the `policy_examples` rows between histories or users and texts.
 
     Args:
-        rows: train rows of `histories`; give each user's last, or whatever is to be learned from.
-        interests: the trusted interests of each row's user, see `joined_interests`; null where there are none, and where they
-            are not known before the row's target, see `interests_known`.
-        max_history: items kept of a history, the newest.
-        shown: what each row's prompt shows of these interests, see `ShownInterests`; null where it shows none.
+        rows: train rows of `histories` to learn from, usually each user's last.
+        interests: the trusted interests of each row's user, see `joined_interests`; null if there are none, or if they are
+            not known before the row's target, see `interests_known`.
+        max_history: newest items that are kept of a history.
+        shown: the interests that each row's prompt shows, see `ShownInterests`; null if it shows none.
     """
     history, target = rows["history"].combine_chunks(), rows["target"].combine_chunks()
     places, ends = item_places(history.flatten(), sids), np.cumsum(history.value_lengths().to_numpy())
@@ -150,7 +150,7 @@ def _rows(
     user_ids: pa.Array,
     targets: pa.Array,
 ) -> pa.Table:
-    """Stack the tasks that are wanted, without the rows whose prompt or completion is null."""
+    """Concatenate the configured tasks, without rows whose prompt or completion is null."""
     schema, tables = table_spec("policy_examples").schema, []
     for task, (prompts, completions) in parts.items():
         if getattr(tasks, task):

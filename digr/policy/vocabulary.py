@@ -1,7 +1,7 @@
 """The tokens of semantic IDs, in a real Hugging Face tokenizer for both backbones.
 
-A code is one token: `<a_12>` is code 12 of the first level, `<b_3>` code 3 of the second. The suffix level follows the
-others and is present only where items collide.
+A code is one token: `<a_12>` is code 12 of the first level, `<b_3>` code 3 of the second. Only items that collide have a
+code of the suffix level, which comes last.
 """
 
 import re
@@ -27,7 +27,7 @@ _SID_TOKEN = re.compile(r"<([a-z])_(\d+)>")
 
 
 class SidVocabulary(NamedTuple):
-    """Where the SID tokens are in a tokenizer's vocabulary."""
+    """Ids of the SID tokens in a tokenizer's vocabulary."""
 
     level_sizes: tuple[int, ...]
     token_ids: tuple[Int[Tensor, " K"], ...]
@@ -37,7 +37,7 @@ class SidVocabulary(NamedTuple):
     token_code: Int[Tensor, " V"]
     """Per token, its code; -1 for other tokens."""
     ids: dict[str, int]
-    """Per SID token without its `>`, which ends each in a text of several, its place in the vocabulary."""
+    """Id of each SID token, by its text without the final `>`."""
 
 
 def sid_token(level: int, code: int) -> str:
@@ -56,7 +56,7 @@ def sid_texts(codes: Int[np.ndarray, "N L"]) -> list[str]:
 
 
 def history_prompt(sids: Sequence[str], interests: str | None = None) -> str:
-    """Write a history, oldest first, as the prompt that the next item's SID completes, behind its user's interests if any."""
+    """Return the prompt of a history: its user's interests, if any, then the SIDs, oldest first; the next SID completes it."""
     return (f"{USER_INTERESTS}{interests}\n" if interests else "") + "".join(sids)
 
 
@@ -72,7 +72,7 @@ def scratch_tokenizer(level_sizes: Sequence[int]) -> "PreTrainedTokenizerFast":
 
 
 def knows_sids_only(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a tokenizer is that of a scratch policy, which knows no words."""
+    """Whether a tokenizer belongs to a scratch policy, which knows no words."""
     return isinstance(tokenizer.backend_tokenizer.model, WordLevel)
 
 
@@ -80,7 +80,7 @@ def find_sid_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int) 
     """Locate the SID tokens of a tokenizer.
 
     Raises:
-        ValueError: it has none, or a level lacks one of its codes.
+        ValueError: the tokenizer has no SID tokens, or a level lacks a code.
     """
     found: dict[int, dict[int, int]] = {}
     for token, index in tokenizer.get_vocab().items():

@@ -1,6 +1,6 @@
-"""Make the arrays of a view, each function from tables and earlier arrays; the jobs say where they run.
+"""Make the arrays of a view from tables and earlier arrays; the jobs decide where each function runs.
 
-An item's place is its row in `items`, which is sorted by item_id and so the same in every table about items.
+An item's place is its row in `items`, which is sorted by item_id, so it is the same in every table about items.
 """
 
 import itertools
@@ -24,36 +24,36 @@ from digr.ranking.neighbours import Neighbours, from_lists, join_lists
 from digr.ranking.views import Content, Period, load_arrays
 
 PART_PHRASES = 65_536
-"""Phrases of a file, which one worker encodes at once."""
+"""Phrases per file; one worker encodes a file."""
 EXACT_ITEMS = 100_000
-"""Items up to which neighbours are searched among all; beyond, among the cells nearest to the item."""
+"""Catalogues up to this size are searched exactly; in larger ones, only the cells nearest to an item are searched."""
 PROBED_CELLS, CELL_SAMPLES = 16, 64
 VECTOR = np.float16
-"""Vectors are kept in half precision: a cosine is off by some 1e-3."""
+"""Vectors are stored in half precision, with an error of about 1e-3 in cosines."""
 MERGED_ROWS = 1_000_000
-"""Phrases of items that are counted at once, at least."""
+"""Least number of phrases of items that are counted at once."""
 BLOCK_ITEMS = 65_536
 """Items whose vectors are in memory at once."""
 
 
 class FamilyFiles(NamedTuple):
-    """Addresses of what is known of the phrases of a family while its arrays are made."""
+    """Addresses of the intermediate files of a family's phrases."""
 
     folder: str
 
     @property
     def rows(self) -> str:
-        """Phrases of items, in the parts of `items`."""
+        """Phrases of items, with the parts of `items`."""
         return f"{self.folder}/rows"
 
     @property
     def phrases(self) -> str:
-        """Distinct phrases and how many items have each, `PART_PHRASES` in a file."""
+        """Distinct phrases with their numbers of items, `PART_PHRASES` per file."""
         return f"{self.folder}/phrases"
 
     @property
     def vectors(self) -> str:
-        """Their vectors, file by file."""
+        """Vectors of the distinct phrases, in the same files."""
         return f"{self.folder}/vectors"
 
 
@@ -64,10 +64,10 @@ def part_firsts(store: Store) -> Int[np.ndarray, " K1"]:
 
 
 def write_phrases(files: FamilyFiles, known: pa.Table | None = None) -> int:
-    """Write the distinct phrases of all items, most usual first; returns how many files they take.
+    """Write the distinct phrases of all items, most frequent first; return the number of files.
 
     Args:
-        known: rows of an earlier run's `canonical_interests`, whose phrases are written even if no item has them any more.
+        known: rows of an earlier run's `canonical_interests`; their phrases are written even if no item has them any more.
     """
     kind = pa.schema([("interest", pa.string()), ("num_items", pa.int64())])
     counted, waiting = kind.empty_table(), list[pa.Table]()
@@ -75,7 +75,7 @@ def write_phrases(files: FamilyFiles, known: pa.Table | None = None) -> int:
         counted = pa.table({"interest": known["interest"], "num_items": np.zeros(len(known), np.int64)}, schema=kind)
     for batch in artifacts.open_parts(files.rows).to_batches(columns=["interest"]):
         waiting.append(pa.table({"interest": batch["interest"], "num_items": np.ones(len(batch), np.int64)}, schema=kind))
-        if sum(map(len, waiting)) > max(MERGED_ROWS, len(counted)):  # so that phrases are counted anew only when they double
+        if sum(map(len, waiting)) > max(MERGED_ROWS, len(counted)):  # so that phrases are merged only when their number doubles
             counted, waiting = _add_up([counted, *waiting]), []
     counted = _add_up([counted, *waiting]).sort_by([("num_items", "descending"), ("interest", "ascending")])
     parts = max(1, -(-len(counted) // PART_PHRASES))
@@ -99,17 +99,17 @@ def read_vectors(uri: str) -> Iterator[Float32[np.ndarray, "b D"]]:
 
 
 class ItemPhrases(NamedTuple):
-    """The phrases of all items, item by item."""
+    """The phrases of all items, grouped by item."""
 
     item: Int[np.ndarray, " P"]
     """Place in the catalogue."""
     number: Int[np.ndarray, " P"]
-    """Which of the distinct phrases it is."""
+    """Index of the distinct phrase."""
     weight: Float32[np.ndarray, " P"]
 
 
 def read_item_phrases(files: FamilyFiles, firsts: Int[np.ndarray, " K1"]) -> ItemPhrases:
-    """Find the phrases of all items among the distinct ones; all at once, for each look-up hashes all of these."""
+    """Find the phrases of all items among the distinct ones, in one look-up, because each look-up hashes all of them."""
     parts = [artifacts.open_parts(f"{files.rows}/{artifacts.part_name(part)}").to_table() for part in range(len(firsts) - 1)]
     names = artifacts.open_parts(files.phrases).to_table()["interest"].combine_chunks()
     rows = pa.concat_tables(parts)
@@ -122,7 +122,7 @@ def family_groups(phrases: ItemPhrases, groups: Sequence[Int[np.ndarray, " P"]],
     """Return the groups of all items at each grain.
 
     Args:
-        groups: of each distinct phrase, at each grain.
+        groups: group of each distinct phrase, for each grain.
     """
     return tuple(
         group_items(phrases.item, group[phrases.number], phrases.weight, num_items, int(group.max(initial=-1)) + 1)
@@ -131,7 +131,7 @@ def family_groups(phrases: ItemPhrases, groups: Sequence[Int[np.ndarray, " P"]],
 
 
 def write_family_vectors(files: FamilyFiles, phrases: ItemPhrases, num_items: int, path: Path) -> None:
-    """Write the centred mean of each item's phrases, weighted, as an array file."""
+    """Write the centred weighted mean of each item's phrase vectors as an array file."""
     blocks = read_vectors(files.vectors)
     first = next(blocks, np.zeros((0, 1), np.float32))
     num_phrases, dim = artifacts.open_parts(files.phrases).count_rows(), first.shape[1]
@@ -166,17 +166,17 @@ def group_means(files: FamilyFiles, group: Int[np.ndarray, " P"]) -> Float32[np.
 
 
 def contents_of(store: Store) -> list[Content]:
-    """Return what of items has vectors: always their texts, and images where an encoder was named and read any."""
+    """Return the contents of items that have vectors: always texts, and images if an encoder has read any."""
     images = pc.field("image_embedding").is_valid()
     has_images = len(artifacts.dataset_of(store, "item_embeddings").filter(images).head(1, columns=["item_id"]))
     return ["text", "image"] if has_images else ["text"]
 
 
 def read_content_vectors(store: Store, content: Content) -> Iterator[Float32[np.ndarray, "B D"]]:
-    """Yield the vectors of all items' texts or images, some items at a time; zeros for an item without an image.
+    """Stream the vectors of all items' texts or images; zeros for an item without an image.
 
     Raises:
-        ValueError: the embeddings are of an older build, which did not keep texts' vectors.
+        ValueError: the embeddings were built by an older version, without vectors of texts.
     """
     column = f"{content}_embedding"
     known = artifacts.dataset_of(store, "item_embeddings").filter(pc.field(column).is_valid())
@@ -185,7 +185,7 @@ def read_content_vectors(store: Store, content: Content) -> Iterator[Float32[np.
         lists = found[column]
         if content == "text" and lists.null_count:
             raise ValueError(
-                f"{store.uri('item_embeddings')}: no text_embedding, which older builds did not keep; run "
+                f"{store.uri('item_embeddings')}: has no text_embedding, so an older version built it; run "
                 f"`python -m jobs.embed_items ... --force` to rebuild it"
             )
         vectors = np.zeros((len(lists), dim), np.float32)
@@ -212,7 +212,7 @@ def unit(vectors: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
 
 
 def centre(vectors: Float[np.ndarray, "N D"]) -> None:
-    """Take the mean of unit vectors away and scale them to length 1 again, in place; zero rows stay zero."""
+    """Subtract the mean from unit vectors and scale them to length 1 again, in place; zero rows stay zero."""
     blocks = [slice(first, first + BLOCK_ITEMS) for first in range(0, len(vectors), BLOCK_ITEMS)]
     total, count = np.zeros(vectors.shape[1]), 0
     for rows in blocks:
@@ -244,17 +244,17 @@ def build_search(vectors: Float[np.ndarray, "N D"], seed: int) -> faiss.Index:
 
 
 def map_search(path: Path) -> faiss.Index:
-    """Map an index that `faiss.write_index` wrote into memory, so that the processes of a machine share it."""
+    """Map a file of `faiss.write_index` into memory, so that the processes of a machine share it."""
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     if isinstance(index, faiss.IndexIVF):
         lists = index.invlists and faiss.downcast_InvertedLists(index.invlists)
-        if isinstance(lists, faiss.OnDiskInvertedLists):  # mapped, so already in memory: reading ahead only costs time
+        if isinstance(lists, faiss.OnDiskInvertedLists):  # the file is mapped, so reading ahead would only cost time
             lists.prefetch_nthread = 0
     return index
 
 
 def nearest(index: faiss.Index, vectors: Float[np.ndarray, "N D"], first: int, end: int, most: int) -> Neighbours:
-    """Return the items nearest to items `first` up to `end`, those of a positive cosine; itself is left out."""
+    """Return the nearest items with positive cosine to each of items `first` up to `end`, without the item itself."""
     weight, item = index.search(vectors[first:end].astype(np.float32), most + 1)  # heaviest first
     kept = (item >= 0) & (item != np.arange(first, end)[:, None]) & (weight > 0)
     kept &= np.cumsum(kept, axis=1, dtype=np.int32) <= most
@@ -268,7 +268,7 @@ def source_rows(item_ids: pa.Array, source: str, lists: pa.ListArray) -> pa.Tabl
 
 
 def source_name(source: str, period: Period) -> str:
-    """Return how `item_neighbours` calls a counted source of a period."""
+    """Return the name in `item_neighbours` of a counted source of a period."""
     return source if period == "all" else f"{source}_{period}"
 
 
@@ -288,7 +288,7 @@ def no_neighbours(num_items: int) -> Neighbours:
 
 
 def shuffle_family(folder: Path, name: str, grains: int, seed: int) -> dict[str, Any]:
-    """Give every item the phrases of another item: vectors, neighbours and groups, as they are saved."""
+    """Return the arrays of a family in which every item has the phrases of another, random item."""
     vectors = np.load(folder / f"{name}.vectors.npy", mmap_mode="r")
     lists = load_arrays(Neighbours, folder, f"{name}.neighbours")
     order = np.random.default_rng(seed).permutation(len(vectors))

@@ -1,7 +1,7 @@
-"""What follows what in training: the weighted pairs behind the sources `transitions`, `next` and `cooccurrence`.
+"""Count weighted pairs of items in training sequences, for the sources `transitions`, `next` and `cooccurrence`.
 
-A pair of interactions of one user, g places apart, counts for the later item in the list of the earlier one, less the larger g
-is, and for the earlier item in the list of the later one, less again.
+A pair of interactions of a user adds weight to the later item in the list of the earlier one, less if more interactions lie
+between them, and a smaller weight to the earlier item in the list of the later one.
 """
 
 from collections.abc import Iterable
@@ -17,15 +17,15 @@ from digr.ranking.views import COUNTED
 
 
 class PairRule(NamedTuple):
-    """How pairs of interactions are weighted, and how a row of them is scaled."""
+    """Weights of pairs of interactions, and the scale of a list."""
 
     max_gap: int
     decay: float
-    """Factor of each further place between the two."""
+    """Factor for each interaction between the two."""
     backward: float
-    """Weight of the earlier item in the list of the later one, as a share of the other direction's."""
+    """Weight of the backward direction (earlier item in the list of the later one), relative to the forward one."""
     power: float
-    """A row is divided by its sum to this power."""
+    """A list is divided by the sum of its weights to this power."""
 
 
 RULES = {
@@ -33,9 +33,9 @@ RULES = {
     "next": PairRule(max_gap=1, decay=1.0, backward=0.0, power=1.0),
     "cooccurrence": PairRule(max_gap=8, decay=0.9, backward=1.0, power=0.5),
 }
-"""Sources that are counted. Both items' frequencies scale `cooccurrence`: its weights are cosines."""
+"""The counted sources. `cooccurrence` is scaled by both items' frequencies, so its weights are cosines."""
 STEPS = "steps"
-"""Name of the transitions that are not scaled, from which steps between interests are counted."""
+"""Name of the unscaled transitions, from which steps between interests are counted."""
 assert tuple(RULES) == COUNTED
 MAX_GAP = max(rule.max_gap for rule in RULES.values())
 
@@ -50,7 +50,7 @@ class Pairs(NamedTuple):
 
 
 def count_pairs(sequences: TrainingSequences, num_items: int) -> Pairs:
-    """Weigh all pairs of items in some users' sequences."""
+    """Compute the weights of all pairs of items in the users' sequences."""
     steps = steps_of(sequences, MAX_GAP)
     columns = []
     for rule in RULES.values():
@@ -62,7 +62,7 @@ def count_pairs(sequences: TrainingSequences, num_items: int) -> Pairs:
 
 
 def merge_pairs(parts: Iterable[Pairs], num_items: int) -> Pairs:
-    """Add up pairs that were counted apart."""
+    """Sum pairs that were counted separately."""
     parts = [Pairs(*(np.zeros(0, np.int64),) * 2, np.zeros((0, len(RULES)))), *parts]
     keys = np.concatenate([part.before.astype(np.int64) * num_items + part.after for part in parts])
     return _merge(keys, np.concatenate([part.weight for part in parts]), num_items)
@@ -85,18 +85,18 @@ def pairs_table(pairs: Pairs, period: str, part: Int[np.ndarray, " P"]) -> pa.Ta
 
 
 def pairs_of_table(rows: pa.Table) -> Pairs:
-    """Return the pairs of one period, which may occur several times."""
+    """Return the pairs of one period; a pair may occur several times."""
     weight = np.stack([rows[name].to_numpy().astype(np.float64) for name in RULES], 1)
     return Pairs(rows["before"].to_numpy().astype(np.int64), rows["after"].to_numpy().astype(np.int64), weight)
 
 
 def counted_lists(pairs: Pairs, first: int, end: int, frequency: Int[np.ndarray, " N"], most: int) -> dict[str, Neighbours]:
-    """Return the lists of the items `first` up to `end` for each of `RULES`, and `steps`: transitions that are not scaled.
+    """Return the lists of the items `first` up to `end` for each of `RULES`, and `steps`, the unscaled transitions.
 
     Args:
-        pairs: all pairs whose earlier item is among them.
+        pairs: all pairs whose earlier item is one of these items.
         frequency: training interactions of each item of the catalogue.
-        most: longest list.
+        most: maximal length of a list.
     """
     found, row = {}, pairs.before - first
     for number, (name, rule) in enumerate(RULES.items()):

@@ -1,7 +1,7 @@
-"""The requests that a ranker learns from: which rows of `histories`, over which statistics, and with which candidates.
+"""The requests from which a ranker learns: their rows of `histories`, the period of their statistics, and their candidates.
 
-A row is judged by what was known before it. Rows of the fold `before` are training rows, and their features come from the
-statistics of the rows before them; those of the fold `valid` are validation rows, over the statistics of all training rows.
+Features of a row come only from earlier data. Rows of the fold `before` are training rows, with statistics of the training
+rows before them; rows of the fold `valid` are validation rows, with statistics of all training rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ from digr.tables import conform
 
 FitRows = Literal["period", "last_step"]
 FOLDS = ("before", "valid")
-"""Training rows over the statistics of what was before them, and validation rows over all of training."""
+"""Training rows with statistics of the rows before them, and validation rows with statistics of all of training."""
 TRAIN_ID = "train-"
 NUMBER_DIGITS = 9
 
@@ -38,7 +38,7 @@ def fit_rows(config: Config) -> FitRows:
 
 
 def row_numbers(example_ids: pa.Array | pa.ChunkedArray) -> Int[np.ndarray, " B"]:
-    """Return the numbers of train rows in their split; where the split is ordered in time, a larger one is later."""
+    """Return the numbers of train rows in their split; if the split is ordered in time, larger numbers are later."""
     digits = pc.utf8_slice_codeunits(example_ids, len(TRAIN_ID), len(TRAIN_ID) + NUMBER_DIGITS)
     return digits.cast(pa.int64()).to_numpy(zero_copy_only=False)
 
@@ -46,7 +46,7 @@ def row_numbers(example_ids: pa.Array | pa.ChunkedArray) -> Int[np.ndarray, " B"
 def recent_weights(
     number: Int[np.ndarray, " B"], target: Int[np.ndarray, " B"], end: int, half_life: float, num_items: int
 ) -> Float[np.ndarray, " N"]:
-    """Sum .5^(age / half-life) over train rows of each target, the age in rows before row `end`."""
+    """Sum 0.5^(age / half-life) over the train rows of each target; age is the number of rows up to row `end`."""
     return np.bincount(target, weights=0.5 ** ((end - number) / half_life), minlength=num_items)
 
 
@@ -56,7 +56,7 @@ def is_fit_row(train: pa.Table, chosen: FitRows, first_number: int) -> Bool[np.n
     Args:
         train: train rows, each user's in time order.
         chosen: see `fit_rows`.
-        first_number: of the rows of the tail (period).
+        first_number: number of the first row of the tail, the last rows in time.
     """
     if chosen == "period":
         return row_numbers(train["example_id"]) >= first_number
@@ -79,7 +79,7 @@ def histories_of(rows: pa.Table, items: IdIndex, max_history: int) -> HistoryIte
 
 
 class Thinned(NamedTuple):
-    """Candidates to learn from, and which of them is the target of its request."""
+    """Candidates to learn from, with marks of the targets."""
 
     candidates: Candidates
     is_target: Bool[np.ndarray, " C"]
@@ -88,9 +88,9 @@ class Thinned(NamedTuple):
 def thin(
     candidates: Candidates, target: Int[np.ndarray, " B"], systems: Sequence[System], most: int, rng: np.random.Generator
 ) -> Thinned:
-    """Keep for each system the target of each request and other candidates of its own at random, `most` in all.
+    """Keep for each system and request the target and random other candidates of the system, `most` in all.
 
-    All systems keep the same of what they have in common. Nothing is kept for a system whose sources did not propose the target.
+    Systems keep the same random candidates where they share them. A system whose sources did not propose the target keeps none.
     """
     request, is_target = candidates.request, candidates.item == target[candidates.request]
     order = np.lexsort((rng.random(len(request)), ~is_target, request))
@@ -122,13 +122,13 @@ def example_rows(example_ids: pa.ChunkedArray, fold: str, thinned: Thinned, feat
 
 
 def ranking_examples(batches: Iterable[pa.RecordBatch], system: System, families: Sequence[str], grains: int) -> RankingExamples:
-    """Return what a system learns from: the candidates of its own sources, and its own features.
+    """Return the training examples of a system: candidates of its sources, with its features.
 
     Args:
-        batches: rows of `ranking_examples`, the candidates of a request one behind the other.
-        system: whose sources and features are taken.
-        families: all families of the rows, in their order.
-        grains: of each family.
+        batches: rows of `ranking_examples`; the candidates of a request are contiguous.
+        system: the system.
+        families: all families of the rows, in order.
+        grains: number of grains of each family.
     """
     width, own = len(base_names()), len(interest_names(grains))
     columns = list(range(width))
@@ -152,7 +152,7 @@ def ranking_examples(batches: Iterable[pa.RecordBatch], system: System, families
     target, sources = np.concatenate(is_target), (*SOURCES, *sources_of_families(families))
     candidates = Candidates(request, np.arange(len(request)), np.concatenate(ranks), sources)
     kept = candidates_of(system, candidates)
-    # a request whose target none of these sources proposed teaches that a target is what no source knows
+    # a request whose target none of these sources proposed would teach that targets are items that no source knows
     learnable = np.bincount(request[kept & target], minlength=int(request[-1]) + 1) > 0
     kept &= learnable[request]
     counts = np.bincount(request[kept], minlength=len(learnable))[learnable]

@@ -1,7 +1,7 @@
-"""What a ranker knows of a candidate: numbers of (history, candidate), all from training rows.
+"""Features of a candidate for the ranker: numbers of a (history, candidate) pair, all from training rows.
 
-The features and their constants follow a prototype on Amazon Industrial; logarithms keep counts of any size in one range, and
-`FLOORS` are the smallest values before a logarithm.
+The features and their constants follow a prototype on Amazon Industrial. Counts enter as logarithms; `FLOORS` are the smallest
+values before a logarithm.
 """
 
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ from digr.ranking.overlaps import interest_overlaps
 from digr.ranking.views import CONTENTS, Family, Statistics, View
 
 DECAYS = {"transitions": 0.6, "next": 0.3, "cooccurrence": 0.6}
-"""Weight of a history's item as a power of its place from the end."""
+"""Base of the weight of a history's item; the exponent is its place from the end."""
 PROFILE_DECAY, MEAN_DECAY, LIFT_DECAY = 0.9, 0.7, 0.6
 FLOORS = {"transitions": 1e-6, "next": 1e-3, "cooccurrence": 1e-3, "steps": 1e-3}
 POPULARITY_SHARE = 1e-3
-"""Share of the popularity that is added to transitions."""
+"""Weight of popularity when it is added to transitions."""
 RECENT_FLOOR = 0.3
 STEP_ITEMS = 8
-"""Newest items of a history whose interests' steps are pooled; what is older would weigh under 2 %."""
+"""Newest items of a history whose interests' steps are pooled; older ones would weigh less than 2 %."""
 CONTEXT = ("last_frequency", "history_length")
-"""Features of a request rather than of a candidate: a gate weighs the others by them."""
+"""Features of a request rather than of a candidate; the weights of a gate depend on them."""
 MONOTONE = frozenset({"transitions", "next", "cooccurrence", "recent_popularity"})
-"""Features of which more must never lower a score. A free tree would learn that an item never seen in training "must occur
-later", which is true of the held-out part of a 5-core data set and of nothing else."""
+"""Features whose increase must never lower a score. An unconstrained tree would learn that an item never seen in training "must
+occur later", which is true only in the held-out part of a 5-core data set."""
 GROUPS = {
     "counts": ("transitions", "next", "cooccurrence"),
     "text": ("text_mean", "text_last"),
@@ -38,7 +38,7 @@ GROUPS = {
     "repeat": ("repeat", "repeat_last"),
     "request": CONTEXT,
 }
-"""What a feature speaks of; features of interests are the group `interests`."""
+"""Group of each feature; features of interests are the group `interests`."""
 
 
 class RequestItems(NamedTuple):
@@ -55,22 +55,22 @@ def interest_names(grains: int) -> list[str]:
 
 
 def base_names() -> list[str]:
-    """Return the names of the features that know nothing of interests, in the order of `base_features`."""
+    """Return the names of the features that do not use interests, in the order of `base_features`."""
     return [name for names in GROUPS.values() for name in names]
 
 
 def group_of(feature: str) -> str:
-    """Return what a feature speaks of."""
+    """Return the group of a feature."""
     return next((group for group, names in GROUPS.items() if feature in names), "interests")
 
 
 class Pooled(NamedTuple):
-    """What bounded lists give together to items after B histories; sources and features both need it."""
+    """Pooled weights of items after B histories, from bounded lists; used by sources and features."""
 
     counts: Mapping[str, ItemWeights]
-    """Of each counted source."""
+    """By counted source."""
     steps: Mapping[str, ItemWeights]
-    """Of the steps between the interests of each family."""
+    """Steps between interests, by family."""
 
 
 def pool_lists(view: View, histories: HistoryItems) -> Pooled:
@@ -88,7 +88,7 @@ def _pool_steps(family: Family, histories: HistoryItems, num_items: int) -> Item
 
 
 def base_features(view: View, histories: HistoryItems, pooled: Pooled, pairs: RequestItems) -> Float32[np.ndarray, "C F"]:
-    """Return what counts, texts and images say of each pair, in the order of `base_names`; 0 of images where there are none."""
+    """Return the features of counts, texts and images of each pair, in the order of `base_names`; 0 for missing images."""
     found = _count_features(view.statistics, histories, pooled.counts, pairs)
     nothing = [np.zeros(len(pairs.item), np.float32)] * 2
     for name in CONTENTS:
@@ -101,7 +101,7 @@ def base_features(view: View, histories: HistoryItems, pooled: Pooled, pairs: Re
 def interest_features(
     family: Family, histories: HistoryItems, steps: ItemWeights, pairs: RequestItems
 ) -> Float32[np.ndarray, "C F"]:
-    """Return what interests say of each pair, in the order of `interest_names`; `steps` are the pooled ones of the family."""
+    """Return the features of interests of each pair, in the order of `interest_names`; `steps` are the family's pooled ones."""
     found = _vector_features(family.vectors, histories, pairs)
     found.append(np.log(steps.of(*pairs) + FLOORS["steps"]))
     ends = np.searchsorted(pairs.request, np.arange(len(histories.start)))
@@ -114,7 +114,7 @@ def interest_features(
 def _count_features(
     statistics: Statistics, histories: HistoryItems, counts: Mapping[str, ItemWeights], pairs: RequestItems
 ) -> dict[str, np.ndarray]:
-    """Return what follows the history, what stands beside it, how recent and frequent an item is, whether it is a repeat."""
+    """Return the features of counts: transitions, co-occurrence, recency, frequency, and whether the item is a repeat."""
     request, item = pairs
     found: dict[str, np.ndarray] = {}
     for name, weights in counts.items():
@@ -147,7 +147,7 @@ def _vector_features(vectors: Float[np.ndarray, "N D"], histories: HistoryItems,
 
 
 def _history_vectors(vectors: Float[np.ndarray, "N D"], histories: HistoryItems) -> Float32[np.ndarray, "B 2 D"]:
-    """Return the unit mean of each history's vectors, later ones weighing more, and its last item's vector."""
+    """Return the unit mean of each history's vectors, with larger weights for later ones, and its last item's vector."""
     both = np.zeros((len(histories.start) - 1, 2, vectors.shape[1]), np.float32)
     filled = np.flatnonzero(np.diff(histories.start))
     if len(filled):
@@ -160,12 +160,12 @@ def _history_vectors(vectors: Float[np.ndarray, "N D"], histories: HistoryItems)
 
 
 def _rows(vectors: Float[np.ndarray, "N D"], items: Int[np.ndarray, " R"]) -> Float32[np.ndarray, "R D"]:
-    """Return the vectors of items; NumPy takes eight times as long as PyTorch to widen half precision."""
+    """Return the vectors of items in fp32; PyTorch converts half precision eight times as fast as NumPy."""
     return torch.from_numpy(vectors[items]).float().numpy()
 
 
 def _entries(start: Int[np.ndarray, " N1"], rows: Int[np.ndarray, " R"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
-    """Return the places of the entries of some rows, behind the number of the row that each belongs to."""
+    """Return for all entries of some rows the index of their row, and their places."""
     first = start[rows]
     length = start[rows + 1] - first
     return np.repeat(np.arange(len(rows)), length), ranges(first, length)

@@ -1,4 +1,4 @@
-"""The phrases of a family joined into canonical interests: all anew, or beside those of an earlier run, none of which changes."""
+"""Join the phrases of a family into canonical interests, new ones or in addition to an earlier run's, which do not change."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,15 +22,15 @@ ENCODER = "embeddings.encoder"
 def group_all(
     files: FamilyFiles, cosines: Sequence[float], *, max_phrases: int, seed: int, known: pa.Table | None = None
 ) -> tuple[pa.Table, list[Int[np.ndarray, " P"]]]:
-    """Group the phrases of a family: the rows of `canonical_interests`, and the group of each phrase at each grain.
+    """Return the rows of `canonical_interests` of a family, and the group of each phrase at each grain.
 
-    The most usual phrase of a group names it; of several such, the first in the alphabet. Groups of an earlier run keep their
-    numbers and names.
+    A group is named after its most frequent phrase; ties go to the first in alphabetical order. Groups of an earlier run keep
+    their numbers and names.
 
     Args:
-        cosines: of the grains.
-        max_phrases: new phrases that are linked at most, see `group_grain`.
-        known: rows of an earlier run's `canonical_interests`, of the same grains; `files` has all of their phrases.
+        cosines: least cosine of each grain.
+        max_phrases: most new phrases that are linked, see `group_grain`.
+        known: rows of an earlier run's `canonical_interests` with the same grains; `files` has all of their phrases.
     """
     phrases = artifacts.open_parts(files.phrases).to_table()
     texts = phrases["interest"].combine_chunks()
@@ -56,12 +56,12 @@ def group_grain(
 ) -> Int[np.ndarray, " P"]:
     """Return the group of each phrase at one grain.
 
-    A new phrase joins the known group with whose phrases its mean cosine is highest, if that is at least `cosine`. Of those
-    that fit nowhere the most usual `max_phrases` are linked into new groups, and the others join the group whose mean is
-    nearest. Only the vectors of phrases to link, and the means of groups, are in memory.
+    A new phrase joins the known group to whose phrases it has the highest mean cosine, if that is at least `cosine`. Of the
+    other new phrases, the `max_phrases` most frequent are linked into new groups; each remaining one joins the group with the
+    nearest mean. Only the means of groups and the vectors of phrases to link are in memory.
 
     Args:
-        known: groups that phrases keep, -1 for a new phrase.
+        known: group of each phrase, which it keeps; -1 for a new phrase.
     """
     group, num_known = known.copy(), int(known.max(initial=-1)) + 1
     means = group_means(files, known) if num_known else np.zeros((0, 1), np.float32)
@@ -97,7 +97,7 @@ def _ungrouped(
 
 
 def read_known(earlier: Store) -> pa.Table:
-    """Read what `group_all` keeps of an earlier run."""
+    """Read the canonical interests of an earlier run, for `group_all`."""
     return artifacts.read_table(earlier, "canonical_interests", ["interest", "groups", "names"])
 
 
@@ -108,13 +108,13 @@ def _known_groups(texts: pa.Array, known: pa.Table, grain: int) -> Int[np.ndarra
 
 
 def check_same_choices(earlier: Store, here: Store, chosen: RankingConfig, encoder: EncoderConfig) -> None:
-    """Refuse to keep the canonical interests of a run that were made in another way.
+    """Check that the canonical interests of an earlier run can be kept.
 
     Raises:
-        ValueError: the earlier run has none, or is this one, or has other grains or another encoder.
+        ValueError: the earlier run has none, is this run, or has other grains or another encoder.
     """
     if earlier == here:
-        raise ValueError(f"ranking.keep_from = {earlier.root!r} is this run itself; name an earlier one, or leave it empty")
+        raise ValueError(f"ranking.keep_from = {earlier.root!r} is this run itself; give an earlier run, or leave it empty")
     manifest = artifacts.require(earlier, "canonical_interests")
     there, told = manifest.config["ranking"], manifest.config["embeddings"]["encoder"]
     given = encoder.model_dump(mode="json")
@@ -126,6 +126,6 @@ def check_same_choices(earlier: Store, here: Store, chosen: RankingConfig, encod
     found[f"digest of {ENCODER}"] = manifest.inputs[f"model {ENCODER}"]
     if other := [f"{key} is {value}, there {found[key]}" for key, value in wanted.items() if found[key] != value]:
         raise ValueError(
-            f"ranking.keep_from = {earlier.root!r}: {'; '.join(other)}; canonical interests can be kept only with the same "
-            f"choices, so set them alike or leave ranking.keep_from empty"
+            f"ranking.keep_from = {earlier.root!r}: {'; '.join(other)}; canonical interests can be kept only with equal "
+            f"settings: make them equal or leave ranking.keep_from empty"
         )

@@ -1,4 +1,4 @@
-"""Canonical interests as numbers: which of them each item has, and which follow which in training."""
+"""Canonical interests as arrays: those of each item, and the steps between them in training."""
 
 from typing import NamedTuple
 
@@ -10,17 +10,17 @@ from digr.data.sequences import ranges
 from digr.ranking.neighbours import Neighbours, heaviest, join_lists, pool_rows
 
 LIFT_PRIOR = 3.0
-"""Chance steps added to the observed ones of each interest."""
+"""Expected steps by chance that are added to the observed ones of each interest."""
 MOST_LIFTS = 1000
-"""Interests kept behind each interest, those of the largest lift."""
+"""Number of following interests kept for each interest, those of the largest lift."""
 BLOCK_ITEMS = 65_536
-"""Items whose steps are summed at once."""
+"""Items whose steps are summed per chunk."""
 NEXT_INTERESTS, MOST_CARRIERS, MOST_STEPS = 10, 50, 50
-"""Interests of the largest lift behind an interest, items of each of them, and items that both together leave of it."""
+"""For the list of an interest: interests of the largest lift, items of each of them, and items in the list."""
 CARRIER_FLOOR = 0.1
-"""Added to the recent interactions of an item, so that new items of an interest are reached too."""
+"""Added to the recent interactions of an item, so that new items get weight too."""
 BLOCK_GROUPS = 4096
-"""Interests whose steps to items are summed at once."""
+"""Interests whose steps to items are summed per chunk."""
 
 
 class InterestGroups(NamedTuple):
@@ -30,11 +30,11 @@ class InterestGroups(NamedTuple):
     """Item i has the interests `group[start[i]:start[i + 1]]`."""
     group: Int[np.ndarray, " P"]
     share: Float32[np.ndarray, " P"]
-    """Of an item's interests; they sum to 1 where the item has any."""
+    """Shares of an item's interests; they sum to 1 if the item has any."""
     profile: Float32[np.ndarray, " P"]
-    """The same weighted by rarity (idf), of unit length per item."""
+    """The shares times idf, scaled to unit length per item."""
     num_items: Int[np.ndarray, " K"]
-    """Items that have each interest."""
+    """Number of items that have each interest."""
 
     @property
     def num_groups(self) -> int:
@@ -43,23 +43,23 @@ class InterestGroups(NamedTuple):
 
 
 class Lifts(NamedTuple):
-    """Steps from one interest to another over what chance would give, as logarithms, above that of a step never seen."""
+    """Log lifts of steps between interests (observed over expected by chance), stored relative to those of unseen steps."""
 
     start: Int[np.ndarray, " K1"]
     group: Int[np.ndarray, " Q"]
     lift: Float32[np.ndarray, " Q"]
     unseen: Float32[np.ndarray, " K"]
-    """The logarithm for steps to an interest that never followed."""
+    """The log lift of steps that were never seen, per target interest."""
 
 
 def group_items(
     item: Int[np.ndarray, " P"], group: Int[np.ndarray, " P"], weight: Float[np.ndarray, " P"], num_items: int, num_groups: int
 ) -> InterestGroups:
-    """Gather the interests of items; those of one canonical interest add up.
+    """Gather the interests of items; weights with the same canonical interest add up.
 
     Args:
-        item: owner of each of P interests.
-        group: the canonical interest of each.
+        item: item of each of P interests.
+        group: canonical interest of each.
         weight: confidence; interests of weight 0 do not count.
     """
     kept = weight > 0
@@ -80,7 +80,7 @@ def group_items(
 
 
 def permute_items(groups: InterestGroups, order: Int[np.ndarray, " N"]) -> InterestGroups:
-    """Give item i the interests of item `order[i]`."""
+    """Return groups in which item i has the interests of item `order[i]`."""
     length = np.diff(groups.start)[order]
     places = ranges(groups.start[order], length)
     start = np.concatenate([[0], np.cumsum(length)])
@@ -90,9 +90,9 @@ def permute_items(groups: InterestGroups, order: Int[np.ndarray, " N"]) -> Inter
 def profile_cosine(
     groups: InterestGroups, left: Int[np.ndarray, " C"], right: Int[np.ndarray, " C"]
 ) -> Float32[np.ndarray, " C"]:
-    """Return the cosine of the profiles of C pairs of items, in [0, 1]; 0 where either has none.
+    """Return the cosine of the profiles of C pairs of items, in [0, 1]; 0 if either has none.
 
-    Only the interests of these items are read, so neither time nor memory grows with the catalogue.
+    Only the interests of these items are read, so time and memory do not depend on the catalogue.
     """
     one, other = (_profiles(groups, item) for item in (left, right))
     return np.asarray(one.multiply(other).sum(axis=1), np.float32).reshape(-1)
@@ -106,13 +106,13 @@ def _profiles(groups: InterestGroups, item: Int[np.ndarray, " C"]) -> csr_matrix
 
 
 def fit_lifts(groups: InterestGroups, steps: Neighbours) -> Lifts:
-    """Count steps between interests: each step between two items is shared among their interests; C = A' T A.
+    """Compute the log lifts of steps between interests; each step between two items is divided among their interests.
 
-    lift(a, b) = log((C_ab + p m_b) / ((C_a + p) m_b)), with C_a the row's sum, m_b the share of all steps that lead to b and
-    p = `LIFT_PRIOR`. Steps from an item to itself are left out.
+    lift(a, b) = log((C_ab + p m_b) / ((C_a + p) m_b)) with C = A' T A, C_a the sum of row a, m_b the share of all steps that
+    lead to b, and p = `LIFT_PRIOR`. Steps from an item to itself are left out.
 
     Args:
-        steps: item -> the items that follow it, and how often (weighted by their gaps).
+        steps: for each item, the items that follow it and their counts, weighted by gap.
     """
     num_items, num = len(groups.start) - 1, groups.num_groups
     share = csr_matrix((groups.share.astype(np.float64), groups.group, groups.start), shape=(num_items, num))
@@ -137,13 +137,13 @@ def fit_lifts(groups: InterestGroups, steps: Neighbours) -> Lifts:
 
 
 def interest_steps(groups: InterestGroups, lifts: Lifts, recent: Float[np.ndarray, " N"]) -> Neighbours:
-    """Return the items that come after each interest: those of the interests that follow it more often than by chance.
+    """Return for each interest the items of the interests that follow it more often than by chance.
 
     weight(a, j) = sum over interests b of max(lift(a, b), 0) share(j, b) sqrt(recent(j) + `CARRIER_FLOOR`). Only the first
-    `NEXT_INTERESTS` interests and `MOST_CARRIERS` items of each are looked at, so that an interest of many items costs no more.
+    `NEXT_INTERESTS` interests and `MOST_CARRIERS` items of each are used, which bounds the cost.
 
     Args:
-        recent: interactions of each item, older ones less.
+        recent: interactions of each item, with smaller weights for older ones.
 
     Returns:
         Lists of K interests.
@@ -155,7 +155,7 @@ def interest_steps(groups: InterestGroups, lifts: Lifts, recent: Float[np.ndarra
     found = []
     for first in range(0, num, BLOCK_GROUPS):
         end = min(first + BLOCK_GROUPS, num)
-        length = np.minimum(np.diff(lifts.start[first : end + 1]), NEXT_INTERESTS)  # the largest lifts stand first
+        length = np.minimum(np.diff(lifts.start[first : end + 1]), NEXT_INTERESTS)  # the largest lifts come first
         places, row = ranges(lifts.start[first:end], length), np.repeat(np.arange(end - first), length)
         lift = lifts.lift[places] + lifts.unseen[first:end][row]
         kept = lift > 0

@@ -1,4 +1,4 @@
-"""Ranked lists: a history and the policy's list in, the ranker's order over the union of all sources out."""
+"""Ranked lists: the ranker orders the union of all sources' candidates, given a history and the policy's list."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,23 +17,23 @@ from digr.ranking.systems import System, build_features, candidates_of, families
 from digr.ranking.views import View, load_view
 
 BATCH_REQUESTS = 512
-"""Requests whose candidates are in memory at once."""
+"""Requests per batch; the candidates of a batch are in memory at once."""
 
 
 class RankedLists(NamedTuple):
-    """The lists of B requests, one behind the other and best first."""
+    """The concatenated lists of B requests, best first."""
 
     candidates: Candidates
     score: Float[np.ndarray, " C"]
-    """The ranker's; comparable within a request."""
+    """Scores of the ranker, comparable within a request."""
     features: Float[np.ndarray, "C F"]
-    """What the ranker saw of each."""
+    """Features of each item."""
     start: Int[np.ndarray, " B1"]
     """Request b has the rows `start[b]:start[b + 1]`."""
 
 
 class ListRanker(NamedTuple):
-    """What is known of the items, and the systems' rankers for one kind of rows."""
+    """The view of the items, and the systems' rankers for one split."""
 
     view: View
     rankers: Mapping[System, Ranker]
@@ -48,15 +48,15 @@ class ListRanker(NamedTuple):
         wishes: Sequence[Wish] = (),
         carriers: Neighbours | None = None,
     ) -> Iterator[tuple[slice, dict[System, RankedLists]]]:
-        """Yield each system's k best items, for `BATCH_REQUESTS` requests at a time, which a slice names.
+        """Yield each system's k best items for `BATCH_REQUESTS` requests at a time, with the slice of these requests.
 
         Args:
             histories: of all requests.
             generated: the policy's lists, best first.
-            k: items of a list at most.
+            k: length of a list.
             allowed: items that may be listed; None for all.
-            wishes: of the one request there is then.
-            carriers: items of each canonical interest, where there are wishes.
+            wishes: wishes of the request, which must be the only one.
+            carriers: items of each canonical interest, needed with wishes.
         """
         num_requests = len(histories.start) - 1
         for first in range(0, num_requests, BATCH_REQUESTS):
@@ -82,14 +82,14 @@ class ListRanker(NamedTuple):
 
 
 def load_list_ranker(index: Path, rankers: Path, systems: Sequence[System], fitted: str, grains: int) -> ListRanker:
-    """Load what ranks some rows.
+    """Load the view and the rankers for one split.
 
     Args:
         index: folder of `ranking_index`.
         rankers: folder of `ranker`.
-        systems: to rank for.
-        fitted: "valid" or "test", the rows that the rankers may order.
-        grains: of canonical interests.
+        systems: systems whose rankers are loaded.
+        fitted: "valid" or "test", the split that the rankers may order.
+        grains: number of grains of canonical interests.
     """
     view = load_view(index, "all", families_of(systems), grains)
     models = {name: load_ranker(rankers / name / fitted) for name in dict.fromkeys(system.fitted for system in systems)}
@@ -104,7 +104,7 @@ def slice_lists(lists: Neighbours, first: int, end: int) -> Neighbours:
 
 
 def source_names(candidates: Candidates, sources: Sequence[str]) -> pa.ListArray:
-    """Return which of some sources proposed each candidate."""
+    """Return for each candidate which of the given sources proposed it."""
     wanted = np.isin(candidates.sources, sources)
     row, column = np.nonzero(candidates.ranks * wanted)
     ends = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(candidates.item)))])

@@ -1,7 +1,7 @@
-"""Bounded lists of weighted items, one per item, and what they give together for a history.
+"""Bounded lists of weighted neighbours, one per item, and their pooling over a history.
 
-A source of candidates is such lists: what follows an item, what is bought beside it, what reads like it. A request gathers the
-lists of its history's items, so its cost depends on their length and not on the catalogue's.
+A source of candidates has a list per item, for example of items that follow it, co-occur with it, or have similar texts. A
+request pools the lists of its history's items, so its cost depends on their length, not on the catalogue.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from digr.data.sequences import ranges
 
 @dataclass(frozen=True)
 class HistoryItems:
-    """The histories of B requests, one behind the other and oldest first, F items in all."""
+    """The concatenated histories of B requests, oldest first, F items in all."""
 
     item: Int[np.ndarray, " F"]
     """Places in the catalogue."""
@@ -27,17 +27,17 @@ class HistoryItems:
 
     @cached_property
     def request(self) -> Int[np.ndarray, " F"]:
-        """Whose item each is."""
+        """Return the request of each item."""
         return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
 
     @cached_property
     def age(self) -> Int[np.ndarray, " F"]:
-        """Places from the end of its history: 0 for the last item."""
+        """Return each item's place from the end of its history, 0 for the last item."""
         return self.start[1:][self.request] - 1 - np.arange(len(self.item))
 
     @cached_property
     def last(self) -> Int[np.ndarray, " B"]:
-        """The newest item of each; -1 for an empty history."""
+        """Return the newest item of each history; -1 for an empty one."""
         empty = self.start[1:] == self.start[:-1]
         return np.where(empty, -1, self.item[np.where(empty, 0, self.start[1:] - 1)] if len(self.item) else -1)
 
@@ -47,7 +47,7 @@ def history_items(items: Int[np.ndarray, " F"], start: Int[np.ndarray, " B1"], m
 
     Args:
         items: places; -1 for an unknown item, which is left out.
-        start: of each history in `items`, and their end.
+        start: start of each history in `items`; the last entry is the end.
     """
     known = items >= 0
     before = np.concatenate([[0], np.cumsum(known)])[start]
@@ -58,7 +58,7 @@ def history_items(items: Int[np.ndarray, " F"], start: Int[np.ndarray, " B1"], m
 
 
 class Neighbours(NamedTuple):
-    """Lists of N items: item i has the places `item[start[i]:start[i + 1]]`, heaviest first."""
+    """Lists of N items: item i has the places `item[start[i]:start[i + 1]]`, largest weight first."""
 
     start: Int[np.ndarray, " N1"]
     item: Int[np.ndarray, " P"]
@@ -66,7 +66,7 @@ class Neighbours(NamedTuple):
 
 
 def join_lists(parts: Sequence[Neighbours]) -> Neighbours:
-    """Put lists one behind the other."""
+    """Concatenate lists."""
     ends = np.concatenate([[0], np.cumsum([len(part.item) for part in parts])])
     starts = [np.zeros(1, np.int64), *(part.start[1:] + end for part, end in zip(parts, ends[:-1], strict=True))]
     items = np.concatenate([np.zeros(0, np.int32), *(part.item for part in parts)])
@@ -90,8 +90,8 @@ def to_lists(neighbours: Neighbours) -> pa.ListArray:
 def heaviest(
     row: Int[np.ndarray, " P"], item: Int[np.ndarray, " P"], weight: Float32[np.ndarray, " P"], num_rows: int, most: int
 ) -> Neighbours:
-    """Keep the heaviest items of each row; equal weights stay in the order in which they are given."""
-    # row and weight in one number, because a sort by several columns takes ten times as long
+    """Keep the items of largest weight of each row; equal weights keep their order."""
+    # row and weight are packed into one number, because a sort by several columns takes ten times as long
     bits = (np.asarray(weight, np.float32) + np.float32(0)).view(np.uint32)  # -0 becomes 0
     falling = np.where(bits >> 31, bits, ~bits & np.uint32(0x7FFFFFFF))
     order = np.argsort(np.asarray(row, np.uint64) << np.uint64(32) | falling, kind="stable")
@@ -103,15 +103,15 @@ def heaviest(
 
 
 class ItemWeights(NamedTuple):
-    """Weights that requests give to items, sorted by request and item, each pair once."""
+    """Weights of distinct (request, item) pairs, sorted by request and item."""
 
     key: Int[np.ndarray, " P"]
-    """Request times the size of the catalogue, plus the item's place."""
+    """Key of each pair: request times the size of the catalogue, plus the item's place."""
     weight: Float32[np.ndarray, " P"]
     num_items: int
 
     def of(self, request: Int[np.ndarray, " C"], item: Int[np.ndarray, " C"]) -> Float32[np.ndarray, " C"]:
-        """Return the weight of each pair, 0 for one that has none."""
+        """Return the weight of each pair, 0 for unknown pairs."""
         if not len(self.key):
             return np.zeros(len(item), np.float32)
         wanted = request * self.num_items + item
@@ -119,7 +119,7 @@ class ItemWeights(NamedTuple):
         return np.where(self.key[at] == wanted, self.weight[at], np.float32(0))
 
     def best(self, num_requests: int, most: int) -> Neighbours:
-        """Return each request's heaviest items."""
+        """Return each request's items of largest weight."""
         request, item = np.divmod(self.key, self.num_items)
         return heaviest(request, item, self.weight, num_requests, most)
 
@@ -127,7 +127,7 @@ class ItemWeights(NamedTuple):
 def sum_weights(
     request: Int[np.ndarray, " P"], item: Int[np.ndarray, " P"], weight: Float32[np.ndarray, " P"], num_items: int
 ) -> ItemWeights:
-    """Add the weights of equal pairs."""
+    """Sum the weights of equal pairs."""
     key = request * num_items + item
     order = np.argsort(key, kind="stable")
     key, weight = key[order], weight[order]
@@ -136,7 +136,7 @@ def sum_weights(
 
 
 def pool_neighbours(neighbours: Neighbours, histories: HistoryItems, decay: float) -> ItemWeights:
-    """Add up the lists of each history's items, those of the item j places from the end weighted by decay^j."""
+    """Sum the lists of each history's items; the list of the item j places from the end is weighted by decay^j."""
     share = (decay**histories.age).astype(np.float32)
     return pool_rows(neighbours, histories.item, histories.request, share, len(neighbours.start) - 1)
 
@@ -148,7 +148,7 @@ def pool_rows(
     share: Float32[np.ndarray, " P"],
     num_items: int,
 ) -> ItemWeights:
-    """Add up some of the lists for each request, each weighted by its share."""
+    """Sum the lists `row` for each request, weighted by `share`."""
     start = lists.start[row]
     length = lists.start[row + 1] - start
     places = ranges(start, length)

@@ -1,7 +1,7 @@
-"""How far the interests of candidates are those of a history, or follow them: the loops over interests, compiled by Numba.
+"""Features of interests: overlap of candidates and history, and lift of steps between them, as loops compiled by Numba.
 
-A request touches the interests of its own items and the steps that begin at those of its history; what it finds of each lies in a
-table that is emptied for the next request. Numba compiles at the first use on a machine.
+A request reads the interests of its items and the steps from those of its history. Its values per interest are in a table
+that the next request reuses. Numba compiles at the first use on a machine.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ from jaxtyping import Float32, Float64, Int, Int32
 from numba import njit
 
 _LAST, _PROFILE, _SHARE, _LIFT = 0, 1, 2, 3
-"""Columns of the table of a request's interests: what the last item and the whole history have of each, its share of the history,
-and how much more often than by chance it follows what the history has."""
+"""Columns of the table of a request's interests: profile of the last item, profile of the history, share of the history, and
+lift of steps from the history to the interest."""
 
 
 @njit(cache=True, nogil=True)
@@ -30,16 +30,16 @@ def interest_overlaps(  # noqa: PLR0917 (a compiled function: its arrays come on
     profile_decay: float,
     lift_decay: float,
 ) -> Float32[np.ndarray, "C 3"]:
-    """Return for each candidate its overlap with the last item and with the history's profile, and the lift of steps to it.
+    """Return for each candidate the overlap with the last item and with the history's profile, and the lift of steps to it.
 
     Args:
         start, group, share, profile: the interests of N items, see `InterestGroups`.
         lift_start, lift_group, lift, unseen: the steps between K interests, see `Lifts`.
         item, item_start: histories of B requests, oldest first.
         candidate, candidate_start: candidates of each request.
-        profile_decay, lift_decay: weight of a history's item as a power of its place from the end.
+        profile_decay, lift_decay: base of the weight of a history's item; the exponent is its place from the end.
     """
-    place = np.full(len(unseen), -1, np.int32)  # of each interest in the request's table
+    place = np.full(len(unseen), -1, np.int32)  # row of each interest in the request's table
     most = 0
     for b in range(len(item_start) - 1):
         mine = item[item_start[b] : item_start[b + 1]]
@@ -84,7 +84,7 @@ def _add_lifts(  # noqa: PLR0917 (a compiled function: its arrays come one by on
     lift: Float32[np.ndarray, " Q"],
     unseen: Float32[np.ndarray, " K"],
 ) -> float:
-    """Add the steps from the history's H interests to all in the table; returns what holds for those that never followed."""
+    """Add the lifts of steps from the history's H interests to all in the table; return the value for unseen steps."""
     never = 0.0
     for slot in range(len(known)):
         never += table[slot, _SHARE] * unseen[known[slot]]
@@ -99,7 +99,7 @@ def _add_lifts(  # noqa: PLR0917 (a compiled function: its arrays come one by on
 def _enter(
     group: int, place: Int32[np.ndarray, " K"], known: Int32[np.ndarray, " M"], table: Float64[np.ndarray, "M 4"], count: int
 ) -> int:
-    """Give an interest a row in the table, if it has none; returns how many have one."""
+    """Add a row to the table for an interest without one; return the number of rows."""
     if place[group] >= 0:
         return count
     place[group] = count

@@ -1,7 +1,7 @@
-"""The phrases that stand for an item: its trusted interests, or pieces of its text that are put in their place to compare.
+"""The phrases of an item: its trusted interests, or pieces of its text as a control.
 
-Both go the same way from here on: they are encoded, grouped, and become vectors, neighbours and features. So what interests
-gain over the pieces of text is what the miner added.
+Both are processed in the same way: encoded, grouped, and turned into vectors, neighbours and features. So the gain of
+interests over pieces of text is due to the miner.
 """
 
 import re
@@ -13,15 +13,15 @@ import pyarrow.compute as pc
 from digr.tables import flat_interests
 
 PHRASES = pa.schema([("row", pa.int64()), ("interest", pa.string()), ("weight", pa.float32())])
-"""Phrases of some items, item by item; row is the item's place among them."""
+"""Phrases of items, grouped by item; `row` is the index of the item."""
 MAX_PIECES = 5
-"""Pieces of an item's text, at most: its title and the first sentences of its description."""
+"""Most pieces of an item's text: its title and the first sentences of its description."""
 MIN_WORDS, MAX_CHARS = 3, 200
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 
 
 def trusted_phrases(interests: pa.Table, labels: pa.Table) -> pa.Table:
-    """Return the trusted interests of items, weighted by the miners' confidence.
+    """Return the trusted interests of items, with the miners' confidence as weight.
 
     Args:
         interests: rows of `interests`.

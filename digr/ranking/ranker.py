@@ -1,6 +1,6 @@
-"""Order candidates: LightGBM's LambdaRank, monotone in counts, or a log-linear gate.
+"""Order candidates by LightGBM's LambdaRank, monotone in counts, or by a log-linear gate.
 
-Both learn from requests whose next item is known and that lie behind the statistics their features come from.
+Both learn from requests with a known next item, which are later than the data of their features.
 """
 
 import json
@@ -21,7 +21,7 @@ GATE = "gate.json"
 
 
 class RankingExamples(NamedTuple):
-    """B requests whose target is known, C candidates in all, request by request; each has its target among them."""
+    """C candidates of B requests with a known target, grouped by request; the candidates include the target."""
 
     features: Float32[np.ndarray, "C F"]
     start: Int[np.ndarray, " B1"]
@@ -35,14 +35,14 @@ class Ranker(Protocol):
         """Return a score per candidate, comparable within a request."""
 
     def contributions(self, features: Float32[np.ndarray, "C F"]) -> Float[np.ndarray, "C F"]:
-        """Return what each feature adds to the score, but for a constant of the request."""
+        """Return each feature's contribution to the score, up to a constant per request."""
 
     def save(self, folder: Path) -> None:
-        """Write it as text."""
+        """Write the ranker as text files."""
 
 
 class Trees(NamedTuple):
-    """Boosted trees, the mean of several seeds; they are evaluated as the boxes of their leaves."""
+    """The mean of boosted trees of several seeds, evaluated by `digr.ranking.trees`."""
 
     boosters: list[lgb.Booster]
     leaves: list[Leaves]
@@ -63,10 +63,10 @@ class Trees(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """A log-linear model: the score is a sum of features, whose weights are linear in the request's context."""
+    """A log-linear model: the score is a weighted sum of features, with weights that are linear in the request's context."""
 
     weights: Float[np.ndarray, "F X"]
-    """For 1 and each of `CONTEXT`."""
+    """Weights for the constant 1 and each of `CONTEXT`."""
     mean: Float[np.ndarray, " F"]
     scale: Float[np.ndarray, " F"]
     context: Int[np.ndarray, " x"]
@@ -84,7 +84,7 @@ class Gate(NamedTuple):
         return self.contributions(features).sum(1)
 
     def contributions(self, features: Float32[np.ndarray, "C F"]) -> Float[np.ndarray, "C F"]:
-        """Return each feature's part of the sum."""
+        """Return each feature's term of the sum."""
         scaled, context = self.inputs(features)
         return scaled * (context @ self.weights.T)
 
@@ -100,7 +100,7 @@ def trees_of(boosters: list[lgb.Booster]) -> Trees:
 
 
 def load_ranker(folder: Path) -> Ranker:
-    """Read what `save` of a ranker wrote.
+    """Load a ranker that `save` wrote.
 
     Raises:
         ValueError: the folder has no ranker.
@@ -114,14 +114,14 @@ def load_ranker(folder: Path) -> Ranker:
 
 
 def fit_ranker(examples: RankingExamples, names: Sequence[str], config: RankingConfig, *, seed: int, num_threads: int) -> Ranker:
-    """Fit the kind of ranker that the config names."""
+    """Fit the configured kind of ranker."""
     if config.model == "gate":
         return fit_gate(examples, names, l2=config.gate_l2)
     return fit_trees(examples, names, config, seed=seed, num_threads=num_threads)
 
 
 def fit_trees(examples: RankingExamples, names: Sequence[str], config: RankingConfig, *, seed: int, num_threads: int) -> Trees:
-    """Fit LambdaRank; scores never fall in a feature of `MONOTONE`."""
+    """Fit LambdaRank; scores never decrease with a feature of `MONOTONE`."""
     parameters = {
         "objective": "lambdarank",
         "learning_rate": 0.08,
@@ -176,7 +176,7 @@ def fit_gate(examples: RankingExamples, names: Sequence[str], *, l2: float) -> G
 def best_of(
     score: Float[np.ndarray, " C"], request: Int[np.ndarray, " C"], num_requests: int, k: int
 ) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " B1"]]:
-    """Return the rows of each request's k best candidates, best first, and where each request's begin.
+    """Return the rows of each request's k best candidates, best first, and the start of each request.
 
     Equal scores keep the order of the candidates.
     """

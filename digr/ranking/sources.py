@@ -11,44 +11,44 @@ from digr.ranking.neighbours import HistoryItems, Neighbours, pool_neighbours
 from digr.ranking.views import View
 
 MOST = {"history": 50, "transitions": 50, "next": 20, "cooccurrence": 50, "text": 40, "image": 40, "popular": 30}
-"""Items that a source proposes at most."""
+"""Most items that a source proposes."""
 SOURCES = (*MOST, "generation")
 """Sources of every request; the policy's list is as long as its beam."""
 STEER = "steer"
 """The source of a request's wishes."""
 MOST_OF_FAMILY, MOST_OF_STEPS = 30, 20
 CONTENT_DECAY = 0.6
-"""Weight of a history's item as a power of its place from the end, for neighbours by text and by interests."""
+"""Base of the weight of a history's item for neighbours by text and by interests; the exponent is its place from the end."""
 MAX_CANDIDATES = 200
-"""Candidates of a request, those that stand highest with some source; more only where a longer list is wanted."""
+"""Most candidates of a request, those with the best places in any source; more only for longer lists."""
 
 
 def steps_of(family: str) -> str:
-    """Return the name of the source that follows the steps between interests of a family."""
+    """Return the name of the source of steps between a family's interests."""
     return f"{family}_steps"
 
 
 def sources_of_families(families: Sequence[str]) -> list[str]:
-    """Return the sources of some families: the nearest items, and those that its steps lead to."""
+    """Return the sources of families: nearest items, and items by steps between interests."""
     return [source for name in families for source in (name, steps_of(name))]
 
 
 class Candidates(NamedTuple):
-    """C items proposed to B requests, request by request, each item once."""
+    """C distinct items proposed to B requests, grouped by request."""
 
     request: Int[np.ndarray, " C"]
     item: Int[np.ndarray, " C"]
     ranks: UInt8[np.ndarray, "C S"]
-    """Place of the item in the list of each source, from 1; 0 where the source did not propose it."""
+    """Place of the item in the list of each source, from 1; 0 if the source did not propose it."""
     sources: tuple[str, ...]
 
     @property
     def pairs(self) -> RequestItems:
-        """What features are asked for."""
+        """Return the pairs of which features are computed."""
         return RequestItems(self.request, self.item)
 
     def take(self, rows: Bool[np.ndarray, " C"] | Int[np.ndarray, " c"]) -> "Candidates":
-        """Return some of them."""
+        """Return some of the candidates."""
         return Candidates(self.request[rows], self.item[rows], self.ranks[rows], self.sources)
 
 
@@ -62,11 +62,11 @@ def propose(
     """Return the union of all sources' lists.
 
     Args:
-        view: what is known of the items; each of its families is two sources, see `sources_of_families`.
-        histories: of B requests.
-        pooled: what lists give to items after them, see `pool_lists`.
-        generated: the policy's list of each request, best first; None proposes nothing.
-        steered: what the wishes of each request propose; None where there is no wish, and then there is no such source.
+        view: the view of the items; each of its families gives two sources, see `sources_of_families`.
+        histories: histories of B requests.
+        pooled: pooled weights of items after the histories, see `pool_lists`.
+        generated: the policy's list of each request, best first; None for no list.
+        steered: items proposed by each request's wishes; None if there are no wishes.
     """
     num_requests = len(histories.start) - 1
     lists = dict.fromkeys(SOURCES, _same_for_all(np.zeros(0, np.int64), num_requests))
@@ -105,7 +105,7 @@ def union(lists: dict[str, Neighbours], num_items: int) -> Candidates:
 
 
 def choose(candidates: Candidates, sources: Sequence[str], k: int = 0) -> Bool[np.ndarray, " C"]:
-    """Mark what some of the sources propose: of each request those that stand highest, `MAX_CANDIDATES` or k, if that is more."""
+    """Mark the candidates of some sources: per request the max(`MAX_CANDIDATES`, k) with the best places."""
     columns = [candidates.sources.index(name) for name in sources]
     ranks = candidates.ranks[:, columns].astype(np.int64)
     best = np.where(ranks > 0, ranks, 256).min(axis=1)
@@ -118,7 +118,7 @@ def choose(candidates: Candidates, sources: Sequence[str], k: int = 0) -> Bool[n
 
 
 def _newest(histories: HistoryItems) -> Neighbours:
-    """Return the items of each history, newest first, each once."""
+    """Return the distinct items of each history, newest first."""
     order = np.lexsort((histories.age, histories.request))
     request, item = histories.request[order], histories.item[order]
     _, first = np.unique(np.stack([request, item]), axis=1, return_index=True)

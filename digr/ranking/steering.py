@@ -1,7 +1,7 @@
-"""Steer a list by wishes: canonical interests, or free words that are taken for the canonical interests nearest to them.
+"""Steer a list by wishes: canonical interests, or free words that stand for the nearest canonical interests.
 
-A wish adds its weight times `SCALE` to the score of an item that serves it, and proposes items that do. So without a wish nothing
-changes, and the more a wish weighs the more of the best items serve it.
+A wish adds its weight times `SCALE` to the scores of items that serve it, and proposes such items. Without wishes lists do not
+change; the larger the weight, the more of the best items serve the wish.
 """
 
 from collections.abc import Sequence
@@ -16,43 +16,43 @@ from digr.ranking.groups import InterestGroups
 from digr.ranking.neighbours import Neighbours, heaviest, sum_weights
 
 SCALE = 3.0
-"""Score that a wish of weight 1 adds; a ranker's scores of one request differ by a few."""
+"""Score that a wish of weight 1 adds; a ranker's scores within a request differ by a few units."""
 MOST_CARRIERS, MOST_STEERED = 200, 50
 """Items kept of each canonical interest, and items that wishes propose for a request."""
 NEAR_INTERESTS, MIN_COSINE = 8, 0.35
-"""Canonical interests that free words are taken for, at most, and how near each has to be."""
+"""Most canonical interests that free words stand for, and the least cosine of each."""
 
 
 class Vocabulary(NamedTuple):
     """The K canonical interests of the finest grain."""
 
     names: pa.Array
-    """In small letters."""
+    """Names in lower case."""
     centroids: Float32[np.ndarray, "K D"]
     """Unit means of the vectors of their phrases."""
     carriers: Neighbours
-    """Items that have each, those with the largest share first."""
+    """Items of each canonical interest, largest share first."""
 
 
 class Wish(NamedTuple):
-    """What a request wants more of, or less."""
+    """Interests of which a request wants more, or less."""
 
     group: Int[np.ndarray, " g"]
     """Canonical interests that serve it."""
     nearness: Float[np.ndarray, " g"]
-    """How well each does, in (0, 1]."""
+    """Nearness of each to the wish, in (0, 1]."""
     weight: float
-    """Negative for less."""
+    """Weight of the wish; negative for less."""
 
 
 def carriers_of(groups: InterestGroups) -> Neighbours:
-    """Return the items of each canonical interest; of equal shares the first items stay."""
+    """Return the items of each canonical interest; items with equal shares keep their order."""
     item = np.repeat(np.arange(len(groups.start) - 1), np.diff(groups.start))
     return heaviest(groups.group, item, groups.share, groups.num_groups, MOST_CARRIERS)
 
 
 def find_interest(vocabulary: Vocabulary, name: str) -> int:
-    """Return the canonical interest of a name, whatever its case; -1 where there is none."""
+    """Return the canonical interest of a name, ignoring case; -1 if there is none."""
     return vocabulary.names.index(name.strip().lower()).as_py()
 
 
@@ -62,10 +62,10 @@ def wish_of_interest(group: int, weight: float) -> Wish:
 
 
 def wish_of_words(vocabulary: Vocabulary, vector: Float32[np.ndarray, " D"], weight: float) -> Wish:
-    """Return the wish for what free words mean: the nearest one counts whole, others by their cosine over its.
+    """Return the wish of free words: the nearest canonical interest has nearness 1, others their cosine divided by its.
 
     Args:
-        vector: of unit length, by the encoder of the canonical interests.
+        vector: unit vector of the words, by the encoder of the canonical interests.
     """
     cosine = vocabulary.centroids @ vector
     near = np.argsort(-cosine, kind="stable")[:NEAR_INTERESTS]
@@ -86,9 +86,9 @@ def proposals(wishes: Sequence[Wish], carriers: Neighbours, num_items: int) -> N
 
 
 def steer_scores(wishes: Sequence[Wish], groups: InterestGroups, item: Int[np.ndarray, " C"]) -> Float[np.ndarray, " C"]:
-    """Return what the wishes of one request add to items' scores.
+    """Return the scores that the wishes of one request add to items.
 
-    It is the sum over wishes of `SCALE` times the weight times the nearness of the best of an item's interests.
+    The score is the sum over wishes of `SCALE` times the weight times the largest nearness of the item's interests.
     """
     length = groups.start[item + 1] - groups.start[item]
     group = groups.group[ranges(groups.start[item], length)]

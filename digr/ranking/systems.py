@@ -1,4 +1,4 @@
-"""The ranker that is served, and those that are measured beside it: without a source, or with other phrases for interests."""
+"""The served ranker, and the ablations to which it is compared: without a source, or with other phrases than interests."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from digr.ranking.sources import SOURCES, STEER, Candidates, choose, sources_of_
 from digr.ranking.views import View
 
 SHUFFLES = 3
-"""Permutations of the ablation `shuffled`."""
+"""Number of permutations of the ablation `shuffled`."""
 
 
 class System(NamedTuple):
@@ -21,11 +21,11 @@ class System(NamedTuple):
 
     name: str
     family: str = ""
-    """Whose phrases take the place of interests; "" for none."""
+    """Family whose phrases are used as interests; "" for none."""
     generation: bool = True
     """Whether the policy's list is a source."""
     model: str = ""
-    """System whose fitted model it uses; "" is its own."""
+    """System whose fitted model is used; "" for a model of its own."""
 
     @property
     def fitted(self) -> str:
@@ -37,9 +37,9 @@ SERVED = System("ranked", "interests")
 
 
 def systems_of(ablations: Sequence[Ablation]) -> list[System]:
-    """Return the served system and the ones beside it.
+    """Return the served system and its ablations.
 
-    The model does not see who proposed a candidate, so the system without generation has the model of the served one.
+    The model does not use the source of a candidate, so the system without generation has the served system's model.
     """
     systems = [SERVED]
     if "generation" in ablations:
@@ -59,18 +59,18 @@ def shuffled_families() -> list[str]:
 
 
 def families_of(systems: Sequence[System]) -> tuple[str, ...]:
-    """Return the families that some systems need, each once."""
+    """Return the distinct families that the systems need."""
     return tuple(dict.fromkeys(system.family for system in systems if system.family))
 
 
 class Features(NamedTuple):
-    """Features of C candidates, those of each family once."""
+    """Features of C candidates, by family."""
 
     base: Float32[np.ndarray, "C F"]
     families: dict[str, Float32[np.ndarray, "C G"]]
 
     def of(self, system: System, rows: Bool[np.ndarray, " C"] | Int[np.ndarray, " c"]) -> Float32[np.ndarray, "c F"]:
-        """Return what a system sees of some candidates."""
+        """Return the features of some candidates for a system."""
         parts = [self.base[rows], *([self.families[system.family][rows]] if system.family else [])]
         return np.concatenate(parts, axis=1)
 
@@ -81,7 +81,7 @@ def feature_names(system: System, grains: int) -> list[str]:
 
 
 def build_features(view: View, histories: HistoryItems, pooled: Pooled, candidates: Candidates) -> Features:
-    """Compute the features of all candidates, for every family of the view; `pooled` is what they were proposed by."""
+    """Compute the features of all candidates, for every family of the view; `pooled` must be that of `propose`."""
     families = {
         name: interest_features(family, histories, pooled.steps[name], candidates.pairs) for name, family in view.families.items()
     }
@@ -95,5 +95,5 @@ def sources_of(system: System) -> list[str]:
 
 
 def candidates_of(system: System, candidates: Candidates, k: int = 0) -> Bool[np.ndarray, " C"]:
-    """Mark the candidates of a system, those of a request's wishes among them; at least k where so many are proposed."""
+    """Mark the candidates of a system, including those of a request's wishes; at least k if so many are proposed."""
     return choose(candidates, [*sources_of(system), *([STEER] if STEER in candidates.sources else [])], k)

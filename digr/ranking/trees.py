@@ -1,7 +1,7 @@
-"""Boosted trees as boxes: a leaf is the rows whose features lie within its sides, an interval for each feature on its path.
+"""Boosted trees as boxes: a leaf is a box with an interval (a side) for each feature on its path.
 
-Scores are then a few operations on arrays of all leaves, and SHAP values one loop, which Numba compiles at its first use on a
-machine; both take a fraction of LightGBM's time for the few rows of a request.
+Scores are then a few array operations over all leaves, and SHAP values one loop, which Numba compiles at its first use on a
+machine. For the few rows of a request both take a fraction of LightGBM's time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,36 +14,36 @@ from jaxtyping import Float, Float32, Int, UInt16
 from numba import njit
 
 WORD = 16
-"""Leaves of a tree that share a word; a larger tree has several words."""
+"""Bits of a word, one for each leaf of a tree; a larger tree has several words."""
 BLOCK_ROWS = 256
-"""Rows that are scored at once; what they need stays in the processor's cache."""
+"""Rows that are scored at once; their data stay in the processor's cache."""
 
 _PLACES = np.full(1 << WORD, WORD, np.uint8)
-"""Place of the one bit that is set; `WORD` where none is."""
+"""Place of the single bit that is set; `WORD` if none is."""
 _PLACES[1 << np.arange(WORD)] = np.arange(WORD)
 
 
 class Leaves(NamedTuple):
-    """L leaves with S sides each, of any of the trees."""
+    """L leaves with S sides each, from all trees."""
 
     word: Int[np.ndarray, " L"]
     """Number of the leaf's word among those of all trees."""
     place: Int[np.ndarray, " L"]
     """Bit of the leaf in its word."""
     value: Float[np.ndarray, " L"]
-    """What it adds to a score."""
+    """Value that the leaf adds to a score."""
     feature: Int[np.ndarray, "S L"]
-    """Of each side."""
+    """Feature of each side."""
     low: Float[np.ndarray, "S L"]
-    """Rows inside are above it."""
+    """Exclusive lower bound of each side."""
     high: Float[np.ndarray, "S L"]
-    """Rows inside are not above it."""
+    """Inclusive upper bound of each side."""
     share: Float[np.ndarray, "S L"]
     """Share of training rows that stays on the path at the nodes of this feature."""
 
 
 def read_leaves(boosters: Sequence[lgb.Booster]) -> list[Leaves]:
-    """Return the leaves of the boosters' mean, together those with equally many sides."""
+    """Return the leaves of the boosters' mean, grouped by number of sides."""
     trees = [tree["tree_structure"] for booster in boosters for tree in booster.dump_model()["tree_info"]]
     found, words = dict[int, list[tuple[Any, ...]]](), 0
     for tree in trees:
@@ -56,7 +56,7 @@ def read_leaves(boosters: Sequence[lgb.Booster]) -> list[Leaves]:
 
 
 _Sides = dict[int, tuple[float, float, float]]
-"""The low and high end of each feature on a path, and its share."""
+"""Lower and upper bound of each feature on a path, and its share."""
 
 
 def _walk(node: dict[str, Any], sides: _Sides) -> Iterator[tuple[float, _Sides]]:
@@ -80,15 +80,15 @@ def _stack(num_sides: int, rows: list[tuple[Any, ...]]) -> Leaves:
 
 
 class LeafTables(NamedTuple):
-    """Which leaves hold a value, for every feature and interval between thresholds, as bits of W words.
+    """Bits of the leaves whose side contains a value, for every feature and interval between thresholds, in W words.
 
-    This is QuickScorer (Lucchese et al. 2015) with the conditions of a feature merged beforehand.
+    This is QuickScorer (Lucchese et al. 2015) with precomputed conditions of each feature.
     """
 
     thresholds: list[Float[np.ndarray, " t"]]
     """Of each feature, ascending."""
     inside: list[UInt16[np.ndarray, "t1 W"]]
-    """Leaves that hold a value above `t` of the thresholds, a bit each."""
+    """A bit for each leaf whose side contains values above exactly `t` thresholds."""
     value: Float[np.ndarray, "W 17"]
     """Of each leaf; 0 for none."""
 
@@ -117,7 +117,7 @@ def leaf_tables(groups: Sequence[Leaves], num_features: int) -> LeafTables:
 
 
 def score_rows(tables: LeafTables, features: Float32[np.ndarray, "C F"]) -> Float[np.ndarray, " C"]:
-    """Return the sum of the values of the leaves that hold each row, one of each tree."""
+    """Return for each row the sum of the values of its leaves, one per tree."""
     found, first = np.empty(len(features)), np.arange(len(tables.value)) * (WORD + 1)
     for start in range(0, len(features), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
@@ -129,7 +129,7 @@ def score_rows(tables: LeafTables, features: Float32[np.ndarray, "C F"]) -> Floa
 
 
 def explain_rows(groups: Sequence[Leaves], features: Float32[np.ndarray, "C F"]) -> Float[np.ndarray, "C F"]:
-    """Return the SHAP values of each row, where a tree knows its training rows (Lundberg et al. 2018).
+    """Return the path-dependent SHAP values of each row (Lundberg et al. 2018).
 
     In a leaf of value v, the Shapley value of a side with share z is v (o - z) times the integral over t in [0, 1] of the
     product of z (1 - t) + o t over the leaf's other sides; o is 1 for a row inside and 0 outside (Owen 1972). With S sides the
@@ -157,7 +157,7 @@ def _add_sides(
     columns: Float32[np.ndarray, "F C"],
     found: Float[np.ndarray, "F C"],
 ) -> None:
-    """Add the Shapley values of all sides to those of their features, `found`; all rows at once, for vector instructions."""
+    """Add the Shapley values of all sides to their features in `found`, for all rows at once to use vector instructions."""
     (num_sides, num_leaves), num_rows = group.share.shape, columns.shape[1]
     size = num_sides, num_rows
     inside, factor, product = np.empty(size), np.empty(size), np.empty(num_rows)

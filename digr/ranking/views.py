@@ -1,7 +1,7 @@
-"""All that candidates are proposed and judged by, as arrays on disk that are mapped into memory and not read.
+"""The data by which candidates are proposed and ranked, as arrays on disk that are mapped into memory.
 
-A view is made for one period: what was known before the rows that the ranker learns from, or all of training. A request
-touches the rows of its history's items and of its candidates, so what it reads does not grow with the catalogue.
+A view has the data of one period: those before the rows from which the ranker learns, or all of training. A request reads
+only the rows of its history's items and of its candidates, so its cost does not grow with the catalogue.
 """
 
 from collections.abc import Mapping
@@ -15,25 +15,25 @@ from digr.ranking.groups import InterestGroups, Lifts
 from digr.ranking.neighbours import Neighbours
 
 Period = Literal["all", "before"]
-"""Statistics of all training rows, or of what was before the rows that the ranker learns from."""
+"""Period of the statistics: all training rows, or those before the rows from which the ranker learns."""
 PERIODS: tuple[Period, ...] = ("all", "before")
 COUNTED = ("transitions", "next", "cooccurrence")
 """Sources that are counted in training."""
 Content = Literal["text", "image"]
-"""What of an item itself has a vector."""
+"""Contents of an item that have a vector."""
 CONTENTS: tuple[Content, ...] = ("text", "image")
 MOST_POPULAR = 30
 
 
 class Statistics(NamedTuple):
-    """What training rows of one period say of N items."""
+    """Statistics of N items from the training rows of one period."""
 
     neighbours: Mapping[str, Neighbours]
-    """For each of `COUNTED`."""
+    """Lists of each source of `COUNTED`."""
     frequency: Int[np.ndarray, " N"]
     """Training interactions."""
     recent: Float[np.ndarray, " N"]
-    """The same, older ones less."""
+    """Interactions of each item, with smaller weights for older ones."""
     most_frequent: Int[np.ndarray, ""]
     """The largest frequency, at least 1."""
     popular: Int[np.ndarray, " p"]
@@ -41,7 +41,7 @@ class Statistics(NamedTuple):
 
 
 class ContentVectors(NamedTuple):
-    """What items read or look like."""
+    """Vectors of items' texts or images."""
 
     vectors: Float[np.ndarray, "N D"]
     """Centred unit vectors; zero rows where an item has no image."""
@@ -50,22 +50,22 @@ class ContentVectors(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What one kind of phrases about items says: interests, or what is put in their place to be compared with them."""
+    """Data of one kind of phrases: interests, or the phrases of a control to which interests are compared."""
 
     vectors: Float[np.ndarray, "N D"]
-    """Centred unit means of an item's phrases; zero rows where it has none."""
+    """Centred unit mean vectors of each item's phrases; zero rows for items without phrases."""
     neighbours: Neighbours
     """Items with the nearest vectors."""
     groups: tuple[InterestGroups, ...]
-    """One for each grain."""
+    """Groups at each grain."""
     lifts: tuple[Lifts, ...]
-    """Of the view's period."""
+    """Lifts at each grain, in the view's period."""
     steps: Neighbours
-    """Items that come after each group of the finest grain, in the view's period."""
+    """Items after each group of the finest grain, in the view's period."""
 
 
 def period_statistics(frequency: Int[np.ndarray, " N"], recent: Float[np.ndarray, " N"]) -> dict[str, np.ndarray]:
-    """Return the arrays of `Statistics` but for the counted sources, as they are saved."""
+    """Return the arrays of `Statistics` without the counted sources, as they are saved."""
     popular = np.argsort(-recent, kind="stable")[:MOST_POPULAR]
     return {
         "frequency": frequency,
@@ -76,7 +76,7 @@ def period_statistics(frequency: Int[np.ndarray, " N"], recent: Float[np.ndarray
 
 
 class View(NamedTuple):
-    """Everything that is known of N items in one period."""
+    """All data of N items in one period."""
 
     statistics: Statistics
     contents: Mapping[Content, ContentVectors]
@@ -90,7 +90,7 @@ class View(NamedTuple):
 
 
 def save_arrays(folder: Path, arrays: Any, name: str = "") -> None:
-    """Write the arrays of nested tuples and mappings, a file each, named by the path to it."""
+    """Write the arrays of nested tuples and mappings, one file per array, named by its path."""
     if isinstance(arrays, np.ndarray):
         np.save(folder / f"{name}.npy", arrays, allow_pickle=False)
         return
@@ -100,7 +100,7 @@ def save_arrays(folder: Path, arrays: Any, name: str = "") -> None:
 
 
 def load_array(folder: Path, name: str) -> np.ndarray:
-    """Map an array that `save_arrays` wrote; a plain one, since NumPy's own class for mapped files is slow at small slices."""
+    """Map an array that `save_arrays` wrote, as a plain array, because slices of NumPy's `memmap` are slow."""
     return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
 
 
@@ -110,7 +110,7 @@ def load_arrays(kind: Any, folder: Path, name: str) -> Any:
 
 
 def load_view(folder: Path, period: Period, families: tuple[str, ...], grains: int) -> View:
-    """Map the arrays of a period; what a request does not touch is never read."""
+    """Map the arrays of a period; only the pages that requests use are read."""
     counted = {name: load_arrays(Neighbours, folder, f"{period}.{name}") for name in COUNTED}
     names = ("frequency", "recent", "most_frequent", "popular")
     statistics = Statistics(counted, *(load_array(folder, f"{period}.{name}") for name in names))

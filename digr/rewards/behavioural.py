@@ -1,7 +1,6 @@
 """The behavioural labeler: an interest is trusted if items that share it follow each other more often than by chance (RLDI).
 
-It asks no model and reads the training sequences only, each step once. A phrase has one probability, whichever item it was mined
-of.
+It uses no model, only the training sequences, each step once. A phrase has the same probability for all items.
 """
 
 from collections.abc import Iterable
@@ -20,17 +19,17 @@ from digr.data.transitions import read_sequences, steps_of
 from digr.tables import flat_interests
 
 PRIOR = 1.0
-"""Observed and expected transitions added to both, so that few of them say little."""
+"""Transitions added to both the observed and the expected ones, so that small counts give a lift near 1."""
 MIN_TRANSITIONS = 1.0
-"""Observed and expected transitions together below which the labeler has no opinion."""
+"""The labeler has no opinion if observed and expected transitions add up to less than this."""
 BOUND = 0.05
-"""The lower bound of a lift is exceeded with probability 1 - BOUND."""
+"""Quantile of the lift that is its lower bound."""
 
 
 def behavioural_table(store: Store, min_lift: float) -> pa.Table:
     """Return one row per phrase of the items' interests: interest, observed, expected, lift, lift_low and probability.
 
-    Memory grows with the interests, not with the histories. `probability` is null where there is too little to say.
+    Memory grows with the interests, not with the histories. `probability` is null if there are too few transitions.
 
     Args:
         min_lift: lift that counts as more than chance, at least 1.
@@ -54,9 +53,9 @@ def behavioural_table(store: Store, min_lift: float) -> pa.Table:
 def transition_counts(
     owns: csr_matrix, transitions: Iterable[tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]]
 ) -> tuple[Float[np.ndarray, " U"], Float[np.ndarray, " U"]]:
-    """Count, for each phrase, transitions between two different items that both have it, and how many chance would give.
+    """Count, for each phrase, the transitions between two different items that both have it, and the expected number.
 
-    Chance keeps how often each item is left and entered, and pairs them at random.
+    The expected number keeps how often each item is left and entered, and pairs them at random.
 
     Args:
         owns: 1 where an item (row) has a phrase (column).
@@ -80,8 +79,8 @@ def lift_probability(
 ) -> tuple[Float[np.ndarray, " U"], Float[np.ndarray, " U"], Float[np.ndarray, " U"]]:
     """Return lift, its lower bound and the probability that it is above `min_lift`.
 
-    The count is Poisson with rate lift * expected, the lift's prior a gamma of mean 1 that weighs as much as PRIOR expected
-    transitions.
+    The count is Poisson with rate lift * expected. The prior of the lift is a gamma distribution of mean 1 with the weight of
+    PRIOR expected transitions.
     """
     shape, scale = observed + PRIOR, 1 / (expected + PRIOR)
     lift = shape * scale

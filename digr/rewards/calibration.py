@@ -1,4 +1,4 @@
-"""Calibration of the interest classifier, and what is measured of it on held-out items (RLDI)."""
+"""Calibration of the interest classifier, and its metrics on held-out items (RLDI)."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 EVALUATION = "evaluation.json"
-"""File of the `classifier` artifact with what was measured on held-out items: metrics, reliability, threshold curve."""
+"""File of the `classifier` artifact with its evaluation on held-out items: metrics, reliability, threshold curve."""
 
 
 class Calibrated(NamedTuple):
-    """Probability = sigmoid(slope * logit + intercept), fitted on all pairs, and what was measured of the pairs.
+    """The calibration, probability = sigmoid(slope * logit + intercept), fitted on all pairs, and its evaluation.
 
-    `probability` of a pair is by a curve fitted on the other half of the items, and so are the metrics.
+    `probability` of a pair, and all metrics, use a curve that was fitted on the other half of the items.
     """
 
     slope: float
@@ -25,10 +25,10 @@ class Calibrated(NamedTuple):
 def calibrate(
     logits: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"], kinds: Sequence[str], half: Int[np.ndarray, " P"]
 ) -> Calibrated:
-    """Fit the calibration, and measure it crosswise: each half of the items by the curve of the other half.
+    """Fit the calibration, and evaluate it on each half of the items with the curve of the other half.
 
     Args:
-        logits: of pairs whose items were not trained on.
+        logits: logits of pairs of held-out items.
         half: 0 or 1, which half a pair's item is in; no item may be in both.
     """
     probability = np.empty(len(logits))
@@ -41,7 +41,7 @@ def calibrate(
 
 
 def held_out_evaluation(found: Calibrated, label: Int[np.ndarray, " P"]) -> dict[str, Any]:
-    """Return what `EVALUATION` holds: metrics, reliability and threshold curve."""
+    """Return the content of `EVALUATION`: metrics, reliability and threshold curve."""
     curves = {"reliability": reliability(found.probability, label), "threshold": threshold_curve(found.probability, label)}
     return {"metrics": found.metrics} | curves
 
@@ -56,7 +56,7 @@ def fit_calibration(logits: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"
 
     if len(np.unique(label)) < 2:
         raise ValueError(
-            f"calibration: {len(label)} held-out pairs with one label only; expected both; raise classifier.valid_share"
+            f"calibration: {len(label)} held-out pairs have one label only, expected both; raise classifier.valid_share"
         )
     fitted = LogisticRegression().fit(logits[:, None], label)
     slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
@@ -66,9 +66,9 @@ def fit_calibration(logits: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"
 def classifier_metrics(
     probability: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"], kinds: Sequence[str], num_bins: int = 10
 ) -> dict[str, float]:
-    """Return auroc, average_precision and expected_calibration_error, and auroc_<kind> of each kind of negative alone.
+    """Return auroc, average_precision and expected_calibration_error, and auroc_<kind> against each kind of negatives.
 
-    A value is left out where it is not defined because only one label occurs.
+    Metrics that are undefined because only one label occurs are left out.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -85,13 +85,13 @@ def classifier_metrics(
 
 
 def expected_calibration_error(probability: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"], num_bins: int = 10) -> float:
-    """Return the mean distance between probability and share of ones over equal-width bins, weighted by their size."""
+    """Return the mean distance between mean probability and share of ones over equal-width bins, weighted by their size."""
     bins = reliability(probability, label, num_bins)
     return sum(row["pairs"] * abs(row["probability"] - row["share"]) for row in bins) / max(1, len(label))
 
 
 def reliability(probability: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"], num_bins: int = 10) -> list[dict[str, float]]:
-    """Return mean probability, share of ones and number of pairs of each equal-width bin that has any."""
+    """Return mean probability, share of ones and number of pairs of each equal-width bin that is not empty."""
     bins = np.minimum((probability * num_bins).astype(int), num_bins - 1)
     return [
         {"probability": float(probability[rows].mean()), "share": float(label[rows].mean()), "pairs": int(rows.sum())}
@@ -102,7 +102,7 @@ def reliability(probability: Float[np.ndarray, " P"], label: Int[np.ndarray, " P
 def threshold_curve(
     probability: Float[np.ndarray, " P"], label: Int[np.ndarray, " P"], num_thresholds: int = 99
 ) -> list[dict[str, float]]:
-    """Return what each threshold would do: share of pairs trusted, precision (1 where none is trusted) and recall."""
+    """Return for each threshold the share of trusted pairs, the precision (1 if none is trusted) and the recall."""
     curve = []
     for threshold in np.arange(1, num_thresholds + 1) / (num_thresholds + 1):
         trusted = probability >= threshold

@@ -1,11 +1,11 @@
 """The interest classifier: two trained views of a sentence encoder's vectors -> calibrated probability (RLDI).
 
-The encoder is frozen and reads each distinct phrase and text once, however many pairs it is in. What is trained is small:
-how an interest and a text must be turned for their cosine to say that one is grounded in the other, and how specific a
-phrase is (`digr.rewards.training`).
+The encoder is frozen and reads each distinct phrase and text once. The trained part is small: linear maps of interests and
+texts, so that their cosine tells whether an interest is grounded in a text, and the specificity of a phrase
+(`digr.rewards.training`).
 
-An item's own interests are what the training calls true, so a head that saw an item would find little wrong with it. There
-are as many heads as folds of the items, and each item is labelled by the one head that did not see it.
+Training treats an item's own interests as positives, so a head would trust all interests of the items that it was trained
+on. Therefore there is one head per fold of the items, and each item is labelled by the head that did not see it.
 """
 
 import json
@@ -32,7 +32,7 @@ SCALE = 20.0
 class MatchHead(nn.Module):
     """Logit = SCALE * cos(view of the interest, view of the text) + specificity of the interest.
 
-    Both views start as the identity and the specificity as 0, so an untrained head ranks by the encoder's similarity.
+    Views start as the identity and the specificity as 0, so an untrained head ranks by the encoder's similarity.
     """
 
     def __init__(self, dim: int, dropout: float = 0.1) -> None:
@@ -96,7 +96,7 @@ def folds_of(owner_ids: Sequence[str], num_folds: int) -> Int[np.ndarray, " P"]:
 
 
 class EncodedPairs(NamedTuple):
-    """Unit vectors of the distinct phrases and texts of P pairs, and where each pair finds its own."""
+    """Unit vectors of the distinct phrases and texts of P pairs, and the indices of each pair into them."""
 
     phrases: Float[Tensor, "U D"]
     phrase_index: Int[np.ndarray, " P"]
@@ -109,7 +109,7 @@ class EncodedPairs(NamedTuple):
 
 
 def encode_pairs(encode: Encode, interests: Sequence[str], texts: Sequence[str]) -> EncodedPairs:
-    """Encode the distinct interests and texts of some pairs."""
+    """Encode the distinct interests and texts of pairs."""
     (phrases, phrase_index), (items, text_index) = (
         np.unique(np.array(strings, dtype=object), return_inverse=True) for strings in (interests, texts)
     )
@@ -118,14 +118,14 @@ def encode_pairs(encode: Encode, interests: Sequence[str], texts: Sequence[str])
 
 
 def save_classifier(folder: Path, classifier: InterestClassifier, base: PairEncoderConfig) -> None:
-    """Write the heads as safetensors, and the calibration with what the config says of the encoder as JSON."""
+    """Write the heads as safetensors, and the calibration and the encoder's config as JSON."""
     save_file({name: value.contiguous() for name, value in classifier.heads.state_dict().items()}, folder / HEADS)
     numbers = {"slope": classifier.slope, "intercept": classifier.intercept, "base": base.model_dump()}
     (folder / CALIBRATION).write_text(json.dumps(numbers))
 
 
 def load_classifier(folder: Path, load_encoder: Callable[[PairEncoderConfig], Encode], device: str = "cpu") -> InterestClassifier:
-    """Load what `save_classifier` wrote, in evaluation mode, on the encoder it was trained on.
+    """Load what `save_classifier` wrote, in evaluation mode, with the encoder of its training.
 
     Raises:
         ValueError: the folder has no calibration.

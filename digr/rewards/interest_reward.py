@@ -1,7 +1,7 @@
-"""The interest-aware reward of GRPO: named terms, each logged, and their weighted sum under a published or own preset.
+"""The interest-aware reward of GRPO: named terms, each logged, and their weighted sum by a preset or weights of one's own.
 
-Known failure to keep in mind: after division by a group's standard deviation a term that is equal for all roll-outs
-(`valid` under the trie) changes nothing, and one that is paid only with `exact` (`quality`) changes almost nothing.
+Known limitation: after division by a group's standard deviation, a term that is equal for all roll-outs (`valid` under the
+trie) has no effect, and a term that is positive only together with `exact` (`quality`) has almost none.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from digr.config.policy import RewardConfig
 TERMS = ("exact", "rank", "valid", "prefix", "quality", "interest", "user_interest", "canonical")
 
 PRESETS: dict[str, dict[str, float]] = {
-    # DeepInterestGR (2602.18907): the hit, and the quality of the target's interests on a hit; alpha as its successor gives it
+    # DeepInterestGR (2602.18907): the hit, and on a hit the quality of the target's interests; alpha from its successor
     "paper": {"exact": 1.0, "quality": 0.5},
-    # the successor's R = exact + l_valid * valid + l_pref * LCP/3 + 0.5 * q * exact, the two l unpublished: ours are small
+    # the successor's R = exact + l_valid * valid + l_pref * LCP/3 + 0.5 * q * exact; both l are unpublished, 0.1 is our choice
     "successor": {"exact": 1.0, "valid": 0.1, "prefix": 0.1, "quality": 0.5},
     # MiniOneRec (2510.24431): rule reward plus ranking reward, equally weighted
     "minionerec": {"exact": 1.0, "rank": 1.0},
@@ -47,33 +47,33 @@ def reward_terms(
     num_levels: int | None = None,
     scores: Float[Tensor, "B G"] | None = None,
 ) -> dict[str, Float[Tensor, "B G"]]:
-    """Compute every reward term of B groups of G roll-outs; terms without what they compare are zero.
+    """Compute every reward term of B groups of G roll-outs; terms whose inputs are not given are zero.
 
-    A hit is decided by item, not by codes: without a suffix level several items may share them.
+    A hit compares items, not codes, because without a suffix level several items may share codes.
 
     - exact: 1 for the target.
-    - rank: 0 for the target, else -w_r / sum(w) with w_r = 1 / log2(r + 1) for the roll-out on rank r = 1..G, so that
-      mistakes the policy is surest of cost most; 0 in a group without a hit, as in the release (MiniOneRec, ranking reward).
+    - rank: 0 for the target, else -w_r / sum(w) with w_r = 1 / log2(r + 1) for the roll-out on rank r = 1..G, so that the
+      most probable mistakes cost most; 0 in a group without a hit, as in MiniOneRec's code (ranking reward).
     - valid: 1 for a real item.
-    - prefix: leading codes equal to the target's, as a share of `num_levels`; the suffix level never counts.
+    - prefix: number of leading codes equal to the target's, divided by `num_levels`; the suffix level never counts.
     - quality: the target's interest quality for the target, else 0.
     - interest: cosine of the roll-out's and the target's trusted-interest vectors, clipped at 0, times the roll-out's
-      quality; 0 where either has none.
-    - user_interest: cosine of the roll-out's and the user's trusted-interest vectors, clipped at 0; 0 where either has none.
-    - canonical: cosine of the roll-out's and the target's profiles of canonical interests, times the roll-out's quality; 0 where
+      quality; 0 if either has none.
+    - user_interest: cosine of the roll-out's and the user's trusted-interest vectors, clipped at 0; 0 if either has none.
+    - canonical: cosine of the roll-out's and the target's profiles of canonical interests, times the roll-out's quality; 0 if
       either has none.
 
     Args:
         codes: roll-outs, -1 padded.
         target_codes: targets, -1 padded.
-        item_index: items of the roll-outs, -1 where the codes are no item.
+        item_index: items of the roll-outs, -1 if the codes are no item.
         target_index: items of the targets.
         quality: interest quality of all N items, in [0, 1].
-        interest_embeddings: unit vectors of all N items, zero rows where an item has none.
-        user_embeddings: unit vectors of the groups' users, zero rows where a user has none; needs `interest_embeddings`.
-        canonical_cosine: of the profiles of each roll-out and its target, in [0, 1]; not read of a roll-out that is no item.
+        interest_embeddings: unit vectors of all N items, zero rows for items without interests.
+        user_embeddings: unit vectors of the groups' users, zero rows for users without interests; needs `interest_embeddings`.
+        canonical_cosine: cosine of the profiles of roll-out and target, in [0, 1]; ignored for roll-outs that are no item.
         num_levels: semantic levels, without the suffix; all L if not given.
-        scores: log-probabilities that rank a group; if not given a group is already best first, as beams are.
+        scores: log-probabilities that rank a group; if not given, groups are already sorted best first, like beams.
     """
     levels = num_levels or codes.shape[-1]
     valid = item_index >= 0
@@ -112,6 +112,6 @@ def _rank_penalty(exact: Tensor, scores: Tensor | None) -> Tensor:
     weight = 1 / torch.log2(ranks + 1)
     penalty = (-weight / weight.sum()).expand(exact.shape)
     if scores is not None:
-        # the rank of a roll-out is the place of its index in the descending order
+        # the rank of a roll-out is the position of its index in descending order
         penalty = penalty.gather(1, scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1))
     return penalty * ~exact * exact.any(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
-"""The judge: a language model that says whether an interest is to be trusted, and how probable its yes is (RLDI).
+"""The judge: a language model that answers whether an interest can be trusted, and with which probability (RLDI).
 
-The prompt's words and its version change together.
+Whoever changes the words of the prompt must change its version.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from digr.models.answers import Answer, AnswerForm
 JUDGE_VERSION = "judge-v1"
 CHOICES = ("yes", "no")
 KEY = ("owner", "owner_id", "interest")
-"""Columns that say which interest a verdict is about."""
+"""Columns that identify the interest of a verdict."""
 JUDGED = pa.schema([pa.field(name, pa.string(), nullable=False) for name in KEY] + [pa.field("probability", pa.float64())])
 """One row per verdict."""
 VERDICT_SCHEMA: dict[str, Any] = {
@@ -39,7 +39,7 @@ _OWNERS = {"item": ("buying a product", "Product"), "user": ("what a person chos
 
 
 def judge_form(judge: VllmJudge | OpenAIJudge) -> AnswerForm:
-    """Return the form of a judge's answers: one of two words with its probability, or JSON where an endpoint gives none."""
+    """Return the form of a judge's answers: one of two words with its probability, or JSON if the endpoint gives none."""
     as_json = isinstance(judge, OpenAIJudge) and not judge.logprobs
     return AnswerForm("verdict", VERDICT_SCHEMA, () if as_json else CHOICES)
 
@@ -51,7 +51,7 @@ def judge_messages(
 
     Args:
         form: from `judge_form`.
-        image_url: a `data:` address of the item's image, shown above its text.
+        image_url: a `data:` address of the item's image, placed before its text.
     """
     motive, heading = _OWNERS[owner]
     wanted = "one word: yes or no." if form.words else 'one JSON object: {"answer": "yes"} or {"answer": "no"}.'
@@ -63,10 +63,10 @@ def judge_messages(
 
 
 def needs_image(interests: pa.Table, image_miners: Sequence[str]) -> np.ndarray:
-    """Say for each row of `interests` whether only miners that were shown an item's image found it.
+    """Return for each row of `interests` whether it was found only by miners that saw the item's image.
 
     Args:
-        image_miners: the miners whose prompts show images; users have none.
+        image_miners: the miners whose prompts show images; users have no image.
     """
     of_item = np.asarray(pc.equal(interests["owner"], "item"))
     return of_item & ~found_without(interests["miners"], image_miners)
@@ -76,9 +76,9 @@ def judge_requests(interests: pa.Table, texts: Sequence[str], images: Sequence[s
     """Return one request per interest: the columns of a miner's request, and the interest.
 
     Args:
-        texts: of each row's owner.
-        images: address of the image that is shown with it, if any.
-        judge: its config as JSON values; what changes only speed or price is left out of the digest.
+        texts: text of each row's owner.
+        images: address of the image that is shown with each row, if any.
+        judge: the judge's config as JSON values; fields that change only speed or price do not enter the digest.
     """
     decisive = "kind name model json_schema plain_schema logprobs max_tokens temperature reasoning_effort extra_body"
     chosen = {name: judge[name] for name in decisive.split() if name in judge}
@@ -93,7 +93,7 @@ def judge_requests(interests: pa.Table, texts: Sequence[str], images: Sequence[s
 def yes_probability(tokens: Iterable[tuple[str, float]]) -> float | None:
     """Return P(yes) / (P(yes) + P(no)) from the most probable first tokens and their log-probabilities.
 
-    A token counts for the word it begins, case and blanks aside; None where no token begins either.
+    A token counts for the word that it begins, ignoring case and spaces; None if no token begins either word.
     """
     mass = dict.fromkeys(CHOICES, 0.0)
     for token, log_probability in tokens:
@@ -106,9 +106,9 @@ def yes_probability(tokens: Iterable[tuple[str, float]]) -> float | None:
 
 
 def read_verdict(answer: Answer) -> tuple[Answer, float | None]:
-    """Return an answer with its status, and the probability of yes where it says one.
+    """Return an answer with its status, and the probability of yes if the answer has one.
 
-    Log-probabilities decide where there are any, else the words: yes is 1, no is 0, alone or as VERDICT_SCHEMA.
+    Log-probabilities are used if given, otherwise the words, alone or as VERDICT_SCHEMA: yes is 1, no is 0.
     """
     if answer.status is not None:
         return answer, None

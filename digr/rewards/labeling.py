@@ -1,4 +1,4 @@
-"""Labels of interests, who gave them and how far the labelers agree, and the quality of an item they add up to (RLDI)."""
+"""Labels of interests, the agreement of labelers, and the interest quality of an item (RLDI)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -20,21 +20,21 @@ MAX_TEXT_CHARS = 1200
 BATCH_ROWS = 16_384
 """Rows of `histories` read at once."""
 _SURE = 1e-4
-"""Probabilities are kept this far from 0 and 1 before their log-odds are averaged."""
+"""Probabilities are clipped to this distance from 0 and 1 before their log-odds are averaged."""
 
 
 def labelled_texts(store: Store, part: Part, items: ItemLines | None, batch_rows: int) -> Iterator[tuple[pa.Table, list[str]]]:
-    """Stream a part of `interests` with the text that each owner is labelled against, an item's own or a user's history.
+    """Stream a part of `interests` with the text that each owner is labelled against, an item's text or a user's history.
 
-    An item's text has the caption of its image, where a miner wrote one. A user's text has the titles of the training items,
-    the newest first; it is empty for a user without training rows.
+    An item's text has the caption of its image, if a miner wrote one. A user's text has the titles of the training items,
+    newest first; it is empty for a user without training rows.
 
     Args:
         items: titles of all items, for a part of users.
-        batch_rows: owners at a time.
+        batch_rows: owners per batch.
 
     Raises:
-        ValueError: the part has other owners than `items`.
+        ValueError: the owners of `interests` and `items` differ in this part.
     """
     if part.owner == "item":
         for interests, own in iter_aligned(store, ("interests", "items"), part, batch_rows):
@@ -57,7 +57,7 @@ def label_interests(
     Args:
         votes: labeler -> probability of each interest, NaN where it has no opinion.
         combine: see `LabelsConfig.combine`.
-        threshold: probability from which a label is 1.
+        threshold: a label is 1 if the probability is at least this.
     """
     flat = flat_interests(interests)
     given = np.stack([votes[name] for name in votes])
@@ -82,9 +82,9 @@ def label_interests(
 
 
 def combined_probability(given: Float[np.ndarray, "J P"], combine: Literal["mean", "all", "any"]) -> Float[np.ndarray, " P"]:
-    """Combine the probabilities of J labelers, NaN where one has no opinion; 0 where none has.
+    """Combine the probabilities of J labelers; NaN means no opinion, and the result is 0 if no labeler has one.
 
-    "mean" averages log-odds (a logarithmic opinion pool), so one very sure labeler weighs more than an unsure one.
+    "mean" averages log-odds (a logarithmic opinion pool), so a very sure labeler weighs more than an unsure one.
     """
     silent = np.isnan(given)
     if combine == "mean":
@@ -98,10 +98,10 @@ def combined_probability(given: Float[np.ndarray, "J P"], combine: Literal["mean
 
 
 class LabelerCounts:
-    """How many interests each labeler had an opinion of and trusted, and how far each two of them agree.
+    """Counts how many interests each labeler judged and trusted, and how far each pair of labelers agrees.
 
-    Agreement is Cohen's kappa of the labels and Pearson's correlation of the probabilities, over what both had an opinion of;
-    None where one of them always says the same.
+    Agreement is Cohen's kappa of the labels and Pearson's correlation of the probabilities, over interests that both judged;
+    None if one of them always gives the same value.
     """
 
     def __init__(self, labelers: Sequence[str], threshold: float) -> None:
@@ -155,7 +155,7 @@ def interest_quality(
     Args:
         row: owner of each interest, in [0, N).
         label: y, 0 or 1.
-        confidence: w, the miner's confidence, at least 0; give 1 where the miner named none.
+        confidence: w, the miner's confidence, at least 0; pass 1 if the miner gave none.
         num_owners: N.
     """
     weight = np.bincount(row, weights=confidence, minlength=num_owners)
@@ -164,14 +164,14 @@ def interest_quality(
 
 
 def label_facts(batches: Iterable[pa.RecordBatch], labelers: Sequence[str], threshold: float) -> dict[str, Any]:
-    """Return what the manifest says of the labels, in one pass and constant memory.
+    """Return the manifest's facts about the labels, in one pass and constant memory.
 
-    These are the number of interests, those of users and the share that is trusted, what `LabelerCounts` says of each labeler,
-    and of the items num_without_interests, the mean quality of the others and its counts in ten equal bins over [0, 1].
+    These are the number of interests, also of users alone, the share that is trusted, the facts of `LabelerCounts`, and for
+    items num_without_interests, and the mean quality of the others with its counts in ten equal bins over [0, 1].
 
     Args:
         batches: rows of `interest_labels`.
-        threshold: probability from which a labeler counts as trusting.
+        threshold: a labeler trusts an interest if its probability is at least this.
     """
     counts, num, trusted, of_users = LabelerCounts(labelers, threshold), 0, 0, 0
     without, total, bins = 0, 0.0, np.zeros(10, np.int64)

@@ -1,7 +1,7 @@
-"""Pairs for the interest classifier: what was mined of an item, and on held-out items swapped and blurred phrases too (RLDI).
+"""Pairs for the interest classifier: mined interests of items, and for held-out items swapped and blurred phrases too (RLDI).
 
-No label is asked of anyone: an interest is positive for the item it was mined of. The negatives of the held-out items ask
-whether a phrase must be grounded in this item (swaps) and specific (blurred).
+No labels are needed: an interest is positive for the item that it was mined from. Negatives of held-out items test whether a
+phrase is grounded in the item (swaps) and whether it is specific (blurred).
 """
 
 import hashlib
@@ -23,15 +23,15 @@ from digr.tables import flat_interests
 
 MINED, FAR_SWAP, NEAR_SWAP, BLURRED = KINDS = ("mined", "far_swap", "near_swap", "blurred")
 SHARES = {MINED: 0.5, FAR_SWAP: 0.15, NEAR_SWAP: 0.2, BLURRED: 0.15}
-"""Share of each kind among the pairs; a kind that runs out of candidates is smaller."""
+"""Share of each kind among the pairs; less if a kind runs out of candidates."""
 INTERESTS_PER_ITEM = 4
-"""Interests a miner gives an item, about; decides how many items are read."""
+"""About how many interests an item has; determines how many items are read."""
 BATCH_ITEMS = 16_384
-"""Items read at once."""
+"""Items read per batch."""
 NEIGHBOURS = 10
-"""Most similar items a near swap is drawn from."""
+"""Number of most similar items from which a near swap is drawn."""
 NEAR_DUPLICATE = 0.75
-"""Cosine to one of the item's own interests from which a phrase is no negative."""
+"""A phrase with at least this cosine to one of the item's own interests is not used as a negative."""
 
 _GENERIC_HEADS = ("everyday", "general", "daily", "practical", "useful", "household", "basic", "common", "various", "personal")
 _GENERIC_TAILS = ("use", "needs", "tasks", "projects", "convenience", "purposes", "products", "activities", "shopping")
@@ -47,9 +47,9 @@ class Pairs(NamedTuple):
 
 
 class PairTables(NamedTuple):
-    """Mined pairs to train on (item_id, text, phrase) and pairs of held-out items of every kind, in the order of item_id.
+    """Mined pairs for training (item_id, text, phrase) and pairs of held-out items of every kind, in the order of item_id.
 
-    The held-out pairs have label, kind and half too: the calibration of one half of the items is measured on the other.
+    Held-out pairs also have label, kind and half: the calibration of one half of the items is evaluated on the other.
     """
 
     train: pa.Table
@@ -59,13 +59,13 @@ class PairTables(NamedTuple):
 def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: np.random.Generator) -> PairTables:
     """Draw the pairs of a run from about max_pairs / 4 items, chosen by the hash of their ids.
 
-    Only phrases that both sides mined are on both sides.
+    A phrase is in both tables only if it was mined from items of both.
 
     Args:
-        encode: of the held-out items' texts and phrases, by which their neighbours are found.
+        encode: encodes texts and phrases of held-out items, to find their neighbours.
 
     Raises:
-        ValueError: a side has fewer than two items with interests.
+        ValueError: the training or the held-out side has fewer than two items with interests.
     """
     share = min(1.0, config.max_pairs / INTERESTS_PER_ITEM / max(1, artifacts.require(store, "items").rows or 0))
     items, interests = _sampled_items(store, share)
@@ -104,7 +104,7 @@ def pair_tables(store: Store, config: ClassifierConfig, *, encode: Encode, rng: 
 
 
 def _sampled_items(store: Store, share: float) -> tuple[pa.Table, pa.Table]:
-    """Return a share of the items, chosen by the hash of their ids, with captions, and a row for each of their interests."""
+    """Return a share of the items with captions, chosen by the hash of their ids, and a row for each of their interests."""
     sampled = []
     for part in parts_of(store, "item"):
         for items, interests in iter_aligned(store, ("items", "interests"), part, BATCH_ITEMS):
@@ -117,7 +117,7 @@ def _sampled_items(store: Store, share: float) -> tuple[pa.Table, pa.Table]:
 
 
 def without_rejected(interests: pa.Table, judged: Store) -> pa.Table:
-    """Return the items' interests without those that the judge of another run holds for less likely right than wrong.
+    """Return the items' interests without those to which the judge of another run gave a probability below 0.5.
 
     Raises:
         ValueError: no judge labelled any interest there.
@@ -126,8 +126,8 @@ def without_rejected(interests: pa.Table, judged: Store) -> pa.Table:
     labels = flat_interests(artifacts.read_table(judged, "interest_labels", owner=["item"]))
     if not len(labels) or labels["judge_probability"].null_count == len(labels):
         raise ValueError(
-            f"classifier.judged_run: {judged.uri('interest_labels')}: found no judge_probability; give a run whose "
-            f"labels.labelers had 'judge', or leave it empty"
+            f"classifier.judged_run: {judged.uri('interest_labels')}: found no judge_probability; choose a run whose "
+            f"labels.labelers contain 'judge', or leave the field empty"
         )
     rejected = labels.filter(pc.less(labels["judge_probability"], 0.5)).select(columns)
     kept = interests.append_column("place", pa.array(np.arange(len(interests)))).select(["place", *columns])
@@ -143,7 +143,7 @@ def _pair_table(ids: Sequence[str], texts: np.ndarray, rows: np.ndarray, phrases
 def id_numbers(item_ids: Sequence[str], salt: str) -> Float[np.ndarray, " N"]:
     """Map ids to fixed uniform numbers in [0, 1), independent for each salt.
 
-    A number depends on the id and the salt alone, so an item stays on its side when the catalogue grows.
+    A number depends only on the id and the salt, so an item stays on its side (training or held-out) when the catalogue grows.
     """
     digests = [hashlib.blake2b(f"{salt}:{item}".encode(), digest_size=8).digest() for item in item_ids]
     return np.frombuffer(b"".join(digests), ">u8").astype(np.float64) / 2**64
@@ -161,12 +161,12 @@ def build_pairs(
 ) -> Pairs:
     """Draw about `num_pairs` pairs, half of them mined.
 
-    A near swap is an interest that exactly one of the item's nearest neighbours has: one that several share is likely
-    true of the item too. No negative equals or nearly duplicates one of the item's own interests.
+    A near swap is an interest of exactly one of the item's nearest neighbours; an interest of several is likely true of the
+    item too. No negative equals or nearly duplicates one of the item's own interests.
 
     Args:
-        item_index: item of each of M mined interests, row of `item_vectors`.
-        phrase_index: phrase of each mined interest, row of `phrases`.
+        item_index: item of each of M mined interests, an index into `item_vectors`.
+        phrase_index: phrase of each mined interest, an index into `phrases`.
         phrases: U distinct phrases.
         item_vectors: unit vectors of the items' texts.
         phrase_vectors: unit vectors of the phrases.
@@ -193,11 +193,11 @@ def build_pairs(
 
 
 def blur(interests: Sequence[str], vocabulary: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """Make generic phrases: half keep only the commonest word of an interest beside a generic one, half keep none.
+    """Make generic phrases: half keep only the most frequent word of an interest, half keep none.
 
     Args:
         interests: phrases to blur.
-        vocabulary: phrases over which a word's commonness is counted.
+        vocabulary: phrases in which the frequency of words is counted.
     """
     words, counts = np.unique(" ".join(vocabulary).split(), return_counts=True)
     frequency = dict(zip(words.tolist(), counts.tolist(), strict=True))
@@ -222,7 +222,7 @@ def own_phrases(item_index: Int[np.ndarray, " M"], phrase_index: Int[np.ndarray,
 def _grounded_elsewhere(
     items: np.ndarray, phrases: np.ndarray, own: Int[np.ndarray, "N R"], vectors: np.ndarray, num: int, *, chunk: int = 4096
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the first `num` candidates that are unlike every own interest of their item, each once."""
+    """Keep the first `num` distinct candidates that are unlike every own interest of their item."""
     _, first = np.unique(np.stack([items, phrases]), axis=1, return_index=True)
     items, phrases = items[np.sort(first)], phrases[np.sort(first)]
     kept: list[np.ndarray] = []
@@ -240,7 +240,7 @@ def _grounded_elsewhere(
 def _near_candidates(
     item_index: np.ndarray, phrase_index: np.ndarray, vectors: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """List (item, phrase of one neighbour) in random order, phrases of several neighbours left out."""
+    """Return pairs (item, phrase of exactly one of its neighbours) in random order."""
     mined = np.unique(item_index)
     own = own_phrases(item_index, phrase_index, len(vectors))
     num = min(NEIGHBOURS, len(mined) - 1)

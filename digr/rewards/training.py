@@ -1,7 +1,7 @@
 """Training of the interest classifier's heads on mined interests alone (RLDI).
 
-Every mined interest of a step is a negative for all texts of the step that it was not mined of, which teaches more, and
-costs less, than drawn pairs read token by token.
+In each step, every mined interest is a negative for all other texts of the step (in-batch negatives). This is cheaper than a
+cross-encoder on drawn pairs, and learns more from each step.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from digr.rewards.classifier import EncodedPairs, InterestClassifier, MatchHead,
 from digr.rewards.pairs import NEAR_DUPLICATE, blur, own_phrases
 
 NUM_GENERIC, GENERIC_PER_STEP = 500, 32
-"""Blurred phrases drawn, and how many of them are negatives for every text of a step."""
+"""Number of blurred phrases that are drawn, and how many of them are negatives for every text of a step."""
 
 
 def fit_classifier(
@@ -38,8 +38,8 @@ def fit_classifier(
     """Train one head per fold, each on the pairs of the other folds' items; no calibration yet.
 
     Args:
-        pairs: the `train` side of `pair_tables`; this worker encodes only its share of it.
-        wrap: makes a head a distributed one.
+        pairs: the `train` table of `pair_tables`; this worker encodes only its share.
+        wrap: turns a head into a distributed one.
         report: called after each epoch with head, epoch and mean loss.
     """
     fold = folds_of(pairs["item_id"].to_pylist(), config.folds)
@@ -67,10 +67,10 @@ def fit_classifier(
 
 
 def training_rows(fold: Int[np.ndarray, " P"], left_out: int, rank: int, num_workers: int) -> Int[np.ndarray, " B"]:
-    """Return the pairs that a worker trains a head on: its share of all but the fold left out.
+    """Return the pairs on which a worker trains a head: its share of all folds but the one left out.
 
-    Neighbouring pairs, which share items, go to one worker, so that it encodes few. All workers get the same number of
-    pairs; the last one's wrap around.
+    Neighbouring pairs, which share items, go to the same worker, so that it encodes fewer texts. All workers get the same
+    number of pairs; the last worker's wrap around.
     """
     rows = np.flatnonzero(fold != left_out)
     return np.resize(rows, -(-len(rows) // num_workers) * num_workers).reshape(num_workers, -1)[rank]
@@ -86,17 +86,17 @@ def fit_head(
     rng: np.random.Generator,
     report: Callable[[Mapping[str, Any]], None] = lambda metrics: None,
 ) -> None:
-    """Train the head in place on this worker's mined pairs: contrastive both ways (CLIP, 2103.00020), AdamW, rate falling to 0.
+    """Train the head in place on this worker's mined pairs: symmetric contrastive loss (CLIP, 2103.00020), AdamW, rate to 0.
 
-    A text has to find its interest among the step's interests and some generic phrases, and an interest its text among
-    the step's texts. Near duplicates of a text's own interests are left out, because they are likely true of it.
-    Every worker must be given the same number of pairs, else the workers' collectives wait for each other for ever.
+    A text must find its interest among the step's interests and some generic phrases; an interest must find its text among
+    the step's texts. Near duplicates of a text's own interests are masked, because they are likely true of it.
+    Every worker must get the same number of pairs, otherwise the workers' collectives wait for each other for ever.
 
     Args:
         head: a `MatchHead`, or a distributed wrapper of one.
-        mined: pairs of an interest and the text it was mined of.
-        generic: vectors of phrases that are true of anything.
-        num_workers: workers that share a step; `config.batch_size` counts over all of them.
+        mined: pairs of an interest and the text that it was mined from.
+        generic: vectors of phrases that are true of any item.
+        num_workers: workers that share a step; `config.batch_size` is the total over all of them.
         report: called after each epoch with epoch and mean loss.
     """
     device = next(head.parameters()).device
@@ -125,7 +125,7 @@ def fit_head(
 
 
 def _likely_true(vectors: Float[Tensor, "U D"], own: Int[Tensor, "B R"], phrases: Float[Tensor, "B D"]) -> Bool[Tensor, "B B"]:
-    """Whether each phrase nearly duplicates an own interest of each text but is not the text's own pair."""
+    """Return whether each phrase nearly duplicates an own interest of each text, without being the text's own pair."""
     cosine = torch.einsum("brd,pd->brp", vectors[own], phrases).masked_fill(own[..., None] < 0, -1).amax(1)
     return (cosine >= NEAR_DUPLICATE).fill_diagonal_(False)
 

@@ -1,4 +1,4 @@
-"""What is known of each item, as Arrow columns in the trie's order, and the questions that are asked of it."""
+"""Facts of each item as Arrow columns in the trie's order, with filters and the search of titles."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,18 +20,18 @@ class ItemFacts(NamedTuple):
     words: pa.Array
     """Titles for the search, see `words_of`."""
     price: Float[np.ndarray, " N"]
-    """nan where an item has no price."""
+    """NaN for items without a price."""
     currencies: tuple[str, ...]
-    """Those that the items' prices name, in alphabetical order; empty where nobody knows."""
+    """Currencies of the items' prices, in alphabetical order; empty if none is known."""
     currency: Int[np.ndarray, " N"]
-    """Place of an item's currency in `currencies`, -1 where its price names none or it has no price."""
+    """Index of an item's currency in `currencies`; -1 if it has no price or no known currency."""
     categories: IdIndex
     category_rows: Int[np.ndarray, " F"]
-    """Items of all categories, category by category."""
+    """Items of all categories, grouped by category."""
     category_offsets: Int[np.ndarray, " C1"]
     """Items of category c are `category_rows[category_offsets[c]:category_offsets[c + 1]]`."""
     popularity: Int[np.ndarray, " N"]
-    """Place among all items, 0 for the most popular."""
+    """Rank of each item, 0 for the most popular."""
 
 
 def index_facts(items: pa.Table, popularity: Int[np.ndarray, " N"]) -> ItemFacts:
@@ -39,7 +39,7 @@ def index_facts(items: pa.Table, popularity: Int[np.ndarray, " N"]) -> ItemFacts
 
     Args:
         items: N rows in the order in which items will be asked for.
-        popularity: place of each among all.
+        popularity: rank of each item, 0 for the most popular.
     """
     items = items.combine_chunks()
     lists = items["categories"].combine_chunks()
@@ -76,10 +76,10 @@ def matching_items(
     max_price: float | None = None,
     currency: str | None = None,
 ) -> Bool[np.ndarray, " N"]:
-    """Mark the items that meet every condition given; with no condition, all.
+    """Mark the items that meet all given conditions; without conditions, all items.
 
-    Ids, categories and currencies that do not exist mean nothing, and an item without a price is in no price range. Without a
-    currency the numbers alone are compared, which is right where `facts.currencies` has one at most.
+    Unknown ids, categories and currencies match no item, and an item without a price is in no price range. Without a currency
+    only the numbers are compared, which is correct if `facts.currencies` has at most one.
     """
     match = np.ones(len(facts.ids), bool)
     if item_ids is not None:
@@ -106,21 +106,20 @@ def matching_items(
 def search_titles(facts: ItemFacts, query: str, limit: int) -> Int[np.ndarray, " M"]:
     """Find items whose title has words that begin with every word of the query, in any order.
 
-    Titles that begin with the query itself stand first, then the more popular items. A query without letters or digits finds
-    nothing.
+    Titles that begin with the query come first, then more popular items. A query without letters or digits finds nothing.
     """
     found, whole = find_words(facts.words, query)
     return found[np.lexsort((facts.popularity[found], ~whole))][:limit]
 
 
 def words_of(texts: pa.Array) -> pa.Array:
-    """Return the words of texts for `find_words`: lower case, a blank before each word."""
+    """Return the words of texts for `find_words`: lower case, a space before each word."""
     words = pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\pL\pN]+", " ")
     return pc.binary_join_element_wise("", pc.utf8_trim_whitespace(words), " ")
 
 
 def find_words(words: pa.Array, query: str) -> tuple[Int[np.ndarray, " M"], Bool[np.ndarray, " M"]]:
-    """Find texts that have words which begin with every word of a query, and say which of them begin with the query itself.
+    """Find texts in which every word of a query begins some word, and mark those that begin with the query itself.
 
     A query without letters or digits finds nothing.
 

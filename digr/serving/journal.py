@@ -1,7 +1,7 @@
-"""An ordered list of JSON values in a folder that several processes write and read at the same time.
+"""An ordered list of JSON values in a folder, which several processes write and read at the same time.
 
-Each entry is a file that is made whole or not at all and never changes, so all readers agree on the order, nothing is lost in a
-crash, and no process has to be the one that writes. The folder must be on a disk that all of them see.
+Each entry is a file that appears only when complete and never changes, so all readers agree on the order, nothing is lost in a
+crash, and any process may write. The folder must be on a disk that all processes share.
 """
 
 import json
@@ -17,21 +17,21 @@ class Journal(NamedTuple):
     folder: Path
 
     def read(self, after: int) -> list[dict[str, Any]]:
-        """Return the entries behind number `after`, in order; a folder that does not exist has none."""
+        """Return the entries after number `after`, in order; a folder that does not exist has none."""
         entries: list[dict[str, Any]] = []
         while (entry := self.get(after + len(entries) + 1)) is not None:
             entries.append(entry)
         return entries
 
     def get(self, number: int) -> dict[str, Any] | None:
-        """Return one entry, None where there is none yet."""
+        """Return an entry, or None if it does not exist yet."""
         try:
             return json.loads(self._path(number).read_text())
         except FileNotFoundError:
             return None
 
     def claim(self, number: int, value: dict[str, Any]) -> dict[str, Any]:
-        """Write an entry if nobody else did; returns the entry that stands there now."""
+        """Write an entry unless it exists; return the entry that is there now."""
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".{uuid.uuid4().hex}"
         with draft.open("w") as file:
@@ -39,7 +39,7 @@ class Journal(NamedTuple):
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(draft, self._path(number))  # fails where the file exists, unlike a rename
+            os.link(draft, self._path(number))  # fails if the file exists, unlike a rename
         except FileExistsError:
             return json.loads(self._path(number).read_text())
         finally:
@@ -47,12 +47,12 @@ class Journal(NamedTuple):
         return value
 
     def append(self, value: dict[str, Any], after: int) -> int:
-        """Write an entry behind all others; returns its number.
+        """Write an entry after all others; return its number.
 
         Args:
-            after: a number up to which the reader knows all entries.
+            after: number up to which the caller knows all entries.
         """
-        value = value | {"entry": uuid.uuid4().hex}  # tells it from an equal one of another writer
+        value = value | {"entry": uuid.uuid4().hex}  # distinguishes it from an equal value of another writer
         number = after + 1
         while self.claim(number, value) != value:
             number += 1

@@ -1,4 +1,4 @@
-"""Semantic IDs for items that come after the run, by its frozen quantiser; no other item's changes."""
+"""Semantic IDs for items that are added after the run, by its frozen quantiser; those of other items do not change."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from digr.sids.trie import codes_of
 
 
 class Extender(NamedTuple):
-    """What made a run's semantic IDs."""
+    """The quantiser of a run's semantic IDs, and its inputs."""
 
     quantiser: Quantiser
     fusion: Fusion | None
@@ -31,13 +31,13 @@ class Extender(NamedTuple):
     disambiguation: Disambiguation
     seed: int
     level_sizes: tuple[int, ...]
-    """Codes per level that the policy knows, the suffix level included."""
+    """Number of codes per level that the policy knows, including the suffix level."""
     retired: Int32[np.ndarray, "R L"]
-    """Semantic IDs that were given once and may never be given again."""
+    """Retired semantic IDs, which are never assigned again."""
 
 
 def load_extender(store: Store) -> Extender:
-    """Read how a run's semantic IDs were made.
+    """Load what a run's semantic IDs were made with.
 
     Raises:
         ValueError: an artifact is missing; the message names the job that makes it.
@@ -61,11 +61,11 @@ def load_extender(store: Store) -> Extender:
 def new_vectors(
     extender: Extender, items: pa.Table, interests: Sequence[Sequence[str]], encode: Encode
 ) -> Float[np.ndarray, "M D"]:
-    """Make the vectors of new items as the run's were made: text and trusted interests, all of full confidence.
+    """Make the vectors of new items in the same way as the run's, from text and trusted interests of confidence 1.
 
     Args:
         items: M rows of `items`.
-        interests: of each.
+        interests: trusted interests of each item.
     """
     phrases = [phrase for own in interests for phrase in own]
     vectors = item_vectors(
@@ -87,10 +87,10 @@ def new_vectors(
 def sid_of_new_item(
     extender: Extender, existing: Int32[np.ndarray, "N L"], vector: Float[np.ndarray, " D"]
 ) -> Int32[np.ndarray, " L"]:
-    """Give one new item its semantic ID beside the existing ones.
+    """Assign a semantic ID to one new item.
 
     Raises:
-        ValueError: there is no code left for it that the policy knows.
+        ValueError: no free code is left that the policy knows.
     """
     levels = len(extender.level_sizes)
     taken = np.concatenate([existing, extender.retired])

@@ -1,4 +1,4 @@
-"""The tree of semantic IDs, one node at a time: what stands below a prefix, and which interests its items share."""
+"""The tree of semantic IDs, one node at a time: the children of a prefix, and the common interests of its items."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from digr.policy.reasons import ItemInterests, names_of
 from digr.sids.trie import NO_NODE, ROOT, SidTrie
 
 MAX_INTEREST_ROWS = 1_000_000
-"""Interests counted below one prefix; of more, an even share is."""
+"""Most interests that are counted below a prefix; if there are more, an even sample is."""
 
 
 class PrefixChildren(NamedTuple):
@@ -21,13 +21,13 @@ class PrefixChildren(NamedTuple):
     num_items: int
     codes: list[int]
     spans: list[tuple[int, int]]
-    """Items of each child, a range of the trie's order."""
+    """Range of each child's items in the trie's order."""
     is_leaf: list[bool]
     """Whether a child ends a semantic ID."""
 
 
 def children_of(trie: SidTrie, prefix: Sequence[int]) -> PrefixChildren:
-    """Return what follows a prefix.
+    """Return the children of a prefix.
 
     Raises:
         ValueError: no item's semantic ID begins with it.
@@ -39,7 +39,7 @@ def children_of(trie: SidTrie, prefix: Sequence[int]) -> PrefixChildren:
     if int(node) == NO_NODE:
         written = ".".join(map(str, prefix))
         raise ValueError(
-            f"prefix {written}: no semantic ID of the catalogue begins with it; ask for the root and go down from there"
+            f"prefix {written}: no semantic ID of the catalogue begins with it; start at the root and follow its children"
         )
     first = int(trie.first_child[node])
     children = slice(first, first + int(trie.num_children[node]))
@@ -53,9 +53,9 @@ def children_of(trie: SidTrie, prefix: Sequence[int]) -> PrefixChildren:
 
 
 def common_interests(interests: ItemInterests, spans: Sequence[tuple[int, int]], count: int) -> list[list[str]]:
-    """Return for each range of items the interests that most of its items have, commonest first, at most `count`.
+    """Return for each range of items its `count` most frequent interests, most frequent first.
 
-    They are canonical interests, by name; one that is of no canonical interest stands for itself.
+    These are names of canonical interests; an interest without a canonical one is its own name.
     """
     if not spans:
         return []

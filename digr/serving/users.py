@@ -1,4 +1,4 @@
-"""Histories of known users, out of a run's interactions."""
+"""Histories of known users, from a run's interactions."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ class UserHistories(NamedTuple):
 
     users: IdIndex
     places: Int[np.ndarray, " F"]
-    """Items of all users, user by user, oldest first."""
+    """Items of all users, grouped by user, oldest first."""
     offsets: Int[np.ndarray, " U1"]
     """History of user u is `places[offsets[u]:offsets[u + 1]]`."""
 
@@ -28,8 +28,8 @@ def index_histories(interactions: pa.Table, items: IdIndex, max_history: int) ->
     """Keep the newest `max_history` interactions of each user.
 
     Args:
-        interactions: columns user_id, position and item_id; interactions with items that `items` does not know are left out.
-        items: gives the places.
+        interactions: columns user_id, position and item_id; interactions with unknown items are left out.
+        items: defines the places of items.
     """
     places = items.find(interactions["item_id"])
     users = interactions["user_id"].combine_chunks().dictionary_encode()

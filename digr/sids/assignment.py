@@ -1,7 +1,7 @@
-"""Codes for a whole catalogue, made unique: spreading over free codes first, suffix codes for what still collides.
+"""Assign unique codes to a whole catalogue: spread items over free codes first, then add suffix codes to collisions.
 
-Nothing here depends on what an item id looks like or on the order of the rows: the item nearest to its codeword goes
-first, and exact ties are broken by a seeded shuffle (ids of real catalogues carry launch dates and product families).
+The result depends neither on item ids nor on the order of rows: the item nearest to its codeword comes first, and exact ties
+are broken by a seeded shuffle (ids of real catalogues reveal launch dates and product families).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,16 +17,16 @@ from digr.sids.rkmeans import MAX_DISTANCES, quantise_residual
 
 Disambiguation = Literal["colliding", "all", "none"]
 CPU_ROWS = 2048
-"""Vectors quantised at once on a CPU, few enough that what is left of them stays in its cache (twice as fast as 65,536)."""
+"""Vectors quantised at once on a CPU; few enough that residuals stay in its cache (twice as fast as 65,536)."""
 
 
 class SidAssignment(NamedTuple):
     """Semantic IDs of a catalogue."""
 
     codes: Int32[np.ndarray, "N L"]
-    """One more column than the quantiser has levels if any item has a suffix code; -1 where an item has none."""
+    """If any item has a suffix code, one more column than the quantiser has levels; -1 for items without one."""
     level_sizes: tuple[int, ...]
-    """Codes of each column of `codes`."""
+    """Number of codes of each column of `codes`."""
     nearest: Int32[np.ndarray, "N L"]
     """The quantiser's own codes, before spreading and suffixes."""
 
@@ -54,20 +54,20 @@ def assign_sids(
     spread: bool = True,
     seed: int = 0,
 ) -> SidAssignment:
-    """Give every vector of a stream its semantic ID.
+    """Assign a semantic ID to every vector of a stream.
 
-    Unique codes need a look at all codes at once, so these are in memory, but never the vectors: up to 250 bytes an item
-    while it runs, and 4 bytes a code of what it returns.
+    All codes are in memory, because unique codes need all of them, but never all vectors: up to 250 bytes per item while it
+    runs, and 4 bytes per code in the result.
 
     Args:
         quantiser: fitted; only read.
         batches: starts the stream of vectors; it is read once, and once more if items are to be spread.
-        disambiguation: "colliding" gives a suffix code to items whose codes are equal, "all" to every item, "none" leaves
-            equal codes.
+        disambiguation: "colliding" adds a suffix code to items with equal codes, "all" to every item, "none" keeps equal
+            codes.
         spread: balanced assignment of the last level: each of its codes has room for one item per prefix, and an item
             whose code is taken by a nearer item moves to its nearest free one (the uniform semantic mapping of LC-Rec,
-            arXiv 2311.09049, solved greedily). The codes before the last never change. With "none" nothing moves.
-        seed: of the order among exact ties.
+            arXiv 2311.09049, solved greedily). The codes before the last never change. With "none" no item moves.
+        seed: for the order of exact ties.
     """
     found = [nearest_codes(quantiser, vectors) for vectors in batches()]
     nearest, distance = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -86,14 +86,14 @@ def assign_sids(
 
 
 def sid_table(item_ids: pa.Array | pa.ChunkedArray, codes: Int32[np.ndarray, "N L"]) -> pa.Table:
-    """Return rows of `item_sids`; the padding of items without a suffix code is left out."""
+    """Return rows of `item_sids`, without the padding of items that have no suffix code."""
     present = codes >= 0
     offsets = np.concatenate([[0], np.cumsum(present.sum(1))]).astype(np.int32)
     return pa.table({"item_id": item_ids, "codes": pa.ListArray.from_arrays(pa.array(offsets), pa.array(codes[present]))})
 
 
 def group_ids(codes: Int32[np.ndarray, "N L"]) -> Int64[np.ndarray, " N"]:
-    """Give equal rows equal numbers, from 0 on; without columns all rows are equal."""
+    """Return a number from 0 for each row, equal for equal rows; without columns all rows are equal."""
     group = np.zeros(len(codes), np.int64)
     for column in codes.T.astype(np.int64):
         group = np.unique(group * (int(column.max(initial=0)) + 1) + column, return_inverse=True)[1]
@@ -118,9 +118,9 @@ def place_in_free_codes(
     taken: Bool[np.ndarray, "G K"],
     tie: Int[np.ndarray, " N"],
 ) -> Int64[np.ndarray, " N"]:
-    """Give each row its own code among those its group has free, -1 when none is left.
+    """Assign a different free code of its group to each row, -1 if none is left.
 
-    In rounds: every row asks for its nearest free code, the nearest asker gets it, the others ask again.
+    In rounds: every row requests its nearest free code, the nearest row gets it, and the others request again.
     """
     taken, size = taken.copy(), taken.shape[1]
     placed, left = np.full(len(group), -1, np.int64), np.arange(len(group))
@@ -137,10 +137,10 @@ def place_in_free_codes(
 def spread_codes(
     quantiser: Quantiser, vectors: np.ndarray, codes: np.ndarray, late: np.ndarray, *, tie: np.ndarray, taken: np.ndarray
 ) -> np.ndarray:
-    """Return `codes` with each row of `late` moved to a free code of the last level, where its prefix has one.
+    """Return `codes` with each row of `late` moved to a free code of the last level, if its prefix has one.
 
-    Free is what neither `taken` nor a row of `codes` outside `late` holds. `vectors` belong to `late`. All rows of a prefix
-    are placed together, some prefixes at a time to bound memory.
+    A code is free if it is neither in `taken` nor in a row of `codes` outside `late`. `vectors` belong to `late`. All rows of
+    a prefix are placed together, some prefixes at a time to bound memory.
     """
     size = len(quantiser.codebooks[-1])
     everything = np.concatenate([codes, taken])
@@ -161,7 +161,7 @@ def spread_codes(
 
 
 def code_mask(prefixes: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
-    """Return bool [G K]: which keys (prefix * size + code) there are of some sorted prefixes."""
+    """Return a mask [G K] of the codes that occur below each of some sorted prefixes; keys are prefix * size + code."""
     mask = np.zeros((len(prefixes), size), bool)
     here = keys[np.isin(keys // size, prefixes)]
     mask[np.searchsorted(prefixes, here // size), here % size] = True
@@ -170,7 +170,7 @@ def code_mask(prefixes: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
 
 @torch.inference_mode()
 def last_distances(quantiser: Quantiser, vectors: np.ndarray) -> np.ndarray:
-    """Return squared distances [N K] to the last level's codewords, with the levels before at their nearest."""
+    """Return squared distances [N K] to the last level's codewords, after the nearest codewords of the earlier levels."""
     latents, book = quantiser.encode(vectors), quantiser.codebooks[-1]
     if len(quantiser.codebooks) > 1:
         latents = quantise_residual(latents, quantiser.codebooks[:-1]).residual
@@ -181,7 +181,7 @@ def last_distances(quantiser: Quantiser, vectors: np.ndarray) -> np.ndarray:
 def with_suffix(
     quantiser: Quantiser, codes: np.ndarray, suffix: np.ndarray, nearest: np.ndarray, num_suffixes: int
 ) -> SidAssignment:
-    """Put a suffix level of `num_suffixes` codes behind `codes`; none if there are no suffix codes."""
+    """Append a suffix level of `num_suffixes` codes to `codes`, unless there are no suffix codes."""
     sizes: Sequence[int] = [len(book) for book in quantiser.codebooks]
     if num_suffixes:
         codes, sizes = np.column_stack([codes, suffix]), [*sizes, num_suffixes]

@@ -1,4 +1,4 @@
-"""From the vectors of a run to the semantic IDs of its catalogue, with a fresh quantiser or an earlier run's."""
+"""Build the semantic IDs of a run's catalogue from its item vectors, with a new quantiser or an earlier run's."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ RETIRED = "retired_sids.parquet"
 SAME_CHOICES = ("quantiser", "level_sizes", "disambiguation", "image_weight")
 
 MAX_MEASURED_ITEMS = 100_000
-"""Items whose vectors the diagnostics look at where the fit has them elsewhere."""
+"""Items whose vectors are read for the diagnostics if the quantiser is fitted in another process."""
 
 
 class Built(NamedTuple):
@@ -35,17 +35,17 @@ class Built(NamedTuple):
 
     quantiser: Quantiser
     item_ids: pa.Array
-    """In the order of `assigned`."""
+    """Item ids in the order of `assigned`."""
     assigned: SidAssignment
     facts: dict[str, Any]
     retired: pa.Table
-    """SIDs of items that earlier runs had and this one has not; they are never given again."""
+    """SIDs of items that only earlier runs had; they are never assigned again."""
     fusion: Fusion | None
-    """How images enter the quantised vectors, if they do."""
+    """How images enter the quantised vectors; None if they do not."""
 
 
 def vector_batches(store: Store, fusion: Fusion | None = None, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-    """Stream the item vectors of a run, or those of some rows, [B, D] at a time: of text and interests, or fused with images."""
+    """Stream a run's item vectors (of text and interests, or fused with images) from row `start` to `stop`, in batches [B, D]."""
     if fusion is None:
         for batch in artifacts.iter_table(store, "item_embeddings", ["embedding"], start=start, stop=stop):
             if len(batch):
@@ -57,7 +57,7 @@ def vector_batches(store: Store, fusion: Fusion | None = None, start: int = 0, s
 
 
 def _text_and_image(store: Store, image_dim: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-    """Stream text and image vectors side by side, [B, D + E]; nan where an item has no image."""
+    """Stream text and image vectors side by side, [B, D + E]; NaN for missing images."""
     for batch in artifacts.iter_table(store, "item_embeddings", ["embedding", "image_embedding"], start=start, stop=stop):
         if len(batch):
             image = np.full((len(batch), image_dim), np.nan, np.float32)
@@ -73,14 +73,14 @@ def num_vectors(store: Store) -> int:
 
 
 def sample_of_worker(store: Store, sids: SidsConfig, seed: int, fusion: Fusion | None, peers: Peers) -> np.ndarray:
-    """Read a worker's share of the items to fit on: neighbouring rows, so that it opens no other worker's parts."""
+    """Read a worker's share of the fit's sample: neighbouring rows, so that workers open different parts."""
     rows = np.array_split(sample_rows(num_vectors(store), sids.max_fit_items, seed), peers.size)[peers.rank]
     start, stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
     return take_rows(vector_batches(store, fusion, start, stop), rows - start)
 
 
 def fit_run_fusion(store: Store, sids: SidsConfig, seed: int) -> Fusion | None:
-    """Fit the fusion on a sample of the run's items; None where images have no weight.
+    """Fit the fusion on a sample of the run's items; None if images have no weight.
 
     Raises:
         ValueError: images have a weight but no item has an image vector.
@@ -104,11 +104,11 @@ def fit_and_assign(
     watch: Callable[[int, dict[str, Any]], None] | None = None,
     fit: Callable[[Fusion | None], Quantiser] | None = None,
 ) -> Built:
-    """Fit on a sample of the item vectors, assign all of them and measure the result; writes nothing.
+    """Fit on a sample of the item vectors, assign SIDs to all and compute diagnostics; write nothing.
 
     Args:
-        fit: fits somewhere else, on vectors of its own (`sample_of_worker`); here are only those to measure the result on.
-        watch: told ten times while an RQ-VAE trains: the epochs done, and the facts of the sample's nearest codes.
+        fit: fits in other processes, which read their own vectors (`sample_of_worker`); this one reads those of diagnostics.
+        watch: called ten times while an RQ-VAE trains, with the epochs done and the facts of the sample's nearest codes.
     """
     sids = sized(sids, num_vectors(store))
     fusion = fit_run_fusion(store, sids, seed)
@@ -135,11 +135,11 @@ def fit_and_assign(
 
 
 def keep_and_assign(store: Store, earlier: Store, sids: SidsConfig, *, seed: int) -> Built:
-    """Take an earlier run's quantiser, keep the SIDs of its items and add the new ones; writes nothing.
+    """Take an earlier run's quantiser, keep the SIDs of its items and assign SIDs to new ones; write nothing.
 
     Raises:
-        ValueError: the earlier run chose another quantiser, level sizes or disambiguation, or its vectors were made in
-            another way.
+        ValueError: the earlier run has another quantiser, level sizes or disambiguation, or vectors of another encoder or
+            config.
     """
     _check_same_choices(store, earlier, sids)
     with artifacts.local_files(earlier, "quantiser") as folder:
@@ -163,7 +163,7 @@ def keep_and_assign(store: Store, earlier: Store, sids: SidsConfig, *, seed: int
 
 
 def save_built(built: Built, folder: Path) -> None:
-    """Write the quantiser, its fusion and the retired SIDs, all that a later run needs to keep the SIDs, into a local folder."""
+    """Write what a later run needs to keep the SIDs into a local folder: the quantiser, its fusion and the retired SIDs."""
     save_quantiser(built.quantiser, folder)
     if built.fusion:
         save_fusion(built.fusion, folder)
@@ -174,7 +174,7 @@ def save_built(built: Built, folder: Path) -> None:
 def _check_same_choices(store: Store, earlier: Store, sids: SidsConfig) -> None:
     found = artifacts.require(earlier, "item_sids").config["sids"]
     chosen = sids.model_dump(mode="json")
-    # "auto" goes with any number of codes: they are a fact of the quantiser that is kept
+    # "auto" is compatible with any level sizes: they are a fact of the kept quantiser
     found = found | {"level_sizes": artifacts.require(earlier, "quantiser").facts["level_sizes"]}
     chosen["level_sizes"] = found["level_sizes"] if sids.level_sizes == "auto" else chosen["level_sizes"]
     other = [f"sids.{key} is {chosen[key]}, there {found[key]}" for key in SAME_CHOICES if chosen[key] != found[key]]
@@ -184,8 +184,8 @@ def _check_same_choices(store: Store, earlier: Store, sids: SidsConfig) -> None:
     ]
     if other:
         raise ValueError(
-            f"sids.keep_from = {earlier.root!r}: {'; '.join(other)}; SIDs can be kept only with the same choices, so set them "
-            f"alike or leave sids.keep_from empty"
+            f"sids.keep_from = {earlier.root!r}: {'; '.join(other)}; SIDs can be kept only with equal settings: make them "
+            f"equal or leave sids.keep_from empty"
         )
 
 

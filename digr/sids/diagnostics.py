@@ -1,4 +1,4 @@
-"""Cheap measures of how good semantic IDs are: codebook use, collisions, reconstruction, and who shares a prefix."""
+"""Cheap diagnostics of semantic IDs: codebook use, collisions, reconstruction, and shared prefixes of related items."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,22 +14,22 @@ from digr.sids.fitting import Quantiser
 
 MAX_NEIGHBOUR_QUERIES, MAX_NEIGHBOUR_BASE = 2000, 50_000
 DIGITS = 6
-"""Digits kept of every fact, so that equal runs have equal facts."""
+"""Digits to which facts are rounded, so that equal runs have equal facts."""
 
 
 class LevelUse(NamedTuple):
-    """How evenly a level's codes are used."""
+    """Use of a level's codes."""
 
     usage_rate: float
-    """Share of the codes that at least one item has."""
+    """Share of the codes that are used by at least one item."""
     perplexity: float
-    """exp(entropy): the number of equally used codes that would be as even."""
+    """exp(entropy) of the code distribution: the number of equally used codes with the same entropy."""
     gini: float
-    """0 when all codes are used alike, towards 1 when few codes have all items."""
+    """Gini coefficient: 0 if all codes are used equally, near 1 if few codes have all items."""
 
 
 def level_use(codes: Int32[np.ndarray, " N"], size: int) -> LevelUse:
-    """Measure one level of the quantiser's own codes; `size` is its number of codes."""
+    """Measure the use of one level; `codes` are the quantiser's, `size` is the number of codes of the level."""
     counts = np.sort(np.bincount(codes, minlength=size)).astype(np.float64)
     share = counts[counts > 0] / counts.sum()
     lorenz = np.cumsum(counts) / counts.sum()
@@ -41,9 +41,9 @@ def level_use(codes: Int32[np.ndarray, " N"], size: int) -> LevelUse:
 
 
 def collision_rate(codes: Int32[np.ndarray, "N L"]) -> float:
-    """Return the share of items that have not their codes to themselves.
+    """Return the share of items whose codes some other item has too.
 
-    It is stricter than LC-Rec's rate, 1 - distinct/N, which leaves one item of each colliding group uncounted.
+    It is stricter than LC-Rec's rate, 1 - distinct/N, which does not count one item of each colliding group.
     """
     group = group_ids(codes)
     return float((np.bincount(group)[group] > 1).mean())
@@ -52,7 +52,7 @@ def collision_rate(codes: Int32[np.ndarray, "N L"]) -> float:
 def largest_collisions(
     codes: Int32[np.ndarray, "N L"], item_ids: pa.Array, num_groups: int = 10, num_items: int = 5
 ) -> list[dict[str, Any]]:
-    """Return the largest groups of items with equal codes, as JSON: the codes, the size, and the ids of its first items."""
+    """Return the largest groups of items with equal codes, as JSON values: codes, size, and ids of the first items."""
     group = group_ids(codes)
     counts = np.bincount(group)
     largest = np.lexsort((np.arange(len(counts)), -counts))[:num_groups]
@@ -65,12 +65,12 @@ def largest_collisions(
 
 
 def prefix_shares(left: Int32[np.ndarray, "P L"], right: Int32[np.ndarray, "P L"]) -> list[float]:
-    """Return for each prefix length the share of pairs (rows) whose first codes are equal that far."""
+    """Return for each prefix length the share of pairs (rows) that have the same prefix."""
     return np.logical_and.accumulate(left == right, axis=1).mean(0).tolist() if len(left) else [0.0] * left.shape[1]
 
 
 def chance_shares(codes: Int32[np.ndarray, "N L"]) -> list[float]:
-    """Return for each prefix length how often two items drawn at random share it."""
+    """Return for each prefix length the probability that two random items share the prefix."""
     groups = (group_ids(codes[:, : level + 1]) for level in range(codes.shape[1]))
     return [float(np.square(np.bincount(group) / len(codes)).sum()) for group in groups]
 
@@ -78,7 +78,7 @@ def chance_shares(codes: Int32[np.ndarray, "N L"]) -> list[float]:
 def neighbour_pairs(vectors: Float[np.ndarray, "N D"], k: int, seed: int) -> Int64[np.ndarray, "P 2"]:
     """Return pairs of row indices: sampled rows, each with its k nearest others by cosine.
 
-    At most 2,000 rows ask and at most 50,000 are searched, so the cost does not grow with the catalogue.
+    At most 2,000 rows are queries and at most 50,000 are searched, so the cost does not grow with the catalogue.
     """
     rng = np.random.default_rng(seed)
     base = np.sort(rng.permutation(len(vectors))[:MAX_NEIGHBOUR_BASE])
@@ -88,7 +88,7 @@ def neighbour_pairs(vectors: Float[np.ndarray, "N D"], k: int, seed: int) -> Int
     index.add(unit)
     asks = np.sort(rng.permutation(len(base))[:MAX_NEIGHBOUR_QUERIES])
     found = index.search(unit[asks], min(k + 1, len(base)))[1]
-    # an item's equal twin may come before the item itself, so it is looked for instead of dropping the first column
+    # an equal vector may rank before the item itself, so the item is searched instead of dropping the first column
     keep = found != asks[:, None]
     keep &= np.cumsum(keep, axis=1) <= k
     return np.column_stack([base[np.repeat(asks, keep.sum(1))], base[found[keep]]])
@@ -97,7 +97,7 @@ def neighbour_pairs(vectors: Float[np.ndarray, "N D"], k: int, seed: int) -> Int
 def reconstruction(
     quantiser: Quantiser, vectors: Float[np.ndarray, "N D"], codes: Int32[np.ndarray, "N L"]
 ) -> tuple[float, float]:
-    """Return mean squared error and R2 (share of the variance kept) of decoding the quantiser's codes."""
+    """Return mean squared error and R2 (share of explained variance) of the vectors decoded from codes."""
     error = np.square(vectors - quantiser.reconstruct(codes)).mean()
     return float(error), float(1 - error / max(np.square(vectors - vectors.mean(0)).mean(), 1e-30))
 
@@ -105,10 +105,10 @@ def reconstruction(
 def cointeraction_shares(sequences: Iterable[TrainingSequences], codes: Int32[np.ndarray, "N L"]) -> tuple[list[float], int]:
     """Return for each prefix length the share of training steps whose two items share it, and the number of these steps.
 
-    Steps to the same item are left out, because an item bought twice says nothing of its neighbours.
+    Steps to the same item are left out, because they tell nothing about neighbours.
 
     Args:
-        sequences: of items that are rows of `codes`; steps from and to unknown items (-1) are left out.
+        sequences: training sequences; items are rows of `codes`. Steps from and to unknown items (-1) are left out.
     """
     equal, num_steps = np.zeros(codes.shape[1]), 0
     for steps in map(steps_of, sequences):
@@ -120,10 +120,10 @@ def cointeraction_shares(sequences: Iterable[TrainingSequences], codes: Int32[np
 
 
 def check_usage(usage_rates: Iterable[float], level_sizes: Iterable[int], min_usage_rate: float) -> None:
-    """Refuse a collapsed codebook.
+    """Check that no codebook has collapsed.
 
     Raises:
-        ValueError: a level uses less than this share of its codes; all such levels are named.
+        ValueError: a level uses less than this share of its codes; the message names all these levels.
     """
     poor = [
         f"level {level + 1} uses {rate:.1%} of its {size} codes"
@@ -148,17 +148,17 @@ def describe_sids(
 ) -> dict[str, Any]:
     """Return all diagnostics that need no interactions, as JSON values with one list entry per level.
 
-    Use, `reconstruction_r2`, `raw_collision_rate` and `raw_duplicate_rate` (LC-Rec's rate, 1 - distinct/N) are of every
-    item's nearest codes; `collision_rate`, `assigned_reconstruction_r2` and the shared prefixes are of the codes that it got,
-    before any suffix code.
+    The use of codes, `reconstruction_r2`, `raw_collision_rate` and `raw_duplicate_rate` (LC-Rec's rate, 1 - distinct/N) refer
+    to the nearest codes of every item; `collision_rate`, `assigned_reconstruction_r2` and the shared prefixes refer to the
+    assigned codes without suffix codes.
 
     Args:
-        quantiser: the one that assigned.
+        quantiser: the quantiser of `assigned`.
         assigned: SIDs of the whole catalogue.
-        vectors: of some items, for reconstruction and neighbours.
-        rows: which rows of `assigned` the vectors belong to.
+        vectors: vectors of some items, for reconstruction and neighbours.
+        rows: rows of `assigned` to which the vectors belong.
         k: neighbours of an item.
-        seed: of the sample of items whose neighbours are looked up.
+        seed: for the sample of items whose neighbours are searched.
     """
     levels = len(quantiser.codebooks)
     codes = assigned.codes[:, :levels]
@@ -185,7 +185,7 @@ def describe_sids(
 
 
 def rounded(facts: dict[str, Any]) -> dict[str, Any]:
-    """Round the numbers of facts."""
+    """Round the numbers in facts."""
     return {
         name: [round(float(item), DIGITS) for item in value] if isinstance(value, list) else round(float(value), DIGITS)
         for name, value in facts.items()

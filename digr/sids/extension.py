@@ -1,7 +1,6 @@
-"""A catalogue that changes: new items get semantic IDs from the frozen quantiser, and no existing SID changes.
+"""Semantic IDs of a changing catalogue: new items get SIDs from the frozen quantiser, and no existing SID changes.
 
-Items that are taken out stay on record as retired, so that nobody else ever gets their SIDs; one that comes back gets its
-own again.
+SIDs of removed items are stored as retired and never assigned to other items; an item that returns gets its old SID.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,11 +27,11 @@ from digr.sids.trie import codes_of
 
 
 class Continued(NamedTuple):
-    """SIDs of a catalogue that had some before."""
+    """SIDs of a changed catalogue."""
 
     assigned: SidAssignment
     retired: pa.Table
-    """`item_sids` rows of the items that are in the catalogue no more."""
+    """`item_sids` rows of the items that are no longer in the catalogue."""
     num_new: int
 
 
@@ -45,18 +44,18 @@ def continue_sids(
     disambiguation: Disambiguation = "colliding",
     seed: int = 0,
 ) -> Continued:
-    """Give a changed catalogue its SIDs: old ones where an item had one, new ones by `extend_sids`.
+    """Return the SIDs of a changed catalogue: items that had one keep it, new items get one by `extend_sids`.
 
     Args:
-        quantiser: the one that made the earlier SIDs.
-        earlier: `item_sids` rows of every item that ever had a SID, the retired ones included.
-        item_ids: the catalogue now, in the order of the vectors.
+        quantiser: the quantiser of the earlier SIDs.
+        earlier: `item_sids` rows of every item that ever had a SID, including retired ones.
+        item_ids: the present catalogue, in the order of the vectors.
         batches: starts the stream of its vectors; it is read once, and once more if there are new items.
         disambiguation: as for the earlier SIDs.
-        seed: of the order among exact ties.
+        seed: for the order of exact ties.
 
     Raises:
-        ValueError: the catalogue has outgrown the codebooks.
+        ValueError: the catalogue has become too large for the codebooks.
     """
     levels = len(quantiser.codebooks)
     ids = item_ids.combine_chunks() if isinstance(item_ids, pa.ChunkedArray) else item_ids
@@ -86,19 +85,19 @@ def extend_sids(
     disambiguation: Disambiguation = "colliding",
     seed: int = 0,
 ) -> SidAssignment:
-    """Give new items semantic IDs beside existing ones, none of which changes; returns those of the new items.
+    """Assign semantic IDs to new items without changing existing ones; return those of the new items.
 
     A new item takes its nearest codes if they are free, else the nearest free code of the last level, else the next
-    suffix code of the nearest tuple that has suffix codes. An existing SID never becomes the beginning of another one.
-    The rows of items that were taken out stay in `existing`, so that nobody else gets their SIDs.
+    suffix code of the nearest tuple that has suffix codes. An existing SID never becomes a prefix of another one.
+    `existing` must include the SIDs of removed items, so that no other item gets them.
 
     Args:
         existing: SIDs as `assign_sids` returned them for the same quantiser, with or without a suffix column.
-        vectors: of the new items only.
+        vectors: vectors of the new items only.
 
     Raises:
-        ValueError: a new item finds neither a free code nor suffix codes below its prefix: the catalogue has outgrown
-            the codebooks.
+        ValueError: there is neither a free code nor a suffix code below a new item's prefix: the catalogue has become too
+            large for the codebooks.
     """
     levels = len(quantiser.codebooks)
     old, old_suffix = existing[:, :levels], np.full(len(existing), -1, np.int32)

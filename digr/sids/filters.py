@@ -1,8 +1,8 @@
-"""Which items a request may get: one bit per item, packed in words of 64, with counts that make any range a lookup.
+"""Filters of the items that a request allows: one bit per item in 64-bit words, with running counts for fast range queries.
 
 Places are positions in a trie's `item_ids`, so the items below a prefix are a range of places. Words of several
-conditions are joined by `&`, `|` and `~`; bits behind the last item mean nothing. At a million items a request takes
-0.2 MB: a bit and a thirty-second of a count per item.
+conditions are combined by `&`, `|` and `~`; bits after the last item have no meaning. For a million items a request needs
+0.2 MB: a bit per item, and a count per word.
 """
 
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ WORD = 64
 
 
 class ItemFilter(NamedTuple):
-    """The items allowed in each of B requests; made by `item_filter`, which refuses a request that allows none."""
+    """The items allowed in each of B requests, at least one per request; made by `item_filter`."""
 
     words: Int64[Tensor, "B W"]
     """Bit i % 64 of word i // 64 says whether item i is allowed."""
     before: Int[Tensor, "B W1"]
-    """Allowed items before each word, and all of them."""
+    """Number of allowed items before each word, and in total as the last entry."""
     num_items: int
-    """Items of the catalogue, N."""
+    """Number of items of the catalogue, N."""
 
     def to(self, device: str | torch.device) -> "ItemFilter":
         """Return the filter with its tensors on a device."""
         return self._replace(words=self.words.to(device), before=self.before.to(device))
 
     def rows(self, rows: Sequence[int]) -> "ItemFilter":
-        """Return the filter of some of the requests."""
+        """Return the filters of some of the requests."""
         at = torch.as_tensor(rows, device=self.words.device)
         return self._replace(words=self.words[at], before=self.before[at])
 
@@ -43,7 +43,7 @@ class ItemFilter(NamedTuple):
         return self.before[row, word] + torch.where(word > last, 0, count_bits(below))
 
     def allows(self, row: Int[Tensor, "*P"], place: Int[Tensor, "*P"]) -> Bool[Tensor, "*P"]:
-        """Whether single items are allowed."""
+        """Whether the item at each place is allowed."""
         return ((self.words[row, place // WORD] >> (place % WORD)) & 1).bool()
 
 
@@ -51,11 +51,11 @@ def item_filter(words: Int64[Tensor, "B W"], num_items: int) -> ItemFilter:
     """Count the allowed items of packed words.
 
     Raises:
-        ValueError: the words are not those of N items, or a request allows no item.
+        ValueError: the number of words does not match N items, or a request allows no item.
     """
     width = -(-num_items // WORD)
     if words.shape[1] != width:
-        raise ValueError(f"filter: {num_items} items are {width} words of {WORD} bits, found {words.shape[1]}")
+        raise ValueError(f"filter: {num_items} items need {width} words of {WORD} bits, found {words.shape[1]}")
     if num_items % WORD:
         words = torch.cat([words[:, :-1], words[:, -1:] & ((1 << num_items % WORD) - 1)], 1)
     before = torch.nn.functional.pad(count_bits(words).cumsum(1, dtype=torch.int32), (1, 0))
@@ -80,7 +80,7 @@ def pack_mask(allowed: Bool[Tensor, "B N"]) -> Int64[Tensor, "B W"]:
 
 
 def pack_items(row: Int[np.ndarray, " P"], place: Int[np.ndarray, " P"], num_rows: int, num_items: int) -> Int64[Tensor, "B W"]:
-    """Set the bits of items, given as pairs (request, place) in any order; a pair may come twice."""
+    """Set the bits of items, given as pairs (request, place) in any order; pairs may repeat."""
     words = np.zeros((num_rows, -(-num_items // WORD)), np.int64)
     _check_places(place, num_items)
     np.bitwise_or.at(words, (row, place // WORD), np.int64(1) << (place % WORD))
@@ -96,7 +96,7 @@ def pack_ranges(
     row, first, last = row[some], start[some], end[some] - 1
     _check_places(np.concatenate([first, last]), num_items)
     head, tail = first // WORD, last // WORD
-    # words that a range fills: +1 where they begin, -1 behind them
+    # completely filled words of a range: +1 at the first, -1 after the last
     change = np.zeros((num_rows, width + 1), np.int32)
     np.add.at(change, (row, np.minimum(head + 1, tail)), 1)
     np.add.at(change, (row, tail), -1)
@@ -112,10 +112,10 @@ def pack_ranges(
 def allow_and_deny(
     allow: Sequence[Int[np.ndarray, " P"] | None], deny: Sequence[Int[np.ndarray, " Q"]], num_items: int
 ) -> ItemFilter:
-    """Make the filter of requests that each name places to choose from (None: all) and places to leave out.
+    """Make the filter of requests that each have allowed places (None: all) and denied places.
 
     Raises:
-        ValueError: a place outside the catalogue, or a request that allows no item.
+        ValueError: a place is outside the catalogue, or a request allows no item.
     """
     given = [np.zeros(0, np.int64) if places is None else places for places in allow]
     words = pack_items(*_pairs(given), len(given), num_items)

@@ -20,27 +20,27 @@ TENSORS, KIND = "quantiser.safetensors", "quantiser.json"
 
 
 class Quantiser(Protocol):
-    """Vectors to codes and back; frozen once fitted."""
+    """Maps vectors to codes and back; does not change after fitting."""
 
     @property
     def codebooks(self) -> Sequence[Tensor]:
-        """Codewords of each level, [K C], in the space of `encode`."""
+        """Return the codewords of each level, [K C], in the space of `encode`."""
         ...
 
     def encode(self, vectors: Float[np.ndarray, "N D"]) -> Float[Tensor, "N C"]:
-        """Return the space in which codewords are subtracted."""
+        """Map vectors to the space of the codewords."""
         ...
 
     def assign(self, vectors: Float[np.ndarray, "N D"]) -> Int32[np.ndarray, "N L"]:
-        """Return each vector's codes, nearest codeword level by level."""
+        """Return each vector's codes: the nearest codeword, level by level."""
         ...
 
     def reconstruct(self, codes: Int32[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
-        """Return the vectors that codes stand for, in the input space."""
+        """Decode codes into vectors of the input space."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Return all tensors that make it."""
+        """Return all of its tensors."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def take_rows(batches: Iterable[Float[np.ndarray, "B D"]], rows: Int64[np.ndarra
     """Take some rows, given in ascending order, out of a stream.
 
     Raises:
-        ValueError: the stream ends before the last of them.
+        ValueError: the stream ends before the last row.
     """
     parts, start = [], 0
     for batch in batches:
@@ -84,11 +84,11 @@ def fit_quantiser(
 
     Args:
         vectors: a sample of the catalogue (`sample_rows`, `take_rows`).
-        config: quantiser, level sizes and how to train.
-        seed: of every random choice.
-        report: told about progress.
-        watch: given an RQ-VAE as it is, and the epochs done, ten times before the end.
-        peers: workers that fit an RQ-VAE together, each with other vectors; k-means has one.
+        config: quantiser, level sizes and training settings.
+        seed: for every random choice.
+        report: called with each line of progress.
+        watch: called ten times during training of an RQ-VAE, with the current model and the epochs done.
+        peers: workers that fit an RQ-VAE together, each on different vectors; k-means uses one worker.
 
     Raises:
         ValueError: fewer items than codes of a level, or a vector that is not finite.
@@ -108,7 +108,7 @@ def fit_quantiser(
 
 
 def save_quantiser(quantiser: Quantiser, folder: Path) -> None:
-    """Write the tensors (safetensors) and what is needed to rebuild the quantiser (JSON) into a local folder."""
+    """Write the quantiser into a local folder: tensors as safetensors, kind and sizes as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in quantiser.state().items()}, folder / TENSORS)
     (folder / KIND).write_text(json.dumps(quantiser.describe(), indent=2))
@@ -118,7 +118,7 @@ def load_quantiser(folder: Path, device: str = "cpu") -> Quantiser:
     """Read a quantiser that `save_quantiser` wrote.
 
     Raises:
-        ValueError: the folder holds none, or one of an unknown kind.
+        ValueError: the folder has no quantiser, or one of an unknown kind.
     """
     if not (folder / KIND).is_file():
         raise ValueError(f"{folder}: no {KIND}; give the folder of a `quantiser` artifact")

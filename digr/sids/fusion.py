@@ -1,8 +1,8 @@
-"""Text and image vectors of an item into one, through linear maps fitted on the catalogue.
+"""Fuse the text and image vector of an item into one, by linear maps that are fitted on the catalogue.
 
-A missing image is no zero vector: its place takes what the item's text says about images, a ridge regression fitted on the
-items that have both. The two maps are those of the linear autoencoder with the least squared error over both kinds of vectors,
-which has a closed form: their joint principal components.
+A missing image vector is predicted from the text vector, by a ridge regression fitted on the items that have both. The two
+maps are the linear autoencoder with the least squared error over both kinds of vectors. It has a closed form: their joint
+principal components.
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ RIDGE = 0.1
 
 
 class Fusion(NamedTuple):
-    """Fitted linear maps; frozen."""
+    """Fitted linear maps."""
 
     text_mean: Float[np.ndarray, " D"]
     image_mean: Float[np.ndarray, " E"]
     image_of_text: Float[np.ndarray, "D E"]
-    """Regression of centred images on centred texts."""
+    """Regression from centred text vectors to centred image vectors."""
     text_map: Float[np.ndarray, "D C"]
     image_map: Float[np.ndarray, "E C"]
 
     def __call__(self, text: Float[np.ndarray, "N D"], image: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N C"]:
-        """Fuse; rows of `image` with a value that is not finite are missing images."""
+        """Fuse vectors; rows of `image` with a value that is not finite are missing images."""
         text, image = self._centred(text, image)
         return (text @ self.text_map + image @ self.image_map).astype(np.float32)
 
@@ -38,11 +38,11 @@ class Fusion(NamedTuple):
 
 
 def fit_fusion(text: Float[np.ndarray, "N D"], image: Float[np.ndarray, "N E"], image_weight: float) -> Fusion:
-    """Fit the regression and the joint components; the fused vector is as wide as the text's.
+    """Fit the regression and the joint components; the fused vector has the width of a text vector.
 
     Args:
-        text: of some items.
-        image: of the same, rows of values that are not finite where an item has no image.
+        text: text vectors of some items.
+        image: image vectors of the same items; rows with values that are not finite are missing images.
         image_weight: the images' share of the total variance before the components are taken, in (0, 1).
 
     Raises:
@@ -78,5 +78,5 @@ def save_fusion(fusion: Fusion, folder: Path) -> None:
 
 
 def load_fusion(folder: Path) -> Fusion | None:
-    """Read what `save_fusion` wrote; None where the quantiser is of text alone."""
+    """Read what `save_fusion` wrote; None if the quantiser uses no images."""
     return Fusion(**load_file(folder / FUSION)) if (folder / FUSION).is_file() else None

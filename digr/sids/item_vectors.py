@@ -36,19 +36,19 @@ def item_vectors(
     """Blend each item's text vector with the mean of its interests' vectors, all of unit length.
 
     The embedding is unit((1 - w) * text + w * unit(mean)); an item without chosen interests keeps its text vector.
-    `interest_embedding` is the unit mean of the trusted interests whatever `interests` says, because the reward reads it
-    and an ablation must change only what is quantised. Each distinct phrase is encoded once.
+    `interest_embedding` is always the unit mean of the trusted interests, whatever `interests` is: the reward reads it, and an
+    ablation must change only the quantised vectors. Each distinct phrase is encoded once.
 
     Args:
         texts: one text per item, N of them.
         phrases: interests of all items, P of them, in any order.
-        item_index: row of `texts` a phrase belongs to.
+        item_index: index into `texts` of each phrase's item.
         confidence: weight of a phrase in the mean, at least 0; phrases of weight 0 do not count.
         trusted: whether a phrase is labelled 1.
-        encode: texts to unit vectors.
+        encode: turns texts into unit vectors.
         interests: which phrases enter the embedding.
         interest_weight: w, in [0, 1].
-        counted: phrases that may enter the embedding at all; None lets all.
+        counted: whether a phrase may enter the embedding at all; None means all.
     """
     text = encode(texts)
     distinct, inverse = np.unique(np.array(phrases, dtype=object), return_inverse=True)
@@ -65,9 +65,9 @@ def item_vectors(
 
 
 def image_vectors(urls: list[str | None], encode: EncodeImages) -> tuple[Float[np.ndarray, "M D"], Bool[np.ndarray, " M"]]:
-    """Encode the images that there are, given as `data:` addresses, None for a missing one.
+    """Encode images, given as `data:` addresses or None.
 
-    Returns one row per item, of no meaning where it has none, and which have one.
+    Returns one row per item (undefined for items without an image), and a mask of the items that have one.
     """
     images = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB") for url in urls if url]
     has = np.array([bool(url) for url in urls], bool)

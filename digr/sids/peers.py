@@ -1,4 +1,4 @@
-"""What the workers of a data-parallel fit tell each other; one process alone tells itself."""
+"""Communication between the workers of a data-parallel fit; also works for a single process."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Peers(NamedTuple):
-    """A worker's place among those of the process group. All must make the same calls in the same order.
+    """A worker and its process group. All workers must make the same calls in the same order.
 
-    Every worker holds other rows of the data and the same model: they draw the same random numbers, and what they compute
-    from what all have told is the same on each.
+    Workers hold different rows of the data and the same model. They draw the same random numbers, so they compute the same
+    results from exchanged values.
     """
 
     rank: int = 0
@@ -33,11 +33,11 @@ class Peers(NamedTuple):
         return int(found)
 
     def gather(self, rows: Float[Tensor, "N C"]) -> Float[Tensor, "M C"]:
-        """Return the rows of all workers, which may have different numbers of them, in the order of the workers."""
+        """Return the rows of all workers in the order of workers; their numbers of rows may differ."""
         if self.size == 1:
             return rows
         most = self.longest(len(rows), rows.device)
-        # the last column says which rows are real: workers can only exchange equal shapes
+        # workers can only exchange equal shapes, so rows are padded and the last column marks real ones
         mine = torch.zeros(most, rows.shape[1] + 1, device=rows.device)
         mine[: len(rows), :-1], mine[: len(rows), -1] = rows, 1
         parts = [torch.empty_like(mine) for _ in range(self.size)]
@@ -55,7 +55,7 @@ class Peers(NamedTuple):
                 gradient.copy_(part.view_as(gradient))
 
     def follow_first(self, model: nn.Module) -> None:
-        """Take over the first worker's weights and buffers."""
+        """Copy the first worker's weights and buffers."""
         if self.size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)

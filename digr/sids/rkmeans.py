@@ -1,6 +1,6 @@
-"""Residual k-means: each level's codebook is a k-means of what the levels before it left over.
+"""Residual k-means: each level's codebook is a k-means of the residuals of the levels before it.
 
-The residual quantisation here (`quantise_residual`, `fit_codebooks`) is the one that RQ-VAE uses on its latents too.
+RQ-VAE uses the same residual quantisation (`quantise_residual`, `fit_codebooks`) on its latents.
 Residual k-means ties or beats RQ-VAE as a source of semantic IDs in GRID (arXiv 2507.22224).
 """
 
@@ -15,24 +15,24 @@ from torch import Tensor
 
 KMEANS_ITERATIONS = 25
 MAX_DISTANCES = 1 << 24
-"""Distances held at once; larger batches are cut into parts."""
+"""Most distances in memory at once; larger batches are split."""
 STD_FLOOR = 0.01
-"""Dimensions that hardly vary are not blown up: none is divided by less than this share of the typical deviation."""
+"""Dimensions are divided by at least this share of the typical deviation, so that nearly constant ones stay small."""
 
 
 class Quantised(NamedTuple):
-    """Codes of some vectors and what they stand for."""
+    """Codes of vectors, with their codewords and residuals."""
 
     codes: Int64[Tensor, "N L"]
     codewords: Float[Tensor, "L N C"]
     residual: Float[Tensor, "N C"]
-    """What is left after the last level."""
+    """Residual after the last level."""
 
 
 def nearest_code(vectors: Float[Tensor, "N C"], codebook: Float[Tensor, "K C"]) -> Int64[Tensor, " N"]:
-    """Return the code of the nearest codeword, the lowest code among equals.
+    """Return the code of the nearest codeword, the lowest code if several are equally near.
 
-    |v - c|^2 is |v|^2 + |c|^2 - 2 v.c, and |v|^2 is the same for every c, so one matrix product decides.
+    |v - c|^2 = |v|^2 + |c|^2 - 2 v.c, and |v|^2 is the same for every c, so one matrix product is enough.
     """
     half = codebook.square().sum(1) / 2
     parts = vectors.split(max(1, MAX_DISTANCES // len(codebook)))
@@ -68,9 +68,9 @@ def fit_codebooks(
     Args:
         latents: real vectors, at least as many as the largest level has codes.
         level_sizes: codes per level.
-        seed: of the starts, which are random vectors: k-means++ starts on outliers, which then have a code of their own
-            and leave nothing to the next levels (11 % more of a real catalogue's items collided).
-        report: told about each level.
+        seed: for the initial codewords, which are random vectors: k-means++ starts from outliers, which then get codes of
+            their own and have no residual for later levels (11 % more items of a real catalogue collided).
+        report: called with a line for each level.
     """
     assert len(latents) >= max(level_sizes), "fit_quantiser checks this"
     residual = np.array(latents, np.float32, order="C")
@@ -108,7 +108,7 @@ class RKMeans(NamedTuple):
 
     @torch.inference_mode()
     def encode(self, vectors: Float[np.ndarray, "N D"]) -> Float[Tensor, "N D"]:
-        """Return the space that codewords live in: standardised vectors."""
+        """Standardise vectors; the codewords are in this space."""
         return (to_tensor(vectors, self.mean.device) - self.mean) / self.scale
 
     @torch.inference_mode()
@@ -118,7 +118,7 @@ class RKMeans(NamedTuple):
 
     @torch.inference_mode()
     def reconstruct(self, codes: Int32[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
-        """Return the vectors that codes stand for."""
+        """Decode codes into vectors of the input space."""
         index = torch.from_numpy(np.ascontiguousarray(codes, np.int64)).to(self.mean.device)
         return (sum_codewords(index, self.codebooks) * self.scale + self.mean).cpu().numpy()
 
@@ -150,12 +150,12 @@ def fit_rkmeans(
 def standardisation(vectors: Float[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
     """Return each dimension's mean and deviation.
 
-    Without it the few dimensions in which language models' vectors are huge decide every code.
+    Without standardisation the few very large dimensions of language models' vectors would decide every code.
     """
     return vectors.mean(0, dtype=np.float64).astype(np.float32), scale_of(vectors.std(0, dtype=np.float64))
 
 
 def scale_of(std: Float[np.ndarray, " D"]) -> Float[np.ndarray, " D"]:
-    """Return what each dimension is divided by: its deviation, but for those that hardly vary."""
+    """Return the divisor of each dimension: its deviation, or more if it is nearly constant."""
     typical = float(np.sqrt(np.square(std).mean())) or 1.0
     return np.maximum(std, STD_FLOOR * typical).astype(np.float32)

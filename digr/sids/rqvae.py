@@ -1,9 +1,9 @@
 """RQ-VAE: an autoencoder whose latent is quantised by residual codebooks that are trained with it.
 
-Residual quantisation after Lee et al. 2022 (arXiv 2203.01941), as a source of semantic IDs after TIGER (arXiv
-2305.05065, section 3.1): L = |x - x'|^2 + sum over levels of |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2, every square a
-mean over its elements. Against collapse: standardised inputs, an autoencoder that starts as their principal components,
-codebooks that start as k-means of these real latents, and codes that nobody uses moved to where the error is largest.
+Residual quantisation after Lee et al. 2022 (arXiv 2203.01941), used for semantic IDs as in TIGER (arXiv 2305.05065,
+section 3.1): L = |x - x'|^2 + sum over levels of |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2, every square a mean over its
+elements. Against collapse: inputs are standardised, the autoencoder starts from their principal components, the codebooks
+start from k-means of these latents, and unused codes are moved to residuals with large errors.
 """
 
 import math
@@ -23,11 +23,11 @@ from digr.sids.rkmeans import fit_codebooks, quantise_residual, scale_of, sum_co
 
 REVIVE_EVERY_EPOCHS = 5
 MAX_REVIVE_ITEMS = 1 << 16
-"""Items looked at to find unused codes."""
+"""Items that are assigned to find unused codes."""
 MAX_START_ITEMS = 1 << 20
-"""Items whose latents the codebooks start from; workers send them to each other."""
+"""Items whose latents initialise the codebooks; workers exchange them."""
 REVIVE_UNTIL_SHARE = 0.9
-"""No code is moved in the last epochs, so that every codeword has settled when training ends."""
+"""No code is moved in the last epochs, so that every codeword converges before training ends."""
 WEIGHT_DECAY = 1e-4
 MAX_GRAD_NORM = 1.0
 ALONE = Peers()
@@ -81,7 +81,7 @@ class RQVAE(nn.Module):
     def forward(self, inputs: Float[Tensor, "B D"]) -> tuple[Losses, Int64[Tensor, "B L"]]:
         """Return the loss terms and the codes of standardised inputs.
 
-        The decoder reads the quantised latent; its gradient passes straight through to the encoder.
+        The decoder reads the quantised latent; its gradient goes to the encoder by the straight-through estimator.
         """
         latents = self.encoder(inputs)
         found = quantise_residual(latents.detach(), self.codebooks)
@@ -125,16 +125,16 @@ class RQVAE(nn.Module):
 def revive_dead_codes(
     codebook: Float[Tensor, "K C"], counts: Int64[Tensor, " K"], residuals: Float[Tensor, "N C"], generator: torch.Generator
 ) -> tuple[Float[Tensor, "K C"], Int64[Tensor, " R"]]:
-    """Return the codebook with each unused code moved onto a badly served residual, and which codes moved.
+    """Return the codebook with each unused code moved to a residual of large error, and the codes that moved.
 
-    Residuals are drawn without replacement with odds in proportion to their squared distance to their codeword (as
-    k-means++ draws its centres); one whose codeword is exact is never drawn.
+    Residuals are drawn without replacement, with probability proportional to their squared distance to their codeword (as
+    k-means++ draws its centres); a residual without error is never drawn.
 
     Args:
         codebook: codewords of one level.
-        counts: how many of the residuals have each code.
-        residuals: what the level quantises.
-        generator: of the draw, on the codebook's device.
+        counts: number of residuals that have each code.
+        residuals: the inputs of the level.
+        generator: for the draw, on the codebook's device.
     """
     dead = torch.nonzero(counts == 0).squeeze(1)
     if not len(dead):
@@ -158,19 +158,19 @@ def fit_rqvae(
     watch: Callable[["RQVAE", int], None] | None = None,
     peers: Peers = ALONE,
 ) -> RQVAE:
-    """Train an RQ-VAE on the vectors of some items; the result is frozen, and the same on every worker.
+    """Train an RQ-VAE on the vectors of some items; return the frozen model, which is equal on all workers.
 
-    Several workers share each batch: `config.batch_size` items a step in all. One that has fewer vectors than the others
-    sees some of them twice in an epoch.
+    Workers share each batch: `config.batch_size` is the total per step. A worker with fewer vectors than the others sees
+    some of them twice in an epoch.
 
     Args:
-        vectors: of this worker; finite, and in all at least as many as the largest level has codes.
+        vectors: vectors of this worker; finite, and over all workers at least as many as the largest level has codes.
         config: level sizes, widths, beta, learning rate, epochs and batch size.
-        seed: of the weights, the batches, the k-means starts and the revived codes.
-        report: told about progress ten times.
-        device: where it trains and stays.
-        watch: given the model as it is, and the epochs done, ten times before the end; it must not change it.
-        peers: the workers that fit together; each gets other vectors and the same seed.
+        seed: for weights, batches, initial codewords and revived codes.
+        report: called with ten lines of progress.
+        device: device of training and of the returned model.
+        watch: called ten times during training with the current model, which it must not change, and the epochs done.
+        peers: the workers that fit together; each has different vectors and the same seed.
     """
     generator = torch.Generator(device).manual_seed(seed)
     model = _start(vectors, config, seed, torch.device(device), peers)
@@ -240,7 +240,7 @@ def _train_epoch(
     generator: torch.Generator,
     peers: Peers,
 ) -> Losses:
-    """Pass once over the inputs, in shuffled batches; returns the mean of each loss."""
+    """Train one epoch on shuffled batches; return the mean of each loss."""
     total = torch.zeros(3, device=inputs.device)
     order = _shuffled(inputs, generator, peers)
     for rows in order.split(max(1, config.batch_size // peers.size)):
@@ -255,14 +255,14 @@ def _train_epoch(
 
 
 def _shuffled(inputs: Tensor, generator: torch.Generator, peers: Peers) -> Int64[Tensor, " N"]:
-    """Return the worker's rows in random order, as many as the worker with most has, so that all take the same steps."""
+    """Return the worker's rows in random order, repeated up to the largest worker's number, so that all take the same steps."""
     longest = peers.longest(len(inputs), inputs.device)
     return torch.randperm(longest, generator=generator, device=inputs.device) % len(inputs)
 
 
 @torch.no_grad()
 def _revive(model: RQVAE, inputs: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator, peers: Peers) -> int:
-    """Move the unused codes of every level; their optimiser state starts afresh. Returns how many moved."""
+    """Move the unused codes of every level and reset their optimiser state; return how many moved."""
     rows = _shuffled(inputs, generator, peers)[: MAX_REVIVE_ITEMS // peers.size]
     residual, moved = peers.gather(model.encoder(inputs[rows])), 0
     for book in model.codebooks:

@@ -1,4 +1,4 @@
-"""How many codes a level gets where `sids.level_sizes` is "auto"."""
+"""Level sizes for `sids.level_sizes = "auto"`."""
 
 import math
 
@@ -8,15 +8,15 @@ NUM_LEVELS = 3
 ITEMS_PER_CODE = 16
 SMALLEST, LARGEST = 4, 256
 TUPLES_PER_ITEM = 100
-"""Tuples of codes that each item of a catalogue has at least, where that needs more codes than `LARGEST`."""
+"""Least number of code tuples per item; large catalogues need levels above `LARGEST` for it."""
 
 
 def auto_level_sizes(num_items: int) -> tuple[int, ...]:
-    """Return three levels of as many codes as fit a catalogue, a power of two.
+    """Return three equal level sizes for a catalogue, a power of two.
 
-    That is the power nearest to a sixteenth of the items, from 4 to 256; more only where 256 codes a level leave fewer than a
-    hundred tuples an item, which begins at 167,773 items; and never more than half of the items, so that every code can have
-    two of them.
+    The size is the power of two nearest to num_items / 16, from 4 to 256. It is larger only if 256 codes per level give fewer
+    than a hundred tuples per item (from 167,773 items on). It is at most half of the items, so that every code can have two
+    items.
 
     >>> [auto_level_sizes(num_items)[0] for num_items in (600, 3_686, 12_101, 1_000_000, 20_000_000)]
     [32, 256, 256, 512, 2048]
@@ -36,8 +36,8 @@ def auto_level_sizes(num_items: int) -> tuple[int, ...]:
 
 
 def sized(sids: SidsConfig, num_items: int) -> SidsConfig:
-    """Return the section with numbers in place of "auto"; whoever fits a quantiser reads this one.
+    """Return the section with numbers in place of "auto", for fitting a quantiser.
 
-    Later stages read what was chosen in the manifests of `quantiser` and `item_sids`, since a catalogue grows.
+    Later stages read the level sizes from the manifests of `quantiser` and `item_sids`, because the catalogue may grow.
     """
     return sids.model_copy(update={"level_sizes": auto_level_sizes(num_items)}) if sids.level_sizes == "auto" else sids

@@ -1,4 +1,4 @@
-"""A sweep over codebooks: its candidates, their order, and which cheap diagnostic foretells the policy's ranking."""
+"""A sweep over codebooks: its candidates, their ranking, and how well each diagnostic predicts the policy's NDCG."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,15 +18,15 @@ DIAGNOSTICS = (
     "cointeraction_prefix_share",
     "chance_prefix_share",
 )
-"""Facts of `item_sids` that a sweep's table holds, in order."""
+"""Facts of `item_sids` in a sweep's table, in order."""
 FEWEST_FOR_CORRELATION = 4
 
 
 def candidates(sids: SidsConfig, tune: TuneConfig, num_items: int) -> list[dict[str, Any]]:
-    """Return every combination to try once, as values of `sids`; residual k-means has no latent.
+    """Return every distinct combination to try, as values of `sids`; residual k-means has no latent dimension.
 
     Args:
-        num_items: of the catalogue, for level sizes of "auto".
+        num_items: items of the catalogue, for level sizes "auto".
     """
     latents = tune.latent_dims or (sids.latent_dim,)
     all_sizes = dict.fromkeys(auto_level_sizes(num_items) if sizes == "auto" else sizes for sizes in tune.level_sizes)
@@ -39,13 +39,13 @@ def candidates(sids: SidsConfig, tune: TuneConfig, num_items: int) -> list[dict[
 
 
 def candidate_name(candidate: Mapping[str, Any]) -> str:
-    """Name a candidate by what it tries."""
+    """Return a candidate's name, made of its settings."""
     latent = f"-{candidate['latent_dim']}" if candidate["quantiser"] == "rqvae" else ""
     return f"{candidate['quantiser']}{latent}-{'x'.join(map(str, candidate['level_sizes']))}"
 
 
 def diagnostic(facts: Mapping[str, Any], name: str) -> float:
-    """Return a diagnostic as one number: of the worst level for the use of codes, of the first code for prefixes."""
+    """Return a diagnostic as one number: the worst level's for the use of codes, the first level's for prefixes."""
     value = facts[name]
     if not isinstance(value, list):
         return float(value)
@@ -53,7 +53,7 @@ def diagnostic(facts: Mapping[str, Any], name: str) -> float:
 
 
 def rank_rows(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
-    """Return the finished rows, best first: by validation NDCG where it is known, then by the metric."""
+    """Return the finished rows, best first: by validation NDCG if known, then by the metric."""
     sign = 1 if metric == "raw_collision_rate" else -1
     done = [row for row in rows if row["status"] == "ok"]
     return sorted(done, key=lambda row: (-(row.get(NDCG) or 0.0), sign * row["score"]))
@@ -62,7 +62,7 @@ def rank_rows(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[st
 def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Return Spearman's correlation of every diagnostic with validation NDCG, over the rows that have both.
 
-    None where a diagnostic is the same for all; empty with fewer than four rows.
+    None for a diagnostic that is equal in all rows; empty with fewer than four rows.
     """
     from scipy.stats import spearmanr
 
@@ -78,7 +78,7 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """Write a row of the sweep as one line."""
+    """Return a row of the sweep as one line of text."""
     ndcg = f"  NDCG@10 {row[NDCG]:.4f}" if row.get(NDCG) is not None else ""
     return (
         f"{row['trial']:30} usage >= {min(row['usage_rate']):6.1%}  colliding {row['raw_collision_rate']:6.1%}  "

@@ -1,9 +1,8 @@
-"""The index of valid continuations: which code may follow which prefix, and which items lie below.
+"""The trie of semantic IDs: the codes that may follow each prefix, and the items below it.
 
-Items are sorted by their codes, so that every prefix is a contiguous range of items; nodes are numbered level by level
-in that order, so that the children of a node are contiguous too (compressed sparse rows). Everything is a handful of
-flat tensors: building, walking and masking are vectorised, and the same trie serves training, roll-outs, evaluation
-and the endpoint.
+Items are sorted by their codes, so that every prefix is a contiguous range of items. Nodes are numbered level by level
+in that order, so that the children of a node are contiguous too (compressed sparse rows). The trie is a few flat tensors:
+building, walking and masking are vectorised, and training, roll-outs, evaluation and the endpoint use the same trie.
 """
 
 from collections.abc import Sequence
@@ -32,28 +31,28 @@ class SidTrie(NamedTuple):
     item_ids: pa.Array
     """Ids in the trie's item order, N of them."""
     codes: Int[Tensor, "N L"]
-    """Codes in the same order, -1 behind the end of a shorter SID."""
+    """Codes in the same order, -1 after the end of a shorter SID."""
     level_sizes: tuple[int, ...]
     """Codes per level, the suffix level included."""
     node_code: Int[Tensor, " nodes"]
     """Code that leads into a node (root: -1)."""
     node_key: Int[Tensor, " nodes"]
-    """parent * (max(level_sizes) + 1) + code + 1, ascending, so that -1 as parent or code finds nothing (root: least int64)."""
+    """parent * (max(level_sizes) + 1) + code + 1, ascending; with -1 as parent or code it finds no node (root: least int64)."""
     first_child: Int[Tensor, " nodes"]
     num_children: Int[Tensor, " nodes"]
     item_start: Int[Tensor, " nodes"]
     item_end: Int[Tensor, " nodes"]
     node_open: Bool[Tensor, " nodes"]
-    """Whether more than one SID lies below a node; where several items share one, its leaf is not open, all above are."""
+    """Whether more than one SID lies below a node; a leaf is never open, also if several items share its SID."""
     level_start: tuple[int, ...]
     """First node of each depth, 0 to L - 1."""
     child_bits: tuple[UInt8[Tensor, "P K8"] | None, ...]
-    """Per level with many children per node: the codes that may follow each node of that depth, one bit each, and a last
-    row without any; else None."""
+    """Per level with many children per node: a bit for each code that may follow each node of that depth, and a last
+    row of zeros; None for other levels."""
 
     @property
     def num_items(self) -> int:
-        """Items of the catalogue, N."""
+        """Number of items of the catalogue, N."""
         return self.codes.shape[0]
 
     @property
@@ -72,34 +71,34 @@ class SidTrie(NamedTuple):
         return self.num_children[nodes] == 0
 
     def is_open(self, nodes: Int[Tensor, "*P"]) -> Bool[Tensor, "*P"]:
-        """Whether more than one SID lies below nodes; False for -1, which reads the last node, and that is a leaf."""
+        """Whether more than one SID lies below nodes; False for -1, because it reads the last node, a leaf."""
         return self.node_open[nodes]
 
     def sids(self, nodes: Int[Tensor, "*P"]) -> Int[Tensor, "*P L"]:
-        """Return the codes of the first SID below each node, -1 behind its end; -1 everywhere for -1."""
+        """Return the codes of the first SID below each node, -1 after its end; all -1 for node -1."""
         codes = self.codes[self.item_start[nodes.clamp(min=0)]].long()
         return torch.where(nodes[..., None] >= 0, codes, -1)
 
     def child(self, nodes: Int[Tensor, "*P"], codes: Int[Tensor, "*P"]) -> Int[Tensor, "*P"]:
-        """Follow one code from each node; -1 where the trie has no such child, or the node is -1 already."""
+        """Return the child of each node by one code; -1 if the trie has no such child or the node is -1."""
         key = nodes * (max(self.level_sizes) + 1) + (codes + 1)
         found = torch.searchsorted(self.node_key, key.contiguous()).clamp(max=len(self.node_key) - 1)
         return torch.where(self.node_key[found] == key, found, NO_NODE)
 
     def children(self, nodes: Int[Tensor, "*P"]) -> Int[Tensor, "*P C"]:
-        """List the children of each node in the order of their codes, then -1; a leaf and -1 have none.
+        """List the children of each node in the order of codes, padded with -1; leaves and node -1 have none.
 
-        C is the largest number of children among them.
+        C is the largest number of children of the nodes.
         """
-        count = self.num_children.take(nodes)[..., None]  # -1 reads the last node, and that is a leaf
+        count = self.num_children.take(nodes)[..., None]  # -1 reads the last node, which is a leaf
         offset = torch.arange(int(count.max()) if count.numel() else 0, device=nodes.device)
         return torch.where(offset < count, self.first_child.take(nodes)[..., None] + offset, NO_NODE)
 
     def allowed_mask(self, nodes: Int[Tensor, " P"], level: int) -> Bool[Tensor, "P K"]:
-        """Mark the codes of `level` that may follow each node, which is at depth `level`; a leaf or -1 allows nothing."""
+        """Mark the codes of `level` that may follow each node of depth `level`; none for leaves and for -1."""
         bits, size = self.child_bits[level], self.level_sizes[level]
         if bits is not None:
-            found = bits[(nodes - self.level_start[level]).clamp(min=-1)]  # -1 reads the row of no codes
+            found = bits[(nodes - self.level_start[level]).clamp(min=-1)]  # -1 reads the last row, of zeros
             places = 1 << torch.arange(8, dtype=torch.uint8, device=nodes.device)
             return (found[..., None] & places).ne(0).flatten(1)[:, :size]
         mask = torch.zeros(len(nodes), size, dtype=torch.bool, device=self.codes.device)
@@ -114,11 +113,11 @@ def build_trie(item_ids: Sequence[str] | pa.Array, codes: np.ndarray, level_size
 
     Args:
         item_ids: N distinct ids.
-        codes: int [N, L], codes in [0, level size), -1 behind the end of a shorter SID.
+        codes: int [N, L], codes in [0, level size), -1 after the end of a shorter SID.
         level_sizes: codes per level, L of them.
 
     Raises:
-        ValueError: no items, a code outside its level, or a SID that is the beginning of another one.
+        ValueError: there are no items, a code is outside its level, or a SID is a prefix of another one.
     """
     codes = np.ascontiguousarray(codes, dtype=np.int32)
     ids = item_ids if isinstance(item_ids, pa.Array) else pa.array(item_ids, pa.string())
@@ -130,14 +129,14 @@ def build_trie(item_ids: Sequence[str] | pa.Array, codes: np.ndarray, level_size
 
 
 def build_sorted(ids: pa.Array, codes: Int[np.ndarray, "N L"], level_sizes: Sequence[int]) -> SidTrie:
-    """Build the trie of items that are checked and sorted by their codes already.
+    """Build the trie of items that are already checked and sorted by their codes.
 
     Raises:
-        ValueError: a SID that is the beginning of another one.
+        ValueError: a SID is a prefix of another one.
     """
     num_items, num_levels = codes.shape
     width = max(level_sizes) + 1
-    # node of each item at the current depth; items behind the end of their SID drop out as -1
+    # node of each item at the current depth; -1 after the end of an item's SID
     at, starts, ends = np.zeros(num_items, np.int64), [np.array([0])], [np.array([num_items])]
     node_code, node_key = [np.array([-1])], [np.array([np.iinfo(np.int64).min])]
     total = 1
@@ -181,7 +180,7 @@ def build_sorted(ids: pa.Array, codes: Int[np.ndarray, "N L"], level_sizes: Sequ
 def _child_bits(
     parent: Int[np.ndarray, " C"], code: Int[np.ndarray, " C"], num_nodes: int, size: int
 ) -> UInt8[Tensor, "P K8"] | None:
-    """Pack the children of a level's nodes as bits, where that takes at most four bytes per child."""
+    """Pack the children of a level's nodes as bits if this needs at most four bytes per child."""
     width = -(-size // 8)
     if num_nodes * width > 4 * len(code):
         return None
@@ -191,10 +190,10 @@ def _child_bits(
 
 
 def check_codes(codes: np.ndarray, num_ids: int, level_sizes: Sequence[int]) -> None:
-    """Refuse codes of another shape than the ids and levels, outside their level, or behind the end of their SID.
+    """Check codes.
 
     Raises:
-        ValueError: they are.
+        ValueError: the shape does not match ids and levels, a code is outside its level, or a code follows a -1.
     """
     if codes.ndim != 2 or codes.shape != (num_ids, len(level_sizes)):
         raise ValueError(f"trie: expected codes of shape ({num_ids}, {len(level_sizes)}), found {codes.shape}")
@@ -205,17 +204,17 @@ def check_codes(codes: np.ndarray, num_ids: int, level_sizes: Sequence[int]) -> 
 
 
 def _check_prefix_free(codes: Int[np.ndarray, "N L"], ids: pa.Array) -> None:
-    """Refuse a SID that begins another; in sorted order the one behind it begins with it too."""
+    """Check that no SID is a prefix of another; in sorted order it would be a prefix of the next one."""
     lengths = (codes >= 0).sum(1)
     within = np.arange(codes.shape[1]) < lengths[:-1, None]
     begins = ((codes[:-1] == codes[1:]) | ~within).all(1) & (lengths[:-1] < lengths[1:])
     if begins.any():
         at = int(begins.argmax())
-        raise ValueError(f"trie: the SID of item {ids[at].as_py()!r} is the beginning of that of {ids[at + 1].as_py()!r}")
+        raise ValueError(f"trie: the SID of item {ids[at].as_py()!r} is a prefix of that of item {ids[at + 1].as_py()!r}")
 
 
 def codes_of(sids: pa.Table, num_levels: int) -> np.ndarray:
-    """Return the codes of `item_sids` rows as int32 [N, L], -1 behind the end of a shorter SID."""
+    """Return the codes of `item_sids` rows as int32 [N, L], -1 after the end of a shorter SID."""
     column = sids["codes"].combine_chunks()
     flat, offsets = column.flatten().to_numpy(), column.offsets.to_numpy()
     offsets = offsets - offsets[0]

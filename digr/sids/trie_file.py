@@ -1,7 +1,7 @@
-"""A built trie as one safetensors file that is mapped into memory: replicas on one machine share its pages.
+"""A trie as one safetensors file that is mapped into memory, so that replicas on one machine share its pages.
 
-The file holds the trie's flat tensors and the bytes of its item ids. Its metadata say which format it is and of which
-`item_sids` it was built, so that a file of an older catalogue is not taken for the present one.
+The file holds the trie's tensors and the bytes of its item ids. Its metadata have the format and the digest of `item_sids`,
+so that the file of an older catalogue is never used.
 """
 
 import json
@@ -23,10 +23,10 @@ _BITS, _OFFSETS, _BYTES = "child_bits_", "id_offsets", "id_bytes"
 
 
 def save_trie(trie: SidTrie, path: str | Path, digest: str) -> None:
-    """Write a trie as one file; it appears at `path` when it is complete.
+    """Write a trie as one file, which appears at `path` only when complete.
 
     Args:
-        digest: of what the trie was built of, see `Manifest.digest`.
+        digest: digest of the trie's `item_sids`, see `Manifest.digest`.
     """
     ids = trie.item_ids
     _, offsets, data = ids.buffers()
@@ -44,10 +44,10 @@ def save_trie(trie: SidTrie, path: str | Path, digest: str) -> None:
 
 
 def map_trie(path: str | Path, digest: str) -> SidTrie:
-    """Open a file of `save_trie`; tensors and ids are views of the mapped file, nothing is copied.
+    """Open a file of `save_trie`; tensors and ids are views of the mapped file, without a copy.
 
     Raises:
-        ValueError: the file has another format, or was built of something else than `digest`.
+        ValueError: the file has another format or another digest.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
@@ -70,7 +70,7 @@ def map_trie(path: str | Path, digest: str) -> SidTrie:
 
 
 def open_trie(store: Store, folder: str | Path) -> SidTrie:
-    """Map the trie of a run's `item_sids` from a local folder, where the first reader on a machine builds and saves it."""
+    """Map the trie of a run's `item_sids` from a local folder; the first reader on a machine builds and saves it there."""
     digest = artifacts.require(store, "item_sids").digest
     path = Path(folder).expanduser() / f"trie-{digest}.safetensors"
     if not path.exists():

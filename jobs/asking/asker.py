@@ -1,7 +1,7 @@
-"""Ask a language model: chats in, ledger rows out, for miners and judges, by vLLM on this cluster or by an endpoint.
+"""Ask a language model and write its answers as ledger rows, for miners and judges, by vLLM on this cluster or an endpoint.
 
-`ask` is the one way from a prompt to a row. A worker has several batches in hand; each answer is written within a moment of
-its arrival, so a slow one holds back nothing but its own batch's count.
+All prompts go through `ask`. A worker processes several batches at once and writes each answer soon after its arrival, so a
+slow answer delays only its own batch's count.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ from jobs.runtime.progress import BARS
 from jobs.runtime.session import log
 
 WRITE_SECONDS = 0.5
-"""Answers wait this long for others, to be written as one part: what a killed worker loses."""
+"""Time during which answers are collected into one part; a killed worker loses these answers."""
 ENGINE_BATCHES = 8
 """Batches an engine works on at once."""
 BATCHES_WAITING = 4
-"""Batches that wait beside a worker, so that it never waits for one."""
+"""Batches queued per worker, so that it never waits for one."""
 ENDPOINT_ROWS = 8
-"""Prompts of an endpoint's batch. There are more batches than requests in flight, so that slow answers never hold all of them."""
+"""Prompts per batch of an endpoint. More batches than requests in flight are open, so slow answers never block all of them."""
 COUNTED = pa.schema(
     {
         "miner": pa.string(),
@@ -50,23 +50,23 @@ NOT_ASKED = Answer(None, "error")
 """The answer to a request whose image may still come."""
 _REPORT_SECONDS = 5.0
 _JOIN_BATCHES = 512
-"""Batches after which small parts are joined, so that also a killed run's ledger is read fast."""
+"""Batches after which small parts are joined, so that the ledger is fast to read even after a kill."""
 
 
 class Sink(NamedTuple):
-    """Where answers go: the ledger's folder, and the meter of the budget, None without a cap."""
+    """Destination of answers: the ledger's folder, and the meter of the budget, None without a cap."""
 
     uri: str
     meter: Any
 
 
 def open_sink(interests: InterestsConfig, store: Store, name: str = ledger.LEDGER) -> Sink:
-    """Open a ledger to go on where it stopped."""
+    """Open a ledger to continue it."""
     return Sink(ledger.open_ledger(store, name), open_meter(interests, store))
 
 
 def write_rows(rows: pa.Table, sink: Sink) -> pa.Table:
-    """Append rows to the ledger; returns their counts."""
+    """Append rows to the ledger; return their counts."""
     if len(rows):
         ledger.append(sink.uri, rows)
     return count_rows(rows)
@@ -82,9 +82,9 @@ def count_rows(rows: pa.Table) -> pa.Table:
 def add_chats(
     requests: pa.Table, shows_image: Sequence[bool], chat: Callable[[dict, str | None], Any], limits: dict[str, int]
 ) -> pa.Table:
-    """Add to requests their chats as JSON, whether an image is shown (`with_image`), and why one is missing.
+    """Add chats as JSON to requests, whether an image is shown (`with_image`), and why one is missing.
 
-    A request whose image may still come has no chat: it becomes an error, which the next run asks again.
+    A request whose image is temporarily unavailable gets no chat: it becomes an error, and the next run asks it again.
 
     Args:
         shows_image: for each request, whether the image of its `image_uri` is to be shown.
@@ -132,26 +132,26 @@ ToRows = Callable[[pa.Table, Sequence[Answer]], pa.Table]
 
 
 def ask(model: LanguageModel, prompts: Dataset, form: AnswerForm, to_rows: ToRows, sink: Sink, *, key: str = "") -> Dataset:
-    """Ask a model and write what `to_rows` makes of its answers, as far as the budget goes; returns counts of each batch.
+    """Ask a model, within the budget, and write the rows that `to_rows` makes of its answers; return counts of each batch.
 
     Args:
         prompts: rows of `add_chats`, with `request_digest`.
         to_rows: runs in the worker that asks.
-        key: of an endpoint.
+        key: API key of an endpoint.
 
     Raises:
         ValueError: no node has the GPUs of one engine.
     """
     if isinstance(model, EndpointModel):
-        # as many prompts at hand as in a few batches of an engine, however many requests are in flight
+        # prompts in memory are as many as in a few batches of an engine, however many requests are in flight
         rows, at_once = max(1, min(ENDPOINT_ROWS, 2048 // model.concurrency)), model.concurrency + ENGINE_BATCHES
         needs: dict[str, Any] = {"num_cpus": 0.1}
-        most_workers = 1  # because the rate limit is the worker's own
+        most_workers = 1  # because each worker applies the rate limit on its own
     else:
         check_tensor_parallel(model)
         rows, at_once, most_workers = model.batch_size, ENGINE_BATCHES, model.concurrency
         needs = {"num_cpus": 1} if model.on_cpu else {"num_gpus": model.tensor_parallel}
-    # Ray joins blocks on their way; a batch is a task of its own again, so that its counts come when it is done
+    # Ray may join blocks, so they are split again: each batch is a task whose counts arrive when it is done
     return prompts.repartition(target_num_rows_per_block=rows).map_batches(
         _Asker,
         batch_size=rows,
@@ -163,13 +163,13 @@ def ask(model: LanguageModel, prompts: Dataset, form: AnswerForm, to_rows: ToRow
             max_tasks_in_flight_per_actor=at_once + BATCHES_WAITING,
             max_concurrent_calls_per_actor=at_once,
         ),
-        max_task_retries=3,  # a batch that ends its worker again and again stops the job
+        max_task_retries=3,  # a batch that kills its worker repeatedly stops the job
         **needs,
     )
 
 
 class _Asker:
-    """Ask one model batches of prompts, several at once, and write each answer soon after it came."""
+    """Asks one model several batches of prompts at once, and writes each answer soon after its arrival."""
 
     def __init__(self, model: LanguageModel, form: AnswerForm, key: str, to_rows: ToRows, sink: Sink) -> None:
         self.model, self.to_rows, self.sink = model, to_rows, sink
@@ -193,7 +193,7 @@ class _Asker:
         return count_rows(pa.Table.from_pylist(written, COUNTED))
 
     async def _ask(self, row: dict[str, Any], chat: Any) -> dict[str, Any]:
-        """Ask one prompt; returns its ledger row when that is written."""
+        """Ask one prompt; return its ledger row after it is written."""
         answer = await self.source.ask(chat) if chat else NOT_ASKED
         self.unwritten.append((row, answer))
         place = len(self.unwritten) - 1
@@ -202,7 +202,7 @@ class _Asker:
 
     async def _write(self) -> list[dict[str, Any]]:
         await asyncio.sleep(WRITE_SECONDS)
-        # what comes from now on is of the next part
+        # answers from now on belong to the next part
         given, self.unwritten, self.writing = self.unwritten, [], None
         prompts = pa.Table.from_pylist([row for row, _ in given], self.schema)
         return await asyncio.to_thread(self._write_part, prompts, [answer for _, answer in given])
@@ -215,7 +215,7 @@ class _Asker:
 
 
 class ModelRun(NamedTuple):
-    """A model that is being asked: counts of its batches, and what is missing of it."""
+    """A model that is being asked: counts of its batches, and its missing requests."""
 
     name: str
     counts: Dataset
@@ -223,10 +223,10 @@ class ModelRun(NamedTuple):
 
 
 def follow_runs(stage: str, runs: Sequence[ModelRun], sink: Sink, interests: InterestsConfig) -> None:
-    """Let models answer side by side, with progress lines.
+    """Wait for models that answer in parallel, and log progress.
 
     Raises:
-        ValueError: too many requests of one ended without an answer, or the budget stopped the asking.
+        ValueError: too many requests of a model failed, or the budget is used up.
     """
     written = runs[0].counts.union(*(run.counts for run in runs[1:])) if len(runs) > 1 else runs[0].counts
     plans = {run.name: run.plan for run in runs}
@@ -258,10 +258,10 @@ def follow_runs(stage: str, runs: Sequence[ModelRun], sink: Sink, interests: Int
 
 
 def _check_failures(name: str, num_failed: int, num_wanted: int, uri: str, max_rate: float) -> None:
-    """Stop as soon as the failures are too many, however the rest ends: every error so far is among this run's answers."""
+    """Stop as soon as more requests have failed than `max_rate` of all wanted ones."""
     if num_failed > max_rate * num_wanted:
         shown = "\n  ".join(ledger.example_answers(uri, name, failed=True))
         raise ValueError(
             f"{name}: {num_failed} of {num_wanted} requests failed, more than interests.max_failed_rate = {max_rate} allows; "
-            f"the last ones:\n  {shown}\nMend the cause and run the job again, which asks them again, or allow more"
+            f"the last ones:\n  {shown}\nFix the cause and run the job again, which asks them again, or raise the limit"
         )

@@ -1,4 +1,4 @@
-"""The budget of a run inside Ray: one small actor that every worker asks before it asks a model, only where there is a cap."""
+"""The budget of a run inside Ray: a small actor that admits requests of all workers; used only if there is a cap."""
 
 import asyncio
 from typing import Any
@@ -32,7 +32,7 @@ class _Meter:
 
 
 def open_meter(interests: InterestsConfig, store: Store) -> Any:
-    """Return a handle of the run's meter, which starts from what miners and judge have spent; None where nothing is capped."""
+    """Return a handle of the run's meter, which starts from the cost of miners and judge so far; None without a cap."""
     caps = Spending(interests.max_tokens_total, interests.max_usd)
     if not any(caps):
         return None
@@ -42,7 +42,7 @@ def open_meter(interests: InterestsConfig, store: Store) -> Any:
 
 
 def settle(meter: Any, rows: pa.Table) -> None:
-    """Count in the meter what the requests of some rows really spent."""
+    """Report the real cost of rows to the meter."""
     if meter is not None and len(rows):
         tokens = pc.sum(rows["input_tokens"]).as_py() + pc.sum(rows["output_tokens"]).as_py()
         real = Spending(tokens, pc.sum(rows["cost_usd"]).as_py())
@@ -50,15 +50,15 @@ def settle(meter: Any, rows: pa.Table) -> None:
 
 
 def check_budget(meter: Any, interests: InterestsConfig, num_left: int) -> None:
-    """Stop the job where the budget stopped the asking.
+    """Stop the job if the budget is used up.
 
     Raises:
-        ValueError: it did; the message says what was spent and how to go on.
+        ValueError: the budget stopped requests; the message has the cost and how to continue.
     """
     spent, stopped = ray.get(meter.state.remote()) if meter is not None else (Spending(), False)
     if stopped:
         raise ValueError(
             f"interests: stopped at the budget: {spent.tokens:.0f} tokens and {spent.usd:.4f} USD are spent of "
             f"interests.max_tokens_total={interests.max_tokens_total} and interests.max_usd={interests.max_usd} (0: no cap), "
-            f"and {num_left} requests are still to ask. What came back is kept: raise the cap and run the job again"
+            f"and {num_left} requests are still to ask. All answers are kept: raise the cap and run the job again"
         )

@@ -1,4 +1,4 @@
-"""Ask the judge about every interest, and hand its verdicts to the label job."""
+"""Ask the judge about every interest, and write its verdicts for the label job."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,16 +37,16 @@ NO_IMAGE = "judge: only miners with an image found it, none wrote a caption, and
 
 
 def ask_judge(config: Config, store: Store, work: str, items: Any) -> Output:
-    """Ask for the verdicts that the ledger `interest_verdicts` lacks, and write those of this run's interests for `read_votes`.
+    """Ask for missing verdicts, append them to the ledger `interest_verdicts`, and write this run's verdicts for `read_votes`.
 
     Args:
         items: reference to the titles of all items; None if no interest is a user's.
 
     Returns:
-        What the ledger holds; interests without a verdict are rejected, by status.
+        The output of the ledger; interests without a verdict count as rejected, by status.
 
     Raises:
-        ValueError: as `asker.follow_runs`, or the judge can be shown none of the interests.
+        ValueError: as in `asker.follow_runs`; or the judge can be asked about none of the interests.
     """
     judge = config.labels.judge
     assert judge is not None, "the config checks it"
@@ -83,10 +83,10 @@ def _image_miners(config: Config) -> list[str]:
 
 
 def _count_unseen(config: Config, store: Store) -> int:
-    """Count the interests that a judge without images is not asked about.
+    """Count the interests that a judge without images cannot be asked about.
 
     Raises:
-        ValueError: these are all.
+        ValueError: the judge can be asked about none.
     """
     image_miners = _image_miners(config)
     if not image_miners:
@@ -102,7 +102,7 @@ def _count_unseen(config: Config, store: Store) -> int:
 
 
 def _requests(parts: pa.Table, store: Store, judge: Judge, image_miners: list[str], items: Any) -> Iterator[pa.Table]:
-    """Make the request of every interest that the judge can be shown, with the image where its miners were shown one alone."""
+    """Make the requests of all interests that the judge can judge, with the image if only miners with images found them."""
     for part in parts_in(parts):
         titles, start, uris = None, 0, pa.array([], pa.string())
         if part.owner == "user":
@@ -122,12 +122,12 @@ def _requests(parts: pa.Table, store: Store, judge: Judge, image_miners: list[st
 
 
 def _has_caption(interests: pa.Table | pa.RecordBatch, flat: pa.Table) -> np.ndarray:
-    """Say for each row of `flat_interests(interests)` whether its owner's text says what the image shows."""
+    """Return for each row of `flat_interests(interests)` whether its owner has a caption."""
     return np.asarray(interests["caption"].is_valid())[np.asarray(flat["row"])]
 
 
 def judge_prompts(requests: pa.Table, judge: Judge, limits: dict[str, int]) -> pa.Table:
-    """Add to requests the chats that the judge gets; one whose image is broken is judged by its text, as it was mined."""
+    """Add the judge's chats to requests; if the image is broken, the text alone is judged, as in mining."""
     form = judge_form(judge)
 
     def chat(row: dict, url: str | None) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""The ledger seen by Ray: sets of requests, and the answers to them.
+"""Ray tasks on the ledger: compare requests with it, and sort its answers by part.
 
-Sets of requests travel as sorted 64-bit numbers in the object store, 8 bytes a request, shared by all workers of a node.
+Sets of requests are sorted 64-bit numbers in the object store, 8 bytes per request, shared by all workers of a node.
 """
 
 import itertools
@@ -26,7 +26,7 @@ _BLOCK_ANSWERS = 20_000
 
 
 class Plan(NamedTuple):
-    """What is to ask of a miner: references to all digests and to the missing ones, and both numbers."""
+    """Requests of a miner: references to the digests of all and of the missing ones, and the number of each."""
 
     wanted: Any
     missing: Any
@@ -67,22 +67,21 @@ def filter_requests(table: pa.Table, numbers: Any) -> pa.Table:
 def answers_by_part(
     uri: str, wanted: Any, owner: Owner, starts: Sequence[str], folder: str, *, num_requests: int, name: str = ledger.LEDGER
 ) -> pa.Table:
-    """Write a ledger's answers to the wanted requests about one kind of owner, each request's last, into a file for each part.
+    """Write a ledger's answers to the wanted requests about one kind of owner, one per request, into a file per part.
 
-    Ray Data sorts the answers by their owners' parts, so a task holds those of a few parts. A part without any answer has no
-    file.
+    Ray Data sorts the answers by part, so a task holds those of a few parts. A part without answers has no file.
 
     Args:
         wanted: reference to the requests, of this owner or others too.
         starts: first id of each part of the owners.
         folder: address of the files, which `artifacts.part_name` names.
-        name: of the ledger.
+        name: name of the ledger.
 
     Returns:
-        How the requests ended, see `count_outcomes`.
+        Counts by miner and status, see `count_outcomes`.
     """
-    artifacts.remove(folder)  # a killed run's
-    if len(starts) == 1:  # what a task does before Ray Data would have started its own
+    artifacts.remove(folder)  # of a killed run
+    if len(starts) == 1:  # a single task finishes before Ray Data would have started
         task: Any = ray.remote(_only_part)
         return ray.get(task.remote(uri, wanted, owner, folder, name))
     chosen = map_tables(read_parts(uri), _numbered, numbers=wanted, owner=owner, starts=starts)
@@ -106,7 +105,7 @@ def _only_part(uri: str, wanted: np.ndarray, owner: Owner, folder: str, name: st
 
 
 def _write_answers(answers: pa.Table, folder: str) -> pa.Table:
-    """Write whole parts, each sorted by owner, and count how their requests ended."""
+    """Write whole parts, each sorted by owner, and count requests by miner and status."""
     latest = latest_responses(answers).sort_by([("part", "ascending"), ("owner_id", "ascending")])
     part = np.asarray(latest["part"])
     numbers, cuts = np.unique(part, return_index=True)

@@ -1,4 +1,4 @@
-"""The miners of the config: the requests of each, which of them the ledger lacks, and how each kind answers them."""
+"""Run the configured miners: make their requests, find those that the ledger lacks, and answer them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,18 +40,18 @@ from jobs.runtime.session import log
 
 STAGE = "interests"
 BLOCK_ROWS = 1024
-"""Requests made, and answers written, at once by miners that do not wait for a model."""
+"""Requests per batch of miners without a language model."""
 FORM = AnswerForm("interests", RESPONSE_SCHEMA)
 
 
 def item_lines_of(config: Config, store: Store) -> Any:
-    """Return a reference to what users' requests show of all items, which a task reads once for all miners of a job."""
+    """Return a reference to the lines of all items for users' requests, which a task reads once for all miners of a job."""
     task: Any = ray.remote(read_item_lines)
     return task.remote(store, config.interests.max_text_chars, with_interests="item" in config.interests.owners)
 
 
 def what_else_decides(config: Config, owner: Owner, miner: Miner) -> str:
-    """Return what decides an answer beside the miner's own section: a recording's content, weights, sizes of images."""
+    """Return everything outside the miner's section that decides an answer: a recording's content, weights, sizes of images."""
     chosen = config.interests
     decisive = [artifacts.digest_of_files(miner.recording)] if isinstance(miner, ReplayMiner) else []
     if isinstance(miner, ExtractiveMiner):
@@ -92,10 +92,10 @@ def _user_batch(parts: pa.Table, store: Store, items: Any, key: str, max_text_ch
 
 
 def ask_miners(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[Any, int]:
-    """Ask each miner for what the ledger lacks; returns a reference to all its requests' digests, and their number.
+    """Ask each miner the requests that the ledger lacks; return a reference to the digests of all requests, and their number.
 
     Raises:
-        ValueError: as `asker.follow_runs`.
+        ValueError: as in `asker.follow_runs`.
     """
 
     def plan(miner: Miner, requests: Any) -> Plan:
@@ -104,7 +104,7 @@ def ask_miners(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[
         log(STAGE, f"{miner.name}: {found.num_wanted} {owner} requests, {num_done} answered, {found.num_missing} to ask")
         return found
 
-    ray.data.DataContext.get_current().execution_options.preserve_order = False  # a slow batch holds none back
+    ray.data.DataContext.get_current().execution_options.preserve_order = False  # a slow batch must not delay others
     items = item_lines_of(config, store) if owner == "user" else None
     plans: list[Future[Plan]] = []
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -117,7 +117,7 @@ def ask_miners(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[
                 made = background.submit(plan, miner, requests)
                 plans.append(made)
                 if isinstance(miner, VllmMiner) and not artifacts.list_parts(sink.uri):
-                    # an empty ledger lacks all: an engine takes longer to start than the plan to be made
+                    # an empty ledger lacks all requests, so the engine can start while the plan is made
                     runs.append(ModelRun(miner.name, _ask_model(config, owner, miner, requests, sink), made))
                 elif (found := made.result()).num_missing:
                     missing = map_tables(requests, filter_requests, numbers=found.missing)
@@ -130,10 +130,10 @@ def ask_miners(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[
 
 
 def side_by_side(miners: Sequence[Miner], num_gpus: int, num_nodes: int) -> list[list[Miner]]:
-    """Return groups of miners; those of a group run at the same time, as far as the cluster has room for one engine of each.
+    """Return groups of miners that run at the same time, as many as the cluster has resources for.
 
-    Miners without a model come first, one after another. Endpoints need no room. An engine takes the GPUs of its tensor
-    parallelism, on CPU a whole node; one for which there is never room waits for it in a group of its own.
+    Miners without a model come first, one after another. Endpoints need no resources. An engine needs the GPUs of its tensor
+    parallelism, or on CPU a whole node; an engine that does not fit at present is a group of its own and waits.
     """
     groups: list[list[Miner]] = [[miner] for miner in miners if not isinstance(miner, VllmMiner | OpenAIMiner)]
     asked: list[list[Miner]] = [[miner for miner in miners if isinstance(miner, OpenAIMiner)]]
@@ -152,14 +152,14 @@ def side_by_side(miners: Sequence[Miner], num_gpus: int, num_nodes: int) -> list
 
 
 def check_yield(interests: InterestsConfig, uri: str, outcomes: pa.Table, facts: Mapping[str, Any]) -> None:
-    """Stop where too few owners got an interest, from all miners or from one language model.
+    """Check that enough owners got an interest, from all miners together and from each language model.
 
     Args:
-        outcomes: rows by miner and status. A cut answer counts for its miner, since its whole interests are used.
-        facts: of the artifact `interests`.
+        outcomes: rows by miner and status. Truncated answers count as answers, because their complete interests are used.
+        facts: facts of the artifact `interests`.
 
     Raises:
-        ValueError: it names the miner and shows three of its answers.
+        ValueError: too few owners got an interest; names the miner and shows three of its answers.
     """
     asked, yielded = dict.fromkeys((miner.name for miner in interests.miners), 0), Counter[str]()
     for row in outcomes.to_pylist():
@@ -174,7 +174,7 @@ def check_yield(interests: InterestsConfig, uri: str, outcomes: pa.Table, facts:
     if found:
         shown = "\n  ".join(line for name in poor for line in ledger.example_answers(uri, name, failed=False))
         raise ValueError(
-            f"interests: {'; '.join(found)}, fewer than interests.min_yield_rate = {rate} asks for. Answers:\n  {shown}\n"
+            f"interests: {'; '.join(found)}, fewer than interests.min_yield_rate = {rate} requires. Answers:\n  {shown}\n"
             f"Change the model or its max_tokens, or lower the rate, and run the job again"
         )
 
@@ -182,7 +182,7 @@ def check_yield(interests: InterestsConfig, uri: str, outcomes: pa.Table, facts:
 def _answer(
     config: Config, owner: Owner, miner: Miner, missing: Dataset, sink: Sink, *, everything: Dataset, num_owners: int
 ) -> Dataset:
-    """Write a miner's responses to the requests that are missing, batch by batch; returns their counts.
+    """Write a miner's responses to the missing requests, batch by batch; return their counts.
 
     Args:
         everything: all requests of the miner, `num_owners` of them; key phrases are counted over all owners.
@@ -203,7 +203,7 @@ def _write_raw(raw: pa.Table, sink: Sink) -> pa.Table:
 
 def _ask_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, missing: Dataset, sink: Sink) -> Dataset:
     limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
-    if miner.modality != "text":  # images are fetched few by few
+    if miner.modality != "text":  # images are fetched in small batches
         missing = missing.repartition(target_num_rows_per_block=64)
     prompts = map_tables(missing, miner_prompts, miner=miner, limits=limits)
     key = api_key(miner) if isinstance(miner, OpenAIMiner) else ""
@@ -211,7 +211,7 @@ def _ask_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, mis
 
 
 def miner_prompts(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: dict[str, int]) -> pa.Table:
-    """Add to requests the chats that a miner gets."""
+    """Add a miner's chats to requests."""
 
     def chat(row: dict, url: str | None) -> list[dict[str, Any]]:
         return chat_messages(row["owner"], miner.modality, row["text"], url)

@@ -1,4 +1,4 @@
-"""Ray workers that hold a sentence encoder: key phrases of texts, and merging the answers of several miners."""
+"""Ray workers with a sentence encoder: they extract key phrases of texts, and merge the answers of several miners."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from digr.tables import TABLES
 from jobs.runtime.datasets import OutputTables, map_parts, map_tables, map_with_model
 
 _MERGED_OWNERS = 2048
-"""Owners merged at once."""
+"""Owners merged per batch."""
 
 
 def extract(
@@ -34,9 +34,9 @@ def extract(
 
 
 def merge(config: Config, store: Store, owner: Owner, folder: str) -> None:
-    """Write `interests` of all items or users, part by part, from what `answers_by_part` left in a folder.
+    """Write `interests` of all items or users, part by part, from the files of `answers_by_part`.
 
-    One miner's answers need no encoder, nor workers that hold one.
+    A single miner's answers are merged without an encoder.
     """
     worker: Any = _Merge if len(config.interests.miners) > 1 else _merge_alone
     map_parts(config, store, worker, parts_of(store, owner), ["interests"], arguments=(folder,))
@@ -44,7 +44,7 @@ def merge(config: Config, store: Store, owner: Owner, folder: str) -> None:
 
 def _load_encoder(config: Config) -> Encode:
     """Load the encoder that compares phrases, inside a worker."""
-    import torch  # seconds of every worker's start, and one miner's answers merge without an encoder
+    import torch  # takes seconds, and a single miner's answers need no encoder
 
     torch.set_num_threads(config.cluster.encode_threads)
     device = "cuda" if config.cluster.use_gpu else "cpu"
@@ -76,7 +76,7 @@ class _Merge:
         self.encoder: Encode | None = None
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        """Encode phrases; the model is loaded only where two miners have to be compared."""
+        """Encode phrases; the model is loaded only if phrases of two miners must be compared."""
         self.encoder = self.encoder or _load_encoder(self.config)
         return self.encoder(texts)
 
@@ -99,13 +99,13 @@ class _Merge:
 
 
 def _owner_ids(store: Store, part: Part) -> pa.Array:
-    """Return the items of a part, or the users, whose rows follow each other."""
+    """Return the distinct items or users of a part; rows of an owner are contiguous."""
     name, column = ("items", "item_id") if part.owner == "item" else ("histories", "user_id")
     return pc.unique(read_part(store, name, part, [column])[column])
 
 
 def _phrase_counts(requests: Dataset, num_owners: int, max_words: int) -> Any:
-    """Count phrases over all requests; returns a reference to `PhraseCounts`, whose size does not grow with the texts."""
+    """Count phrases over all requests; return a reference to `PhraseCounts`, whose size is bounded."""
     buckets = num_buckets(num_owners)
     counted = map_tables(requests, _count_batch, max_words=max_words, buckets=buckets)
     return ray.remote(_add_counts).remote(counted.to_arrow_refs(), buckets, num_owners)

@@ -1,8 +1,8 @@
-"""The vLLM engine of one worker: a chat in, a guided answer out, and a prompt that kills the engine is found and left out.
+"""The vLLM engine of one worker: answers chats with guided decoding, and isolates prompts that kill the engine.
 
-The worker asks vLLM's asynchronous engine itself. `ray.data.llm` spreads the same over a process each for chat templates and the
-engine, copies every prompt and its tokens between them and reads every token as it comes: on two cores a job with it took a third
-longer than `vllm.LLM.chat` alone (benchmarks/mining_overhead.py).
+The worker calls vLLM's asynchronous engine directly. `ray.data.llm` uses separate processes for chat templates and the engine,
+copies every prompt and its tokens between them, and reads every token as it is generated: on two cores a job with it took a
+third longer than `vllm.LLM.chat` alone (benchmarks/mining_overhead.py).
 """
 
 import asyncio
@@ -17,38 +17,38 @@ from digr.config.interests import VllmJudge, VllmMiner, VllmModel
 from digr.models.answers import CUT, TOP_TOKENS, Answer, AnswerForm
 
 CPU_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-"""Environment of an engine on CPU: gigabytes of its key-value cache."""
+"""Environment variable of an engine on CPU: gigabytes of its key-value cache."""
 SUSPECT_GROUPS = 16
-"""Groups into which the prompts of a dead engine are split until one of them is alone."""
+"""Number of groups into which the prompts of a dead engine are split, again and again until a prompt is alone."""
 
 
 def check_tensor_parallel(model: VllmModel) -> None:
-    """Check that an engine fits on some node of the cluster that Ray has joined.
+    """Check that an engine fits on a node of the cluster that Ray has joined.
 
     Raises:
-        ValueError: the model wants more GPUs than the largest node has. Where no node has one yet, the engine waits for one.
+        ValueError: the model needs more GPUs than the largest node has. If no node has a GPU yet, the engine waits for one.
     """
     gpus = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
     largest = max(gpus, default=0)
     if not model.on_cpu and 0 < largest < model.tensor_parallel:
         raise ValueError(
             f"{model.name}: tensor_parallel = {model.tensor_parallel}, but the largest node has {largest} GPUs and an engine "
-            f"stays on one node; set tensor_parallel to at most {largest} or add a larger node"
+            f"needs all on one node; set tensor_parallel to at most {largest} or add a larger node"
         )
 
 
 def engine_kwargs(model: VllmModel) -> dict[str, Any]:
     """Return the arguments of a model's engine, without the model's name."""
     engine: dict[str, Any] = {"max_model_len": model.max_model_len, "tensor_parallel_size": model.tensor_parallel}
-    # a guided model may otherwise pad its JSON with blanks until its tokens are used up
+    # otherwise a guided model may pad its JSON with white space until its tokens are used up
     engine["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
     return engine | ({"enforce_eager": True} if model.on_cpu else {})
 
 
 def sampling_params(model: VllmMiner | VllmJudge, form: AnswerForm) -> dict[str, Any]:
-    """Return the arguments of a model's `SamplingParams`; every answer is held to its form."""
+    """Return the arguments of a model's `SamplingParams`, which force every answer into its form."""
     if form.words:
-        # the guide leaves only tokens that begin a word, so the first token's log-probabilities are those of the words
+        # only tokens that begin a word are allowed, so the first token's log-probabilities are those of the words
         guide: dict[str, Any] = {"choice": list(form.words)}
         return {"temperature": 0.0, "max_tokens": 1, "logprobs": TOP_TOKENS, "structured_outputs": guide}
     guide = {"json": json.dumps(form.schema)}
@@ -57,11 +57,11 @@ def sampling_params(model: VllmMiner | VllmJudge, form: AnswerForm) -> dict[str,
 
 
 class Engine:
-    """One engine, in a process of its own below this one, used from one event loop.
+    """One engine, in a child process, used from one event loop.
 
-    When the engine dies, it is started again and the prompts it had are asked in groups, nothing else beside them; the groups
-    that it dies of are split further. So a prompt that kills it ends alone, as an answer of status "error", and the others
-    are answered.
+    When the engine dies, it is started again and its prompts are asked in groups, without other prompts; a group that kills
+    it is split further. So a prompt that kills the engine ends alone, as an answer of status "error", and all others are
+    answered.
     """
 
     def __init__(self, model: VllmMiner | VllmJudge, form: AnswerForm):
@@ -89,11 +89,11 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(self.model.model, disable_log_stats=True, **engine_kwargs(self.model))
-        # LLM_CLASS has the batch sizes of vLLM's own offline class, which are twice those of a server
+        # LLM_CLASS selects the batch sizes of vLLM's offline class, which are twice those of a server
         self.engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
 
     async def ask(self, messages: Any) -> Answer:
-        """Answer one chat; what the engine refuses, such as a text too long or an odd image, is an answer of status "error"."""
+        """Answer one chat; if the engine refuses it (a text too long, an odd image), the answer has status "error"."""
         await self.healthy.wait()
         self.num_in_flight += 1
         try:
@@ -110,7 +110,7 @@ class Engine:
         return await suspect
 
     async def _generate(self, messages: Any) -> Answer | None:
-        """Return the engine's answer, or None where the engine died."""
+        """Return the engine's answer, or None if the engine died."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
@@ -131,8 +131,8 @@ class Engine:
         )
 
     async def _recover(self) -> None:
-        """Start the engine again and answer the prompts it died with; an engine that does not start fails them all."""
-        while self.num_in_flight:  # the others notice the death a moment later
+        """Start the engine again and answer its prompts; if the engine does not start, all of them fail."""
+        while self.num_in_flight:  # other prompts notice the death a moment later
             await asyncio.sleep(0.01)
         suspects, self.suspects = self.suspects, []
         try:
@@ -151,14 +151,14 @@ class Engine:
             dead = [suspect for suspect, answer in zip(group, answers, strict=True) if answer is None]
             for (_, suspect), answer in zip(group, answers, strict=True):
                 if answer is not None or len(group) == 1:
-                    suspect.set_result(answer or Answer(None, "error", "the engine died of this prompt, asked alone"))
+                    suspect.set_result(answer or Answer(None, "error", "this prompt alone killed the engine"))
             if dead:
                 self._restart()
                 if len(group) > 1:
                     await self._ask_apart(dead)
 
     def _restart(self) -> None:
-        """Start another engine; this process waits, as nothing can be asked meanwhile."""
+        """Start another engine, and block meanwhile, because no prompt can be asked."""
         self.engine.shutdown()
         self._start()
 

@@ -1,4 +1,4 @@
-"""What labelers other than the classifier say, in the label job's scratch folder, in the same parts as `interests`."""
+"""Probabilities from labelers other than the classifier, in the label job's scratch folder, in the parts of `interests`."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from digr.rewards.judge import JUDGED
 from digr.tables import Owner, flat_interests
 
 _KEY = ("owner_id", "interest")
-"""Columns that say which interest of a part a verdict is about."""
+"""Columns that identify the interest of a verdict within a part."""
 
 
 def read_votes(labeler: Literal["judge", "behavioural"], store: Store, part: Part, work: str) -> Float[np.ndarray, " P"]:
-    """Return the probability that a labeler gave each interest of a part, in their order, NaN where it gave none."""
+    """Return the probability that a labeler gave each interest of a part, in order; NaN if it gave none."""
     if labeler == "behavioural":
         found = artifacts.open_parts(_behavioural_folder(work, part)).to_table()["probability"]
         return np.asarray(found.fill_null(np.nan), np.float64)
@@ -35,7 +35,7 @@ def read_votes(labeler: Literal["judge", "behavioural"], store: Store, part: Par
 
 
 def judge_folder(work: str, owner: Owner) -> str:
-    """Return the address of the judge's verdicts about items or users, a file for each part that has any."""
+    """Return the address of the judge's verdicts about items or users: a file for each part with verdicts."""
     return f"{work}/judge/{owner}"
 
 
@@ -48,7 +48,7 @@ def _joined(rows: pa.Table) -> pa.Array:
 
 
 def count_transitions(config: Config, store: Store, work: str) -> None:
-    """Write what the behavioural labeler says of every interest, from one worker."""
+    """Write the behavioural labeler's probability of every interest, in one worker."""
     import ray
 
     ray.get(ray.remote(_count).remote(store, config.labels.min_lift, work, config.interests.owners))
@@ -59,7 +59,7 @@ def _count(store: Store, min_lift: float, work: str, owners: Sequence[Owner]) ->
     for owner in owners:
         parts = parts_of(store, owner)
         named = [flat_interests(read_part(store, "interests", part))["interest"].combine_chunks() for part in parts]
-        # all at once, for each look-up would hash all phrases again
+        # in one look-up, because each would hash all phrases again
         places = pc.index_in(pa.chunked_array(named, pa.string()), phrases["interest"].combine_chunks())
         votes = phrases["probability"].combine_chunks().take(places)
         ends = np.cumsum([0, *map(len, named)]).tolist()

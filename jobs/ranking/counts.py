@@ -1,4 +1,4 @@
-"""What follows what in training, by Ray: parts of users give pairs, which are sorted by the part of the earlier item."""
+"""Count transitions in training with Ray: parts of users give pairs of items, which are sorted by the earlier item's part."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -24,22 +24,22 @@ from jobs.runtime.datasets import map_tables, part_dataset, parts_in, start_task
 
 
 class CountedRows(NamedTuple):
-    """Which training rows count in which period."""
+    """The training rows that are counted in each period."""
 
     chosen: FitRows
     """CountedRows that the ranker learns from."""
     first_number: int
-    """Of the tail, where the ranker learns from it."""
+    """First row of the tail, if the ranker learns from it."""
     num_rows: int
-    """Train rows of the split."""
+    """Number of train rows."""
 
     def end(self, period: Period) -> int:
-        """Return the number of the first row behind a period."""
+        """Return the number of the first row after a period."""
         return self.num_rows if period == "all" else self.first_number
 
 
 def counted_rows(config: Config, store: Store) -> CountedRows:
-    """Say which training rows count in which period."""
+    """Return the training rows that are counted in each period."""
     facts = artifacts.require(store, "histories").facts
     num_rows = int(facts["split_rows"]["train"]) - int(facts.get("earlier_train_rows", 0))
     chosen = fit_rows(config)
@@ -55,7 +55,7 @@ class Counts(NamedTuple):
 
 
 def count_sources(config: Config, store: Store, work: str, firsts: np.ndarray) -> Any:
-    """Count items and pairs in both periods, and write the lists of the counted sources; returns a reference to the counts."""
+    """Count items and pairs in both periods, and write the lists of the counted sources; return a reference to the counts."""
     rows, users = counted_rows(config, store), part_dataset(parts_of(store, "user"))
     items = start_task(_index_items, store)
     half_life = max(1.0, config.ranking.half_life_rate * rows.num_rows)
@@ -75,7 +75,7 @@ def _index_items(store: Store) -> IdIndex:
 
 
 def _sequences(store: Store, part: Part, items: IdIndex, rows: CountedRows, period: Period) -> Iterator[Any]:
-    """Stream the training sequences of a part's users as far as a period goes."""
+    """Stream the training sequences of a part's users within a period."""
     table = _train_rows(store, part)
     if period == "before" and rows.chosen == "period":
         table = table.filter(pa.array(~is_fit_row(table, rows.chosen, rows.first_number)))

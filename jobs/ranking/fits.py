@@ -1,4 +1,4 @@
-"""The rankers by Ray: examples by part of users, and one fit after the other in each worker."""
+"""Fit rankers with Ray: make examples by part of users, then fit one ranker after another in each worker."""
 
 import json
 import tempfile
@@ -29,7 +29,7 @@ BATCH_REQUESTS = 512
 EXPLAINED = 2000
 """Candidates over which the shares of features are averaged."""
 Fitted = Literal["valid", "test"]
-"""The rows that a ranker orders: it has learned from what is before them."""
+"""The split that a ranker orders; it learns only from earlier rows."""
 LEARNED_FROM: dict[Fitted, tuple[str, ...]] = {"valid": FOLDS[:1], "test": FOLDS}
 
 
@@ -79,7 +79,7 @@ class Fit(NamedTuple):
 
 
 def fit_all(config: Config, store: Store, wanted: Sequence[Fit]) -> Iterator[dict[str, Any]]:
-    """Fit rankers, `cluster.encode_workers` at once; yields what the manifest says of each."""
+    """Fit rankers, `cluster.encode_workers` at once; yield the facts of each for the manifest."""
     blocks = ray.data.from_arrow([pa.table({"system": [each.system], "fitted": [each.fitted]}) for each in wanted])
     call: Any = _fit
     found = blocks.map_batches(

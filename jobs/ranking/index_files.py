@@ -1,4 +1,4 @@
-"""The arrays of `ranking_index`, each step in a worker of its own, and the neighbours of a part's items."""
+"""Write the arrays of `ranking_index`, each step in its own worker, and the neighbours of each part's items."""
 
 import tempfile
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ INDEX, SEARCH = "ranking_index", "search"
 
 @contextmanager
 def _added_files(store: Store, name: str = INDEX) -> Iterator[Path]:
-    """Give an empty folder, whose files then join an artifact's."""
+    """Yield an empty folder; its files are added to the artifact when the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
         artifacts.put_files(store, name, Path(folder))
 
 
 def write_family(store: Store, files: FamilyFiles, groups: list[np.ndarray], firsts: np.ndarray, name: str) -> None:
-    """Write the vectors and groups of a family that has phrases of its own."""
+    """Write the vectors and groups of a family with its own phrases."""
     with _added_files(store) as folder:
         phrases, num_items = building.read_item_phrases(files, firsts), int(firsts[-1])
         building.write_family_vectors(files, phrases, num_items, folder / f"{name}.vectors.npy")
@@ -51,7 +51,7 @@ def write_content(store: Store, content: Content, num_items: int) -> None:
 
 
 def write_search(store: Store, work: str, name: str, seed: int) -> None:
-    """Write what the neighbours by a source's vectors are searched with."""
+    """Write the search index over a source's vectors."""
     import faiss
 
     with artifacts.fetch_files(store.uri(INDEX), f"{name}.vectors") as index, _added_files(Store(work), SEARCH) as folder:
@@ -60,7 +60,7 @@ def write_search(store: Store, work: str, name: str, seed: int) -> None:
 
 
 class Nearest:
-    """Write parts of `item_neighbours`: what was counted, and the items nearest in content and in the phrases of each family."""
+    """Write parts of `item_neighbours`: counted sources, and nearest items by contents and by each family's phrases."""
 
     def __init__(self, config: Config, store: Store, work: str, firsts: np.ndarray, sources: tuple[str, ...]) -> None:
         import faiss
@@ -92,26 +92,26 @@ class Nearest:
 
 
 def write_source(store: Store, source: str, name: str) -> None:
-    """Write the lists of a source as arrays of a name."""
+    """Write the lists of a source as arrays under a name."""
     with _added_files(store) as folder:
         save_arrays(folder, building.read_source(store, source), name)
 
 
 def write_counts(store: Store, counts: Any) -> None:
-    """Write what was counted of each item."""
+    """Write the counts of each item."""
     with _added_files(store) as folder:
         for period, each in counts.items():
             save_arrays(folder, period_statistics(each.frequency, each.recent), period)
 
 
 def write_shuffled(store: Store, name: str, grains: int) -> None:
-    """Write the family that gives every item the interests of another one, by the seed in its name."""
+    """Write the family in which every item has the interests of a random other item; its name contains the seed."""
     with artifacts.fetch_files(store.uri(INDEX), "interests.") as index, _added_files(store) as folder:
         save_arrays(folder, building.shuffle_family(index, "interests", grains, int(name.rsplit("_", 1)[1])), name)
 
 
 def write_lifts(store: Store, name: str, period: Period, grains: int) -> None:
-    """Write the steps between the interests of a family at each grain, and the items that those of the finest lead to."""
+    """Write the lifts of steps between a family's interests at each grain, and the items after each interest of the finest."""
     with (
         artifacts.fetch_files(store.uri(INDEX), f"{name}.groups.") as index,
         artifacts.fetch_files(store.uri(INDEX), f"{period}.recent") as counted,

@@ -1,4 +1,4 @@
-"""Canonical interests by Ray: phrases are collected by part, encoded in blocks, and grouped in one worker."""
+"""Build canonical interests with Ray: collect phrases by part, encode them in blocks, and group them in one worker."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -32,7 +32,7 @@ class EncodePhrases:
         self.encode = self.load_encoder()
 
     def load_encoder(self) -> Encode:
-        """Load what turns phrases into vectors."""
+        """Load the encoder of phrases."""
         import torch
 
         cluster = self.config.cluster
@@ -61,9 +61,9 @@ def earlier_store(config: Config) -> Store | None:
 def group_phrases(
     config: Config, store: Store, files: Mapping[str, FamilyFiles], worker: type[EncodePhrases] = EncodePhrases
 ) -> dict[str, Any]:
-    """Collect, encode and group the phrases of each family; returns references to the groups of its phrases.
+    """Collect, encode and group the phrases of each family; return references to the groups of its phrases.
 
-    Only the interests keep groups of an earlier run: the other families are there to be compared with them.
+    Only interests keep the groups of an earlier run, because the other families serve for comparison only.
     """
     make = partial(_write_rows, store=store, files=dict(files))
     map_tables(part_dataset(parts_of(store, "item")), make).materialize()
@@ -99,7 +99,7 @@ def _write_phrases(files: FamilyFiles, earlier: Store | None) -> int:
 
 
 def _group(files: FamilyFiles, uri: str, config: Config, earlier: Store | None) -> list[np.ndarray]:
-    """Write the table of canonical interests; returns the groups of phrases at each grain."""
+    """Write the table of canonical interests; return the groups of phrases at each grain."""
     chosen, known = config.ranking, read_known(earlier) if earlier else None
     table, groups = group_all(files, chosen.interest_cosines, max_phrases=chosen.max_phrases, seed=config.run.seed, known=known)
     with artifacts.open_part(f"{uri}/{artifacts.part_name(0)}", table.schema) as writer:
@@ -108,7 +108,7 @@ def _group(files: FamilyFiles, uri: str, config: Config, earlier: Store | None) 
 
 
 def grouped_facts(config: Config, store: Store) -> dict[str, int]:
-    """Count the phrases that were grouped; beside an earlier run's also those kept, new, and of no item any more."""
+    """Count the grouped phrases; with an earlier run also the kept ones, the new ones, and those that no item has any more."""
     table, earlier = artifacts.open_parts(store.uri("canonical_interests")), earlier_store(config)
     facts = {"num_phrases": table.count_rows()}
     if earlier:

@@ -1,4 +1,4 @@
-"""The worker that turns histories into lists: the policy's own, and the rankers' over all sources."""
+"""The worker that turns histories into lists: those of the policy, and those of the rankers over all sources."""
 
 from collections.abc import Iterator, Sequence
 
@@ -25,7 +25,7 @@ from digr.sids.trie import load_trie
 from digr.tables import HELD_OUT, conform
 
 BATCH_HISTORIES = 4096
-"""Rows of `histories` read at once."""
+"""Rows of `histories` per batch."""
 
 
 def names_of(system: str) -> dict[str, str]:
@@ -54,7 +54,7 @@ class Recommend:
             self.load_rankers()
 
     def load_rankers(self) -> None:
-        """Load what orders the candidates of validation and of test histories."""
+        """Load the rankers of validation and of test histories."""
         self.items = build_id_index(artifacts.read_table(self.store, "items", ["item_id"])["item_id"])
         self.item_of_trie = self.items.find_all(self.trie.item_ids, "item_sids")
         self.trie_of_item = np.argsort(self.item_of_trie)
@@ -78,7 +78,7 @@ class Recommend:
                     yield from self.ranked_lists(split, histories, interests, found)
 
     def search(self, histories: pa.Table, interests: pa.Array) -> list[Recommendation]:
-        """Return the policy's list for each history, whose prompt shows `interests`: as long as its beam if it is a source."""
+        """Return the policy's list for each history and its shown interests; as long as the beam if the policy is a source."""
         k = self.config.decoding.beam_width if self.systems else self.config.decoding.k
         prompts = prompt_examples(histories, self.sids, self.config.data.max_history, interests)["prompt"].to_pylist()
         return self._search(prompts, k)
@@ -100,7 +100,7 @@ class Recommend:
     def ranked_lists(
         self, split: str, histories: pa.Table, interests: pa.Array, found: list[Recommendation]
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Write what the rankers make of all sources, for the histories of one split."""
+        """Write the rankers' lists over all sources, for the histories of one split."""
         mask = pc.equal(histories["split"], split).combine_chunks()
         rows, shown, chosen = histories.filter(mask), interests.filter(mask), np.flatnonzero(mask)
         lists = [self.item_of_trie[found[row].places] for row in chosen.tolist()]
@@ -130,12 +130,12 @@ class Recommend:
         """Return the interests that each item shares with its history or its user."""
         history = histories["history"].combine_chunks()
         known, ends = self.ids.find(history.flatten()), history.value_lengths().to_numpy().cumsum()
-        spans = np.split(known, ends)[: len(places)]  # behind the last end stands an empty piece
+        spans = np.split(known, ends)[: len(places)]  # the piece after the last end is empty
         told = zip(spans, places, interests.to_pylist(), strict=True)
         return pa.array([shared_interests(self.interests, *each) for each in told], pa.list_(pa.list_(pa.string())))
 
     def _search(self, prompts: list[str], k: int) -> list[Recommendation]:
-        """Decode prompts of like length together."""
+        """Decode prompts, batched by similar length."""
         found, decoding = dict[int, Recommendation](), self.config.decoding
         widest = decoding.max_beam_width if decoding.exact else 0
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))

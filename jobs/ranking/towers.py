@@ -1,4 +1,4 @@
-"""The towers by Ray: the task that trains one, and the worker that turns histories into the lists of all."""
+"""Towers with Ray: the task that trains one, and the worker that turns histories into the lists of all tower systems."""
 
 import tempfile
 from collections.abc import Iterator
@@ -97,12 +97,12 @@ def _items(store: Store) -> IdIndex:
 
 
 def _texts(store: Store, name: str) -> Float[Tensor, "N D"] | None:
-    """Return what a tower reads of the items' texts."""
+    """Return the items' text vectors for a tower; None if it uses none."""
     return torch.from_numpy(np.concatenate([*read_content_vectors(store, "text")])) if name == TEXT_TOWER else None
 
 
 def _valid_rows(config: Config, store: Store, items: IdIndex) -> ValidRows:
-    """Draw validation rows, about `towers.max_valid_examples` of them, by a generator of their own."""
+    """Draw about `towers.max_valid_examples` validation rows, with a separate random generator."""
     rng = np.random.default_rng(config.run.seed)
     rows = artifacts.dataset_of(store, "histories").filter(pc.field("split") == "valid")
     rate = config.towers.max_valid_examples / max(1, rows.count_rows())

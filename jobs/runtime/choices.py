@@ -1,4 +1,4 @@
-"""Choices that a catalogue cannot bear: what a later job would fail of is said by the first, as soon as the counts are known."""
+"""Check settings against the size of the data, so that the first job reports errors that later jobs would run into."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -11,23 +11,23 @@ from jobs.pipeline import plan
 
 
 class Counts(NamedTuple):
-    """What is known of a run's data once it is read and split."""
+    """Counts of a run's data after reading and splitting."""
 
     num_items: int
     split_rows: Mapping[str, int]
     """Rows of `histories` by split."""
     num_images: int
-    """Items whose image opens, or lies elsewhere and is not tried yet."""
+    """Items whose image opens, or is remote and not yet tried."""
 
 
 def check_choices(config: Config, counts: Counts) -> list[str]:
-    """Compare the choices of a run and of its ablations with its data.
+    """Compare the settings of a run and of its ablations with its data.
 
     Returns:
-        What works but loses something, one sentence each, to be logged.
+        Warnings about settings that lose data, a sentence each.
 
     Raises:
-        ValueError: some choice cannot work; the message has all of them, each with what to set.
+        ValueError: some settings cannot work; the message has all of them, each with a value that works.
     """
     problems: list[str] = []
     notes: list[str] = []
@@ -51,7 +51,7 @@ def _sids(config: Config, counts: Counts) -> Iterator[str]:
         yield f"sids.level_sizes: a level has {largest} codes but is fitted on {num_fitted} items; {wanted}"
     if sids.image_weight and not config.embeddings.image_encoder.name:
         yield (
-            f"sids.image_weight = {sids.image_weight:g} needs vectors of images, but embeddings.image_encoder is empty; name "
+            f"sids.image_weight = {sids.image_weight:g} needs vectors of images, but embeddings.image_encoder is empty; set "
             f"an encoder, or set sids.image_weight = 0"
         )
     elif sids.image_weight and not counts.num_images:

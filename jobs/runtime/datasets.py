@@ -1,4 +1,4 @@
-"""Tables through Ray: workers that read part k of their inputs and write part k of their outputs, and a Ray Dataset of rows."""
+"""Process tables with Ray: workers read part k of their inputs and write part k of their outputs; or Ray Datasets of rows."""
 
 import uuid
 from collections import Counter
@@ -22,11 +22,11 @@ from digr.partitions import Part, part_uri
 from digr.tables import conform, table_spec
 
 READ_ROWS = 16_384
-"""Rows that a task reads at once, at most."""
+"""Most rows that a task reads at once."""
 READ_TASKS = 1000
-"""Tasks that read a table at most; more parts than that share them."""
+"""Most tasks that read a table; if there are more parts, a task reads several."""
 OutputTables = Iterator[tuple[str, pa.Table]]
-"""Rows of outputs, each with its output's name, in the order in which they are written."""
+"""Tables of rows, each with its output's name, in the order of writing."""
 
 
 def map_parts(
@@ -38,15 +38,15 @@ def map_parts(
     *,
     arguments: tuple[Any, ...] = (),
 ) -> Counter[str]:
-    """Let workers read some parts of their inputs and write the same parts of some outputs; returns the rows of each output.
+    """Process parts in workers, which write the same part of each output; return the rows of each output.
 
-    A part of every output is written, if only without rows. It appears whole, and one that is made again after a failure
-    replaces itself. A worker streams: it gives the rows of a part batch by batch.
+    A part of every output is written, even without rows. It appears only when complete, and a repeated task replaces it.
+    A worker streams: it yields the rows of a part batch by batch.
 
     Args:
         worker: a class with `__init__(config, store, *arguments)` and `__call__(part) -> OutputTables`, which holds a model, see
             `map_with_model`; or a function `(part, config, store, *arguments) -> OutputTables`.
-        arguments: of the worker; give what is large as a reference of Ray's.
+        arguments: arguments of the worker; pass large ones as Ray references.
     """
     dataset, outputs = part_dataset(parts), tuple(outputs)
     if isinstance(worker, type):
@@ -66,14 +66,14 @@ def map_parts(
 def map_with_model(
     blocks: Dataset, config: Config, worker: Callable[..., Any], arguments: tuple[Any, ...], most_workers: int | None = None
 ) -> Dataset:
-    """Map blocks, as Arrow tables, in `cluster.encode_workers` processes, in each of which `worker(*arguments)` is made once.
+    """Map blocks, as Arrow tables, in `cluster.encode_workers` processes, each of which makes `worker(*arguments)` once.
 
-    On GPUs they are actors. On CPUs they are tasks: Ray lets one process run them for stage after stage, so a stage does not
-    start with ten seconds of imports, and each process keeps the worker that it made last.
+    On GPUs the workers are actors. On CPUs they are tasks: Ray reuses their processes from stage to stage, which saves ten
+    seconds of imports per stage, and each process keeps its last worker.
 
     Args:
-        arguments: give what is large as a reference of Ray's.
-        most_workers: processes that have something to do, if it is known.
+        arguments: arguments of the worker; pass large ones as Ray references.
+        most_workers: most processes that have work to do, if known.
     """
     size = min(config.cluster.encode_workers, most_workers or config.cluster.encode_workers)
     formats: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
@@ -86,7 +86,7 @@ def map_with_model(
 
 
 _kept_worker: dict[str, Any] = {}
-"""The worker that this process made last, under the name of its stage."""
+"""The last worker of this process, by the name of its stage."""
 
 
 def _call_kept_worker(block: pa.Table, stage: str, worker: Callable[..., Any], arguments: tuple[Any, ...]) -> pa.Table:
@@ -102,13 +102,13 @@ def map_tables(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
 
 
 def start_task(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function in a worker; returns a reference to what it returns."""
+    """Run a function in a worker; return a reference to its result."""
     task: Any = ray.remote(function)
     return task.remote(*arguments)
 
 
 def part_dataset(parts: Sequence[Part]) -> Dataset:
-    """Return the parts themselves as a Ray Dataset, a block each, for `parts_in`."""
+    """Return a Ray Dataset of the parts, one block per part, for `parts_in`."""
     return ray.data.from_arrow([pa.table({"owner": [part.owner], "number": [part.number]}) for part in parts])
 
 
@@ -118,7 +118,7 @@ def parts_in(block: pa.Table) -> list[Part]:
 
 
 class _PartWriter:
-    """A worker that holds a model, and the outputs it writes."""
+    """A worker with a model, and its outputs."""
 
     def __init__(self, worker: Callable[..., Any], arguments: tuple[Any, ...], store: Store, outputs: Sequence[str]) -> None:
         self.worker, self.store, self.outputs = worker(*arguments), store, outputs
@@ -142,9 +142,9 @@ def _write_parts(parts: pa.Table, worker: Callable[[Part], OutputTables], store:
 
 
 class _Parts(Datasource):
-    """Parquet files, each read by one task from beginning to end.
+    """Parquet files, each read completely by one task.
 
-    Ray's own source starts processes that look at all footers before each read, which takes longer than most reads of parts.
+    Ray's source reads all footers in separate processes before each read, which takes longer than most reads of parts.
     """
 
     def __init__(self, uri: str, columns: Sequence[str] | None, wanted: pc.Expression | None) -> None:
@@ -155,10 +155,10 @@ class _Parts(Datasource):
         self.read = partial(_read, filesystem=artifacts.filesystem_of(uri)[0], columns=columns, wanted=wanted)
 
     def estimate_inmemory_data_size(self) -> None:
-        """Nothing is known before the read."""
+        """Return None: the size is not known before the read."""
 
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
-        """Share the parts among tasks, in their order."""
+        """Distribute the parts over tasks, in order."""
         tasks = []
         for share in np.array_split(np.array(self.parts, object), min(parallelism, len(self.parts))):
             parts = share.tolist()
@@ -183,11 +183,11 @@ def read_parts(uri: str, columns: Sequence[str] | None = None, wanted: pc.Expres
 
     Args:
         uri: folder of its Parquet files, or one of them.
-        columns: to read; None for all.
+        columns: columns to read; None for all.
         wanted: which rows to read.
 
     Raises:
-        ValueError: there is no file.
+        ValueError: there is no Parquet file.
     """
     source = _Parts(uri, columns, wanted)
     return ray.data.read_datasource(source, override_num_blocks=min(len(source.parts), READ_TASKS))

@@ -1,4 +1,4 @@
-"""The skip-build-commit of a stage: build its artifacts unless they exist and match, and write the manifest last."""
+"""Run a stage: build its artifacts unless they exist and match, and write the manifest last."""
 
 import platform
 import time
@@ -18,7 +18,7 @@ VERSIONED = ("digr", "torch", "ray", "transformers", "pyarrow")
 
 
 class Output(NamedTuple):
-    """What a build says of one artifact it wrote."""
+    """Rows and facts of an artifact that a build wrote."""
 
     rows: int | None = None
     rejected: Mapping[str, int] = {}
@@ -26,9 +26,9 @@ class Output(NamedTuple):
 
 
 def store_of(config: Config) -> Store:
-    """Return the artifacts of the configured run and variant; a local folder by its absolute path.
+    """Return the artifacts of the configured run and variant, with an absolute path if the folder is local.
 
-    Workers of Ray Train and Ray Serve have a working directory of their own.
+    Workers of Ray Train and Ray Serve have other working directories.
     """
     return store_at(config.run.dir, config.run.variant)
 
@@ -39,16 +39,16 @@ def store_at(root: str, variant: str = "") -> Store:
 
 
 def trained_policies(config: Config, options: Options, evidence: Sequence[str] = ("policy_grpo",)) -> list[str]:
-    """Return which policies the run has, "sft" and perhaps "grpo", and say why where GRPO is left out.
+    """Return the run's policies, "sft" and possibly "grpo"; log why GRPO is left out.
 
     Args:
-        evidence: artifacts one of which exists where GRPO has run; a dry run takes it for granted.
+        evidence: artifacts of which one exists if GRPO has run; a dry run assumes it.
     """
     store, grpo = store_of(config), config.grpo.enabled
     if grpo and (options.dry_run or any(artifacts.read_manifest(store, name) for name in evidence)):
         return ["sft", "grpo"]
     if grpo:
-        log("policy_grpo", f"left out: {store.uri('policy_grpo')} does not exist; run `python -m jobs.train_grpo` to have it")
+        log("policy_grpo", f"left out: {store.uri('policy_grpo')} does not exist; run `python -m jobs.train_grpo` to train it")
     elif not config.run.variant:
         log("policy_grpo", "left out: grpo.enabled = false")
     return ["sft"]
@@ -67,24 +67,24 @@ def run_stage(
     keep: Sequence[str] = (),
     may_change: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Build the artifacts of one stage, unless they exist and match; returns the job's summary.
+    """Build the artifacts of a stage, unless they exist and match; return the job's summary.
 
     Args:
-        outputs: artifacts the stage makes; all are committed after all are written.
+        outputs: artifacts that the stage makes; they are committed after all are written.
         sections: config sections that decide the result, for the manifest and the digest.
-        build: writes the outputs; gets the store and the address of a scratch folder that outlives a kill, and says
-            what it made of each output.
-        inputs: artifacts it reads, which must exist.
-        files: name -> address of outside files it reads, by content.
-        models: config key -> pretrained model it reads, by its weights.
-        keep: outputs whose parts an earlier, unfinished build may have left and the build goes on from.
-        may_change: `section.key`s that may have changed when a killed build goes on in the same scratch folder.
+        build: writes the outputs; gets the store and the address of a scratch folder that survives a kill, and returns the
+            description of each output.
+        inputs: artifacts that it reads, which must exist.
+        files: name -> address of external files that it reads; their content enters the digest.
+        models: config key -> pretrained model that it reads; the weights enter the digest.
+        keep: outputs whose parts of an earlier, unfinished build are kept and continued.
+        may_change: `section.key`s that may differ when a killed build is resumed in the same scratch folder.
 
-    With `--force` (`options.force` "all") nothing of an earlier build is taken over: the scratch folder is cleared.
+    With `--force` (`options.force` "all") nothing of an earlier build is reused: the scratch folder is cleared.
 
     Raises:
-        ValueError: an input is missing, or something that it was made from has been made anew since; StaleArtifact if an
-            output was made from other inputs or choices.
+        ValueError: an input is missing or older than its own inputs; StaleArtifact if an output was made from other inputs
+            or settings.
     """
     store, stage = store_of(config), outputs[0]
     for name in () if options.dry_run else inputs:

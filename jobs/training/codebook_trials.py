@@ -1,4 +1,4 @@
-"""What `tune_codebooks` runs on Ray's workers: fitting a candidate, and training a policy on one."""
+"""Tasks of `tune_codebooks` on Ray's workers: fit a candidate, and train a policy on its SIDs."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def fit_candidate(
 
 
 def max_trials_at_once(needs: Mapping[str, float]) -> int:
-    """Return how many trials the cluster has real room for: a local Ray declares more CPUs than there are cores."""
+    """Return how many trials fit on the cluster's real cores; a local Ray declares more CPUs than there are cores."""
     have = ray.cluster_resources()
     alone = len([node for node in ray.nodes() if node["Alive"]]) == 1
     cpus = min(have.get("CPU", 1.0), float(os.cpu_count() or 1)) if alone else have.get("CPU", 1.0)
@@ -42,9 +42,9 @@ def max_trials_at_once(needs: Mapping[str, float]) -> int:
 
 
 def train_policies(config: Config, store: Store, work: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Train a policy on the SIDs of each row's candidate; returns trial -> NDCG@10 on validation.
+    """Train a policy on the SIDs of each row's candidate; return trial -> NDCG@10 on validation.
 
-    Each result is kept in `work` as soon as it is there, and not measured again.
+    Each result is stored in `work` as soon as it is available, and not measured again.
     """
     filesystem, path = artifacts.filesystem_of(work)
     known: dict[str, float] = {}
@@ -72,7 +72,7 @@ def train_policies(config: Config, store: Store, work: str, rows: Sequence[Mappi
 
 
 def _measure(config: Config, store: Store, candidate: Mapping[str, Any]) -> float:
-    """Give the catalogue the candidate's SIDs, and train the small policy on them."""
+    """Assign the candidate's SIDs to the catalogue, and train a small policy on them."""
     from digr.evaluation.sid_probe import validation_ndcg
 
     built = fit_candidate(config, store, candidate)

@@ -1,8 +1,8 @@
 """DeepSpeed behind the protocol of `digr.policy.training.engine.Engine`, on gloo and on nccl.
 
-ZeRO-3 keeps each weight in pieces, and gathers it by hooks on the modules, which all workers must then call in the same order.
-Generation cannot promise that, so the engine keeps a second model without hooks: a copy of all weights on each worker, in
-the precision of the training. It must fit beside the worker's pieces; a model that is too large for that cannot be trained.
+ZeRO-3 partitions each weight, and gathers it by hooks on the modules, which all workers must call in the same order. Generation
+cannot guarantee this order, so the engine keeps a second model without hooks: a copy of all weights on each worker, in the
+precision of training. It must fit into memory together with the worker's partitions; larger models cannot be trained.
 """
 
 import copy
@@ -49,7 +49,7 @@ class DeepSpeedEngine:
         for parameter in module.head.parameters():  # the policy reads them itself, see `SidPolicy.token_logits`
             deepspeed.zero.register_external_parameter(module, parameter)
         if self.reference is not None:
-            deepspeed.zero.Init(module=self.reference, config_dict_or_path=config)  # cuts the weights into pieces, without hooks
+            deepspeed.zero.Init(module=self.reference, config_dict_or_path=config)  # partitions the weights, without hooks
 
     @property
     def module(self) -> nn.Module:
@@ -78,19 +78,19 @@ class DeepSpeedEngine:
         return result.cpu()
 
     def generation_model(self) -> AbstractContextManager[SidPolicy]:
-        """Offer the module itself, or under ZeRO-3 the second model with its weights."""
+        """Provide the module itself, or under ZeRO-3 the second model with its weights."""
         policy = policy_of(self)
         return evaluated(policy) if self.twin is None else self._gathered(policy, self.twin)
 
     def reference_model(self) -> AbstractContextManager[SidPolicy]:
-        """Offer the reference, under ZeRO-3 the second model with its weights; or the generation model without adapters."""
+        """Provide the reference, under ZeRO-3 the second model with its weights; or the generation model without adapters."""
         if self.reference is None:
             return adapters_off(self)
         return nullcontext(self.reference) if self.twin is None else self._gathered(self.reference, self.twin)
 
     @contextmanager
     def _gathered(self, source: SidPolicy, twin: SidPolicy) -> Iterator[SidPolicy]:
-        """Fill the second model, one weight after the other, if it does not hold these weights already."""
+        """Copy the weights into the second model, one by one, unless it already has them."""
         import deepspeed
 
         if self.in_twin is not source:
@@ -101,7 +101,7 @@ class DeepSpeedEngine:
         yield twin
 
     def save(self, folder: Path) -> None:
-        """Gather all parts and write them from the first worker, free of the number of workers and of the ZeRO stage."""
+        """Gather all partitions and write them from the first worker, independent of number of workers and ZeRO stage."""
         state = gather_state(self.engine)
         if self.rank == 0:
             state.write(folder)
@@ -129,14 +129,14 @@ def _deepspeed_config(train: TrainConfig, max_grad_norm: float) -> dict[str, Any
 
 
 def _cast(policy: SidPolicy, train: TrainConfig) -> SidPolicy:
-    """Give a policy's weights the training's precision; buffers keep theirs, as DeepSpeed leaves them."""
+    """Cast a policy's weights to the precision of training; buffers keep theirs, as in DeepSpeed."""
     for parameter in policy.parameters() if train.precision == "bf16" else ():
         parameter.data = parameter.data.bfloat16()
     return policy
 
 
 def _empty_copy(policy: SidPolicy, train: TrainConfig) -> SidPolicy:
-    """Copy a policy without the values of its weights, in the training's precision."""
+    """Copy a policy without the values of its weights, in the precision of training."""
     memo: dict[int, Any] = {id(policy.tokenizer): policy.tokenizer}
     for parameter in policy.parameters():
         dtype = torch.bfloat16 if train.precision == "bf16" else parameter.dtype

@@ -1,6 +1,6 @@
-"""DeepSpeed's weights and optimiser state in one piece, so that a checkpoint fits any number of workers and any ZeRO stage.
+"""Gather and scatter DeepSpeed's weights and optimiser state, so that a checkpoint fits any number of workers and ZeRO stage.
 
-DeepSpeed's own checkpoints hold one part per worker and load with as many workers only.
+DeepSpeed's own checkpoints have one part per worker and can be loaded only by the same number of workers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,9 +16,9 @@ STEP = "step"
 
 
 def gather_state(engine: Any) -> TrainState:
-    """Put the parts of all workers together, parameter by parameter, on the first worker's CPU; the others' are empty.
+    """Gather the partitions of all workers, parameter by parameter, on the first worker's CPU; other workers get an empty state.
 
-    All workers must call it. The parts of one parameter at a time are in memory twice.
+    All workers must call it. One parameter at a time is in memory twice.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -40,10 +40,10 @@ def gather_state(engine: Any) -> TrainState:
 
 
 def scatter_state(engine: Any, state: TrainState) -> None:
-    """Give this worker its part; all workers must call it."""
+    """Load this worker's partition; all workers must call it."""
     optimizer, flat = _torch_optimizer(engine), _flat_parts(engine)
     first = next(iter(state.moments.values()))
-    if first and flat:  # DeepSpeed makes optimiser state in its first step only
+    if first and flat:  # DeepSpeed makes optimiser state only in its first step
         for part in flat:
             optimizer.state[part] = {key: torch.zeros_like(part) for key in MOMENTS} | {STEP: first[STEP].clone()}
         _link_moments(engine)
@@ -101,7 +101,7 @@ def _flat_parts(engine: Any) -> list[Tensor]:
 
 
 def _link_moments(engine: Any) -> None:
-    """Tell each parameter where its moments are (ZeRO-1 and 2): DeepSpeed 0.19 does so for its first group only."""
+    """Link each parameter to its moments (ZeRO-1 and 2); DeepSpeed 0.19 does this only for its first group."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
     optimizer = engine.optimizer

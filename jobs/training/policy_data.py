@@ -1,4 +1,4 @@
-"""What the workers of `train_sft` and `train_grpo` read: shards through Ray Data, and tables by item."""
+"""Input of the workers of `train_sft` and `train_grpo`: shards from Ray Data, and tables by item."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -35,7 +35,7 @@ from jobs.runtime.session import Options
 from jobs.runtime.stage import store_of
 
 BATCH_ROWS = 16_384
-"""Rows of `histories` or `items` turned into examples at once."""
+"""Rows of `histories` or `items` per batch of examples."""
 
 
 def load_sids(store: Store) -> Sids:
@@ -51,18 +51,18 @@ def _read_sids(store: Store, digest: str) -> Sids:
 
 
 def semantic_levels(store: Store) -> int:
-    """Return the levels of the run's quantiser; the suffix level is none."""
+    """Return the number of levels of the run's quantiser, without the suffix level."""
     return len(artifacts.require(store, "item_sids").facts["usage_rate"])
 
 
 def max_history(config: Config, store: Store) -> int:
-    """Return the items of a history that the policy reads: `data.max_history`, or fewer if `policy.max_tokens` holds fewer."""
+    """Return the most items of a history that the policy reads: `data.max_history`, or what fits into `policy.max_tokens`."""
     num_levels = len(artifacts.require(store, "item_sids").facts["level_sizes"])
     return min(config.data.max_history, items_that_fit(config.policy.max_tokens, num_levels))
 
 
 def count_cut(config: Config, store: Store, splits: Sequence[str]) -> dict[str, int]:
-    """Count the histories that lose items because `policy.max_tokens` holds fewer, as a fact for the manifest."""
+    """Count the histories that do not fit into `policy.max_tokens`, as a fact for the manifest."""
     longest, num_cut = max_history(config, store), 0
     if longest < config.data.max_history:
         too_long = pc.list_value_length(pc.field("history")) > longest
@@ -72,7 +72,7 @@ def count_cut(config: Config, store: Store, splits: Sequence[str]) -> dict[str, 
 
 
 def read_shard(name: str) -> Iterator[pa.Table]:
-    """Stream this worker's shard of a dataset; the same rows in every run, up to one row per worker less for evenness."""
+    """Stream this worker's shard of a dataset: the same rows in every run; shards are equal, so a few rows may be dropped."""
     return iter(ray.train.get_dataset_shard(name).iter_batches(batch_format="pyarrow", batch_size=4096))
 
 
@@ -106,10 +106,10 @@ def read_split(store: Store, name: str, split: str) -> Dataset:
 
 
 def read_prompts(config: Config, store: Store, split: str) -> Dataset:
-    """Make the prompts of one split's histories, as the SFT policy read them, into a Ray Dataset.
+    """Return a Ray Dataset of the prompts of one split's histories, in the form of the SFT policy's training.
 
     Raises:
-        ValueError: `policy.prompt_interests` has changed since.
+        ValueError: `policy.prompt_interests` has changed since that training.
     """
     learned = artifacts.require(store, "policy_sft").config
     wanted, found = config.policy.prompt_interests, learned.get("policy", {}).get("prompt_interests", 0)
@@ -137,10 +137,10 @@ def concat(columns: Sequence[str], batches: Iterator[pa.Table]) -> pa.Table:
 
 
 def reward_inputs(config: Config, options: Options) -> list[str]:
-    """Return the artifacts that the reward reads beside labels and embeddings.
+    """Return the artifacts that the reward reads besides labels and embeddings.
 
     Raises:
-        ValueError: it weighs canonical interests, and the run has none.
+        ValueError: the reward uses canonical interests, but the run has none.
     """
     weight, store = reward_weights(config.grpo.reward)["canonical"], store_of(config)
     if weight and not options.dry_run and artifacts.read_manifest(store, "canonical_interests") is None:
@@ -152,10 +152,10 @@ def reward_inputs(config: Config, options: Options) -> list[str]:
 
 
 def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.device, user_ids: Sequence[str] = ()) -> RewardFn:
-    """Read qualities, and the interests that the weights need, in the trie's order, and close the reward over them.
+    """Return the reward function, with the qualities and interests that its weights need, in the trie's order.
 
     Args:
-        user_ids: users whose prompts will be judged; their interests are embedded if the reward reads them.
+        user_ids: users of the prompts; their interests are embedded if the reward reads them.
     """
     weights = reward_weights(config.grpo.reward)
     table = artifacts.read_table(store, "interest_labels", ["owner_id", "quality"], owner=["item"])
@@ -188,7 +188,7 @@ def load_reward(config: Config, store: Store, trie: SidTrie, device: torch.devic
 
 
 def _trusted_vectors(store: Store, trie: SidTrie, device: torch.device) -> torch.Tensor | None:
-    """Read the unit vector of every item's trusted interests, zero where there is none; None if no item has any."""
+    """Read the unit vector of every item's trusted interests, zero for items without any; None if no item has any."""
     table = artifacts.read_table(store, "item_embeddings", ["item_id", "interest_embedding"])
     table = table.filter(table["interest_embedding"].is_valid())
     if not len(table):
@@ -200,7 +200,7 @@ def _trusted_vectors(store: Store, trie: SidTrie, device: torch.device) -> torch
 
 
 def _canonical_cosine(store: Store, trie: SidTrie) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Map the items' canonical interests at the finest grain; returns the cosine of roll-outs [B, G] and targets [B]."""
+    """Return a function of the cosine of roll-outs [B, G] and targets [B] by canonical interests of the finest grain."""
     items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
     place, name = items.find_all(trie.item_ids, "items"), f"{SERVED.family}.groups.0"
     with artifacts.fetch_files(store.uri("ranking_index"), f"{name}.") as index:

@@ -1,4 +1,4 @@
-"""The artifact `policy_examples`, and for a backbone that can read the words of items, users and codes."""
+"""Build `policy_examples`; for a pretrained backbone also texts of items, users and codes."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -35,7 +35,7 @@ STAGE = "policy_examples"
 
 
 def reads_text(config: Config) -> bool:
-    """Whether the backbone can read: then tasks in words join the training."""
+    """Whether the backbone is pretrained, so that training includes text tasks."""
     return config.policy.backbone == "hf"
 
 
@@ -59,10 +59,10 @@ def build_examples(config: Config, store: Store) -> Output:
 
 
 def _examples_of_part(part: Part, config: Config, store: Store, texts: Any) -> OutputTables:
-    """Give the examples of a part of items or users.
+    """Yield the examples of a part of items or users.
 
     Args:
-        texts: reference to the texts of all items, for a backbone that can read.
+        texts: reference to the texts of all items, for a pretrained backbone.
     """
     sids, max_history = data.load_sids(store), data.max_history(config, store)
     if part.owner == "item":
@@ -113,7 +113,7 @@ def _read_texts(store: Store, digest: str, max_chars: int) -> ItemTexts:
 
 
 def code_texts(config: Config, store: Store, trie: SidTrie) -> list[list[str]] | None:
-    """Say in words what each code stands for, from its items' trusted interests, and titles where there are none."""
+    """Return a text for each code, from its items' trusted interests, or titles if there are none."""
     if not (reads_text(config) and config.policy.init_from_texts):
         return None
     texts = load_texts(config, store)
@@ -123,7 +123,7 @@ def code_texts(config: Config, store: Store, trie: SidTrie) -> list[list[str]] |
 
 
 def read_texts(config: Config, batches: Iterator[pa.Table]) -> Iterator[Texts]:
-    """Turn `policy_examples` rows into texts, each seen as often as `tasks` says."""
+    """Turn `policy_examples` rows into texts with the rates of `tasks`."""
     rates = config.tasks.model_dump()
     for batch in batches:
         wanted = [rates.get(task, 1.0) for task in batch["task"].to_pylist()]

@@ -1,4 +1,4 @@
-"""What `train_sft` and `train_grpo` share: the engine, checkpoints, and the artifact a training ends in."""
+"""Common parts of `train_sft` and `train_grpo`: the engine, checkpoints, and the resulting policy artifact."""
 
 import json
 import tempfile
@@ -24,18 +24,18 @@ from jobs.training.workers import TrainLoop, fit
 
 _SPEED = "engine num_workers zero_stage offload use_gpu threads_per_worker max_failures gradient_checkpointing"
 MAY_CHANGE = tuple(f"train.{key}" for key in _SPEED.split())
-"""With these changed, a killed training still goes on from its checkpoint."""
+"""Fields that may change when a killed training is resumed from its checkpoint."""
 
 
 def make_engine(
     config: Config, policy: SidPolicy, section: SftConfig | GrpoConfig, *, weight_decay: float, reference: SidPolicy | None = None
 ) -> Engine:
-    """Put a policy into the configured engine, with adapters if it wants them.
+    """Put a policy into the configured engine, with adapters if configured.
 
-    The random numbers of this worker start from seed and rank, behind those of the adapters, which all workers share.
+    Adapters are initialised from the seed, equally on all workers; after that, random numbers depend on seed and rank.
 
     Args:
-        section: says the learning rate and where gradients are clipped.
+        section: has the learning rate and the limit for gradients.
         reference: see `Engine.reference_model`.
     """
     torch.manual_seed(config.run.seed)
@@ -50,12 +50,12 @@ def make_engine(
 
 
 def worker_env(config: Config) -> dict[str, str]:
-    """Environment of a worker: DeepSpeed must be told that there is no accelerator."""
+    """Return the environment of a worker: on CPU, DeepSpeed must be told that there is no accelerator."""
     return {} if config.train.use_gpu else {"DS_ACCELERATOR": "cpu"}
 
 
 def save(record: dict[str, Any], write: Callable[[Path], None]) -> None:
-    """Hand metrics and this worker's checkpoint files to Ray Train."""
+    """Report metrics and this worker's checkpoint files to Ray Train."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -63,7 +63,7 @@ def save(record: dict[str, Any], write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def folders() -> Iterator[tuple[Path | None, Path]]:
-    """Give the folder of the checkpoint to go on from, if there is one, and a scratch folder for the best weights."""
+    """Yield the folder of the checkpoint to resume, or None, and a scratch folder for the best weights."""
     checkpoint = ray.train.get_checkpoint()
     with tempfile.TemporaryDirectory() as scratch:
         if checkpoint is None:
@@ -83,7 +83,7 @@ def train(
     datasets: Mapping[str, Any],
     print_record: PrintRecord,
 ) -> Progress:
-    """Run a train loop on Ray Train's workers, and make the policy artifact of what it ends in.
+    """Run a train loop on Ray Train's workers, and make the policy artifact from its last checkpoint.
 
     Args:
         train_loop: gets `{"config": config, "store": store}`.
@@ -96,7 +96,7 @@ def train(
 
 
 def write_policy(store: Store, name: str, checkpoint: ray.train.Checkpoint | None) -> Progress:
-    """Make a policy artifact of a finished training: best weights, metrics.jsonl, rollouts.jsonl, TensorBoard events."""
+    """Make the policy artifact of a finished training: best weights, metrics.jsonl, rollouts.jsonl, TensorBoard events."""
     assert checkpoint is not None and checkpoint.filesystem is not None, "a training ends with a checkpoint"
     filesystem, path = checkpoint.filesystem, checkpoint.path
     with filesystem.open_input_stream(f"{path}/progress.json") as stream:

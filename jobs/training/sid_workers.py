@@ -1,4 +1,4 @@
-"""A quantiser fitted by the workers of Ray Train, each on the vectors that it reads itself."""
+"""Fit a quantiser on the workers of Ray Train; each reads its own vectors."""
 
 import tempfile
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from jobs.training.workers import fit
 def fit_with_workers(
     config: Config, store: Store, work: str, fusion: Fusion | None, report: Callable[[str], None], *, num_workers: int
 ) -> Quantiser:
-    """Fit the configured quantiser on workers of a Ray that is joined or started, with a GPU each if any section wants one.
+    """Fit the configured quantiser on Ray workers, with a GPU each if a config section uses GPUs.
 
-    The quantiser comes back on the CPU, as the driver may have no GPU. A killed fit starts anew: it takes minutes, and only
-    its end is kept.
+    The quantiser is returned on the CPU, because the driver may have no GPU. A killed fit starts again: it takes minutes, and
+    only its result is stored.
 
     Args:
-        num_workers: k-means has one.
+        num_workers: number of workers; 1 for k-means.
     """
     start_ray(config)
     values = {"config": config, "store": store, "fusion": fusion}

@@ -1,4 +1,4 @@
-"""Metrics of a training to MLflow or Weights & Biases, if the config says so; neither is a dependency."""
+"""Send metrics of a training to MLflow or Weights & Biases, if configured; neither is a dependency."""
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +12,10 @@ PrintRecord = Callable[[Mapping[str, Any]], None]
 
 @contextmanager
 def tracked(config: Config, name: str, print_record: PrintRecord) -> Iterator[PrintRecord]:
-    """Give a function that prints a record and logs its numbers at the record's step.
+    """Yield a function that prints a record and logs its numbers at the record's step.
 
     Args:
-        name: of the tracker's run.
+        name: name of the tracker's run.
 
     Raises:
         ValueError: the tracker is not installed.
@@ -45,7 +45,7 @@ def tracked(config: Config, name: str, print_record: PrintRecord) -> Iterator[Pr
 def _both(print_record: PrintRecord, log: Callable[[dict[str, float], int], Any]) -> PrintRecord:
     def report(record: Mapping[str, Any]) -> None:
         print_record(record)
-        # MLflow takes no "@" in a name
+        # MLflow does not allow "@" in names
         log({key.replace("@", "_at_"): float(value) for key, value in record.items() if key != "step"}, int(record["step"]))
 
     return report

@@ -1,4 +1,4 @@
-"""Ray Train shared by the jobs that train: workers on CPU (gloo) or GPU (nccl), resumed from the latest checkpoint."""
+"""Run train loops with Ray Train: workers on CPU (gloo) or GPU (nccl), resumed from the latest checkpoint."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ TrainLoop = Callable[[dict[str, Any]], None]
 
 
 class _Tell(UserCallback):
-    """Send what the first worker reports from Ray's controller process to the driver."""
+    """Sends the first worker's reports from Ray's controller process to the driver."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -45,16 +45,16 @@ def fit(
 ) -> Result:
     """Run a train loop on `config.train`'s workers and return Ray's result.
 
-    A rerun with the same `work_uri` and `name` goes on from the latest checkpoint: the loop must ask
-    `ray.train.get_checkpoint()` first, and if it finds the training complete, return without reporting. The result's
-    `checkpoint` is then the one of the earlier run. Ray must have been started.
+    A rerun with the same `work_uri` and `name` resumes from the latest checkpoint: the loop must call
+    `ray.train.get_checkpoint()` first, and return without reporting if the training is complete. The result's `checkpoint` is
+    then that of the earlier run. Ray must be running.
 
     Args:
         train_loop: runs in every worker; gets `loop_config`; calls `ray.train.report(metrics, checkpoint=...)`.
         work_uri: scratch folder of the stage, local or s3://; checkpoints are in `<work_uri>/<name>`.
         datasets: Ray Datasets, each sharded over the workers.
         num_workers: workers, if not `config.train.num_workers`.
-        score: metric by which `result.get_best_checkpoint` may choose; the best and the latest checkpoint are kept.
+        score: metric of `result.get_best_checkpoint`; the best and the latest checkpoint are kept.
         env: environment variables set in a worker before the loop runs.
         report: called on the driver with the first worker's metrics, once per `ray.train.report`.
     """
@@ -65,14 +65,14 @@ def fit(
     folder = Path.cwd()
 
     def loop(values: dict[str, Any]) -> None:
-        if folder.is_dir():  # Ray gives workers a folder of their own, where a config's relative paths would not be found
+        if folder.is_dir():  # Ray gives workers other working directories, where relative paths of the config would not be found
             os.chdir(folder)
         os.environ.update(variables)
         if not torch.cuda.is_available():
             torch.set_num_threads(threads)
         train_loop(values)
 
-    # Ray's controller asks the workers this often, and a report waits for it; its own default of 2 s is longer than an epoch
+    # Ray's controller polls the workers at this interval, and a report waits for it; the default of 2 s may exceed an epoch
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     filesystem, path = filesystem_of(work_uri)
     filesystem.create_dir(path, recursive=True)
@@ -91,7 +91,7 @@ def fit(
             callbacks=callbacks,
         ),
         datasets=dict(datasets) if datasets else None,
-        # shards are the same rows in every run, so that a resumed training goes on with what it had
+        # shards have the same rows in every run, so that a resumed training continues with the same data
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     )
     listener = threading.Thread(target=_listen, args=(queue, report), daemon=True)

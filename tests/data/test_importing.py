@@ -83,7 +83,7 @@ def test_a_folder_that_is_there_stays_unless_forced_and_only_if_an_import_wrote_
     files = write_files(tmp_path, log__csv="user_id,item_id\nu,a\n", items__csv=ITEMS)
     out = tmp_path / "out"
     imported(out, *files)
-    with pytest.raises(ValueError, match="is there already; give --force"):
+    with pytest.raises(ValueError, match="exists already; give --force"):
         imported(out, *files)
     (out / "stale.txt").write_text("old")
     imported(out, *files, force=True)
@@ -96,7 +96,7 @@ def test_a_folder_that_is_there_stays_unless_forced_and_only_if_an_import_wrote_
 
 def test_a_failed_import_leaves_nothing_behind(tmp_path):
     files = write_files(tmp_path, log__csv="user_id,item_id\nu,a\n", items__parquet=b"PAR1 broken")
-    with pytest.raises(ValueError, match=r"items\.parquet: not a Parquet file that can be read"):
+    with pytest.raises(ValueError, match=r"items\.parquet: not a readable Parquet file"):
         imported(tmp_path / "out", *files)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["items.parquet", "log.csv"]
 
@@ -169,7 +169,7 @@ def test_one_day_above_twelve_decides_that_days_come_first_for_the_whole_file(tm
 
 def test_a_column_named_as_a_time_that_holds_none_is_an_error(tmp_path):
     files = write_files(tmp_path, log__csv="user_id,item_id,when\nu,a,soon\n", items__csv=ITEMS)
-    with pytest.raises(ValueError, match="no value of 'when' reads as a time"):
+    with pytest.raises(ValueError, match="no value of 'when' is a time"):
         imported(tmp_path / "out", *files, columns={"timestamp": ["when"]})
 
 
@@ -189,7 +189,7 @@ def test_columns_that_both_fit_are_an_error_that_says_what_to_do(tmp_path):
     files = write_files(tmp_path, log__csv="customer,visitorid,sku\nu,v,a\n", items__csv="sku,name\na,Pan\n")
     with pytest.raises(
         ValueError,
-        match=r"'customer' and 'visitorid' may both be user_id; say which: put user_id = 'customer' into \[data\.columns\]",
+        match=r"'customer' and 'visitorid' may both be user_id; choose one: put user_id = 'customer' into \[data\.columns\]",
     ):
         imported(tmp_path / "out", *files)
     imported(tmp_path / "out", *files, columns={"user_id": ["visitorid"]})
@@ -232,7 +232,7 @@ def test_a_chosen_column_that_no_file_has_names_the_nearest(tmp_path):
     files = write_files(tmp_path, log__csv="customer_no,sku\nu,a\n", items__csv="sku,name\na,Pan\n")
     with pytest.raises(ValueError, match="user_id = 'customer_nr': no file has this column; the nearest is 'customer_no'"):
         imported(tmp_path / "out", *files, columns={"user_id": ["customer_nr"]})
-    with pytest.raises(ValueError, match="'userid' is no column of ours; the nearest is 'user_id'"):
+    with pytest.raises(ValueError, match="'userid' is not a known column; the nearest is 'user_id'"):
         imported(tmp_path / "out", *files, columns={"userid": ["customer_no"]})
 
 
@@ -250,7 +250,7 @@ def test_items_of_another_kind_of_id_are_refused_and_known_ones_counted(tmp_path
     log, items = write_files(tmp_path, log__csv="user_id,item_id\nu,a\nu,x\nu,x\n", items__csv=ITEMS)
     facts, lines = imported(tmp_path / "out", log, items)
     assert (facts["items_named"], facts["items_known"]) == (2, 1)
-    assert "of 2 items that interactions name, 1 are among the items" in lines
+    assert "of 2 items of the interactions, 1 are in the catalogue" in lines
     log.write_text("user_id,item_id\nu,1\nu,2\n")
     with pytest.raises(ValueError, match="none of the 2 item ids of the interactions is among the items"):
         imported(tmp_path / "out2", log, items)
@@ -258,7 +258,7 @@ def test_items_of_another_kind_of_id_are_refused_and_known_ones_counted(tmp_path
 
 def test_an_id_that_is_new_in_every_row_is_no_user(tmp_path):
     log = "user_id,item_id\n" + "".join(f"r{number},a\n" for number in range(3000))
-    with pytest.raises(ValueError, match=r"'user_id' has another value in nearly every row"):
+    with pytest.raises(ValueError, match=r"'user_id' has a different value in nearly every row"):
         imported(tmp_path / "out", *write_files(tmp_path, log__csv=log, items__csv=ITEMS))
 
 
@@ -306,7 +306,7 @@ def test_files_with_and_without_times_do_not_go_together(tmp_path):
     files = write_files(
         tmp_path, a__csv="user_id,item_id,time\nu,a,1700000000\n", b__csv="user_id,item_id\nu,b\n", items__csv=ITEMS
     )
-    with pytest.raises(ValueError, match=r"b\.csv: has no times, but other files have"):
+    with pytest.raises(ValueError, match=r"b\.csv: has no times, but other files do"):
         imported(tmp_path / "out", *files)
 
 

@@ -77,7 +77,7 @@ def test_a_list_that_is_sorted_by_play_counts_is_warned_of(tmp_path):
 
 def test_an_interaction_without_time_or_position_has_no_place(tmp_path):
     folder = _write(tmp_path, SHOP, _log("abcd", timestamp=[1, None, 3, 4]))
-    with pytest.raises(ValueError, match=r"1 of 4 interactions have no timestamp, and there is no position to place them by"):
+    with pytest.raises(ValueError, match=r"1 of 4 interactions have no timestamp, and there is no column position to order them"):
         prepare(folder)
 
 
@@ -230,7 +230,7 @@ def test_prices_that_nobody_can_pay_are_null_and_counted(tmp_path):
     made = prepare(folder)
     assert made.items["price"].to_pylist() == [None, None, None, 0.0, 2.0, None]
     assert made.items["currency"].to_pylist() == ["EUR"] * 5 + [None]
-    assert any("2 times" in note and "price below 0 or without end" in note for note in made.notes)
+    assert any("2 times" in note and "price below 0 or infinite" in note for note in made.notes)
 
 
 def test_prices_without_a_currency_are_in_that_of_the_config(tmp_path):

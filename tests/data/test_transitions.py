@@ -156,7 +156,7 @@ def test_each_merged_item_names_the_row_that_brought_it():
 @pytest.mark.parametrize("second", [("ab", "d"), ("", "d"), ("fabc", "d")])
 def test_a_row_that_does_not_go_on_from_the_one_before_is_an_error(second):
     rows = _rows(("t", "train", "a", "b"), ("u", "train", "ab", "c"), ("u", "train", *second))
-    message = r"histories: 1 train rows do not go on from the row before \(first: user 'u'\).*run prepare_data again"
+    message = r"histories: 1 train rows do not continue the row before \(first: user 'u'\).*run prepare_data again"
     with pytest.raises(ValueError, match=message):
         list(training_sequences(rows.to_batches(max_chunksize=2), ITEMS.find))
 

@@ -216,10 +216,10 @@ def test_a_recording_with_two_miners_of_an_owner_must_be_narrowed(tmp_path):
     requests = item_requests(ITEMS, "k", "text", 100)
     twice = {name: values * 2 for name, values in pq.read_table(_record(tmp_path / "x.parquet")).to_pydict().items()}
     path = _record(tmp_path / "r.parquet", **(twice | {"miner": ["gpt", "qwen"]}))
-    with pytest.raises(ValueError, match=r"item 'a' has several rows .* name one with recorded_miner"):
+    with pytest.raises(ValueError, match=r"item 'a' has several rows .* choose one with recorded_miner"):
         replay(requests, path, "mine")
     assert replay(requests, path, "mine", "nobody")["status"].to_pylist() == ["empty", "empty"]
     with pytest.raises(ValueError, match="status 'fine' is none of ok"):
         replay(requests, _record(tmp_path / "y.parquet", status=["fine"]), "mine")
-    with pytest.raises(ValueError, match="no Parquet file is there"):
+    with pytest.raises(ValueError, match="no Parquet file found"):
         open_recording(str(tmp_path / "absent"))

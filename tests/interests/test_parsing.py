@@ -120,7 +120,7 @@ def test_a_whole_list_stands_though_a_second_one_is_cut():
 def test_a_cut_answer_keeps_its_whole_interests():
     cut = GOOD[: GOOD.index("0.9") + 1]
     parsed = parse_response(cut)
-    assert parsed == ("truncated", [("quiet mornings on the lake", 0.6)], "the JSON stops after 1 whole interests")
+    assert parsed == ("truncated", [("quiet mornings on the lake", 0.6)], "the JSON stops after 1 complete interests")
     assert parse_response(GOOD[:30]).status == "truncated"
 
 

@@ -49,6 +49,6 @@ def test_two_recorded_miners_of_one_owner_are_told_apart_by_name(tmp_path):
     _write(tmp_path, "a.parquet", "i1")
     _write(tmp_path, "b.parquet", "i1", miner="other", response="ice fishing")
     requests = pa.table({"owner": ["item"], "owner_id": ["i1"], "request_digest": ["x"]})
-    with pytest.raises(ValueError, match=r"item 'i1' has several rows \(miners 'llm', 'other'\); name one with recorded_miner"):
+    with pytest.raises(ValueError, match=r"item 'i1' has several rows \(miners 'llm', 'other'\); choose one with recorded_miner"):
         replay(requests, str(tmp_path), "mine")
     assert replay(requests, str(tmp_path), "mine", "other")["response"].to_pylist() == ["ice fishing"]

@@ -119,10 +119,10 @@ def test_it_is_skipped_until_lists_of_another_run_change(runs, tmp_path):
 
 def test_runs_of_other_data_or_without_lists_are_refused(runs, tmp_path):
     other = _make_run(tmp_path / "c", 2, target="i05", ranked=dict.fromkeys(HELD_OUT, 1))
-    with pytest.raises(ValueError, match=f"{other.root}: its held-out examples are not those of {runs[0].root}"):
+    with pytest.raises(ValueError, match=f"{other.root}: its held-out examples differ from those of {runs[0].root}"):
         run(_config([runs[0], other]), Options())
     bare = _make_run(tmp_path / "d", 3)
     with pytest.raises(ValueError, match="no system has lists in every run"):
         run(_config([runs[0], bare]), Options())
-    with pytest.raises(ValueError, match=r"seeds\.runs is empty: name the runs of other seeds"):
+    with pytest.raises(ValueError, match=r"seeds\.runs is empty: give the runs of other seeds"):
         run(_config(runs[:1]), Options())

@@ -91,7 +91,7 @@ def test_a_wrong_source_leaves_no_artifact(tmp_path):
         ({"split": "official"}, "the embedded shop has no official splits"),
         (
             {"source": "parquet", "path": "x", "split": "official", "core": 5},
-            "official splits are taken as they are, found core = 5",
+            "official splits cannot have a core, found core = 5",
         ),
         ({"source": "parquet"}, "data.path is empty"),
     ],

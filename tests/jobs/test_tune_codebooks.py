@@ -73,7 +73,7 @@ def test_a_second_sweep_in_the_same_folder_runs_only_what_did_not_finish(config,
         before = tune_codebooks._sweep(config, store, work)
     assert before.num_errors == 1
     after = tune_codebooks._sweep(config, store, work)
-    assert "going on with the sweep that was interrupted" in capsys.readouterr().out
+    assert "resuming the interrupted sweep" in capsys.readouterr().out
     assert len(after) == 4 and after.num_errors == 0
     seconds = {result.metrics["trial_id"]: result.metrics["seconds"] for result in after}
     kept = {result.metrics["trial_id"]: result.metrics["seconds"] for result in before if not result.error}

@@ -117,7 +117,7 @@ def test_a_prompt_stands_before_each_text_only_if_it_is_named(tmp_path):
     asked = load_encoder(EncoderConfig(name=folder, prompt="query"))
     np.testing.assert_allclose(asked(["rod"]), plain(["Query: rod"]), atol=1e-6)
     assert np.abs(asked(["rod"]) - plain(["rod"])).max() > 1e-3
-    with pytest.raises(ValueError, match=r"it has no prompt 'passage', expected one of .*'query'"):
+    with pytest.raises(ValueError, match=r"has no prompt 'passage'; expected one of .*'query'"):
         load_encoder(EncoderConfig(name=folder, prompt="passage"))
 
 

@@ -230,7 +230,7 @@ def test_attention_that_cannot_read_the_masks_of_branches_is_refused(config):
 def test_lora_of_a_scratch_policy_and_a_missing_base_say_what_to_change():
     with pytest.raises(ValueError, match=r'lora_rank = 8 needs backbone = "hf"'):
         build_config({"run": {"dir": "x"}, "policy": {"lora_rank": 8}}, where="test")
-    with pytest.raises(ValueError, match=r"policy.base: name a local folder or hub model"):
+    with pytest.raises(ValueError, match=r"policy\.base: is empty; backbone = .hf. needs a local folder or a hub model"):
         build_policy(PolicyConfig(backbone="hf"), LEVEL_SIZES, 0)
 
 

@@ -78,7 +78,7 @@ def test_a_hub_model_is_its_commit_where_that_is_known_and_its_revision_where_no
 
 
 def test_what_is_no_model_is_named_with_its_key(tmp_path):
-    with pytest.raises(ValueError, match=r"policy.base = '/no/such/folder': no such folder, and no hub name"):
+    with pytest.raises(ValueError, match=r"policy.base = '/no/such/folder': no such folder, and not a hub name"):
         _digest(Path("/no/such/folder"))
     with pytest.raises(ValueError, match=r"policy.base = .*: the folder has no model files"):
         _digest(tmp_path)

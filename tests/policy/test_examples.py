@@ -60,7 +60,7 @@ def test_a_long_sequence_becomes_windows_with_half_of_each_later_one_as_prompt()
 
 def test_train_rows_out_of_order_are_an_error():
     rows = [("u", "train", "ab", "c"), ("u", "train", "xyz", "q")]
-    with pytest.raises(ValueError, match=r"1 train rows do not go on from the row before \(first: user 'u'\)"):
+    with pytest.raises(ValueError, match=r"1 train rows do not continue the row before \(first: user 'u'\)"):
         sequence_examples(_histories(*rows), SIDS, 10)
 
 

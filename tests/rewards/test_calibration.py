@@ -43,7 +43,7 @@ def test_a_calibration_never_turns_the_order_around():
 
 
 def test_calibrating_on_one_label_is_an_error():
-    with pytest.raises(ValueError, match=r"3 held-out pairs with one label only; expected both; raise classifier\.valid_share"):
+    with pytest.raises(ValueError, match=r"3 held-out pairs have one label only, expected both; raise classifier\.valid_share"):
         fit_calibration(np.zeros(3), np.ones(3))
 
 

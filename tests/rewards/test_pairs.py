@@ -154,7 +154,7 @@ def test_what_a_judge_of_another_run_rejected_is_no_positive(store, tmp_path):
     trained = {item for item, _ in found[: len(train)]}
     assert len(train) == sum(row["owner_id"] in trained and row["judge_probability"] != 0.2 for row in rows)
     artifacts.write_table(judged, "interest_labels", nest_rows("interest_labels", rows[1:2], [rows[1]["owner_id"]]))
-    with pytest.raises(ValueError, match=r"classifier.judged_run: .*: found no judge_probability; give a run"):
+    with pytest.raises(ValueError, match=r"classifier.judged_run: .*: found no judge_probability; choose a run"):
         pair_tables(store, config, encode=_encode, rng=np.random.default_rng(0))
 
 

@@ -152,7 +152,7 @@ def test_a_prefix_that_nothing_begins_with_is_a_problem(client, prefix, status):
     reply = client.get("/v1/sids", params={"prefix": prefix})
     assert reply.status_code == status
     if status == 404:
-        assert f"prefix {prefix}: no semantic ID of the catalogue begins with it; ask for the root" in reply.json()["detail"]
+        assert f"prefix {prefix}: no semantic ID of the catalogue begins with it; start at the root" in reply.json()["detail"]
 
 
 def test_an_image_goes_out_as_a_small_png(tmp_path):

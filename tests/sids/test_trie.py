@@ -83,7 +83,7 @@ def test_every_mask_equals_a_scan_of_the_catalogue(catalogue):
         (np.empty((0, 2), int), "no items"),
         ([[0, 4]], r"codes must be in \[0, level size\) for level sizes \[2, 3\]"),
         ([[-1, 0]], "-1 only at the end"),
-        ([[0, -1], [0, 1]], "the SID of item 'i0' is the beginning of that of 'i1'"),
+        ([[0, -1], [0, 1]], "the SID of item 'i0' is a prefix of that of item 'i1'"),
         ([[0, 1, 2]], r"expected codes of shape \(1, 2\), found \(1, 3\)"),
     ],
 )

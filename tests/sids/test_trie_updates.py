@@ -59,5 +59,5 @@ def test_changes_that_do_not_fit_are_refused(further, codes, removed, message):
 
 def test_an_item_whose_sid_begins_another_is_refused():
     trie = build_trie(["a"], np.array([[0, 1]]), (2, 2))
-    with pytest.raises(ValueError, match="the SID of item 'b' is the beginning of that of 'a'"):
+    with pytest.raises(ValueError, match="the SID of item 'b' is a prefix of that of item 'a'"):
         with_items(trie, ["b"], np.array([[0, -1]]))

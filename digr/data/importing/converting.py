@@ -1,4 +1,4 @@
-"""Write as JSON lines what DuckDB does not read by itself: Python dicts, one JSON object of many rows, XML feeds; row by row."""
+"""Convert files that DuckDB cannot read into JSON lines, row by row: Python dicts, one JSON object of many rows, XML feeds."""
 
 import ast
 import json
@@ -13,18 +13,18 @@ from digr.data.importing.fetching import CHUNK
 from digr.data.importing.sniffing import Written
 
 KEY, VALUES = "(key)", "(values)"
-"""Columns of one JSON object of many rows: its keys, and their values where these are lists instead of objects."""
+"""Columns of a JSON object of many rows: the key of each row, and its value if that is a list instead of an object."""
 MAX_VALUE = 1 << 26
-"""Characters of one row of a JSON object."""
+"""Most characters of one row of a JSON object."""
 ROW_TAGS = ("item", "entry")
 Convert = Callable[[IO[str], str], Iterator[dict[str, Any] | None]]
 
 
 def to_json_lines(written: Written, target: Path) -> tuple[Path, int]:
-    """Return a file of JSON lines with a file's rows, and how many rows could not be read.
+    """Write a file's rows as JSON lines; return the new file and how many rows could not be read.
 
     Raises:
-        ValueError: the file is not what it began as.
+        ValueError: the file breaks off or stops being valid JSON or XML.
     """
     readers: dict[str, Convert] = {"python dicts": _python_dicts, "json object": _members, "xml": _feed}
     rows = readers[written.kind]
@@ -40,7 +40,7 @@ def to_json_lines(written: Written, target: Path) -> tuple[Path, int]:
 
 
 def _python_dicts(source: IO[str], name: str) -> Iterator[dict[str, Any] | None]:
-    """Read lines that are Python dicts, as Amazon's metadata of 2014 are; literals only, nothing is run."""
+    """Read lines that are Python dicts, such as Amazon's metadata of 2014; literals only, no code is run."""
     for line in source:
         if not line.strip():
             continue
@@ -52,20 +52,20 @@ def _python_dicts(source: IO[str], name: str) -> Iterator[dict[str, Any] | None]
 
 
 class _Stream:
-    """Reads JSON out of a text of any size, piece by piece."""
+    """Reads JSON from a text of any size, piece by piece."""
 
     def __init__(self, source: IO[str], name: str) -> None:
         self.source, self.name, self.text, self.place = source, name, source.read(CHUNK), 0
         self.decoder = json.JSONDecoder()
 
     def more(self) -> bool:
-        """Read on, and forget what was taken; whether there was anything."""
+        """Read the next piece and drop what was taken; return whether there was more."""
         found = self.source.read(CHUNK) if len(self.text) - self.place < MAX_VALUE else ""
         self.text, self.place = self.text[self.place :] + found, 0
         return bool(found)
 
     def peek(self, wanted: str) -> str:
-        """Return the next character that is no white space, which must be one of those wanted."""
+        """Return the next character after white space; it must be one of `wanted`."""
         while True:
             while self.text[self.place : self.place + 1].isspace():
                 self.place += 1
@@ -80,13 +80,13 @@ class _Stream:
         return found
 
     def take(self, wanted: str) -> str:
-        """Return the next character and go behind it."""
+        """Return the next character and move past it."""
         found = self.peek(wanted)
         self.place += 1
         return found
 
     def value(self) -> Any:
-        """Return the next value; it starts here."""
+        """Return the JSON value that starts here and move past it."""
         while True:
             try:
                 found, self.place = self.decoder.raw_decode(self.text, self.place)
@@ -111,7 +111,7 @@ def _members(source: IO[str], name: str) -> Iterator[dict[str, Any]]:
 
 
 def _feed(source: IO[str], name: str) -> Iterator[dict[str, Any]]:
-    """Read the items of an RSS or Atom feed; names lose their namespace, and what occurs twice becomes a list."""
+    """Read the items of an RSS or Atom feed; names lose their namespace, and repeated elements become a list."""
     try:
         path: list[Any] = []
         for event, node in ElementTree.iterparse(source, events=("start", "end"), forbid_dtd=True):
@@ -124,7 +124,7 @@ def _feed(source: IO[str], name: str) -> Iterator[dict[str, Any]]:
                 for outer in path[-1:]:
                     outer.remove(node)
     except (ElementTree.ParseError, DefusedXmlException) as error:
-        raise ValueError(f"{name}: not XML that can be read: {error}") from error
+        raise ValueError(f"{name}: not valid XML: {error}") from error
 
 
 def _fields(node: Any) -> dict[str, Any]:

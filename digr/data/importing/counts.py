@@ -1,4 +1,4 @@
-"""What is used of the files, as queries, and how many of its rows stay: each row that does not is counted by its reason."""
+"""Count the rows that an import keeps, and the rows that it leaves out by reason; the files are read as queries."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,15 +10,15 @@ from digr.data.importing.tables import Table
 from digr.data.importing.times import TimeForm, find_form, with_times
 
 SPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
-"""Every character that Python strips."""
+"""Every character that Python's `str.strip` removes."""
 MANY = 1000
-"""Rows from which on an id that hardly ever comes twice is no id of users."""
+"""A column of users is checked for repeated ids if it has at least this many rows."""
 UNIQUE_RATE = 0.97
-"""Distinct ids of users per row, which is an estimate, from which on they hardly ever come twice."""
+"""A column with more distinct values per row than this (an estimate) holds no user ids, because they hardly repeat."""
 
 
 class UsedTable(NamedTuple):
-    """A table that is used, its rows as texts under our names."""
+    """A table that the import uses: a query of its rows as texts, with the column names of the common form."""
 
     table: Table
     reading: Reading
@@ -30,47 +30,47 @@ class Plan(NamedTuple):
 
     con: duckdb.DuckDBPyConnection
     tables: list[tuple[Table, Reading | None]]
-    """All files and what they are read as; None for what is not used."""
+    """All tables and how each is read; None if it is not used."""
     interactions: list[UsedTable]
     items: list[UsedTable]
     splits: dict[str, list[UsedTable]]
     original_ids: dict[str, list[UsedTable]]
-    """Tables of ids before they were numbered: user_id, item_id."""
+    """Tables that give the original of a numbered user_id or item_id."""
     time_forms: list[TimeForm | None]
-    """Of `interactions`; None for parts without times."""
+    """How each part of `interactions` writes times; None for a part without times."""
     dropped: dict[str, dict[str, int]]
     """Table -> reason -> rows that are read and not written."""
     rows: dict[str, int]
-    """Rows that will be written, by table, where it is known before."""
+    """Rows that will be written, by table, if known before writing."""
     facts: dict[str, Any]
     notes: list[str]
 
 
 def stripped(column: str) -> str:
-    """Return the SQL of an id without white space around it; null if nothing is left."""
-    # trimming is the slowest thing an import does with a row, and hardly any needs it
+    """Return the SQL of an id without white space around it; an empty id becomes null."""
+    # trimming is the slowest step of an import, and hardly any row needs it
     ends = f"left({column}, 1) BETWEEN '!' AND '~' AND right({column}, 1) BETWEEN '!' AND '~'"
     return f"CASE WHEN {ends} THEN {column} ELSE nullif(trim({column}, '{SPACE}'), '') END"
 
 
 def count_interactions(plan: Plan, events: Sequence[str]) -> None:
-    """Find out how times are written and what is left out, and refuse what cannot be meant.
+    """Find out how times are written, count rows by reason, and refuse columns that were clearly misread.
 
     Raises:
-        ValueError: times or users are none, only some files have times, or nothing is left.
+        ValueError: the columns of times or users hold something else, only some files have times, or no row is left.
     """
     _check_positions(plan)
     timed = [_has_times(plan, part) for part in plan.interactions]
     if any(timed) and not all(timed):
         without = next(part for part, has in zip(plan.interactions, timed, strict=True) if not has)
         raise ValueError(
-            f"{without.table.address}: has no times, but other files have; name its column timestamp in "
+            f"{without.table.address}: has no times, but other files do; set timestamp to its column in "
             f"[data.columns], or leave the file out"
         )
     dropped: dict[str, int] = {}
     facts: dict[str, Any] = {"ids_stripped": 0, "ratings_unreadable": 0}
     for part, has in zip(plan.interactions, timed, strict=True):
-        # where positions say the order, a row may lack its time
+        # if there are positions, a row may lack its time
         form = find_form(plan.con, part.sql)._replace(needed=not plan.facts["positions"]) if has else None
         plan.time_forms.append(form)
         if form and form.note:
@@ -93,7 +93,7 @@ def count_interactions(plan: Plan, events: Sequence[str]) -> None:
 
 
 def _has_times(plan: Plan, part: UsedTable) -> bool:
-    """Whether a part's column of times has anything in it."""
+    """Whether a part's column of times has any value."""
     if "timestamp" not in (part.reading.shown or part.reading.columns):
         return False
     if plan.con.execute(f"SELECT 1 FROM ({part.sql}) WHERE trim(timestamp) <> '' LIMIT 1").fetchall():
@@ -103,7 +103,7 @@ def _has_times(plan: Plan, part: UsedTable) -> bool:
 
 
 def kept_interactions(part: UsedTable, form: TimeForm | None, events: Sequence[str]) -> str:
-    """Return the SQL of a part's interactions with checks on them: `reason` is null for rows that stay."""
+    """Return the SQL of a part's interactions with a column `reason`, which is null for rows that are kept."""
     relation = with_times(part.sql, form) if form else part.sql
     chosen = ", ".join("'" + event.replace("'", "''") + "'" for event in events)
     wrong_event = f"WHEN event IS NULL OR event NOT IN ({chosen}) THEN 'event not chosen'" if events else ""
@@ -134,13 +134,13 @@ def _check_counts(part: UsedTable, counts: dict[str, Any], timed: bool) -> None:
     known = part.reading.shown or {ours: ", ".join(theirs) for ours, theirs in part.reading.columns.items()}
     if timed and counts["rows"] and counts["first_time"] is None and (counts["unreadable time"] or counts["written"]):
         raise ValueError(
-            f"{part.table.address}: no value of {known['timestamp']!r} reads as a time; name another column timestamp in "
+            f"{part.table.address}: no value of {known['timestamp']!r} is a time; set timestamp to another column in "
             f"[data.columns]"
         )
     if counts["rows"] >= MANY and counts["users"] > UNIQUE_RATE * counts["rows"]:
         raise ValueError(
-            f"{part.table.address}: {known['user_id']!r} has another value in nearly every row ({counts['users']:,} of "
-            f"{counts['rows']:,}), so it is no user id; name the right column user_id in [data.columns]"
+            f"{part.table.address}: {known['user_id']!r} has a different value in nearly every row ({counts['users']:,} of "
+            f"{counts['rows']:,}), so it is not a user id; set user_id to the right column in [data.columns]"
         )
 
 
@@ -160,7 +160,7 @@ def _count_events(plan: Plan, events: Sequence[str]) -> None:
 
 
 def _check_positions(plan: Plan) -> None:
-    """Use positions only if every part has them and no user has one twice: others are places in a list, not in time."""
+    """Use positions only if every row has one and no user has one twice; otherwise they are no order in time."""
     having = [part for part in plan.interactions if "position" in (part.reading.shown or part.reading.columns)]
     plan.facts["positions"] = bool(having) and len(having) == len(plan.interactions)
     if not plan.facts["positions"]:
@@ -179,7 +179,7 @@ def count_items(plan: Plan) -> None:
     """Find out how many items have no id.
 
     Raises:
-        ValueError: none has one.
+        ValueError: no item has an id.
     """
     missing = stripped_ids = rows = 0
     for part in plan.items:
@@ -197,7 +197,7 @@ def count_items(plan: Plan) -> None:
 
 
 def _check_known(plan: Plan) -> None:
-    """Say how many of the items that interactions name are among the items; none at all is a wrong column."""
+    """Count the items of interactions that are in the catalogue; if none is, a column is wrong."""
     if not plan.interactions:
         return
     named = " UNION ALL ".join(f"SELECT {stripped('item_id')} AS i FROM ({part.sql})" for part in plan.interactions)
@@ -207,6 +207,6 @@ def _check_known(plan: Plan) -> None:
     plan.facts.update({"items_named": all_named, "items_known": known})
     if not known:
         raise ValueError(
-            f"none of the {all_named:,} item ids of the interactions is among the items, so one of the two is another kind of "
-            f"id: compare the examples of --check, and name the right columns item_id in [data.columns]"
+            f"none of the {all_named:,} item ids of the interactions is among the items, so one of the two columns holds "
+            f"another kind of id: compare the examples of --check, and set item_id to the right columns in [data.columns]"
         )

@@ -1,7 +1,6 @@
-"""Bring the files that someone named onto this disk: folders are listed, archives unpacked, remote files fetched.
+"""Bring the input files onto this disk: list folders, unpack archives, download remote files.
 
-Everything streams. What an archive says about itself is not believed: sizes are counted while unpacking, and names of members
-never become paths.
+Everything streams. Archives are not trusted: sizes are counted while unpacking, and names of members never become paths.
 """
 
 import gzip
@@ -23,22 +22,22 @@ Report = Callable[[str], None]
 CHUNK = 1 << 22
 SCHEMES = ("http", "https", "s3")
 MAX_MEMBERS = 100_000
-"""Files of one archive."""
+"""Most files of one archive."""
 MAX_RATIO, FREE_BYTES = 200, 1 << 30
-"""An archive may unpack to this many times its size, and to this many bytes in any case."""
+"""An archive may unpack to MAX_RATIO times its size, and always to this many bytes."""
 REPORT_SECONDS = 5.0
 
 
 class Given(NamedTuple):
-    """A file on this disk, and what it is called where it came from."""
+    """A file on this disk, and its name and address at its origin."""
 
     name: str
-    """Path inside the folder or archive that was named, or the file's name; what formats are recognised by."""
+    """Path inside the given folder or archive, or the file's name; formats are recognised by it."""
     address: str
-    """What messages call it."""
+    """The file's name in messages."""
     path: Path
     base: str
-    """Folder or address that relative paths of images in the file start from."""
+    """Folder or address to which the file's image paths are relative."""
 
 
 class _Scratch:
@@ -57,12 +56,12 @@ def bring(addresses: Iterable[str], scratch: Path, report: Report) -> list[Given
     """Return all files behind local paths, folders, archives, http(s):// and s3:// addresses, in the order of their names.
 
     Args:
-        addresses: what the user named.
-        scratch: folder for what is fetched or unpacked; whoever made it removes it.
-        report: takes a line of progress.
+        addresses: the user's inputs.
+        scratch: folder for downloaded and unpacked files; the caller removes it.
+        report: called with each line of progress.
 
     Raises:
-        ValueError: nothing is there, a scheme is unknown, or a file is broken.
+        ValueError: an address does not exist or has an unknown scheme, or a file is broken.
     """
     room = _Scratch(scratch)
     found = []
@@ -102,7 +101,7 @@ def _local(address: str) -> Iterator[Given]:
 
 
 def _is_data(parts: Iterable[str]) -> bool:
-    """Whether no part of a path is hidden, as Spark's and ours are: _SUCCESS, .crc files, _manifest.json."""
+    """Whether no part of a path begins with _ or ., as the bookkeeping files of Spark and DIGR do (_SUCCESS, _manifest.json)."""
     return not any(part.startswith((".", "_")) for part in parts)
 
 
@@ -157,7 +156,7 @@ def _copy(chunks: Iterable[bytes], target: Path, name: str, size: int | None, re
 
 
 def _ending(name: str) -> str:
-    """Return what follows the first dot of a file name that says what is inside; at most two parts."""
+    """Return the ending of a file name that tells its format, of at most two parts such as .tar.gz."""
     return "".join(PurePosixPath(name).suffixes[-2:])[-16:].lower()
 
 
@@ -195,11 +194,11 @@ def _tar_members(given: Given) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _members(given: Given, members: Iterator[tuple[str, IO[bytes]]], room: _Scratch, report: Report) -> Iterator[Given]:
-    """Unpack into files of our own naming, so that no member can write elsewhere; archives inside are left packed."""
+    """Unpack members into files with new names, so that none can write elsewhere; inner archives stay packed."""
     left = _budget(given.path)
     for number, (inner, stream) in enumerate(members):
         if number >= MAX_MEMBERS:
-            raise ValueError(f"{given.address}: more than {MAX_MEMBERS} files in the archive; unpack it and name those you mean")
+            raise ValueError(f"{given.address}: more than {MAX_MEMBERS} files in the archive; unpack it and give those you need")
         parts = [part for part in PurePosixPath(inner.replace("\\", "/")).parts if part not in ("/", "..")]
         if not parts or not _is_data(parts) or parts[0] == "__MACOSX":
             continue
@@ -227,8 +226,8 @@ def _extract(stream: IO[bytes] | gzip.GzipFile, target: Path, given: Given, limi
             done += len(chunk)
             if done > limit:
                 raise ValueError(
-                    f"{given.address}: unpacks to more than {MAX_RATIO} times its size, which tables do not; if that is right, "
-                    f"unpack it yourself and name the files"
+                    f"{given.address}: unpacks to more than {MAX_RATIO} times its size, which is unusual for tables; if this is "
+                    f"right, unpack it yourself and give the files"
                 )
             out.write(chunk)
     return done

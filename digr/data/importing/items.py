@@ -1,4 +1,4 @@
-"""The columns of the common form, and how items get theirs out of the texts of a file."""
+"""The columns of the common form, and how the texts of a file become those of items."""
 
 from typing import Any
 
@@ -27,11 +27,11 @@ TYPES = {
 
 
 def clean_items(batch: pa.RecordBatch, base: str) -> pa.Table:
-    """Return items with prices, lists and pictures out of their texts.
+    """Return items whose prices, categories and images are parsed from texts.
 
     Args:
-        batch: the columns of ITEM_COLUMNS as texts.
-        base: folder or address that relative paths of pictures start from.
+        batch: the columns ITEM_COLUMNS, all texts.
+        base: folder or address to which paths of images are relative.
     """
     texts = {name: batch.column(name).to_pylist() for name in ITEM_COLUMNS}
     priced = [parse_price(text) for text in texts["price"]]

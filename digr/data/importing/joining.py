@@ -1,4 +1,4 @@
-"""Orders and their lines in two files: who ordered when is in the one, what was ordered in the other."""
+"""Join orders (who ordered, and when) with their lines (which items), when the two are in separate files."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ KEYS = (
     "orderid", "ordernumber", "orderno", "invoiceid", "invoiceno", "invoicenumber", "transactionid", "basketid", "cartid",
     "receiptid", "ticketid", "billid", "purchaseid",
 )  # fmt: skip
-"""Usual names of what joins them, the more usual first."""
+"""Usual names of the key that joins them, the most usual first."""
 
 
 def join_orders(con: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> tuple[Table, str] | None:
-    """Return lines with the columns of their orders, if one table has orders with users and another lines with items.
+    """Return the lines with the columns of their orders, if one table has orders with users and another lines with items.
 
     Returns:
-        The joined table and what to say of it; None where no two tables are of this kind.
+        The joined table and a note for the user; None if no two tables fit.
     """
     for orders in tables:
         if not has_usual("user_id", orders.columns):
@@ -34,7 +34,7 @@ def join_orders(con: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> tupl
 
 
 def _shared_key(orders: Table, lines: Table) -> str:
-    """Return the name, without case and punctuation, of a key that both have; empty for none."""
+    """Return the name of a key that both have, without case and punctuation; empty if there is none."""
     both = {normal(name) for name in orders.columns} & {normal(name) for name in lines.columns}
     return next((key for key in KEYS if key in both), "")
 

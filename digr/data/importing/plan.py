@@ -1,6 +1,6 @@
-"""What an import will do: which file is read as what, what its rows become, and what is left out, by reason.
+"""Plan an import: how each file is read, which rows it gives, and how many are left out by reason.
 
-Nothing of the data is held here: each part is a query that DuckDB runs when its rows are counted, shown or written.
+A plan holds no data: each part is a query that DuckDB runs when its rows are counted, shown or written.
 """
 
 import re
@@ -23,7 +23,7 @@ FORMATS = (
 RULES = (*amazon.RULES, *movielens.RULES, *lcrec.RULES, *minionerec.RULES, *shopify.RULES, *merchant.RULES)
 LAYOUTS = (*movielens.LAYOUTS, *lcrec.LAYOUTS, *minionerec.LAYOUTS, *recbole.LAYOUTS)
 SHARED = {"minionerec": ("lc-rec", "recbole"), "lc-rec": ("recbole", "minionerec")}
-"""Formats whose files are also given with those of another."""
+"""Formats whose files also occur in data sets of other formats."""
 ENDINGS = (
     ".csv",
     ".tsv",
@@ -43,7 +43,7 @@ ENDINGS = (
 
 
 def written_files(given: Sequence[Given], scratch: Path) -> tuple[list[Written], list[str]]:
-    """Return how files are written, and the addresses of those that hold no table."""
+    """Return how the files are written, and the addresses of files without a table."""
     found, unused = [], []
     for number, each in enumerate(given):
         name = stem_of(each.name)
@@ -73,15 +73,15 @@ def make_plan(
     columns: Mapping[str, Sequence[str]] = {},
     events: Sequence[str] = (),
 ) -> Plan:
-    """Read the shape of all files and decide what becomes of them.
+    """Read the columns of all files and decide how each is used.
 
     Args:
-        con: where they are read.
+        con: the database that reads them.
         given: the files.
-        scratch: folder for what has to be written again.
-        report: takes a line of progress.
+        scratch: folder for files that must be converted.
+        report: called with each line of progress.
         format: one of FORMATS; empty guesses for each file.
-        columns: ours -> theirs by the user's word.
+        columns: chosen by the user: column of the common form -> columns of the files.
         events: values of the event column to keep; empty keeps all.
 
     Raises:
@@ -115,7 +115,7 @@ def make_plan(
     )
     for table, reading in _of(used, "splits"):
         if not reading.split:
-            raise ValueError(f"{table.address}: a split, but neither its name nor its folder says train, valid or test")
+            raise ValueError(f"{table.address}: a split, but neither its name nor its folder contains train, valid or test")
         plan.splits.setdefault(reading.split, []).append(_used_table(table, reading, SPLIT_COLUMNS))
     for table, reading in _of(used, "original_ids"):
         part = _used_table(table, reading._replace(columns={"id": ("id",), "original": ("original",)}), ("id", "original"))
@@ -129,7 +129,7 @@ def make_plan(
 
 
 def _readings(table: Table, format: str, columns: Mapping[str, Sequence[str]]) -> list[Reading]:
-    """Return the ways to read a table; the user's columns go before those of a format."""
+    """Return the ways to read a table; the user's columns take precedence over those of a format."""
     found = [] if format == "names" else [*match(RULES, table), *minionerec.readings(table), *recbole.readings(table)]
     if format and format != "names":
         found = [reading for reading in found if reading.format in (format, *SHARED.get(format, ()))]
@@ -138,8 +138,8 @@ def _readings(table: Table, format: str, columns: Mapping[str, Sequence[str]]) -
     own = names.chosen_here(columns, table.columns)
     if found and own and any(reading.select for reading in found):
         raise ValueError(
-            f"{table.address}: read as {found[0].format}, where columns cannot be chosen; leave them out of [data.columns], or "
-            f"read all files by the names of their columns with --format names"
+            f"{table.address}: read as {found[0].format}, a format with fixed columns; remove them from [data.columns], or read "
+            f"all files by the names of their columns with --format names"
         )
     found = [reading._replace(columns={**reading.columns, **own}) if reading.columns else reading for reading in found]
     return found or names.readings(table, columns)
@@ -148,7 +148,7 @@ def _readings(table: Table, format: str, columns: Mapping[str, Sequence[str]]) -
 def _settle(
     con: duckdb.DuckDBPyConnection, choices: list[tuple[Table, list[Reading]]], notes: list[str]
 ) -> list[tuple[Table, Reading | None]]:
-    """Choose one reading of each table: that whose items the interactions name; leave out what stands by for nothing."""
+    """Choose one reading of each table, the one whose items occur in the interactions; drop readings that are not needed."""
     firm = {reading.role for _, readings in choices for reading in readings if not reading.standby}
     interactions = [
         _used_table(table, found[0], INTERACTION_COLUMNS) for table, found in choices if found and found[0].role == "interactions"
@@ -189,7 +189,7 @@ def _used_table(table: Table, reading: Reading, wanted: Sequence[str]) -> UsedTa
 
 
 def _items_of_interactions(interactions: list[UsedTable], notes: list[str]) -> list[UsedTable]:
-    """Take items from interactions that name them: one row for each id, with its most frequent title."""
+    """Take items from interactions that have titles: one row for each id, with its most frequent title."""
     parts = [_used_table(table, reading, ITEM_COLUMNS) for table, reading, _ in interactions]
     parts = [part for part in parts if "title" in (part.reading.shown or part.reading.columns)]
     if not parts:
@@ -202,7 +202,7 @@ def _items_of_interactions(interactions: list[UsedTable], notes: list[str]) -> l
     others = f"SELECT item_id, min(n) AS n, {rest} FROM ({ids}) WHERE item_id IS NOT NULL GROUP BY item_id"
     columns = ", ".join(f"o.{column}" for column in ITEM_COLUMNS[2:])
     sql = f"SELECT o.item_id, b.title, {columns} FROM ({others}) o LEFT JOIN ({best}) b ON o.item_id = b.item_id ORDER BY o.n"
-    notes.append(f"{parts[0].table.address}: items are those that its rows name, each with its most frequent title")
+    notes.append(f"{parts[0].table.address}: items are taken from its rows, each with its most frequent title")
     return [UsedTable(parts[0].table, parts[0].reading._replace(role="items"), sql)]
 
 
@@ -216,6 +216,6 @@ def _check_complete(plan: Plan) -> None:
     )
     wanted = "user_id=... item_id=..." if plan.items else "item_id=... title=..."
     raise ValueError(
-        f"no file {lacking}; found {seen or 'no table'}. If a file does, name its columns in [data.columns] of the config, or "
+        f"no file {lacking}; found {seen or 'no table'}. If one does, name its columns in [data.columns] of the config, or "
         f"with --columns {wanted}"
     )

@@ -1,4 +1,4 @@
-"""Say what an import reads, how it maps columns, what rows look like before and after, and what is left out."""
+"""Print what an import reads, how it maps columns, rows before and after, and how many rows it leaves out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ DELIMITERS = {"\t": "tab", "\x01": "\\x01"}
 
 
 def describe(plan: Plan, events: Sequence[str]) -> Iterator[str]:
-    """Give the lines to print before anything is written."""
+    """Yield the lines to print before anything is written."""
     for table, reading in plan.tables:
         yield from _file_lines(table, reading)
     for part, form in zip(plan.interactions, plan.time_forms, strict=True):
@@ -39,7 +39,7 @@ def _file_lines(table: Table, reading: Reading | None) -> Iterator[str]:
     encoding = f", {table.encoding}" if table.encoding else ""
     bad = f", {table.bad:,} that cannot be read and are left out ({table.first_bad or 'no valid rows'})" if table.bad else ""
     damaged = sum(file.damaged for file in table.files)
-    broken = f", {damaged:,} lines with bytes that are no text" if damaged else ""
+    broken = f", {damaged:,} lines with bytes that are not text" if damaged else ""
     role = f"{reading.format}, {reading.role}" if reading else "not used"
     yield f"{table.address}: {role}; {first.kind}{encoding}{delimiter}, {table.rows:,} rows{bad}{broken}"
     if not reading or reading.role == "ignored":
@@ -77,7 +77,7 @@ def _item_examples(plan: Plan, part: UsedTable) -> Iterator[str]:
 
 
 def _row(values: Mapping[str, Any]) -> str:
-    """Show a row's values that are there, each cut to a readable length."""
+    """Show a row's values that are not missing, each cut to a readable length."""
     return ", ".join(f"{name}={_cut(value)}" for name, value in values.items() if value not in (None, ""))
 
 
@@ -99,11 +99,11 @@ def _fact_lines(plan: Plan) -> Iterator[str]:
         count = plan.facts["ids_stripped"] + plan.facts["item_ids_stripped"]
         yield f"ids with white space around them, which is removed: {count:,} rows"
     if "items_known" in plan.facts:
-        yield f"of {plan.facts['items_named']:,} items that interactions name, {plan.facts['items_known']:,} are among the items"
+        yield f"of {plan.facts['items_named']:,} items of the interactions, {plan.facts['items_known']:,} are in the catalogue"
     for name, reasons in plan.dropped.items():
         for reason, count in reasons.items():
             yield f"left out of {name}: {count:,} rows: {reason}"
     if plan.facts["ratings_unreadable"]:
-        yield f"ratings that are no number, which become null: {plan.facts['ratings_unreadable']:,}"
+        yield f"ratings that are not numbers, which become null: {plan.facts['ratings_unreadable']:,}"
     rows = ", ".join(f"{count:,} {name}" for name, count in plan.rows.items())
     yield f"to write: {rows}"

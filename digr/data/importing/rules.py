@@ -1,4 +1,4 @@
-"""What a format says of its files: which they are, what they hold, and how their columns map to ours."""
+"""Rules of a format: how its files are recognised, and how their columns map to the common form ("theirs" to "ours")."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from digr.data.importing.tables import Table, stem_of
 
 Role = Literal["interactions", "items", "splits", "original_ids", "ignored"]
 Pick = Callable[[str], str]
-"""Gives the SQL of a column by the name it has in a file."""
+"""Returns the SQL of a column, given its name in the file."""
 INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "rating", "position", "event")
 ITEM_TEXTS = ("title", "description", "brand", "categories", "price", "currency", "image")
 ITEM_COLUMNS = ("item_id", *ITEM_TEXTS)
@@ -22,28 +22,28 @@ class Reading(NamedTuple):
     format: str
     role: Role
     columns: Mapping[str, tuple[str, ...]] = {}
-    """Ours -> theirs; of several, the first that is not empty in a row."""
+    """Ours -> theirs; if there are several, the first that is not empty in a row."""
     select: Callable[[Pick], str] | None = None
-    """Instead, a query over the relation `source` with our columns as texts, for what is more than a choice of columns."""
+    """Used instead of `columns` if they do not suffice: a query over the relation `source` that returns ours as texts."""
     shown: Mapping[str, str] = {}
-    """What to say of the columns of `select`: ours -> where from."""
+    """Description of the columns of `select`, for messages: ours -> origin."""
     split: str = ""
-    """Which split the rows belong to."""
+    """The split of the rows; empty if they are not a split."""
     standby: bool = False
-    """Whether it is read only where no other file has this role."""
+    """Whether the table is read only if no other file has this role."""
     note: str = ""
 
 
 class Rule(NamedTuple):
-    """Recognises tables by name and columns, and says how they are read."""
+    """Recognises tables by name and columns, and gives their reading."""
 
     reading: Reading
     pattern: str = ".*"
-    """Of the whole file name without folders, in lower case."""
+    """Regular expression for the whole file name without folders, in lower case."""
     needs: tuple[str, ...] = ()
     """Columns that the file must have."""
     accepts: Callable[[Table], bool] = lambda table: True
-    """What else must hold."""
+    """A further condition."""
 
 
 def match(rules: Sequence[Rule], table: Table) -> list[Reading]:
@@ -57,12 +57,12 @@ def match(rules: Sequence[Rule], table: Table) -> list[Reading]:
 
 
 def one(**columns: str | tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Return a mapping of columns in which each of ours has one or more of theirs."""
+    """Return a mapping from each of ours to one or more of theirs."""
     return {ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in columns.items()}
 
 
 def split_of(name: str) -> str:
-    """Return which split a file's name or folder says that it is; empty for none."""
+    """Return the split that a file's name or folder contains; empty if none."""
     for part in reversed(name.lower().split("/")):
         for word in re.split(r"[^a-z]+", part):
             if word in SPLIT_NAMES:

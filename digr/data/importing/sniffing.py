@@ -1,6 +1,6 @@
-"""Find out how a file is written: encoding, kind, delimiter, quotes and header; what is not plain UTF-8 is written again.
+"""Find out how a file is written: encoding, kind, delimiter, quotes and header. Other encodings are converted to UTF-8.
 
-Encodings are decided by all bytes of a file, since the first megabytes of a Latin-1 file may well be ASCII.
+The encoding is found from all bytes of a file, because the first megabytes of a Latin-1 file may be ASCII.
 """
 
 import ast
@@ -35,23 +35,23 @@ BINARY = (
     b"\x1f\x8b", b"PK\x03\x04", b"7z\xbc\xaf", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"Rar!", b"\x89PNG", b"\xff\xd8\xff",
     b"\x93NUMPY", b"%PDF", b"\xd0\xcf\x11\xe0",
 )  # fmt: skip
-"""How packed files, pictures, arrays and old spreadsheets begin."""
+"""First bytes of packed files, images, arrays and old spreadsheets."""
 DAMAGED_RATE = 0.02
-"""Of the lines that are not ASCII, the share that may be no UTF-8 in a file that is UTF-8 all the same."""
+"""A file still counts as UTF-8 if its damaged lines are at most this share of its valid lines beyond ASCII."""
 JUDGED_BYTES = 1 << 18
 PLAUSIBLE = 0.02
-"""Difference in charset-normalizer's share of unlikely characters that says nothing."""
+"""Differences in charset-normalizer's share of unlikely characters below this are ignored."""
 
 
 class Layout(NamedTuple):
-    """How files of a known name are written, where they do not say so themselves."""
+    """How files of a known name are written, if the files do not show it."""
 
     delimiter: str
     columns: tuple[str, ...] = ()
-    """Of a file without a header; empty: the first line names them."""
+    """Columns of a file without a header; empty if the first line names them."""
     quoted: bool = False
     encoding: str = ""
-    """Of a file that is not UTF-8; empty: found out."""
+    """Encoding of a file that is not UTF-8; empty to detect it."""
 
 
 class Written(NamedTuple):
@@ -67,18 +67,18 @@ class Written(NamedTuple):
     escape: str = ""
     header: bool = False
     columns: tuple[str, ...] = ()
-    """Of delimited text; others say theirs when they are read."""
+    """Columns of delimited text; those of other kinds are found when they are read."""
     damaged: int = 0
-    """Lines with bytes that are no text in the encoding, which show U+FFFD instead."""
+    """Number of lines with bytes that are invalid in the encoding; these become U+FFFD."""
 
 
 def sniff(given: Given, layout: Layout | None, known: Callable[[str], bool], plain: Path) -> Written | None:
-    """Say how a file is written; None if it is no table.
+    """Return how a file is written; None if it is not a table.
 
     Args:
         given: the file.
-        layout: of a file whose name tells it.
-        known: whether a name is one that a column of some table usually has, by which headers are recognised.
+        layout: known from the file's name, if at all.
+        known: tells whether a text is a usual name of a column, to recognise headers.
         plain: where to write the file again if it is not plain UTF-8.
 
     Raises:
@@ -92,8 +92,8 @@ def sniff(given: Given, layout: Layout | None, known: Callable[[str], bool], pla
         return Written(given, given.path, "parquet", encoding="")
     if head.startswith(BINARY):
         raise ValueError(
-            f"{given.address}: neither text nor Parquet; packed files are read by their names (.gz, .zip, .tar.gz), spreadsheets "
-            f"and pickles are not: save them as CSV or Parquet"
+            f"{given.address}: neither text nor Parquet; packed files need a usual ending (.gz, .zip, .tar.gz); save "
+            f"spreadsheets and pickles as CSV or Parquet"
         )
     encoding, damaged = find_encoding(given.path, layout.encoding if layout else "")
     path = given.path if encoding == "utf-8" and not damaged else _write_again(given, encoding, plain)
@@ -110,7 +110,7 @@ def sniff(given: Given, layout: Layout | None, known: Callable[[str], bool], pla
 
 
 def find_encoding(path: Path, otherwise: str) -> tuple[str, int]:
-    """Return the encoding of a text file, and how many of its lines have bytes that are wrong in it."""
+    """Return the encoding of a text file, and how many of its lines have bytes that are invalid in it."""
     with path.open("rb") as stream:
         head = stream.read(4096)
     mark = next((BOMS[bom] for bom in sorted(BOMS, key=len, reverse=True) if head.startswith(bom)), "")
@@ -140,7 +140,7 @@ def find_encoding(path: Path, otherwise: str) -> tuple[str, int]:
 
 
 def _likely_encoding(judged: bytes) -> str:
-    """Return the encoding that makes most of the bytes beyond ASCII letters, of those that are about as plausible as the best."""
+    """Return, of the encodings about as plausible as the best, the one that reads most non-ASCII bytes as letters."""
     matches = from_bytes(judged, cp_isolation=USUAL, threshold=0.5)
     best = matches.best()
     if not best:
@@ -177,12 +177,12 @@ def _write_again(given: Given, encoding: str, plain: Path) -> Path:
             while text := source.read(CHUNK):
                 out.write(text)
         except UnicodeError as error:
-            raise ValueError(f"{given.address}: not {encoding}, as it seemed to be: {error}") from error
+            raise ValueError(f"{given.address}: looked like {encoding}, but is not: {error}") from error
     return plain
 
 
 def _structured(sample: str, whole: bool) -> Kind | None:
-    """Return the kind of a text that is no delimited table."""
+    """Return the kind of a text, or None if it may be a delimited table."""
     text = sample.lstrip()
     if text.startswith("<"):
         return "xml"
@@ -229,7 +229,7 @@ def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None
         rows = list(_rows(sample, whole, delimiter, '"'))
         widths = [len(row) for row in rows]
         usual = max(set(widths), key=widths.count, default=0)
-        if usual > 1 and widths[0] == usual:  # names of columns have no commas, which prices and titles may well all have
+        if usual > 1 and widths[0] == usual:  # names of columns have no commas, but prices and titles may
             tried.append((round(widths.count(usual) / len(widths), 1), usual, -DELIMITERS.index(delimiter), rows))
     if not tried:
         return None
@@ -239,7 +239,7 @@ def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None
         escape = "\\"
         rows = list(_rows(sample, whole, delimiter, escape))
     if delimiter == "\t" and not re.search(r'(?:^|\t)"[^\t]*"(?:\t|\r?$)', sample, re.MULTILINE):
-        quote = escape = ""  # inches and quotations inside of titles
+        quote = escape = ""  # quotation marks inside titles, such as inches
         rows = [line.rstrip("\r").split("\t") for line in sample.split("\n") if line.strip()]
     first = [cell.strip() for cell in rows[0]]
     header = any(map(known, first)) or (all(first) and len(set(first)) == len(first) and not any(map(_is_value, first)))
@@ -248,9 +248,9 @@ def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None
 
 
 def _is_backslash_escaped(sample: str, delimiter: str) -> bool:
-    r"""Whether quotation marks inside of quoted cells have a backslash before them and are not doubled.
+    r"""Whether quotation marks inside quoted cells are escaped by a backslash instead of doubled.
 
-    Where they are doubled, a cell may still end in a backslash: `"C:\\",` is whole.
+    If they are doubled, a cell may still end in a backslash: `"C:\\",` is complete.
     """
     if '\\"' not in sample:
         return False
@@ -258,12 +258,12 @@ def _is_backslash_escaped(sample: str, delimiter: str) -> bool:
         for _ in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter, strict=True):
             pass
     except csv.Error as error:
-        return "expected after" in str(error)  # a quotation mark that ends a cell, and then more of it
+        return "expected after" in str(error)  # text follows a quotation mark that ends a cell
     return False
 
 
 def _rows(sample: str, whole: bool, delimiter: str, escape: str) -> Iterator[list[str]]:
-    """Read the complete rows of a sample; what is no table at all gives none."""
+    """Read the complete rows of a sample; a text that is not a table gives none."""
     doubled = escape == '"'
     reader = csv.reader(
         io.StringIO(sample, newline=""), delimiter=delimiter, doublequote=doubled, escapechar=None if doubled else escape

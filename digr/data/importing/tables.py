@@ -1,6 +1,6 @@
-"""Files as relations of texts: DuckDB reads each of them, and every cell is a text or null, lists and structs as JSON.
+"""Read files as relations with DuckDB: every cell is a text or null; lists and structs are JSON.
 
-Columns are called c0, c1, ... in SQL, so that no name out of a file is ever part of a query.
+Columns are called c0, c1, ... in SQL, so that no name from a file is ever part of a query.
 """
 
 import re
@@ -17,9 +17,9 @@ from digr.data.importing.sniffing import Written
 
 SAMPLE_ROWS = 1000
 MAX_ROW = 1 << 25
-"""Bytes of one row or JSON object."""
+"""Most bytes of one row or JSON object."""
 BAD_RATE = 0.1
-"""Share of rows that cannot be read from which on a file counts as broken."""
+"""A file with more than this share of unreadable rows counts as broken."""
 JSON_FORMATS = {"json array": "array", "json rows": "unstructured"}
 
 
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
     files: tuple[Written, ...]
     columns: tuple[str, ...]
-    """As the files name them; column k is `c<k>` in the SQL."""
+    """Names in the files; column k is `c<k>` in the SQL."""
     sql: str
     """A query of all rows, in the order of the files."""
     rows: int
@@ -39,12 +39,12 @@ class Table(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What formats are recognised by: the first file's path inside the folder or archive that was named."""
+        """Path of the first file inside the given folder or archive; formats are recognised by it."""
         return self.files[0].given.name
 
     @property
     def address(self) -> str:
-        """What messages call it."""
+        """The table's name in messages."""
         more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
         return self.files[0].given.address + more
 
@@ -54,12 +54,12 @@ class Table(NamedTuple):
         return ", ".join(dict.fromkeys(file.encoding for file in self.files if file.encoding))
 
     def pick(self, column: str) -> str:
-        """Return the SQL of a column by its name in the files; null if they lack it."""
+        """Return the SQL of a column, given its name in the files; null if they lack it."""
         return f"c{self.columns.index(column)}" if column in self.columns else "CAST(NULL AS VARCHAR)"
 
 
 def open_tables(con: duckdb.DuckDBPyConnection, files: Iterable[Written], scratch: Path) -> list[Table]:
-    """Read how many rows and which columns files have; parts of one table become one.
+    """Read the columns and number of rows of all files; the parts of a table become one table.
 
     Raises:
         ValueError: a file is broken, or too many of its rows are.
@@ -67,19 +67,19 @@ def open_tables(con: duckdb.DuckDBPyConnection, files: Iterable[Written], scratc
     groups: dict[tuple, list[Written]] = {}
     for number, written in enumerate(files):
         link = scratch / f"in{number:06d}{'.parquet' if written.kind == 'parquet' else '.text'}"
-        link.symlink_to(written.path)  # a name of our own, since DuckDB takes *, ? and [ in names for patterns
+        link.symlink_to(written.path)  # a safe name, because DuckDB reads *, ? and [ in names as patterns
         groups.setdefault(_shape(written), []).append(written._replace(path=link))
     return [_open(con, group, scratch, f"rejected{number}") for number, group in enumerate(groups.values())]
 
 
 def _shape(written: Written) -> tuple:
-    """Return what parts of one table share: folder, name up to numbers, and how they are written."""
+    """Return the properties that all parts of a table share: folder, name without numbers, and how they are written."""
     folder, _, name = written.given.address.rpartition("/")
     stem = "part" if name.startswith("part-") else re.sub(r"\d+", "#", name)
     schema = (str(_read_schema(written)),) if written.kind == "parquet" else ()
     own = (written.given.address,) if written.kind in ("json object", "xml") else ()
     alike = (written.kind, written.delimiter, written.quote, written.escape, written.header, written.columns)
-    # numbers in a name may also tell two things apart, such as u1.base and u2.base
+    # numbers in a name may also distinguish two tables, such as u1.base and u2.base
     return (folder, stem if re.search(r"(^part-|\d{2,}|-of-)", name) else name, *alike, *schema, *own)
 
 
@@ -159,7 +159,7 @@ def _read_schema(written: Written) -> pa.Schema:
     try:
         return pq.read_schema(written.path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{written.given.address}: not a Parquet file that can be read: {error}") from error
+        raise ValueError(f"{written.given.address}: not a readable Parquet file: {error}") from error
 
 
 def _open_parquet(con: duckdb.DuckDBPyConnection, group: list[Written]) -> Table:
@@ -177,7 +177,7 @@ def _cell(name: str, kind: str) -> str:
         return f"CAST(to_json({quoted}) AS VARCHAR)"
     if kind == "BLOB":
         return f"try_cast({quoted} AS VARCHAR)"
-    if kind in ("DOUBLE", "FLOAT"):  # whole numbers lose their .0: pandas makes numbers of ids with gaps
+    if kind in ("DOUBLE", "FLOAT"):  # whole numbers lose their .0: pandas turns integer ids into floats if some are missing
         whole = f"{quoted} = trunc({quoted}) AND abs({quoted}) < 9e15"
         return f"CASE WHEN {whole} THEN CAST(CAST({quoted} AS BIGINT) AS VARCHAR) ELSE CAST({quoted} AS VARCHAR) END"
     return f"CAST({quoted} AS VARCHAR)"

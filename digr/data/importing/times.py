@@ -1,7 +1,6 @@
-"""Read the times of a column, in SQL: seconds to nanoseconds since 1970, ISO dates and the usual other ways to write one.
+"""Read the times of a column in SQL: seconds to nanoseconds since 1970, ISO dates and other usual formats.
 
-A number's unit follows from its size, which is clear for times between March 1973 and the year 5138. Times without a zone
-are taken as UTC.
+A number's unit follows from its size, without ambiguity from March 1973 to the year 5138. Times without a zone are UTC.
 """
 
 from typing import NamedTuple
@@ -18,32 +17,32 @@ NAMED = (
     "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y", "%d.%m.%y", "%m %d, %Y",
 )  # fmt: skip
 YEAR_FIRST = ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y.%m.%d %H:%M:%S", "%Y.%m.%d")
-"""Tried last: they would read 12/1/10 as a day of the year 12."""
+"""Tried last, because they read 12/1/10 as a day of the year 12."""
 CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", " %H:%M:%S.%f", ", %H:%M", ", %H:%M:%S")
 SLASHED = r"^\s*(\d{1,2})[/-](\d{1,2})[/-]\d"
 DIGITS = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d{6})?$"
 EARLIEST, LATEST = -2_208_988_800_000, 7_258_118_400_000
-"""The years 1900 and 2200, in milliseconds; what is outside is no time."""
+"""The years 1900 and 2200 in milliseconds; values outside are not times."""
 
 
 class TimeForm(NamedTuple):
-    """How a column writes times beyond numbers and ISO."""
+    """How a column writes times, apart from numbers since 1970 and ISO."""
 
     day_first: bool = False
-    """Whether 1/12/2010 is in December."""
+    """Whether 1/12/2010 means the first of December."""
     digits: bool = False
     """Whether numbers are dates, such as 20101201 and 20101201082600."""
     needed: bool = True
     """Whether a row whose time cannot be read is left out."""
     note: str = ""
-    """What a reader should know; empty for nothing."""
+    """A message for the user; empty if there is none."""
 
 
 def find_form(con: duckdb.DuckDBPyConnection, relation: str) -> TimeForm:
-    """Look at a relation's column `timestamp`; day or month first is decided by all rows.
+    """Find out how a relation's column `timestamp` writes times; all rows decide between day first and month first.
 
     Args:
-        con: where the relation is.
+        con: the database of the relation.
         relation: SQL of a query.
     """
     seen = f"SELECT timestamp AS t FROM ({relation}) WHERE timestamp IS NOT NULL AND trim(timestamp) <> ''"
@@ -62,12 +61,12 @@ def find_form(con: duckdb.DuckDBPyConnection, relation: str) -> TimeForm:
     if first and second:
         return TimeForm(note="some dates are day/month/year and some month/day/year; read as month/day/year")
     if not first and not second:
-        return TimeForm(note="no date says whether day or month comes first; read as month/day/year")
+        return TimeForm(note="no date shows whether day or month comes first; read as month/day/year")
     return TimeForm(day_first=bool(first))
 
 
 def with_times(relation: str, form: TimeForm) -> str:
-    """Return the SQL of a relation whose text column `timestamp` becomes milliseconds since 1970, null where it is no time."""
+    """Return the SQL that turns a relation's text column `timestamp` into milliseconds since 1970, or null if it is no time."""
     inner = f"SELECT * REPLACE ({_milliseconds('timestamp', form)} AS timestamp) FROM ({relation})"
     return (
         f"SELECT * REPLACE (CASE WHEN timestamp BETWEEN {EARLIEST} AND {LATEST} THEN timestamp END AS timestamp) FROM ({inner})"
@@ -78,7 +77,7 @@ def _milliseconds(column: str, form: TimeForm) -> str:
     order = ("%d/%m", "%d-%m") if form.day_first else ("%m/%d", "%m-%d")
     slashed = [f"{start}{start[2]}{year}{clock}" for start in order for year in ("%y", "%Y") for clock in CLOCKS]
     written = ", ".join(f"'{text}'" for text in (*NAMED, *slashed, *YEAR_FIRST))
-    # one call each: in a list, DuckDB 2.0 gives a text without a zone the zone of the text before it
+    # one call per format: given a list, DuckDB 2.0 gives a text without a zone the zone of the text before it
     zoned = ", ".join(f"try_strptime(trim({column}), '{text}')" for text in ZONED)
     number = f"try_cast({column} AS DOUBLE)"
     size = f"abs({number})"
@@ -89,7 +88,7 @@ def _milliseconds(column: str, form: TimeForm) -> str:
     if form.digits:
         counted = f"epoch_ms(try_strptime(trim({column}), ['%Y%m%d%H%M%S', '%Y%m%d']))"
     plain = f"try_strptime(trim({column}), [{written}])"
-    # DuckDB would take 12/1/10 for a day of the year 12
+    # DuckDB would read 12/1/10 as a day of the year 12
     iso = f"CASE WHEN regexp_matches({column}, '^\\s*\\d{{4}}-') THEN try_cast(trim({column}) AS TIMESTAMPTZ) END"
     dated = f"coalesce(epoch_ms(coalesce({iso}, {zoned})), epoch_ms({plain}))"
     return f"CASE WHEN {number} IS NOT NULL THEN {counted} ELSE {dated} END"

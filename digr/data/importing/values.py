@@ -1,4 +1,4 @@
-"""Turn the texts of a cell into what items hold: prices with currencies, lists of categories, one description, one picture."""
+"""Parse the text of a cell: a price with its currency, a list of categories, a description, an image."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ SYMBOLS = {
     "฿": "THB", "₴": "UAH", "₪": "ILS", "₱": "PHP", "ZŁ": "PLN", "元": "CNY", "円": "JPY", "RS.": "INR", "RS": "INR",
 }  # fmt: skip
 SHARED_SIGNS = ("$", "¥")
-"""Signs of several currencies: what is priced in them is in one that nobody knows."""
+"""Signs that several currencies share; a price with one of them has no known currency."""
 DOTTED = {"IDR", "VND", "CLP", "COP", "PYG", "EUR", "BRL", "TRY", "ARS", "DKK", "ISK"}
 """Currencies whose prices have dots between thousands, so that 14.000 is fourteen thousand."""
 _NUMBER = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:[ \u00a0\u202f'’]\d{3})+(?:[.,]\d{1,2})?|\d[\d.,]*|\.\d+)(?!\w)")
@@ -26,16 +26,16 @@ CODES = {
     "PEN", "PHP", "PKR", "PLN", "PYG", "QAR", "RON", "RSD", "RUB", "SAR", "SEK", "SGD", "THB", "TND", "TRY", "TWD", "TZS", "UAH",
     "UGX", "USD", "UYU", "VND", "ZAR",
 }  # fmt: skip
-"""ISO 4217 codes that a price's text may name; other words of three letters are words."""
+"""ISO 4217 codes that are recognised in a price; other words of three letters are ignored."""
 EMPTY = {"", "none", "null", "nan", "n/a", "[]", "{}"}
-"""Cells of lists, prices and pictures that say that there is nothing; titles and ids keep these words."""
+"""Texts that mean "missing" in cells of lists, prices and images; titles and ids keep them."""
 LONGEST_PRICE = 60
 PICTURE_SIZES = ("hi_res", "large", "large_image_url", "url", "src", "link", "medium_image_url", "thumb", "small_image_url")
 NO_CATEGORY = "(no genres listed)"
 
 
 def parse_price(text: str | None) -> tuple[float | None, str | None]:
-    """Return a price and, where the text names it, its currency as an ISO code; the first number of a range.
+    """Return a price and, if the text names it, its currency as an ISO code; a range gives its first number.
 
     >>> parse_price("$1,299.00"), parse_price("14.000.000 IDR"), parse_price("EUR 9,99")
     ((1299.0, None), (14000000.0, 'IDR'), (9.99, 'EUR'))
@@ -58,7 +58,7 @@ def parse_price(text: str | None) -> tuple[float | None, str | None]:
 
 
 def currency_of(text: str | None) -> str | None:
-    """Return the ISO code that a text names by code or sign."""
+    """Return the ISO code of the currency that a text names by code or sign; None if it names none."""
     text = text or ""
     code = next((code.upper() for code in _CODE.findall(text) if code.upper() in CODES), None)
     sign = _MARK.search(text)
@@ -81,7 +81,7 @@ def _amount(number: str, currency: str | None) -> float | None:
 
 
 def parse_nested(text: str) -> Any:
-    """Return the list or mapping that a text spells in JSON or as Python writes it; None if it is neither."""
+    """Return the list or mapping that a text writes in JSON or Python syntax; None if it is neither."""
     if text[:1] not in ("[", "{", "("):
         return None
     try:
@@ -104,7 +104,7 @@ def _leaves(value: Any) -> list[str]:
 
 
 def parse_categories(text: str | None) -> list[str] | None:
-    """Return the categories of an item from a path, a list or a list of paths; each once.
+    """Return the distinct categories of an item from a path, a list or a list of paths.
 
     >>> parse_categories("Home > Kitchen"), parse_categories("Action|Comedy"), parse_categories("[['A', 'B'], ['A', 'C']]")
     (['Home', 'Kitchen'], ['Action', 'Comedy'], ['A', 'B', 'C'])
@@ -121,7 +121,7 @@ def parse_categories(text: str | None) -> list[str] | None:
 
 
 def parse_history(text: str | None) -> list[str]:
-    """Return the ids of a history: a list in JSON or Python, or ids with spaces between.
+    """Return the ids of a history: a list in JSON or Python, or ids separated by spaces.
 
     >>> parse_history("[12, 7]"), parse_history("['a b']"), parse_history("12 7")
     (['12', '7'], ['a b'], ['12', '7'])
@@ -131,7 +131,7 @@ def parse_history(text: str | None) -> list[str]:
 
 
 def parse_text(text: str | None) -> str | None:
-    """Return a description as one text: the parts of a list with spaces between, everything else as it is; empty is null.
+    """Return a description as one text: the parts of a list are joined by spaces, other texts are kept; empty becomes null.
 
     >>> parse_text("['A pan.', 'It fries.']"), parse_text("[sale] A pan"), parse_text("[]")
     ('A pan. It fries.', '[sale] A pan', None)
@@ -145,7 +145,7 @@ def parse_text(text: str | None) -> str | None:
 
 
 def parse_picture(text: str | None) -> str | None:
-    """Return the address or path of an item's first picture, in its largest size.
+    """Return the address or path of an item's first image, in its largest size.
 
     >>> parse_picture('[{"thumb": "http://x/t.jpg", "hi_res": null, "large": "http://x/l.jpg"}]')
     'http://x/l.jpg'

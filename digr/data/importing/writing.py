@@ -1,6 +1,6 @@
-"""Turn any usual files of interactions and items into a folder in the common form, which `jobs.prepare_data` reads.
+"""Turn files of interactions and items in the usual formats into a folder in the common form, which `jobs.prepare_data` reads.
 
-Rows and texts stay as they are: what to do with orphans, duplicates or markup is a choice of the run, not of the import.
+Rows and texts stay unchanged; the run decides about unknown items, duplicates and HTML.
 """
 
 import json
@@ -31,9 +31,9 @@ from digr.tables import SPLITS
 
 FACTS = "import.json"
 MEMORY_GIB = 2.0
-"""Memory of what sorts and joins; what needs more goes to disk."""
+"""Memory for sorts and joins; larger ones spill to disk."""
 INTERACTION_ROWS, ITEM_ROWS = 500_000, 5_000
-"""Rows of a batch, which is also what a row group of the Parquet files holds."""
+"""Rows of a batch and of a row group of the Parquet files."""
 REPORT_SECONDS = 5.0
 
 
@@ -48,27 +48,27 @@ def import_data(
     check: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Read files and write them as a folder in the common form; return the facts that import.json holds.
+    """Read files and write them as a folder in the common form; return the content of import.json.
 
     Args:
         addresses: local files, folders and archives, http(s):// and s3:// addresses.
-        out: folder or s3:// address to write; appears whole or not at all.
-        report: takes a line of progress.
+        out: folder or s3:// address to write; appears only when complete.
+        report: called with each line of progress.
         format: one of `plan.FORMATS`; empty guesses for each file.
-        columns: ours -> theirs, for names that are not guessed.
+        columns: column of the common form -> columns of the files, if names are not to be guessed.
         events: values of the event column to keep; empty keeps all.
         check: stop before anything is written.
         force: replace an earlier import.
 
     Raises:
-        ValueError: whatever is wrong with the files, or `out` is there already.
+        ValueError: a file is wrong, or `out` exists already.
     """
     if not check:
         check_out(out, force)
     with _scratch(out) as scratch:
         given = bring(addresses, scratch / "fetched", report)
         with open_database(MEMORY_GIB, str(scratch), keep_order=True) as con:
-            con.execute("SET preserve_insertion_order = true")  # rows of one time keep the order of their file
+            con.execute("SET preserve_insertion_order = true")  # rows of equal times keep the order of their file
             con.execute("SET TimeZone = 'UTC'")
             plan = make_plan(con, given, scratch, report, format=format, columns=columns, events=events)
             for line in describe(plan, events):
@@ -85,20 +85,20 @@ def import_data(
 
 
 def check_out(out: str, force: bool) -> None:
-    """Refuse a folder that is there, and with `force` one that no import wrote.
+    """Check that `out` may be written.
 
     Raises:
-        ValueError: so it is.
+        ValueError: it exists, or with `force`, no import wrote it.
     """
     scheme, separator, _ = out.partition("://")
     if separator and scheme != "s3":
         raise ValueError(f"--out {out}: {scheme}:// cannot be written here; expected a local folder or s3://")
     fs, path = filesystem_of(out)
     if fs.get_file_info(path).is_file:
-        raise ValueError(f"--out {out}: is a file; expected a folder that is not there yet")
+        raise ValueError(f"--out {out}: is a file; expected a folder that does not exist yet")
     names = [entry.base_name for entry in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))]
     if names and not force:
-        raise ValueError(f"--out {out}: is there already; give --force to replace it, or another folder")
+        raise ValueError(f"--out {out}: exists already; give --force to replace it, or another folder")
     if names and FACTS not in names:
         raise ValueError(
             f"--out {out}: has no {FACTS}, so no import wrote it and --force does not remove it; found "
@@ -108,7 +108,7 @@ def check_out(out: str, force: bool) -> None:
 
 @contextmanager
 def _scratch(out: str) -> Iterator[Path]:
-    """Give a folder for everything temporary: beside a local `out`, where the room has to be anyway."""
+    """Yield a temporary folder: beside a local `out`, where there must be enough space anyway."""
     parent = None
     if out and not is_remote(out):
         parent = str(next(folder for folder in Path(filesystem_of(out)[1]).parents if folder.is_dir()))
@@ -157,7 +157,7 @@ def _write_all(plan: Plan, draft: Path, events: Sequence[str], report: Report) -
     for name in ("interactions", "items"):
         if plan.rows.get(name, rows[name]) != rows[name]:
             raise ValueError(
-                f"{name}: {plan.rows[name]} rows were counted and {rows[name]} written; did a file change meanwhile? Run again"
+                f"{name}: {plan.rows[name]} rows were counted, but {rows[name]} written; a file may have changed: run again"
             )
     return rows
 
@@ -171,7 +171,7 @@ def _stream(
     size: int,
     report: Report,
 ) -> int:
-    """Write the rows of queries, batch by batch; each has its own function from texts to our columns."""
+    """Write the rows of queries batch by batch, each through its function from texts to columns of the common form."""
     target.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([pa.field(name, TYPES[name]) for name in names])
     done, last = 0, time.monotonic()
@@ -277,13 +277,13 @@ def _ends(lists: Sequence[Sequence[str]]) -> Iterator[int]:
 
 
 def _write_derived(plan: Plan, draft: Path, report: Report) -> int:
-    """Put interactions together from the splits: a user's first history, then the targets, in the order of the files."""
+    """Make interactions from the splits: a user's first history, then the targets, in the order of the files."""
     files = ", ".join(f"'{draft / 'splits' / split}.parquet'".replace("''", "'") for split in SPLITS if split in plan.splits)
     rows = f"SELECT *, row_number() OVER () AS n FROM read_parquet([{files}])"
     users = f"SELECT user_id, arg_min(history, n) || list(target ORDER BY n) AS items, min(n) AS n FROM ({rows}) GROUP BY user_id"
     listed = f"SELECT n, user_id, unnest(items) AS item_id, unnest(range(len(items))) AS position FROM ({users})"
     query = f"SELECT user_id, item_id, CAST(position AS INTEGER) AS position FROM ({listed}) ORDER BY n, position"
-    plan.notes.append("interactions are put together from the splits: each user's first history, then the targets in their order")
+    plan.notes.append("interactions are made from the splits: each user's first history, then the targets in their order")
     target = draft / "interactions.parquet"
     names = ("user_id", "item_id", "position")
     return _stream(plan, [(query, _as_table)], names=names, target=target, size=INTERACTION_ROWS, report=report)
@@ -294,7 +294,7 @@ def _as_table(batch: pa.RecordBatch) -> pa.Table:
 
 
 def _originals(plan: Plan) -> dict[str, pa.Table]:
-    """Return the tables of original ids by the column they are of."""
+    """Return the tables of original ids, by column."""
     return {column: _original_table(plan, parts) for column, parts in plan.original_ids.items()}
 
 
@@ -308,7 +308,7 @@ def _original_table(plan: Plan, parts: Sequence[UsedTable]) -> pa.Table:
 
 
 def _original(ids: Any, originals: pa.Table | None) -> Any:
-    """Return ids as they were before they were numbered; those that the table lacks stay."""
+    """Return the original ids of numbered ones; ids that the table lacks stay unchanged."""
     if originals is None:
         return ids
     places = pc.index_in(ids, value_set=originals["id"].combine_chunks())
@@ -320,7 +320,7 @@ def _replace(table: pa.Table, name: str, column: Any) -> pa.Table:
 
 
 def _publish(draft: Path, out: str, force: bool) -> None:
-    """Bring a finished folder to its place; on S3 the facts come last, and without them it is no import."""
+    """Move a finished folder to its place; on S3 import.json is written last, so a folder without it is incomplete."""
     check_out(out, force)
     fs, path = filesystem_of(out)
     if isinstance(fs, pafs.LocalFileSystem):

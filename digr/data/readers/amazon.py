@@ -1,6 +1,6 @@
-"""Amazon Reviews of 2014, 2018 and 2023: reviews, metadata and the files of ratings alone.
+"""Amazon Reviews of 2014, 2018 and 2023: reviews, metadata and rating-only files.
 
-The metadata of 2014 are Python dicts, one a line. In 2023 an item is a `parent_asin`: its variants share texts and price.
+The metadata of 2014 are Python dicts, one per line. In 2023 an item is a `parent_asin`: its variants share texts and price.
 """
 
 import re

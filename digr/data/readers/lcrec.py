@@ -1,6 +1,6 @@
 """The files of LC-Rec and LETTER, which MiniOneRec uses too: NAME.inter.json, NAME.item.json, and the tables of original ids.
 
-Users and items are numbers. Where NAME.user2id and NAME.item2id are given, the ids before that are written instead.
+Users and items are numbers. If NAME.user2id and NAME.item2id are given, the original ids are written instead.
 """
 
 from digr.data.importing.converting import KEY, VALUES
@@ -10,7 +10,7 @@ from digr.data.importing.sniffing import Layout
 LAYOUTS = ((r".*\.(user2id|item2id)", Layout("\t", ("original", "id"))),)
 ITEM_FIELDS = ("title", "description", "brand", "categories", "price")
 COMMA = ",(\\S)"
-"""Separates categories in one text; a comma inside a category's name has a space after it."""
+"""Separates categories in a text; a comma inside a category's name is followed by a space."""
 
 
 def _interactions(pick: Pick) -> str:

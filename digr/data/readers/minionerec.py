@@ -1,7 +1,7 @@
 """MiniOneRec's files: splits as CSV (train/, valid/, test/), info/NAME.txt with titles, and beside them LC-Rec's item.json.
 
-What users did is taken from NAME.inter.json where it is given, else put together from the splits: a user's first history, then
-the targets in their order.
+Interactions come from NAME.inter.json if it is given, otherwise from the splits: a user's first history, then the targets in
+order.
 """
 
 from digr.data.importing.rules import Pick, Reading, Rule, one, split_of
@@ -15,7 +15,7 @@ SPLIT = one(user_id="user_id", history="history_item_id", target="item_id")
 
 
 def readings(table: Table) -> list[Reading]:
-    """Return the reading of a split, whose name is that of its folder."""
+    """Return the reading of a split, which is named after its folder."""
     split = split_of(table.name) or split_of(table.files[0].given.address)
     if not set(NEEDS) <= set(table.columns) or not split:
         return []

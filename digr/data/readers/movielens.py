@@ -19,7 +19,7 @@ LAYOUTS = (
 
 
 def _with_genres(pick: Pick) -> str:
-    """Make a list of the genres whose flag is 1."""
+    """Return the SQL of items whose categories are the genres with flag 1."""
     flagged = ", ".join(f"CASE WHEN {pick(genre)} = '1' THEN '{genre.replace(chr(39), chr(39) * 2)}' END" for genre in GENRES[1:])
     genres = f"CAST(to_json(list_filter([{flagged}], lambda genre: genre IS NOT NULL)) AS VARCHAR)"
     return f"SELECT {pick('movieId')} AS item_id, {pick('title')} AS title, {genres} AS categories FROM source"

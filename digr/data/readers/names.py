@@ -1,4 +1,4 @@
-"""Read any table by the names of its columns, checked against what is in them."""
+"""Read any table by the names of its columns ("theirs", mapped to "ours" of the common form), checked against their values."""
 
 import difflib
 import math
@@ -40,7 +40,7 @@ USUAL = {
 }  # fmt: skip
 CHOICES = (*INTERACTION_COLUMNS, *ITEM_COLUMNS[1:], "image_url", "image_file", "history")
 ENOUGH = 0.5
-"""Share of a column's values that must be what its name says; the rest is counted where it is left out."""
+"""Share of a column's values that must be of the kind that its name suggests; the others are counted when left out."""
 _DATE = re.compile(r"\d{1,4}[-/. ]\d{1,2}|\d{1,2}[-/ ][A-Za-z]{3}|[A-Za-z]{3,9}\.? \d{1,2}")
 
 
@@ -54,26 +54,26 @@ _KNOWN = set().union(*_NAMES.values(), {"id", "history", "target"})
 
 
 def is_usual(name: str) -> bool:
-    """Whether a text is a usual name of some column, with or without RecBole's type behind it."""
+    """Whether a text is a usual name of a column, with or without RecBole's type as suffix."""
     return normal(name.partition(":")[0]) in _KNOWN
 
 
 def has_usual(ours: str, names: Sequence[str]) -> bool:
-    """Whether one of some columns has a usual name of one of ours."""
+    """Whether one of the columns has a usual name of `ours`."""
     return any(normal(name) in _NAMES[ours] for name in names)
 
 
 def readings(table: Table, chosen: Mapping[str, Sequence[str]]) -> list[Reading]:
-    """Return how a table is read by names, or nothing if it has neither users nor titles of items.
+    """Return the ways to read a table by names, none if it has neither users nor titles of items.
 
     Raises:
-        ValueError: two columns fit.
+        ValueError: two columns fit one of ours.
     """
     names = list(table.columns)
     split = split_of(table.name)
     if split and set(SPLIT_COLUMNS) <= set(names):
         return [Reading("names", "splits", {ours: (ours,) for ours in SPLIT_COLUMNS}, split=split)]
-    # a catalogue may have several ids (article and product, book and ISBN): the interactions say later which one they name
+    # a catalogue may have several ids (article and product, book and ISBN); the interactions decide later between them
     ids = _Guess(table, names, chosen_here(chosen, names)).fitting("item_id")
     guesses = [guess(table, names, {**chosen, "item_id": (name,)}, None) for name in ids] if len(ids) > 1 else []
     if not guesses or guesses[0][0] == "interactions":
@@ -85,13 +85,13 @@ def readings(table: Table, chosen: Mapping[str, Sequence[str]]) -> list[Reading]
 def guess(
     table: Table, names: Sequence[str], chosen: Mapping[str, Sequence[str]], role: Role | None
 ) -> tuple[Role, dict[str, tuple[str, ...]]]:
-    """Return a table's role and its columns: ours -> theirs, in the words of `names`.
+    """Return a table's role and its columns: ours -> names out of `names`.
 
     Args:
         table: the table.
-        names: of its columns, in their order, as they are to be read.
-        chosen: ours -> theirs by the user's word, which goes before any guess; those that the table lacks are left out.
-        role: of the table, if it is known.
+        names: of its columns, in their order, without suffixes such as RecBole's types.
+        chosen: ours -> theirs, chosen by the user instead of a guess; columns that the table lacks are ignored.
+        role: of the table, if known.
     """
     guessed = _Guess(table, names, chosen_here(chosen, names))
     found = guessed.found
@@ -112,26 +112,26 @@ def guess(
 
 
 class _Guess(NamedTuple):
-    """What is found so far of a table's columns."""
+    """The columns of a table that are found so far."""
 
     table: Table
     names: Sequence[str]
     found: dict[str, tuple[str, ...]]
 
     def find(self, ours: str, of_two: Literal["error", "first", "none"] = "error", extra: Sequence[str] = ()) -> None:
-        """Find one of ours, see `fitting`; of two that fit, refuse both, take the first, or take none."""
+        """Find one of ours, see `fitting`; `of_two` says what to do if two fit: an error, the first, or none."""
         fitting = self.fitting(ours, extra)
         if {normal(name) for name in fitting} == {"imageurl", "imagefile"}:
-            self.found[ours] = tuple(sorted(fitting, key=normal))  # a file goes before an address
+            self.found[ours] = tuple(sorted(fitting, key=normal))  # image_file comes before image_url
         elif len(fitting) == 1 or (fitting and of_two == "first"):
             self.found[ours] = (fitting[0],)
         elif fitting and of_two == "error":
             raise ValueError(_ambiguous(self.table, ours, fitting))
 
     def fitting(self, ours: str, extra: Sequence[str] = ()) -> list[str]:
-        """Return the columns that may be one of ours: called exactly so, else by a usual name, and with values of the kind.
+        """Return the columns that may be one of ours: of exactly that name, else of a usual name with values of its kind.
 
-        The more usual name is first.
+        The most usual name is first.
         """
         if ours in self.found:
             return []
@@ -145,20 +145,20 @@ class _Guess(NamedTuple):
 
 
 def chosen_here(chosen: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the user's columns that a table has; addresses and files of pictures are both an image."""
+    """Return the user's columns that a table has; image_url and image_file both become image."""
     here = {ours: tuple(name for name in theirs if name in names) for ours, theirs in chosen.items()}
     return {("image" if ours.startswith("image_") else ours): theirs for ours, theirs in here.items() if theirs}
 
 
 def _ambiguous(table: Table, ours: str, fitting: Sequence[str]) -> str:
     return (
-        f"{table.address}: {' and '.join(map(repr, fitting))} may both be {ours}; say which: put {ours} = {fitting[0]!r} into "
+        f"{table.address}: {' and '.join(map(repr, fitting))} may both be {ours}; choose one: put {ours} = {fitting[0]!r} into "
         f"[data.columns] of the config, or give --columns {ours}={fitting[0]}"
     )
 
 
 def _holds(table: Table, place: int, ours: str) -> bool:
-    """Whether a column's values are of the kind that its name says."""
+    """Whether a column's values are of the kind that its name suggests."""
     check: dict[str, Callable[[str], bool]] = {
         "timestamp": _is_time,
         "rating": _is_number,
@@ -191,17 +191,17 @@ def _is_price(text: str) -> bool:
 
 
 def check_chosen(chosen: Mapping[str, Sequence[str]], tables: Sequence[Table]) -> None:
-    """Refuse columns that no file has, and keys that are not ours; the message names the nearest.
+    """Check the user's choice of columns.
 
     Raises:
-        ValueError: such a column or key.
+        ValueError: a key is not a column of the common form, or no file has the column; the message names the nearest.
     """
     there = list(dict.fromkeys(column for table in tables for column in table.columns))
     for ours, theirs in chosen.items():
         if ours not in CHOICES:
             nearest = difflib.get_close_matches(ours, CHOICES, 1, 0.0)[0]
             raise ValueError(
-                f"data.columns: {ours!r} is no column of ours; the nearest is {nearest!r}, all are {', '.join(CHOICES)}"
+                f"data.columns: {ours!r} is not a known column; the nearest is {nearest!r}, all are {', '.join(CHOICES)}"
             )
         for name in theirs:
             if name not in there:

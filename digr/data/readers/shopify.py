@@ -1,7 +1,7 @@
 """Shopify's exports of products and orders, as CSV.
 
-A product has a row for each variant and each further image, and only its first row has the texts; an order has a row for each
-item, and only the first has customer, date and currency. An item is a product (Handle) or a variant (SKU), as the orders name it.
+A product has a row for each variant and further image; only the first has the texts. An order has a row for each item; only
+the first has customer, date and currency. An item is a product (Handle) or a variant (SKU), whichever the orders use.
 """
 
 from digr.data.importing.rules import Pick, Reading, Rule
@@ -11,7 +11,7 @@ CATEGORIES = ("Product Category", "Type", "Tags")
 
 
 def _filled(pick: Pick, *columns: tuple[str, str]) -> str:
-    """Return named columns with the first value of the product or order for all of its rows."""
+    """Return the SQL of columns in which all rows of a product or order have its first value."""
     return ", ".join(f"arg_min(nullif({pick(theirs)}, ''), n) OVER (PARTITION BY owner) AS {ours}" for ours, theirs in columns)
 
 

@@ -1,7 +1,7 @@
-"""Choosing the beams of a level: every beam that is not settled grows by each code that the trie allows, the best are kept.
+"""Choose the beams of a level: extend every unsettled beam by each code that the trie allows, and keep the best.
 
-Beams with equal scores keep the order of their parents, then of their codes, in any batch; settled ones stand behind those
-that grow. On a CPU with Numba one compiled pass does it (`cpu.choose`); on other devices, and where beams are sampled, PyTorch.
+Beams with equal scores keep the order of their parents, then of their codes, in any batch; settled beams come after growing
+ones. On a CPU with Numba this is one compiled pass (`cpu.choose`); on other devices, and for sampled beams, PyTorch.
 """
 
 from importlib.util import find_spec
@@ -16,28 +16,28 @@ from digr.sids.filters import ItemFilter
 from digr.sids.trie import ROOT, SidTrie
 
 COMPILES = all(find_spec(name) for name in ("numba", "scipy"))
-"""Whether the loops of `cpu` can be compiled: Numba multiplies matrices by SciPy. PyTorch gives the same lists without them."""
+"""Whether the loops of `cpu` can be compiled (Numba needs SciPy for matrix products); PyTorch gives the same lists."""
 
 
 class Frontier(NamedTuple):
-    """The beams that one level hands to the next, best first."""
+    """The beams after a level, best first."""
 
     node: Int[Tensor, "B M"]
-    """Where the beam ends; -1 where the request has fewer."""
+    """Node at the end of each beam; -1 if the request has fewer beams."""
     score: Float[Tensor, "B M"]
-    """Log-probability of the codes so far; -inf where the request has fewer."""
+    """Log-probability of the codes so far; -inf if the request has fewer beams."""
     key: Float[Tensor, "B M"]
-    """What beams are kept by: the score, or in a sampled search the perturbed one."""
+    """Key by which beams are kept: the score, or in a sampled search the perturbed score."""
     is_open: Bool[Tensor, "B M"]
-    """Whether more than one SID lies below the node; else the beam is settled."""
+    """Whether more than one SID lies below the node; otherwise the beam is settled."""
     code: Int[Tensor, "B Q"]
-    """Newest code of the open beams, in their order; 0 where the request has fewer."""
+    """Newest code of the open beams, in order; 0 if the request has fewer."""
     branch: Int[Tensor, "B Q"]
-    """Which open beam of the level before each of them grew from."""
+    """Index of each open beam's parent among the open beams of the previous level."""
 
 
 def first_beams(trie: SidTrie, num_rows: int) -> Frontier:
-    """Return the beams before the first level: the root, for each request."""
+    """Return the beams before the first level: the root for each request."""
     device, is_open = trie.codes.device, bool(trie.node_open[ROOT])
     root, zero = torch.full((num_rows, 1), ROOT, device=device), torch.zeros(num_rows, 1, device=device)
     width = int(is_open)
@@ -45,15 +45,15 @@ def first_beams(trie: SidTrie, num_rows: int) -> Frontier:
 
 
 class Kept(NamedTuple):
-    """The beams that a level keeps, and the best that it dropped."""
+    """The beams that a level keeps, and the best score that it dropped."""
 
     beams: Frontier
     dropped: Float[Tensor, " B"]
-    """Highest score among the dropped ones; -inf where none was. No SID below them has a higher one."""
+    """Highest score of the dropped beams, an upper bound for all SIDs below them; -inf if none was dropped."""
 
 
 def keep_best(beams: Frontier, width: int) -> Kept:
-    """Drop all but the best `width` of some beams, of which there may be one more."""
+    """Keep the best `width` of at most `width` + 1 beams."""
     if beams.node.shape[1] <= width:
         return Kept(beams, torch.full((len(beams.node),), -torch.inf, device=beams.score.device))
     is_open = beams.is_open[:, :width]
@@ -72,12 +72,12 @@ def next_beams(
     chosen: ItemFilter | None = None,
     generator: torch.Generator | None = None,
 ) -> Frontier:
-    """Add one code to every beam that is not settled, and keep the best.
+    """Extend every unsettled beam by one code, and keep the best beams.
 
     Args:
-        logits: of the level's codes behind each open beam.
-        width: beams kept, at most.
-        chosen: items that may come out. It does not change scores: those are normalised before.
+        logits: logits of the level's codes after each open beam.
+        width: most beams kept.
+        chosen: items that may be returned. Does not change scores, which are normalised before filtering.
         generator: samples without replacement, see `beam_search`.
     """
     if COMPILES and generator is None and logits.device.type == "cpu":
@@ -120,7 +120,7 @@ def _next_in_torch(
 ) -> Frontier:
     place = torch.argsort(~beams.is_open, dim=1, stable=True)[:, : beams.code.shape[1]]
     parent = torch.where(beams.is_open.gather(1, place), beams.node.gather(1, place), -1)
-    first, count = trie.first_child.take(parent), trie.num_children.take(parent)  # of no beam: the last node's, a leaf
+    first, count = trie.first_child.take(parent), trie.num_children.take(parent)  # -1 reads the last node, a leaf
     most = int(count.max())
     child = first[..., None] + torch.arange(most, device=first.device)
     exists = child < (first + count)[..., None]
@@ -131,7 +131,7 @@ def _next_in_torch(
     grown = torch.where(exists, log_probs + beams.score.gather(1, place)[..., None], -torch.inf)
     scores, nodes = grown.flatten(1), child.flatten(1)
     keys = scores if generator is None else _perturb(grown, beams.key.gather(1, place), generator).flatten(1)
-    # behind what grows stand the settled beams
+    # settled beams come after growing ones
     scores, keys = (
         torch.cat([new, torch.where(beams.is_open, -torch.inf, old)], 1)
         for new, old in ((scores, beams.score), (keys, beams.key))
@@ -149,7 +149,7 @@ def _next_in_torch(
 def _with_allowed_items(
     trie: SidTrie, node: Int[Tensor, "B Q"], child: Int[Tensor, "B Q C"], exists: Bool[Tensor, "B Q C"], chosen: ItemFilter
 ) -> Bool[Tensor, "B Q C"]:
-    """Mark the children above an allowed item; a child's items end where its next sibling's begin, or its parent's end."""
+    """Mark the children with an allowed item below; a child's items end where its next sibling's begin, or its parent's end."""
     end = trie.item_end[node][..., None]
     bounds = torch.cat([torch.where(exists, trie.item_start[torch.where(exists, child, ROOT)], end), end], 2)
     row = torch.arange(len(bounds), device=bounds.device)[:, None, None].expand_as(bounds)
@@ -157,9 +157,9 @@ def _with_allowed_items(
 
 
 def _largest(keys: Float[Tensor, "B C"], count: int) -> Int[Tensor, "B M"]:
-    """Return the places of the largest keys, largest first, equal ones in their order, which `topk` alone does not keep.
+    """Return the places of the largest keys, largest first, ties in their order (`topk` alone does not guarantee this).
 
-    Keys are at most 0, as log-probabilities are: the bits of their size, read as an integer, are in its order.
+    Keys are at most 0, like log-probabilities, so the bits of their absolute values sort like integers.
     """
     size = keys.abs().view(torch.int32).long() << 32
     place = torch.arange(keys.shape[1], device=keys.device)
@@ -169,7 +169,7 @@ def _largest(keys: Float[Tensor, "B C"], count: int) -> Int[Tensor, "B M"]:
 def _perturb(
     scores: Float[Tensor, "B Q C"], parent_key: Float[Tensor, "B Q"], generator: torch.Generator
 ) -> Float[Tensor, "B Q C"]:
-    """Draw Gumbel keys of the children whose largest is their parent's key (equation 21 of the paper, stable form)."""
+    """Draw Gumbel keys of the children so that the largest equals their parent's key (Kool et al. 2019, equation 21)."""
     noise = torch.empty_like(scores).exponential_(generator=generator).log().neg()
     drawn, parent = scores + noise, parent_key[..., None]
     below = drawn - drawn.amax(-1, keepdim=True).clamp(min=torch.finfo(drawn.dtype).min)

@@ -1,4 +1,4 @@
-"""Prompts encoded once: what beams stand behind, and a bounded cache of it for histories that only grow."""
+"""Encode prompts once for all beams, with a bounded cache of encoded prompts for growing histories."""
 
 import threading
 from collections import OrderedDict
@@ -16,9 +16,9 @@ from digr.policy.model import SidPolicy, attention_bias
 
 
 def start_steps(policy: SidPolicy, past: Sequence[KeysValues] = ()) -> Steps:
-    """Return the steps of a policy's transformer as it is now, behind keys and values of each layer or from nothing.
+    """Return the steps of a policy's transformer, starting after cached keys and values of each layer, if any.
 
-    A plain GPT-2 in evaluation mode takes the faster ones. The hidden states are those of any other decoder's steps.
+    A plain GPT-2 in evaluation mode uses the faster `gpt2` steps, which give the same hidden states.
     """
     if policy.gpt2_weights is None and is_plain_gpt2(policy.lm):
         policy.gpt2_weights = Gpt2Weights(policy.lm)
@@ -31,9 +31,9 @@ class Context(NamedTuple):
     """Encoded prompts."""
 
     steps: Steps
-    """The transformer behind T tokens of each prompt, ready to read branch tokens."""
+    """The transformer after T tokens of each prompt, ready to read branch tokens."""
     length: Int[Tensor, "B 1"]
-    """How many of them are the prompt's, the others are padding."""
+    """Number of tokens of each prompt; the others are padding."""
     last: Float[Tensor, "B D"]
     """Hidden state of each prompt's last token."""
 
@@ -47,16 +47,16 @@ class CachedPrompt(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """Size of its tensors in bytes."""
         return self.keys_values.nbytes + self.last.nbytes
 
 
 class ContextCache:
     """The most recently used encoded prompts of one policy, up to a number of bytes.
 
-    A prompt that begins with a cached one, as a history does that grew, is encoded from where that one ends; lists stay
-    the same and scores equal to float rounding. The longer prompt then takes the shorter one's place. It is for a policy
-    whose weights no longer change, and may be used from several threads.
+    A prompt that begins with a cached one, such as a grown history, is encoded only from the end of the cached one, and then
+    replaces it. Lists stay the same, and scores differ only by float rounding. The policy's weights must not change. Several
+    threads may use the cache.
     """
 
     def __init__(self, policy: SidPolicy, max_bytes: int) -> None:
@@ -71,7 +71,7 @@ class ContextCache:
         return len(self._prompts)
 
     def find(self, tokens: list[int]) -> CachedPrompt | None:
-        """Return the longest cached prompt that `tokens` begin with."""
+        """Return the longest cached prompt that is a prefix of `tokens`."""
         keys = _prefix_keys(tokens)
         with self._lock:
             for length in range(len(tokens), 0, -1):
@@ -82,7 +82,7 @@ class ContextCache:
         return None
 
     def put(self, prompt: CachedPrompt, grown_from: CachedPrompt | None = None) -> None:
-        """Keep a prompt, in place of the one that it grew from; the least recently used ones make room."""
+        """Store a prompt instead of the one that it grew from; drop the least recently used prompts if necessary."""
         with self._lock:
             if grown_from is not None:
                 self._drop(_prefix_keys(grown_from.tokens)[-1])
@@ -99,7 +99,7 @@ class ContextCache:
 
 
 def _prefix_keys(tokens: Sequence[int]) -> list[int]:
-    """Hash every beginning of a prompt in one pass."""
+    """Hash every prefix of a prompt in one pass."""
     keys, key = [], 0
     for token in tokens:
         key = hash((key, token))
@@ -109,7 +109,7 @@ def _prefix_keys(tokens: Sequence[int]) -> list[int]:
 
 @torch.inference_mode()
 def encode(policy: SidPolicy, prompts: Sequence[str], cache: ContextCache | None = None) -> Context:
-    """Encode prompts, from where a cached beginning of theirs ends.
+    """Encode prompts; cached prefixes are not encoded again.
 
     Raises:
         ValueError: the cache holds prompts of another policy.
@@ -119,14 +119,14 @@ def encode(policy: SidPolicy, prompts: Sequence[str], cache: ContextCache | None
     tokens, real = policy.tokenize(prompts)
     steps, length = start_steps(policy), real.sum(1, keepdim=True)
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    # right padding: a causal model's real tokens never see it
+    # right padding: real tokens of a causal model never attend to it
     last = steps.read(tokens, positions, None, wanted=length - 1)
     return Context(steps, length, last[:, 0])
 
 
 def _encode_cached(policy: SidPolicy, prompts: Sequence[str], cache: ContextCache) -> Context:
     if cache.policy is not policy:
-        raise ValueError("context cache: it holds prompts of another policy; make one for each policy")
+        raise ValueError("context cache: holds prompts of another policy; make one cache for each policy")
     tokens = [row[keep].tolist() for row, keep in zip(*(part.cpu() for part in policy.tokenize(prompts)), strict=True)]
     found = [cache.find(row) for row in tokens]
     past_lengths = torch.tensor([0 if one is None else len(one.tokens) for one in found], device=policy.device)
@@ -147,7 +147,7 @@ def _read_fresh(
     *,
     cache: ContextCache,
 ) -> None:
-    """Read what the cached beginnings lack; the whole prompts are put into `found` and the cache."""
+    """Read the tokens after the cached prefixes, and put the whole prompts into `found` and the cache."""
     past, past_real = _past(found, past_lengths)
     steps = start_steps(policy, past)
     new_lengths = torch.tensor([len(one) for one in fresh], device=policy.device)
@@ -170,7 +170,7 @@ def _read_fresh(
 
 
 def _past(found: Sequence[CachedPrompt | None], lengths: Int[Tensor, " B"]) -> tuple[list[KeysValues], Bool[Tensor, "B T"]]:
-    """Lay cached prompts side by side, padded to the longest."""
+    """Batch cached prompts, padded to the longest."""
     width, past = int(lengths.max()), list[KeysValues]()
     known = [(row, one) for row, one in enumerate(found) if one is not None]
     if known:

@@ -1,8 +1,8 @@
 """The inner loops of decoding on a CPU, compiled by Numba at their first use on a machine.
 
-PyTorch does each of them in tens of small operations of 3 to 7 us, which take longer than what they compute where there are few
-beams, and its attention of branches computes what masks then hide. All of it runs in the calling thread but large products of
-matrices. Numba keeps what it compiled beside this file, or in the user's cache folder where that cannot be written.
+PyTorch needs tens of small operations for each of them; with few beams their overhead of 3 to 7 us exceeds the computation.
+Its attention of branches also computes masked scores. All loops run in the calling thread, except large matrix products.
+Numba caches compiled code beside this file, or in the user's cache folder if this one is not writable.
 """
 
 import math
@@ -14,13 +14,13 @@ from numba import njit
 _PLACES = 0xFFFFFFFF
 _WORD = 64
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
-"""Sums may be taken in any order, which lets loops use vector instructions; infinities and NaN keep their meaning."""
+"""Sums may be reordered, so that loops use vector instructions; infinities and NaN keep their meaning."""
 _LEAST = np.float32(-87)
-"""Smaller exponents are taken for this one: e to it is 2e-38."""
+"""Smaller exponents are replaced by this one; e to its power is 2e-38."""
 
 
 @njit(cache=True, nogil=True)
-def choose(  # noqa: PLR0917 (a compiled function: its arrays come one by one)
+def choose(  # noqa: PLR0917 (a compiled function takes its arrays one by one)
     logits: Float32[np.ndarray, "B Q K"],
     node: Int64[np.ndarray, "B P"],
     score: Float32[np.ndarray, "B P"],
@@ -39,14 +39,14 @@ def choose(  # noqa: PLR0917 (a compiled function: its arrays come one by one)
     code: Int64[np.ndarray, "B M"],
     branch: Int64[np.ndarray, "B M"],
 ) -> tuple[int, int]:
-    """Do what `choosing.next_beams` says; everything from `next_node` on is written.
+    """Choose the beams of a level as in `choosing.next_beams`; `next_node` and all later arguments are outputs.
 
     Args:
-        logits: of all codes below the Q open beams of each request, in their order; rows behind them are not read.
-        words: and `before`, see `ItemFilter`; without columns all items are allowed.
+        logits: logits of all codes after the Q open beams of each request, in order; later rows are not read.
+        words: with `before`, see `ItemFilter`; without columns all items are allowed.
 
     Returns:
-        The most beams, and the most open beams, that a request has now.
+        The largest number of beams, and of open beams, of a request.
     """
     num_rows, num_open, num_codes = logits.shape
     width, most, most_open = next_node.shape[1], 0, 0
@@ -84,7 +84,7 @@ def _grow(
     work: tuple[np.ndarray, ...],
     width: int,
 ) -> tuple[int, np.float32]:
-    """Find what one request's open beams grow to; returns how many are found and the score that others must exceed."""
+    """Extend one request's open beams; return the number of beams found and the score that others must exceed."""
     logits, node, score, is_open = beams
     first_child, num_children, node_code, item_start, item_end = nodes
     (words, before), (found, first_of, grown, powers, scratch), num_codes = allowed, work, logits.shape[1]
@@ -113,7 +113,7 @@ def _grow(
 def _add_settled(
     beams: tuple[np.ndarray, ...], first_place: int, found: Int64[np.ndarray, " F"], state: tuple[int, np.float32], width: int
 ) -> int:
-    """Add the beams that grow no more to what `_grow` found, with places behind it; returns how many are found."""
+    """Add the settled beams after those that `_grow` found; return the number of beams found."""
     (_, node, score, is_open), (count, worst) = beams, state
     for beam in range(len(node)):
         if not is_open[beam] and score[beam] > worst:
@@ -123,7 +123,7 @@ def _add_settled(
 
 @njit(cache=True, nogil=True)
 def _add(found: Int64[np.ndarray, " F"], count: int, worst: np.float32, key: int, width: int) -> tuple[int, np.float32]:
-    """Add a key; once there is no room, only the best stay. Returns how many there are and the score that others must exceed."""
+    """Add a key, keeping only the best `width`; return the number of keys and the score that others must exceed."""
     found[count] = key
     if count + 1 < len(found):
         return count + 1, worst
@@ -135,12 +135,12 @@ def _add(found: Int64[np.ndarray, " F"], count: int, worst: np.float32, key: int
 def attend_prompts(
     mixed: Float32[np.ndarray, "B T 3 H C"], prompts: Float32[np.ndarray, "2 B H T C"], seen: Float32[np.ndarray, "B T H C"]
 ) -> None:
-    """Attention of prompts' tokens, each to those up to itself.
+    """Compute causal attention of the prompts' tokens.
 
     Args:
         mixed: query, key and value of each token.
-        prompts: keys and values, written.
-        seen: written.
+        prompts: output: keys and values.
+        seen: output of the attention.
     """
     num_rows, width, _, num_heads, dim = mixed.shape
     query, sums = np.empty((width, dim), np.float32), np.empty((width, dim), np.float32)
@@ -169,14 +169,14 @@ def attend_branches(
     branches: Float32[np.ndarray, "B Q E 2 H C"],
     seen: Float32[np.ndarray, "B Q H C"],
 ) -> None:
-    """Attention of each branch's newest token: to its prompt and to the E tokens of its branch, itself the last.
+    """Compute attention of each branch's newest token to its prompt and to the E tokens of its branch, itself included.
 
     Args:
-        mixed: queries in the first of the three.
+        mixed: query, key and value of each token; only the queries are read.
         prompts: keys and values of the prompts.
-        length: tokens of each prompt; what lies behind them is padding.
+        length: tokens of each prompt; later ones are padding.
         branches: keys and values of the branches.
-        seen: written.
+        seen: output of the attention.
     """
     num_rows, width, depth, _, num_heads, dim = branches.shape
     padded, scale, one = prompts.shape[3], np.float32(1 / math.sqrt(dim)), np.float32(1)
@@ -216,7 +216,7 @@ def _scale(values: Float32[np.ndarray, " V"], factor: np.float32, scaled: Float3
 
 @njit(cache=True, nogil=True, fastmath=_ANY_ORDER, inline="always")
 def _softmax(values: Float32[np.ndarray, " V"], scratch: Int32[np.ndarray, " S"]) -> None:
-    """Turn values into shares of their exponentials' sum. S >= V."""
+    """Replace values by their softmax. S >= V."""
     _, total = _exponentials(values, scratch)
     for i in range(len(values)):
         values[i] /= total
@@ -232,10 +232,10 @@ def _dot(one: Float32[np.ndarray, " C"], two: Float32[np.ndarray, " C"]) -> np.f
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _exponentials(values: Float32[np.ndarray, " V"], scratch: Int32[np.ndarray, " S"]) -> tuple[np.float32, np.float32]:
-    """Turn values into exponentials of how far each is below the largest; returns the largest value and their sum. S >= V.
+    """Replace each value by exp(value - largest); return the largest value and the sum of exponentials. S >= V.
 
-    e^x = 2^k e^r with k = round(x / ln 2): e^r by the polynomial of Cephes' `expf`, to some 1e-7 of itself, 2^k by its bits.
-    A number has its rounded value in its lowest bits once 1.5 * 2^23 is added; terms of such a sum must keep their order.
+    e^x = 2^k e^r with k = round(x / ln 2): e^r by the polynomial of Cephes' `expf`, with relative error 1e-7; 2^k by its
+    bits. Adding 1.5 * 2^23 puts the rounded value into a number's lowest bits; the terms of this sum must not be reordered.
     """
     count, power, largest = len(values), scratch.view(np.float32), values[0]
     for i in range(count):
@@ -267,7 +267,7 @@ def _sum(values: Float32[np.ndarray, " V"]) -> np.float32:
 
 @njit(cache=True, nogil=True)
 def _key(score: np.float32, place: int) -> np.int64:
-    """Return an integer that is smaller the better the score, then the earlier the place; scores are at most 0."""
+    """Return an integer that is smaller for better scores, then for earlier places; scores are at most 0."""
     return (np.int64(np.float32(abs(score)).view(np.int32)) << 32) | place
 
 

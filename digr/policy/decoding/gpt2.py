@@ -1,7 +1,7 @@
-"""The steps of a plain GPT-2, which the `scratch` backbone is: the operations of its `forward`, written out on the same weights.
+"""Decoding steps of a plain GPT-2 (the `scratch` backbone): the operations of its `forward`, written out on the same weights.
 
-At fifty tokens of 128 numbers half of that `forward` is Python around them. Attention is compiled where a CPU reads few tokens,
-and then never looks at what a mask would hide.
+For fifty tokens of width 128, half the time of that `forward` is Python overhead. If a CPU reads few tokens, attention is
+compiled and skips masked positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def _linear_layers(block: Any) -> list["Conv1D"]:
 
 
 class Gpt2Weights:
-    """The weights of a plain GPT-2; the parameters themselves, so a later change of theirs is seen."""
+    """The weights of a plain GPT-2, not copies, so later changes take effect."""
 
     def __init__(self, lm: Any) -> None:
         self.num_heads = lm.config.num_attention_heads
@@ -54,7 +54,7 @@ class Gpt2Weights:
 
 
 class Gpt2Steps:
-    """Steps of a plain GPT-2: what `GPT2Model.forward` does, behind the last attention only for tokens that are asked for."""
+    """Steps of a plain GPT-2, equal to `GPT2Model.forward`; after the last attention only requested tokens are computed."""
 
     def __init__(self, weights: Gpt2Weights, past: Sequence[KeysValues]) -> None:
         self.weights = weights
@@ -93,7 +93,7 @@ class Gpt2Steps:
         return self._run(tokens, positions, attend).view(*tokens.shape, -1)
 
     def _is_small(self, tokens: Int[Tensor, "B Q"]) -> bool:
-        """Whether compiled attention, in one thread, takes less time than PyTorch's in all of its threads, as measured on two."""
+        """Whether compiled attention in one thread is faster than PyTorch's in all threads (measured on two cores)."""
         weights = self.weights.tokens
         fits = weights.device.type == "cpu" and weights.dtype == torch.float32
         return COMPILES and fits and tokens.numel() * torch.get_num_threads() <= 4096
@@ -101,7 +101,7 @@ class Gpt2Steps:
     def _attend(
         self, shape: torch.Size, mask: Float[Tensor, "B 1 Q S"] | None, behind: list[KeysValues], layer: int, mixed: Tensor
     ) -> Float[Tensor, "P D"]:
-        """Attention to all that was read, see `_Attend`; what the layer keeps of it is added to `behind`."""
+        """Compute attention to all tokens read so far, see `_Attend`; append the layer's keys and values to `behind`."""
         parts = mixed.view(*shape, 3, self.weights.num_heads, -1)
         query, newest = parts[:, :, 0].transpose(1, 2), parts[:, :, 1:].permute(2, 0, 3, 1, 4)
         behind.append(torch.cat([self.keys_values[layer], newest], 3) if self.keys_values else newest)
@@ -130,13 +130,13 @@ class Gpt2Steps:
 
 
 _Attend = Callable[[int, Float[Tensor, "P E"]], Float[Tensor, "P D"]]
-"""Attention of a layer: query, key and value of each token beside each other, to what it sees."""
+"""Attention of a layer: takes its index and the concatenated query, key and value of each token, returns the output."""
 
 
 def _attend_compiled(
     shape: torch.Size, num_heads: int, behind: list[KeysValues], layer: int, mixed: Float[Tensor, "P E"]
 ) -> Float[Tensor, "P D"]:
-    """Attention of prompts that nothing was read before, see `_Attend`."""
+    """Compute attention of prompts without earlier tokens, see `_Attend`."""
     from digr.policy.decoding.cpu import attend_prompts  # Numba takes half a second to import
 
     parts = mixed.numpy().reshape(*shape, 3, num_heads, -1)
@@ -151,7 +151,7 @@ def _attend_compiled(
 
 
 class CompiledBranches:
-    """Keys and values of branches on a CPU, and attention that looks at nothing but the prompt and the own branch."""
+    """Keys and values of branches on a CPU, and attention that reads only a branch's prompt and its own tokens."""
 
     def __init__(self, prompts: Sequence[KeysValues], length: Int[Tensor, "B 1"]) -> None:
         self.positions, self.length = length, length.flatten().numpy()
@@ -161,7 +161,7 @@ class CompiledBranches:
         self.branches = np.empty((len(prompts), num_rows, 1, 0, 2, num_heads, dim), np.float32)
 
     def grow(self, parent: Int[Tensor, "B Q"]) -> tuple[Int[Tensor, "B Q"], "_Attend"]:
-        """Add a token to every branch; returns their positions and their attention."""
+        """Add a token to every branch; return positions and the attention function."""
         from digr.policy.decoding.cpu import attend_branches  # Numba takes half a second to import
 
         layers, _, _, depth, *sizes = self.branches.shape
@@ -170,7 +170,7 @@ class CompiledBranches:
             branches[:, :, :, :depth] = self.branches[:, self.rows, parent.numpy()]
         self.branches, seen = branches, np.empty((*parent.shape, *sizes[1:]), np.float32)
         positions, self.positions = self.positions.expand_as(parent), self.positions + 1
-        result = torch.from_numpy(seen.reshape(parent.numel(), -1))  # each layer's is used before the next one's is written
+        result = torch.from_numpy(seen.reshape(parent.numel(), -1))  # reused: a layer's output is read before the next one's
 
         def attend(layer, mixed):
             parts = mixed.numpy().reshape(*parent.shape, 3, *sizes[1:])
@@ -189,7 +189,7 @@ def _tanh_gelu(x: Float[Tensor, "P E"], two_u: Float[Tensor, ""]) -> Float[Tenso
     """Compute tanh GELU, in fp32 on a CPU as x sigmoid(2 u), which is x (1 + tanh u) / 2: half the time of PyTorch's own.
 
     Args:
-        two_u: sqrt(8 / pi), what 2 u begins with beside x.
+        two_u: sqrt(8 / pi), the factor of x in 2 u.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return functional.gelu(x, approximate="tanh")

@@ -1,8 +1,8 @@
-"""Constrained beam search: a prompt in, distinct real items out, best first.
+"""Constrained beam search: takes prompts, returns distinct items of the catalogue, best first.
 
-The prompt is encoded once; the beams of a request stand behind it as branches of one tree, so they share its keys and
-values. A beam below which one SID is left is settled: the rest of it has probability 1, and the model is not asked again.
-A filter on items only ever removes codes, so at least min(beam width, items allowed) distinct items come out. Beams with
+The prompt is encoded once; the beams of a request are branches after it, so they share its keys and values. A beam with only
+one SID below it is settled: its remaining codes have probability 1, so the model does not compute them.
+A filter on items only removes codes, so a search returns at least min(beam width, items allowed) distinct items. Beams with
 equal scores keep the order of their parents, then of their codes, in any batch.
 """
 
@@ -25,22 +25,22 @@ class Beams(NamedTuple):
     """Ranked SIDs, best first."""
 
     node: Int[Tensor, "B M"]
-    """Node below which the beam's SID is the only one; -1 where the request has fewer."""
+    """Node below which the beam's SID is the only one; -1 if the request has fewer beams."""
     score: Float[Tensor, "B M"]
-    """Log-probability of the SID; -inf where the request has fewer."""
+    """Log-probability of the SID; -inf if the request has fewer beams."""
     dropped: Float[Tensor, " B"]
-    """No SID that was not found has a higher score; -inf where all were found, or in a sampled search."""
+    """Upper bound of the scores of all SIDs that were not found; -inf if all were found, or in a sampled search."""
 
 
 class Ranking(NamedTuple):
     """Ranked items, best first."""
 
     item_index: Int[Tensor, "B M"]
-    """Position in `trie.item_ids`; -1 where the request has fewer items."""
+    """Position in `trie.item_ids`; -1 if the request has fewer items."""
     score: Float[Tensor, "B M"]
-    """Log-probability of the item; -inf where the request has fewer."""
+    """Log-probability of the item; -inf if the request has fewer items."""
     dropped: Float[Tensor, " B"]
-    """No item whose SID was not found has a higher score."""
+    """Upper bound of the scores of all items whose SID was not found."""
 
 
 @torch.inference_mode()
@@ -56,19 +56,19 @@ def beam_search(
 ) -> Beams:
     """Find the most probable SIDs after each prompt; with a generator, sample SIDs without replacement.
 
-    A SID is at most as probable as any of its prefixes. So the best prefix that was dropped bounds every SID that was not found,
-    and a list whose last item is at least as probable as that is exact.
+    A SID is at most as probable as any of its prefixes, so the best dropped prefix bounds every SID that was not found. If the
+    last item of a list is at least that probable, the list is exact.
 
     Args:
         prompts: B prompts, see `vocabulary.history_prompt`.
         beam_width: beams kept per level, M.
-        allowed: items (places in trie order) that may come out, per request; None allows all.
+        allowed: items (places in trie order) that may be returned, per request; None allows all.
         generator: makes the search stochastic (Gumbel top-k, Kool et al. 2019, arXiv 1903.06059): the beams are M different
-            SIDs drawn from the policy one after the other, in the order of their drawing. On the policy's device.
-        cache: encoded prompts of earlier calls; what a prompt begins with is not encoded again.
+            SIDs drawn from the policy without replacement, in the order of drawing. On the policy's device.
+        cache: encoded prompts of earlier calls; a cached prefix is not encoded again.
 
     Raises:
-        ValueError: no prompt, or a request whose filter leaves no item.
+        ValueError: there is no prompt, or a request's filter allows no item.
     """
     if not prompts:
         raise ValueError("beam search: no prompts; pass at least one")
@@ -102,7 +102,7 @@ def _as_filter(allowed: Bool[Tensor, "B N"] | ItemFilter | None, num_prompts: in
 
 
 def rank_items(trie: SidTrie, beams: Beams, width: int, allowed: Bool[Tensor, "B N"] | ItemFilter | None = None) -> Ranking:
-    """Turn SIDs into items; a SID that several items share gives each an equal part of its probability."""
+    """Turn SIDs into items; items that share a SID get equal parts of its probability."""
     chosen = _as_filter(allowed, len(beams.node), trie)
     leaf = beams.node.clamp(min=0)
     start = trie.item_start.take(leaf)
@@ -129,12 +129,12 @@ class Recommendation(NamedTuple):
     item_ids: list[str]
     scores: list[float]
     places: Int[np.ndarray, " M"]
-    """The items' positions in `trie.item_ids`."""
+    """Positions of the items in `trie.item_ids`."""
     dropped: float = float("inf")
-    """No item that the search did not find is more probable (log-probability); -inf where it found all."""
+    """Upper bound of the log-probability of items that the search did not find; -inf if it found all."""
 
     def is_proven(self, k: int) -> bool:
-        """Return whether the k best are proven to be the k most probable items: none that was not found is more probable."""
+        """Return whether the k best are proven to be the k most probable items."""
         return self.dropped <= (self.scores[k - 1] if k <= len(self.scores) else float("-inf"))
 
 
@@ -154,11 +154,11 @@ def recommend(
     The other arguments are those of `beam_search`.
 
     Args:
-        k: items listed.
-        widest: where a list is not proven, search again with twice the beams until it is, or the next beam is wider than this.
+        k: length of the list.
+        widest: while a list is not proven, search again with twice the beam width, up to at most this width.
 
     Raises:
-        ValueError: k above the beam width, no prompt, or a request whose filter leaves no item.
+        ValueError: k is above the beam width, there is no prompt, or a request's filter allows no item.
     """
     if k > beam_width:
         raise ValueError(f"recommend: beam_width ({beam_width}) must be at least k ({k})")

@@ -1,4 +1,4 @@
-"""Running a policy's transformer for decoding: it reads prompts, then one token after the other of branches behind them.
+"""Run a policy's transformer for decoding: it reads prompts, then the tokens of branches after them, one by one.
 
 Any Hugging Face decoder runs through its own `forward`. `gpt2` does the same for a plain GPT-2 in less time.
 """
@@ -17,11 +17,11 @@ KeysValues = Float[Tensor, "2 B H S C"]
 
 
 class Steps(Protocol):
-    """A transformer and what it has read so far: prompts, then branches behind each, which share its keys and values."""
+    """A transformer with the tokens read so far: prompts, then branches after each, which share its keys and values."""
 
     @property
     def keys_values(self) -> Sequence[KeysValues]:
-        """What every layer keeps of the prompts; to be asked before the first branch."""
+        """Return every layer's keys and values of the prompts; call it before the first branch."""
 
     def read(
         self,
@@ -33,32 +33,32 @@ class Steps(Protocol):
         """Read more tokens of the prompts and return their hidden states.
 
         Args:
-            positions: place of each token in its own sequence.
-            blocked: the `attention_bias` of each new token to those read before and now; None if none was read before and
-                each sees the ones up to itself.
-            wanted: the one new token of each row whose state is asked for; None for all.
+            positions: position of each token in its sequence.
+            blocked: the `attention_bias` of each new token to earlier and new ones; None means plain causal attention without
+                earlier tokens.
+            wanted: index of the one new token of each row whose state is returned; None for all.
         """
 
     def branch(
         self, tokens: Int[Tensor, "B Q"], parent: Int[Tensor, "B Q"], length: Int[Tensor, "B 1"]
     ) -> Float[Tensor, "B Q D"]:
-        """Read one more token of every branch, which sees its prompt, its own branch and itself; returns the hidden states.
+        """Read one more token of every branch, which attends to its prompt and its branch; return the hidden states.
 
         Args:
-            parent: which branch of the last call each of these goes on from; at the first call 0, for the prompt.
-            length: tokens of each prompt; those behind them are padding.
+            parent: index of the branch of the last call that each new branch continues; 0 at the first call, for the prompt.
+            length: tokens of each prompt; later ones are padding.
         """
 
 
 class BranchBias:
-    """What branches see of their prompt and of each other, for attention over all of it."""
+    """The attention bias by which branches attend only to their prompt and their own tokens."""
 
     def __init__(self, length: Int[Tensor, "B 1"], width: int, dtype: torch.dtype) -> None:
         self.positions = length
         self.blocked = attention_bias(torch.arange(width, device=length.device) >= length[..., None], dtype)
 
     def grow(self, parent: Int[Tensor, "B Q"]) -> tuple[Int[Tensor, "B Q"], Float[Tensor, "B Q S"]]:
-        """Add a token to every branch; returns their positions and the bias of what each does not see."""
+        """Add a token to every branch; return positions and the bias that hides other branches."""
         num_rows, width = parent.shape
         before = self.blocked.gather(1, parent[..., None].expand(-1, -1, self.blocked.shape[2]))
         others = before.new_full((width, width), torch.finfo(before.dtype).min).fill_diagonal_(0)
@@ -80,7 +80,7 @@ class DecoderSteps:
 
     @property
     def keys_values(self) -> list[KeysValues]:
-        """Return what every layer keeps of the prompts."""
+        """Return every layer's keys and values of the prompts."""
         layers: list[Any] = self.cache.layers
         return [torch.stack([layer.keys, layer.values]) for layer in layers]
 

@@ -9,20 +9,20 @@ from torch import Tensor
 Loss = Literal["grpo", "dr_grpo", "dapo", "gspo"]
 
 SIGNAL = 1e-6
-"""Rewards of a group that differ by less are equal: what is left is rounding, which a division by the deviation blows up."""
+"""Rewards of a group that differ by less count as equal; division by their deviation would only amplify rounding."""
 
 
 class Advantages(NamedTuple):
-    """How much better than its group each roll-out is."""
+    """The advantage of each roll-out over its group."""
 
     values: Float[Tensor, "B G"]
     """0 in dead groups."""
     live: Bool[Tensor, " B"]
-    """Groups whose rewards differ; the others carry no signal."""
+    """Live groups: those whose rewards differ; other groups carry no signal."""
 
 
 class LossParts(NamedTuple):
-    """The loss and what it is made of."""
+    """The loss and its parts."""
 
     loss: Float[Tensor, ""]
     """Sum over live groups; divide by the number of live groups of all workers."""
@@ -33,10 +33,10 @@ class LossParts(NamedTuple):
 
 
 def group_advantages(rewards: Float[Tensor, "B G"], scale_by_deviation: bool) -> Advantages:
-    """Compare each reward with its group.
+    """Compute the advantage of each roll-out within its group.
 
-    With the deviation: A = (r - mean) / std (DeepSeekMath, arXiv 2402.03300, section 4.1.2), std over the group as a
-    population. Without: A = r - mean (Dr. GRPO, arXiv 2503.20783), which does not favour groups of nearly equal rewards.
+    With the deviation: A = (r - mean) / std (DeepSeekMath, arXiv 2402.03300, section 4.1.2), with the population's std.
+    Without: A = r - mean (Dr. GRPO, arXiv 2503.20783), which does not favour groups of nearly equal rewards.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     live = rewards.amax(1) - rewards.amin(1) > SIGNAL
@@ -71,14 +71,14 @@ def group_loss(
     With ratio w, advantage A and S = min(w A, clip(w, 1 - low, 1 + high) A), a group's objective is
 
     - `grpo`: mean over roll-outs of the mean over tokens of S (DeepSeekMath, arXiv 2402.03300, eq. 3);
-    - `dr_grpo`: mean over roll-outs of the sum over tokens of S, by the constant L (arXiv 2503.20783, section 3.2);
-    - `dapo`: sum of S over all tokens of the group by their number (arXiv 2503.14476, eq. 8; give clip_high > clip_low);
+    - `dr_grpo`: mean over roll-outs of the sum over tokens of S, divided by the constant L (arXiv 2503.20783, section 3.2);
+    - `dapo`: mean of S over all tokens of the group (arXiv 2503.14476, eq. 8; use clip_high > clip_low);
     - `gspo`: as `grpo`, with one ratio per roll-out: exp of the mean log-ratio of its tokens (arXiv 2507.18071, eq. 5-7).
 
-    The KL estimate enters with the same weights as S. Dead groups count nothing.
+    The KL estimate has the same weights as S. Dead groups (equal rewards) are ignored.
 
     Args:
-        log_probs: of the policy, with gradient; 0 where `tokens` is not set, as the two others.
+        log_probs: log-probabilities of the policy, with gradient; like the two others 0 where `tokens` is not set.
         tokens: real tokens, not padding.
     """
     tokens = tokens & advantages.live[:, None, None]

@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 POOL_BATCHES = 16
-"""Batches whose sequences are sorted by length together: enough to save padding, few enough to keep batches mixed."""
+"""Number of batches whose sequences are sorted by length together: large saves padding, small keeps batches mixed."""
 
 
 class TokenSequences(NamedTuple):
-    """Token sequences one behind the other: sequence i is `tokens[offsets[i]:offsets[i + 1]]`, prompt first."""
+    """Concatenated token sequences: sequence i is `tokens[offsets[i]:offsets[i + 1]]`, prompt first."""
 
     tokens: Int[np.ndarray, " P"]
     offsets: Int[np.ndarray, " S1"]
     prompt_lengths: Int[np.ndarray, " S"]
     rates: Float[np.ndarray, " S"]
-    """How often each sequence is seen per epoch; 0.5 is every other time."""
+    """How often each sequence is seen per epoch; 0.5 means every second epoch on average."""
     num_cut_prompts: int = 0
-    """Prompts that lost their oldest items."""
+    """Number of prompts that lost their oldest items."""
     num_cut_completions: int = 0
-    """Completions in words that lost their end."""
+    """Number of completions in words that lost their end."""
 
     @property
     def lengths(self) -> Int[np.ndarray, " S"]:
@@ -51,16 +51,16 @@ class Texts(NamedTuple):
     prompts: list[str]
     completions: list[str]
     rates: Sequence[float] | None = None
-    """How often each is seen per epoch; None for 1."""
+    """How often each is seen per epoch; None means once."""
 
 
 def pack_sequences(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[Texts], max_tokens: int) -> TokenSequences:
-    """Tokenise batches of examples into flat arrays; what is too long is cut, see `policy.prompts`.
+    """Tokenise batches of examples into flat arrays; prompts that are too long are cut, see `policy.prompts`.
 
-    A completion in words keeps at most `max_tokens` // 2 tokens, its first; one of semantic IDs is never cut.
+    A completion in words keeps its first `max_tokens` // 2 tokens; one of semantic IDs is never cut.
 
     Raises:
-        ValueError: a sequence is longer than `max_tokens` even so, or there is none.
+        ValueError: a sequence is still longer than `max_tokens`, or there is none.
     """
     num_levels, longest = len(find_sid_tokens(tokenizer, len(tokenizer)).level_sizes), max_tokens // 2
     num_cut_prompts = num_cut_completions = 0
@@ -98,10 +98,10 @@ def pack_sequences(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[Texts],
 
 
 def draw_by_rate(rates: Float[np.ndarray, " S"], rng: np.random.Generator) -> Int[np.ndarray, " R"]:
-    """Choose the sequences of an epoch: a rate's whole part always, the rest by chance.
+    """Choose the sequences of an epoch: the integer part of a rate always, its fraction at random.
 
-    The chances are drawn as one systematic sample, so that every epoch has the same number of sequences, to within one:
-    otherwise the mix of tasks, and with it the loss, would go up and down.
+    Fractions are drawn as one systematic sample, so that every epoch has the same number of sequences, to within one.
+    Otherwise the mix of tasks, and so the loss, would vary between epochs.
     """
     if (rates == 1).all():
         return np.arange(len(rates))
@@ -113,7 +113,7 @@ def draw_by_rate(rates: Float[np.ndarray, " S"], rng: np.random.Generator) -> In
 
 
 def plan_batches(lengths: Int[np.ndarray, " S"], max_batch_tokens: int, rng: np.random.Generator) -> list[Int[np.ndarray, " B"]]:
-    """Put every sequence into one batch, in random order, so that a batch's rows times its longest row fit the budget.
+    """Put every sequence into a batch, in random order, so that a batch's rows times its longest row fit the budget.
 
     A sequence longer than the budget gets a batch of its own.
     """
@@ -132,7 +132,7 @@ def plan_batches(lengths: Int[np.ndarray, " S"], max_batch_tokens: int, rng: np.
 
 
 def make_batch(sequences: TokenSequences, rows: Int[np.ndarray, " B"], pad_id: int) -> SequenceBatch:
-    """Gather and pad some sequences."""
+    """Gather and pad the sequences of a batch."""
     lengths = sequences.lengths[rows]
     place = np.arange(int(lengths.max()))
     real = place < lengths[:, None]

@@ -1,4 +1,4 @@
-"""What a training loop asks of its engine, and the engine for one plain PyTorch process.
+"""The interface between a training loop and its engine, and the engine for one plain PyTorch process.
 
 DeepSpeed satisfies the same protocol in `jobs.training.deepspeed_engine`; this package does not import it.
 """
@@ -28,7 +28,7 @@ class Engine(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The module that is trained. Call it through the engine; to generate with, ask for `generation_model`."""
+        """The module that is trained. Call it through the engine, and use `generation_model` for generation."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the module's `forward`."""
@@ -43,17 +43,17 @@ class Engine(Protocol):
         """Sum over the workers."""
 
     def generation_model(self) -> AbstractContextManager[SidPolicy]:
-        """Offer the policy as it is now, in evaluation mode, to generate with, to score with and to save.
+        """Provide the current policy in evaluation mode, for generation, scoring and saving.
 
-        All workers must enter it together. Inside, nothing waits for other workers: each may use the model as often as it
-        needs, and the first worker alone may save it. Its weights hold until the engine's next step.
+        All workers must enter it together. Inside, no call waits for other workers: each may use the model as often as it
+        needs, and the first worker alone may save it. Its weights are valid until the engine's next step.
         """
 
     def reference_model(self) -> AbstractContextManager[SidPolicy]:
-        """Offer the policy that training started from, as `generation_model` offers the policy that is trained.
+        """Provide the policy from which training started, in the same way as `generation_model`.
 
-        It is the reference policy that the engine was made with; an engine made with none takes the trained policy without
-        its adapters. Leave one of the two models before you enter the other: they may share memory.
+        It is the engine's reference policy, or, if the engine has none, the trained policy without its adapters. Leave one of
+        the two models before you enter the other, because they may share memory.
         """
 
     def save(self, folder: Path) -> None:
@@ -64,34 +64,34 @@ class Engine(Protocol):
 
 
 class TrainState(NamedTuple):
-    """What an engine must remember besides what it can be built from again; frozen weights are not part of it."""
+    """State of an engine that cannot be rebuilt from the config; frozen weights are not part of it."""
 
     weights: dict[str, Tensor]
     """Trained parameters by name, fp32."""
     moments: dict[str, dict[str, Tensor]]
-    """What the optimiser keeps of each; empty before the first step."""
+    """Optimiser state of each parameter; empty before the first step."""
 
     def write(self, folder: Path) -> None:
-        """Write it as one file."""
+        """Write the state as one file."""
         torch.save(self._asdict(), folder / STATE_FILE)
 
     @classmethod
     def read(cls, folder: Path, module: nn.Module) -> "TrainState":
-        """Read what an engine of a like module wrote.
+        """Read the state of an engine with a module of the same parameters.
 
         Raises:
-            ValueError: it trained other parameters.
+            ValueError: the state has other parameters.
         """
         state = cls(**torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True))
         names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         if names != set(state.weights):
             odd = sorted(names ^ set(state.weights))[0]
-            raise ValueError(f"{folder}: a checkpoint of another policy (different: {odd}); remove the folder to start anew")
+            raise ValueError(f"{folder}: a checkpoint of another policy (different: {odd}); remove the folder to start again")
         return state
 
 
 def make_optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Make AdamW; biases and norms are not decayed."""
+    """Make AdamW without weight decay for biases and norms."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
@@ -144,11 +144,11 @@ class PlainEngine:
         return values
 
     def generation_model(self) -> AbstractContextManager[SidPolicy]:
-        """Offer the module itself."""
+        """Provide the module itself."""
         return evaluated(policy_of(self))
 
     def reference_model(self) -> AbstractContextManager[SidPolicy]:
-        """Offer the reference, or the module without adapters."""
+        """Provide the reference, or the module without adapters."""
         return adapters_off(self) if self.reference is None else nullcontext(self.reference)
 
     def save(self, folder: Path) -> None:
@@ -178,7 +178,7 @@ def policy_of(engine: Engine) -> SidPolicy:
 
 @contextmanager
 def evaluated(policy: SidPolicy) -> Iterator[SidPolicy]:
-    """Put a policy into evaluation mode inside."""
+    """Put a policy into evaluation mode inside the block."""
     was_training = policy.training
     try:
         yield policy.eval()
@@ -188,16 +188,16 @@ def evaluated(policy: SidPolicy) -> Iterator[SidPolicy]:
 
 @contextmanager
 def adapters_off(engine: Engine) -> Iterator[SidPolicy]:
-    """Offer an engine's generation model without its adapters."""
+    """Provide an engine's generation model without its adapters."""
     with engine.generation_model() as policy, without_adapters(policy.lm):
         yield policy
 
 
 def learning_rate(progress: float, peak: float, warmup_rate: float) -> float:
-    """Return the rate at a point of the training: linear rise over the first share, then half a cosine down to 0.
+    """Return the learning rate at a point of training: linear warm-up over the first share, then cosine decay to 0.
 
     Args:
-        progress: share of the training that lies behind the end of this step, in (0, 1].
+        progress: share of the training that is done after this step, in (0, 1].
     """
     if progress < warmup_rate:
         return peak * progress / warmup_rate

@@ -1,7 +1,7 @@
 """Group relative policy optimisation on the trie, from the SFT policy, under a reward of named terms.
 
-Roll-outs, update and reference all use log-probabilities renormalised on the trie, and no dropout: the policy that is
-trained is the policy that is sampled, and the ratio of a roll-out's first update is exactly 1.
+Roll-outs, update and reference all use log-probabilities renormalised on the trie, without dropout. So training and sampling
+use the same distribution, and the ratio of a roll-out's first update is exactly 1.
 """
 
 import math
@@ -48,7 +48,7 @@ class Prompts(NamedTuple):
     target_index: Int[Tensor, " S"]
     """Position of each target in `trie.item_ids`."""
     user_ids: Sequence[str] = ()
-    """Whose prompts they are, for a reward that reads it."""
+    """Users of the prompts, for rewards that need them."""
 
 
 class Rewards(NamedTuple):
@@ -56,16 +56,16 @@ class Rewards(NamedTuple):
 
     total: Float[Tensor, "B G"]
     terms: Mapping[str, Float[Tensor, "B G"]]
-    """Each named term before its weight."""
+    """Each named term, unweighted."""
 
 
 class RewardFn(Protocol):
-    """Judge roll-outs against the targets of their prompts; without scores a group is ranked best first already."""
+    """Compute rewards of roll-outs, given the targets of their prompts; groups without scores are already sorted best first."""
 
     def __call__(
         self, rollouts: Rollouts, target_index: Int[Tensor, " B"], scores: Float[Tensor, "B G"] | None, user_ids: Sequence[str], /
     ) -> Rewards:
-        """Return a reward for each roll-out; `user_ids` is empty where it is not known whose the prompts are."""
+        """Return a reward for each roll-out; `user_ids` is empty if the users are unknown."""
 
 
 def train_grpo(
@@ -83,19 +83,19 @@ def train_grpo(
     save: Save = lambda record, write: None,
     report: Report = lambda record: None,
 ) -> Progress:
-    """Train the engine's policy; the best weights on validation end in `best_folder`, the SFT weights if nothing beat them.
+    """Train the engine's policy; write the best weights on validation, possibly those of SFT, to `best_folder`.
 
     The SFT policy is validated first, as step 0. With `keep = "ndcg"` only a strictly better NDCG@10 replaces it, with
-    `keep = "reward"` only a strictly higher mean reward at no lower NDCG@10 than the SFT policy's. Validation and checkpoints
-    come every `eval_every_steps` steps and at the end.
+    `keep = "reward"` only a strictly higher mean reward with no lower NDCG@10 than the SFT policy's. Validation and
+    checkpoints happen every `eval_every_steps` steps and at the end.
 
     Args:
-        engine: holds the SFT policy, and it or the same weights without adapters as its reference.
+        engine: engine with the SFT policy, which is also its reference, as a copy or without its adapters.
         prompts: this worker's share.
         valid: this worker's share.
-        reward_fn: sees all roll-outs of a prompt, and the target it was drawn with.
-        best_folder: empty local folder to be made by the first worker; each checkpoint has a copy.
-        resume: folder of the checkpoint to go on from.
+        reward_fn: gets all roll-outs of a prompt and the prompt's target.
+        best_folder: local folder that the first worker creates; each checkpoint has a copy.
+        resume: folder of the checkpoint to resume.
         save: called after each validation with the metrics and a writer of this worker's checkpoint files.
         report: called after each step.
     """
@@ -135,7 +135,7 @@ def kept_record(progress: Progress) -> dict[str, Any]:
 
 
 def _score(record: Mapping[str, float], progress: Progress, keep: Literal["ndcg", "reward"]) -> float:
-    """Return what the kept weights are the best in; nothing counts that ranks worse than the SFT policy."""
+    """Return the score by which weights are kept; -inf if the ranking is worse than the SFT policy's."""
     if keep == "ndcg":
         return record[SCORE]
     sft = progress.records[0] if progress.records else record
@@ -152,7 +152,7 @@ def train_step(
     step: int,
     seed: int,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Roll out, judge and update once; returns the step's metrics over all workers and a few of this worker's roll-outs."""
+    """Roll out, compute rewards and update; return the step's metrics over all workers and some of this worker's roll-outs."""
     clock, policy = [time.monotonic()], policy_of(engine)
     rows = rows_of_step(len(prompts.target_index), max(config.prompts_per_step // engine.world_size, 1), step, seed)
     texts = prompts.prompts.take(pa.array(rows)).to_pylist()
@@ -161,7 +161,7 @@ def train_step(
         int(np.random.SeedSequence([seed, engine.rank, step]).generate_state(1)[0])
     )
     with engine.generation_model() as model:
-        # all workers have as many prompts, so they have as many parts and make the same collective calls in the update
+        # all workers have equally many prompts, so equally many parts, and make the same collective calls in the update
         places = np.array_split(np.arange(len(texts)), min(config.accumulate, len(texts)))
         parts = [_roll_out(model, trie, [texts[place] for place in some], config, generator) for some in places]
     rollouts = Rollouts(*(torch.cat(tensors) for tensors in zip(*(part.rollouts for part in parts), strict=True)))
@@ -185,7 +185,7 @@ def train_step(
 
 
 def rows_of_step(num_rows: int, count: int, step: int, seed: int) -> Int[np.ndarray, " B"]:
-    """Choose the rows of a step: each row once per pass, passes shuffled anew, a function of the step alone."""
+    """Choose the rows of a step: each row once per pass, in a new random order per pass; depends only on step and seed."""
     places = step * count + np.arange(count)
     passes = places // num_rows
     chosen = [
@@ -196,13 +196,13 @@ def rows_of_step(num_rows: int, count: int, step: int, seed: int) -> Int[np.ndar
 
 
 class _Part(NamedTuple):
-    """Some prompts of a step with their roll-outs: what a worker computes at a time."""
+    """Some prompts of a step with their roll-outs, which a worker processes at once."""
 
     input_ids: Int[Tensor, "B T"]
     attention_mask: Bool[Tensor, "B T"]
     rollouts: Rollouts
     scores: Float[Tensor, "B G"] | None
-    """Log-probabilities of sampled roll-outs; the beam's are ranked already."""
+    """Log-probabilities of sampled roll-outs; None for beams, which are already sorted."""
 
     def log_probs(self, model: Engine | SidPolicy, trie: SidTrie) -> Float[Tensor, "B G L"]:
         """Score the roll-outs."""
@@ -244,7 +244,7 @@ def _update(
                 clip_high=config.clip_high,
                 kl_coefficient=config.kl_coefficient,
             )
-            # with every group of every worker dead the loss is 0, and the step moves nothing but the optimiser's momentum
+            # if all groups of all workers are dead the loss is 0, and only the optimiser's momentum changes weights
             engine.backward(found.loss / max(num_live, 1.0) * engine.world_size)
             sums += torch.stack([found.loss.detach(), found.kl, found.clipped]).double().cpu()
         engine.step(learning_rate((step + 1) / (config.steps + 1), config.lr, config.warmup_rate))
@@ -261,7 +261,7 @@ def _update(
 def _sample(
     trie: SidTrie, example_ids: list[str], texts: list[str], targets: Int[Tensor, " B"], *, rollouts: Rollouts, rewards: Rewards
 ) -> list[dict[str, Any]]:
-    """Write down the best roll-outs of a step's first prompts, for people to read."""
+    """Return the best roll-outs of a step's first prompts in readable form."""
     lines = []
     for place, example_id in enumerate(example_ids):
         best = rewards.total[place].argsort(descending=True, stable=True)[:SAMPLED_ROLLOUTS].tolist()

@@ -1,4 +1,4 @@
-"""Groups of completions for policy training: the trie beam, or samples from the policy on the trie, with or without repeats."""
+"""Groups of completions for policy training: the beam on the trie, or samples with or without replacement."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -16,9 +16,9 @@ class Rollouts(NamedTuple):
     """G completions of each of B prompts; every one is a real item."""
 
     codes: Int[Tensor, "B G L"]
-    """SIDs, -1 behind the end of a shorter one."""
+    """SIDs, -1 after the end of a shorter one."""
     item_index: Int[Tensor, "B G"]
-    """Position in `trie.item_ids`; the first item where several share a SID."""
+    """Position in `trie.item_ids`; the first item if several share a SID."""
 
 
 @torch.no_grad()
@@ -34,12 +34,12 @@ def rollout(
     """Draw a group of completions per prompt.
 
     Args:
-        mode: "beam" takes the G most probable SIDs, all different, best first; "sample" draws G independent SIDs from
-            the policy, which may repeat; "distinct" draws G different ones, without replacement.
-        generator: of the samples, on the policy's device; not used by the beam.
+        mode: "beam" takes the G most probable SIDs, best first; "sample" draws G independent SIDs from the policy, which may
+            repeat; "distinct" draws G different SIDs, without replacement.
+        generator: for samples, on the policy's device; the beam does not use it.
 
     Raises:
-        ValueError: G different SIDs need a catalogue of at least G.
+        ValueError: the catalogue has fewer than G SIDs, but they must be different.
     """
     if mode == "sample":
         return _sample(policy, trie, prompts, group_size, generator)
@@ -52,7 +52,7 @@ def best_rollouts(trie: SidTrie, beams: Beams, group_size: int) -> Rollouts:
     """Take the best G beams of each prompt as its group.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer than G beams.
     """
     node = beams.node[:, :group_size]
     if node.shape[1] < group_size or bool((node < 0).any()):
@@ -61,7 +61,7 @@ def best_rollouts(trie: SidTrie, beams: Beams, group_size: int) -> Rollouts:
 
 
 def _sample(policy: SidPolicy, trie: SidTrie, prompts: Sequence[str], group_size: int, generator: torch.Generator) -> Rollouts:
-    """Draw level by level; a group's completions are branches of one sequence, recomputed per level (at most L times)."""
+    """Sample level by level; a group's completions are branches of one sequence, which is recomputed for each level."""
     input_ids, real = policy.tokenize(prompts)
     rows = torch.arange(len(prompts), device=policy.device)
     codes = torch.full((len(prompts), group_size, trie.num_levels), -1, device=policy.device)

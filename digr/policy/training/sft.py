@@ -28,11 +28,11 @@ from digr.policy.training.validation import (
 from digr.sids.trie import SidTrie
 
 NUM_CUT = ("num_cut_prompts", "num_cut_completions")
-"""Metrics of what was too long to be read whole, of all workers."""
+"""Metrics of texts that were cut because they were too long, over all workers."""
 
 
 class _Epoch(NamedTuple):
-    """What all workers do in one epoch, step by step."""
+    """The batches of one epoch."""
 
     batches: list[Int[np.ndarray, " B"]]
     """This worker's batches, `accumulate` of them per step."""
@@ -54,21 +54,21 @@ def train_sft(
     save: Save = lambda record, write: None,
     report: Report = lambda record: None,
 ) -> Progress:
-    """Train the engine's policy; the best weights on validation end in `best_folder`.
+    """Train the engine's policy; write the best weights on validation to `best_folder`.
 
-    Validation and checkpoints come every `eval_every_epochs` epochs and at the end, checkpoints also every
+    Validation and checkpoints happen every `eval_every_epochs` epochs and at the end, checkpoints also every
     `checkpoint_every_steps` steps; between them `report` gets one line per epoch. Workers may hold different numbers of
-    sequences: all take as many steps as the one with the most batches, the others going over their first batches again.
+    sequences: all take as many steps as the one with the most batches, and the others repeat their first batches.
 
-    A checkpoint goes on at its very step with the weights of an uninterrupted run, if the number of workers is the same.
-    With another number, which draws other batches, it goes on at the same step of its epoch.
+    With the same number of workers, a resumed training continues at the checkpoint's step and gives the same weights as an
+    uninterrupted one. With another number it continues at the same step of its epoch, but with other batches.
 
     Args:
         sequences: this worker's share.
         valid: this worker's share.
-        decoding: of validation.
-        best_folder: empty local folder to be made by the first worker; each checkpoint has a copy.
-        resume: folder of the checkpoint to go on from.
+        decoding: decoding for validation.
+        best_folder: local folder that the first worker creates; each checkpoint has a copy.
+        resume: folder of the checkpoint to resume.
         save: called for each checkpoint with the metrics and a writer of this worker's files.
     """
     progress = load_state(resume, engine, best_folder) if resume else Progress()
@@ -119,7 +119,7 @@ def _train_epoch(
     seed: int,
     save_checkpoint: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Take an epoch's steps from where `progress` stands."""
+    """Take the steps of an epoch that `progress` has not done yet."""
     start, policy = time.monotonic(), policy_of(engine)
     epoch = _plan_epoch(engine, sequences, config, epoch=progress.position, seed=seed)
     num_steps, rate = len(epoch.step_targets), 0.0
@@ -147,10 +147,10 @@ def _train_epoch(
 def _accumulate(
     engine: Engine, trie: SidTrie, sequences: TokenSequences, batches: list[Int[np.ndarray, " B"]], num_targets: float
 ) -> Float[Tensor, " 4"]:
-    """Add the gradients of a step's batches; returns the loss sum, completion tokens, tokens and padded tokens.
+    """Add the gradients of a step's batches; return the loss sum, completion tokens, tokens and padded tokens.
 
     Args:
-        num_targets: completion tokens of all workers in the step: its loss is their mean, however they are spread.
+        num_targets: completion tokens of all workers in the step; the loss is the mean over them.
     """
     policy = policy_of(engine)
     sums = torch.zeros(4, dtype=torch.float64, device=policy.device)
@@ -164,7 +164,7 @@ def _accumulate(
 
 
 def _record(epoch: float, step: int, sums: list[float], rate: float) -> dict[str, Any]:
-    """Turn the sums of an epoch so far, over all workers, into its metrics."""
+    """Return the metrics of an epoch so far from sums over all workers."""
     loss, targets, real, padded, seconds = sums
     return {
         "epoch": epoch,

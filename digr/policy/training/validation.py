@@ -1,7 +1,6 @@
-"""Validation while training, and the checkpoints that let a killed training go on exactly where it was.
+"""Validation during training, and the checkpoints from which a killed training resumes exactly.
 
-The best weights on validation are kept as a Hugging Face folder inside every checkpoint, so whatever happens afterwards
-there is a policy to return.
+Every checkpoint holds the best weights on validation as a Hugging Face folder, so that there is always a policy to return.
 """
 
 import json
@@ -32,11 +31,11 @@ class ValidExamples(NamedTuple):
     target_index: Int[Tensor, " B"]
     """Position of each target in `trie.item_ids`."""
     user_ids: Sequence[str] = ()
-    """Whose examples they are, for a reward that reads it."""
+    """Users of the examples, for rewards that need them."""
 
 
 class Decoding(NamedTuple):
-    """How validation decodes."""
+    """Decoding settings of validation."""
 
     beam_width: int
     batch_size: int
@@ -44,36 +43,36 @@ class Decoding(NamedTuple):
 
 @dataclass
 class Progress:
-    """How far a training is; written into every checkpoint."""
+    """Progress of a training, written into every checkpoint."""
 
     position: int = 0
     """Epochs (SFT) or steps (GRPO) done."""
     step: int = 0
     """Optimiser steps done."""
     epoch_step: int = 0
-    """Of them, those of an unfinished epoch (SFT)."""
+    """Optimiser steps done in the unfinished epoch (SFT)."""
     epoch_sums: list[float] = field(default_factory=list)
-    """What the unfinished epoch's metrics are made of so far (SFT)."""
+    """Sums for the metrics of the unfinished epoch (SFT)."""
     num_workers: int = 1
-    """Workers that wrote the checkpoint."""
+    """Number of workers that wrote the checkpoint."""
     best: float = -math.inf
-    """Best score on validation so far: NDCG@10, or what `grpo.keep` says."""
+    """Best score on validation so far: NDCG@10, or that of `grpo.keep`."""
     best_position: int = 0
     stale: int = 0
-    """Validations since the best one."""
+    """Number of validations since the best one."""
     done: bool = False
     records: list[dict[str, Any]] = field(default_factory=list)
-    """Metrics lines so far."""
+    """All lines of metrics so far."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Sampled roll-outs so far (GRPO)."""
 
 
 Save = Callable[[dict[str, Any], Callable[[Path], None]], None]
-"""Keep a checkpoint: gets the metrics and a function that writes this worker's files into an empty folder."""
+"""Saves a checkpoint: takes the metrics and a function that writes this worker's files into an empty folder."""
 Report = Callable[[dict[str, Any]], None]
-"""Say how it goes; called by all workers alike."""
+"""Reports metrics; all workers call it."""
 MeanReward = Callable[[Beams, Int[Tensor, " B"], Sequence[str]], Float[Tensor, " B"]]
-"""Mean reward of the best items of each example, given its target and its user."""
+"""Returns the mean reward of each example's best items, given its target and user."""
 
 
 @torch.no_grad()
@@ -85,7 +84,7 @@ def validate(
     NDCG with one relevant item is 1 / log2(1 + rank). Workers may hold different numbers of examples.
 
     Args:
-        mean_reward: of the best items of each example; if given, its mean over the examples comes back as `valid_reward`.
+        mean_reward: mean reward of each example's best items; if given, its mean over the examples is `valid_reward`.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     order = np.argsort([len(prompt) for prompt in valid.prompts], kind="stable")
@@ -107,7 +106,7 @@ def validate(
 
 
 def save_if_better(engine: Engine, progress: Progress, score: float, best_folder: Path) -> bool:
-    """Write the weights to `best_folder` if their score beats the best so far, and count how long nothing has."""
+    """Write the weights to `best_folder` if their score is the best so far; otherwise count the validations without one."""
     better = score > progress.best
     progress.stale = 0 if better else progress.stale + 1
     if better:
@@ -133,7 +132,7 @@ def save_state(folder: Path, engine: Engine, progress: Progress, best_folder: Pa
 def load_state(folder: Path, engine: Engine, best_folder: Path) -> Progress:
     """Restore what `save_state` wrote, with any number of workers.
 
-    Random numbers go on where they were only with the same number of workers.
+    The random state is restored only with the same number of workers.
     """
     progress = Progress(**json.loads((folder / "progress.json").read_text()))
     if progress.done:

@@ -34,5 +34,5 @@ def test_a_prompt_that_kills_the_engine_is_tried_alone_and_the_others_are_answer
 
     answers, later = asyncio.run(ask())
     assert [answer.status for answer in answers] == [None, None, "error", None, None]
-    assert answers[2].reason == "the engine died of this prompt, asked alone"
+    assert answers[2].reason == "this prompt alone killed the engine"
     assert later.status is None and later.output_tokens == 16 and later.reason == "stopped at max_tokens"

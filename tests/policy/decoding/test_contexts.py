@@ -92,5 +92,5 @@ def test_a_prompt_larger_than_the_cache_is_encoded_and_not_kept():
 
 
 def test_a_cache_of_another_policy_is_refused():
-    with pytest.raises(ValueError, match="it holds prompts of another policy; make one for each policy"):
+    with pytest.raises(ValueError, match="holds prompts of another policy; make one cache for each policy"):
         recommend(toy_policy().eval(), TRIE, [_prompt(1)], 5, 5, cache=ContextCache(toy_policy(), 10**6))

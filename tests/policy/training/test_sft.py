@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_policy_is_refused(tmp_path):
     with pytest.raises(Interrupted):
         _train(tmp_path, stop_at={"epoch": 4})
     smaller = PolicyConfig(hidden_dim=16, num_layers=2, num_heads=2, max_tokens=64)
-    with pytest.raises(ValueError, match=r"a checkpoint of another policy .*remove the folder to start anew"):
+    with pytest.raises(ValueError, match=r"a checkpoint of another policy .*remove the folder to start again"):
         _train(tmp_path, policy=build_scratch_policy(smaller, LEVEL_SIZES, 0), resume=tmp_path / "checkpoint")
 
 
