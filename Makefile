@@ -1,4 +1,4 @@
-# make setup | quickstart | serve | test | check | lock | release | clean
+# make setup | quickstart | serve | test | check | docs | lock | release | clean
 
 VENV   := .venv
 RUN    ?= runs/quickstart
@@ -20,7 +20,7 @@ UV     := $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-plat
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=5 -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup quickstart serve test test-setup test-default test-engines check check-install lock release clean
+.PHONY: setup quickstart serve test test-setup test-default test-engines check check-install docs lock release clean
 
 setup: $(VENV)/.ready
 
@@ -91,6 +91,10 @@ lock:
 		--output-file requirements.lock
 	@sed -i.old 's/+cpu$$//' requirements.lock && rm requirements.lock.old
 	$(UV) --extra gpu --extra dev --output-file requirements-gpu.lock
+
+# the site of docs/, in build/docs
+docs: test-setup
+	$(VENV)/bin/mkdocs build --strict
 
 # a version is made of a clean checkout whose checks and tests are green; nothing is pushed or uploaded
 release: test-setup
