@@ -1,19 +1,16 @@
 """The page of the `digr` command, from the command itself."""
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 from reference_pages import code, markdown_table, plain
 from typer.main import get_command
 
+from jobs.__main__ import app
+
 
 def commands_page() -> str:
     """Return the page of every command with its arguments and options."""
-    if importlib.util.find_spec("jobs.__main__") is None:
-        return "# Commands\n\nThe module `jobs.__main__`, from which this page is written, does not exist yet.\n"
-    from jobs.__main__ import app
-
     parts = [
         "# Commands\n\nWhat `digr --help` says. Every job takes a config: a TOML file or the name of a preset, and any "
         "[field](config.md) as `section.key=value`. Exit codes: 0, 2 for what you can mend (a message says how), 1 for a "
@@ -52,10 +49,6 @@ def _placeholder(argument: Any) -> str:
         return str(argument.metavar)
     name = argument.name.upper() + ("..." if argument.nargs == -1 else "")
     return name if argument.required else f"[{name}]"
-
-
-def _names(option: Any) -> str:
-    return ", ".join(code(name) for name in [*option.opts, *option.secondary_opts])
 
 
 def _default(item: Any) -> str:
