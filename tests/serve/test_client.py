@@ -72,14 +72,14 @@ def test_a_problem_is_an_exception_with_its_title_and_detail(url):
             "<p>",
             404,
             "text/html",
-            r"^404 Not Found: .*/v1/models answered 404 in a form that is not DIGR's; is the address right\?$",
+            r"^404 Not Found: .*/v1/models answered 404 in a form that is not DIGR's; is the address",
         ),
         ("", 301, "text/html", r"^301 Moved Permanently: .*/v1/models answered 301 in a form that is not DIGR's"),
         (
             "<p>",
             200,
             "text/html",
-            r"^Not an answer of DIGR's endpoint: .* answered what is no Versions \(the whole answer: Invalid JSON",
+            r"^Not an answer of DIGR's endpoint: .* is no Versions \(the whole answer: Invalid JSON",
         ),
         ('{"a": 1}', 200, "application/json", r"answered what is no Versions \(data: Field required\); is the address right\?$"),
         ("{}", 500, "application/problem+json", r"answered what is no Problem \(type: Field required\); is the address right\?$"),
@@ -98,7 +98,7 @@ def test_another_server_is_told_from_the_endpoint(content, status, media_type, m
     ("url", "message"),
     [
         ("127.0.0.1:8000", "127.0.0.1:8000: not an address of a server .*; give one such as http://127.0.0.1:8000"),
-        ("http://[", r"http://\[: not an address of a server"),
+        ("http://127.0.0.1:port", r"http://127.0.0.1:port: not an address of a server \(Invalid port: .port"),
     ],
 )
 def test_what_is_no_address_is_an_error(url, message):

@@ -135,7 +135,7 @@ def test_a_stored_key_cannot_be_used_as_a_key():
 
 
 def _keys(*words: str):
-    command = typer.Typer()
+    command = typer.Typer(rich_markup_mode=None)
     command.command()(print_key)
     return CliRunner().invoke(command, list(words))
 
