@@ -108,16 +108,29 @@ class ServedRun(NamedTuple):
         return self.interests.texts.slice(int(start), int(end - start)).to_pylist()
 
 
-def read_run(version: VersionSettings, device: str) -> RunTables:
-    """Read a policy of a run and its catalogue.
+def check_run(version: VersionSettings) -> None:
+    """Refuse a run that cannot be served, before anything but its manifests is read.
 
     Raises:
         ValueError: an artifact is missing, or the policy was trained on other SIDs; the message names the job to run.
     """
     store = Store(version.run_dir, version.variant)
     name = _policy_name(store, version.policy)
-    manifest, sids = artifacts.require(store, name), artifacts.require(store, "item_sids")
+    for needed in (name, "item_sids", "items", "interest_labels", "interactions", "histories"):
+        artifacts.require(store, needed)
     artifacts.check_lineage(store, name, ["item_sids"])
+
+
+def read_run(version: VersionSettings, device: str) -> RunTables:
+    """Read a policy of a run and its catalogue.
+
+    Raises:
+        ValueError: the run cannot be served, see `check_run`.
+    """
+    check_run(version)
+    store = Store(version.run_dir, version.variant)
+    name = _policy_name(store, version.policy)
+    manifest, sids = artifacts.require(store, name), artifacts.require(store, "item_sids")
     level_sizes = tuple(sids.facts["level_sizes"])
     with artifacts.local_files(store, name) as folder:
         policy = load_policy(folder, device)

@@ -1,20 +1,20 @@
 """API keys: salted hashes in a file, roles, and a rate limit for each key.
 
-`python -m serve.keys NAME --role admin` makes a key: it prints the key once, and what to put into the file.
+`digr keys NAME --role admin`, or `python -m serve.keys NAME --role admin`, makes a key: it prints the key once, and what to put
+into the file.
 """
 
-import argparse
 import hashlib
 import hmac
 import json
 import secrets
-import sys
 import time
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import typer
 from pydantic import Field, ValidationError
 
 from serve.schemas import Contract
@@ -101,17 +101,21 @@ class TokenBucket:
         return 0.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print a new key and its record."""
-    parser = argparse.ArgumentParser(prog="python -m serve.keys", description="Make an API key.")
-    parser.add_argument("name", help="whose key it is")
-    parser.add_argument("--role", choices=["read", "admin"], default="read")
-    arguments = parser.parse_args(argv)
-    key, record = make_key(arguments.name, arguments.role)
-    print(f"key, shown only now: {key}", file=sys.stderr)
-    print(written(record))
-    return 0
+def print_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")],
+    role: Annotated[Role, typer.Option(help="What it may do: ask, or change things too.")] = "read",
+) -> None:
+    """Make an API key: stderr shows it this once, stdout has what to put into the key file."""
+    try:
+        key, record = make_key(name, role)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{error.errors()[0]['msg']}, found {name!r}", param_hint="NAME") from None
+    typer.echo(f"key, shown only now: {key}", err=True)
+    typer.echo(written(record))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # no error may show values of variables: one of them is the key
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(print_key)
+    app()

@@ -16,6 +16,8 @@ import aiohttp
 import numpy as np
 from jaxtyping import Float
 
+from serve.schemas import RecommendRequest
+
 RETRYABLE = (429, 502, 503, 504)
 """Statuses that ask to come again; so does a lost connection."""
 PERCENTILES = (50, 90, 99, 99.9)
@@ -128,6 +130,13 @@ class _Tally:
             late_p99_seconds=round(float(np.percentile(self.late, 99)), 5) if self.late else 0.0,
             max_in_flight=self.max_in_flight,
         )
+
+
+def random_bodies(ids: Sequence[str], longest: int, k: int, model: str | None, rng: np.random.Generator) -> list[bytes]:
+    """Write 200 requests with histories of 1 to `longest` of these items."""
+    histories = [rng.choice(ids, rng.integers(1, longest + 1)).tolist() for _ in range(200)]
+    requests = [RecommendRequest(history=history, k=k, model=model) for history in histories]
+    return [request.model_dump_json(exclude_none=True).encode() for request in requests]
 
 
 async def send_load(load: Load, rng: np.random.Generator, report: Callable[[Second], Any] = lambda _: None) -> Summary:

@@ -280,18 +280,18 @@ def test_the_metrics_show_all_replicas(store):
 
 
 def _client(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "serve.client", "--url", URL, *arguments]
+    command = [sys.executable, "-m", "serve.client", *arguments, "--url", URL]
     return subprocess.run(command, capture_output=True, text=True, timeout=CEILING_SECONDS)
 
 
 def test_the_client_prints_the_list_or_the_problem(store):
-    good = _client("recommend", "--history", "item03", "--k", "2")
+    good = _client("ask", "--history", "item03", "--k", "2")
     assert good.returncode == 0
-    assert [line.split()[2] for line in good.stdout.splitlines()] == [
+    assert [line.split()[2] for line in good.stdout.splitlines()[1:]] == [
         item["item_id"] for item in _ask(history=["item03"], k=2).json()["items"]
     ]
-    bad = _client("recommend", "--history", "ghost")
-    assert (bad.returncode, bad.stdout) == (1, "")
+    bad = _client("ask", "--history", "ghost")
+    assert (bad.returncode, bad.stdout) == (2, "")
     assert 'not in the catalogue; leave them out, or send unknown="ignore": ghost' in bad.stderr
 
 

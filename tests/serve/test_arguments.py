@@ -1,14 +1,19 @@
 """What the application is started with."""
 
 import re
+import socket
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
 from serve.app import app
-from serve.client import main
+from serve.command_line import app as commands
 from serve.completion_schemas import CompletionRequest
 from serve.item_schemas import NewItem
+from serve.run import read_arguments
+from serve.run import serve as serve_command
 from serve.schemas import ChangeDefault, RecommendBatch, RecommendRequest
 from serve.settings import AppArguments, VersionSettings
 
@@ -53,9 +58,99 @@ def _unbounded(node, root, where):
         yield from _unbounded(node["items"], root, f"{where}[]")
 
 
-def test_the_client_says_that_there_is_no_server(capsys):
-    assert main(["--url", "http://127.0.0.1:9", "recommend", "--history", "a"]) == 2
-    assert re.search(r"error: http://127\.0\.0\.1:9: .*refused", capsys.readouterr().err)
+def test_the_client_says_that_there_is_no_server():
+    found = CliRunner().invoke(commands, ["ask", "--url", "http://127.0.0.1:9", "--history", "a"])
+    assert found.exit_code == 2
+    assert re.fullmatch(
+        r"error: http://127\.0\.0\.1:9: no server listens there \(.*refused.*\); start one with .*\n", found.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ask"], "give either --history ITEM ITEM ... (oldest first) or --user USER"),
+        (["ask", "a", "--user", "u"], "give either --history ITEM ITEM ... (oldest first) or --user USER"),
+        (["ask", "--user", "u", "--history"], "give either --history ITEM ITEM ... (oldest first) or --user USER"),
+        (["ask", "--history", "-x"], "No such option: -x"),
+        (["ask", "a", "--k", "0"], "Invalid value for '--k': Input should be greater than or equal to 1"),
+        (["ask", "a", "--k", "[red]x"], "Invalid value for '--k': Input should be a valid integer, unable to parse"),
+        (["ask", "--user", ""], "error: user_id: String should have at least 1 character, found ''"),
+        (["ask", "a\x1b[31m"], "error: history.0: String should match pattern"),
+        (["ask", "a", "--history=b"], "Option '--history' does not take a value"),
+        (["items", "add", "a"], "Missing option '--title'"),
+        (["items", "add", "a", "--title", "t", "--currency", "euro"], "error: currency: String should have at most 3 characters"),
+        (["items", "shw", "a"], "No such command 'shw'"),
+        (["models", "promote", "a b"], "error: model: String should match pattern"),
+        (["load"], "Missing option '--rate'"),
+        (["load", "--rate", "5", "--bodies", "nowhere.jsonl"], "'nowhere.jsonl' does not exist"),
+    ],
+)
+def test_a_wrong_command_says_what_is_wrong_with_it(words, message):
+    found = CliRunner().invoke(commands, words, env={"DIGR_URL": "http://127.0.0.1:9"})
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert message in found.stderr and "\x1b" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["ask", "--user", "-x"], ["ask", "--history", "--", "-x", "--json"], ["items", "show", "--", "-x"]]
+)
+def test_names_that_look_like_options_can_be_asked_for(words):
+    found = CliRunner().invoke(commands, words, env={"DIGR_URL": "http://127.0.0.1:9"})
+    assert found.stderr.startswith("error: http://127.0.0.1:9: no server listens there")
+
+
+def test_every_command_has_help_that_names_the_environment():
+    assert CliRunner().invoke(commands, ["--help"]).stdout.count("DIGR_API_KEY") == 1
+    for words in (["ask"], ["load"], ["items", "search"], ["items", "show"], ["items", "add"], ["models", "list"]):
+        shown = CliRunner().invoke(commands, [*words, "--help"])
+        assert shown.exit_code == 0 and "DIGR_URL" in shown.stdout and "--json" in shown.stdout
+
+
+def test_words_behind_a_run_are_settings_of_the_application_and_its_version():
+    arguments = read_arguments("runs/x", ["ranker=off", "beam_width=20", "keys_file=keys.toml"])
+    assert arguments.models == {"main": VersionSettings(run_dir="runs/x", ranker="off")}
+    assert (arguments.beam_width, arguments.keys_file, arguments.state_dir) == (20, "keys.toml", "runs/x/serving")
+    assert arguments.resolved() == AppArguments(
+        run_dir="", models={"main": VersionSettings(run_dir="runs/x", ranker="off")}, state_dir="runs/x/serving", beam_width=20,
+        keys_file="keys.toml",
+    ).resolved()  # fmt: skip
+    assert read_arguments("runs/x", ["state_dir=/state"]).state_dir == "/state"
+    assert read_arguments("s3://bucket/x", []).state_dir == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["off"], "'off': expected NAME=VALUE, for example ranker=off"),
+        (["rankr=off"], "'rankr=off': there is no setting 'rankr'; the nearest one is ranker, all are in serve/settings.py"),
+        (["run_dir=x"], "there is no setting 'run_dir'"),
+        (["ranker=maybe"], "ranker = 'maybe': Input should be 'on' or 'off'"),
+        (["beam_width=many"], "beam_width = 'many': Input should be a valid integer"),
+        ([], "no such folder; give the folder of a finished run, as `digr run quickstart` makes it"),
+    ],
+)
+def test_a_wrong_setting_or_folder_is_an_error_before_anything_starts(words, message):
+    found = _serve("/nowhere/x", *words)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert found.stderr.startswith("error: ") and message in found.stderr
+
+
+def test_a_run_without_a_policy_a_missing_key_file_and_a_taken_port_are_errors_before_anything_starts(tmp_path, tiny_run):
+    assert "artifact policy_sft does not exist; run `python -m jobs.train_sft`" in _serve(str(tmp_path)).stderr
+    assert "no such file; make keys with" in _serve(tiny_run.root, f"keys_file={tmp_path}/keys.toml").stderr
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        found = _serve(tiny_run.root, "--port", str(taken.getsockname()[1]))
+    assert found.exit_code == 2
+    assert re.match(r"error: cannot listen on 127\.0\.0\.1:\d+ \(Address already in use.*; stop what listens there", found.stderr)
+
+
+def _serve(*words: str):
+    command = typer.Typer(rich_markup_mode=None)
+    command.command()(serve_command)
+    return CliRunner().invoke(command, list(words))
 
 
 def test_the_default_model_is_one_of_the_models():

@@ -3,9 +3,11 @@
 import os
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from serve.gate import KeyRing
-from serve.keys import TokenBucket, find_key, main, make_key, read_keys, written
+from serve.keys import TokenBucket, find_key, make_key, print_key, read_keys, written
 from serve.settings import AppArguments
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray
 
@@ -132,12 +134,34 @@ def test_a_stored_key_cannot_be_used_as_a_key():
     assert key not in record.model_dump_json()
 
 
-def test_the_command_makes_a_key_and_its_record(capsys, tmp_path):
-    assert main(["shop", "--role", "admin"]) == 0
-    said = capsys.readouterr()
-    (tmp_path / "keys.toml").write_text(said.out)
-    record = find_key(read_keys(tmp_path / "keys.toml"), said.err.split()[-1])
+def _keys(*words: str):
+    command = typer.Typer(rich_markup_mode=None)
+    command.command()(print_key)
+    return CliRunner().invoke(command, list(words))
+
+
+def test_the_command_makes_a_key_and_its_record(tmp_path):
+    made = _keys("shop", "--role", "admin")
+    assert made.exit_code == 0
+    (tmp_path / "keys.toml").write_text(made.stdout)
+    record = find_key(read_keys(tmp_path / "keys.toml"), made.stderr.split()[-1])
     assert (record.name, record.role) == ("shop", "admin")
+    (tmp_path / "keys.toml").write_text(_keys("a\x1b[31m").stdout)
+    assert [(record.name, record.role) for record in read_keys(tmp_path / "keys.toml")] == [("a\x1b[31m", "read")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Missing argument 'NAME'"),
+        (["x" * 65], "String should have at most 64 characters"),
+        (["shop", "--role", "owner"], "'owner' is not one of 'read', 'admin'"),
+    ],
+)
+def test_a_wrong_name_or_role_makes_no_key(words, message):
+    found = _keys(*words)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert message in found.stderr and "digr_" not in found.stderr
 
 
 @pytest.mark.parametrize(

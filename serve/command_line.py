@@ -1,0 +1,304 @@
+"""Commands that ask a running endpoint: `digr ask`, `digr items`, `digr models` and `digr load`; also `python -m serve.client`.
+
+The API key is read from the environment variable DIGR_API_KEY, never from the command line, where others can see it.
+Exit codes: 0, 2 for what the caller can mend (a refused request, a wrong option, no server there), 1 for a failure of the server.
+"""
+
+import asyncio
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from pydantic import ValidationError
+
+from serve.client import DEFAULT_URL, Client, EndpointError
+from serve.item_schemas import MAX_SEARCH, FoundItems, NewItem
+from serve.schemas import MAX_K, RecommendRequest, Steer, Versions
+from serve.terminal import print_json, print_table, tell
+
+if TYPE_CHECKING:
+    from serve.load import Second, Summary
+
+PANEL = "A running endpoint"
+
+Answer = TypeVar("Answer")
+Url = Annotated[str, typer.Option("--url", envvar="DIGR_URL", help="Address of the endpoint.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole reply as one line of JSON.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Version to ask; the default one if not given.")]
+
+
+def _ask(url: str, question: Callable[[Client], Answer], timeout_seconds: float = 30.0) -> Answer:
+    """Return what the endpoint answers; where it does not, say why on stderr and end with the exit code for it."""
+    try:
+        return question(Client(url, os.environ.get("DIGR_API_KEY", ""), timeout_seconds))
+    except EndpointError as error:
+        items = error.problem.unknown_items if error.problem else None
+        named = f": {', '.join(items)}" if items else ""
+        tell(f"error: {error}{named}")
+        raise typer.Exit(2 if error.status is not None and error.status < 500 else 1) from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"])) or error.title
+        tell(f"error: {where}: {wrong['msg']}, found {wrong['input']!r}")
+        raise typer.Exit(2) from None
+    except (ConnectionError, ValueError) as error:
+        tell(f"error: {error}")
+        raise typer.Exit(2) from None
+
+
+def ask(
+    item_ids: Annotated[list[str] | None, typer.Argument(metavar="ITEM", help="Item ids, oldest first.")] = None,
+    *,
+    history: Annotated[
+        bool,
+        typer.Option("--history", help="The words are a history: --history ITEM ITEM. An id with - in front needs -- before it."),
+    ] = False,
+    user: Annotated[str | None, typer.Option(metavar="USER", help="A user of the run, in place of a history.")] = None,
+    k: Annotated[int, typer.Option(min=1, max=MAX_K, help="Items wanted.")] = 10,
+    steer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORDS[=WEIGHT]", help="More of this, or less: 'hiking' or 'hiking=-1'; may be repeated."),
+    ] = None,
+    exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out the history's own items.")] = False,
+    ignore_unknown: Annotated[
+        bool, typer.Option("--ignore-unknown", help="Leave out items that are not in the catalogue.")
+    ] = False,
+    model: Model = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Print what comes next after a history, or for a user."""
+    if bool(item_ids) == (user is not None) or (history and not item_ids):
+        raise typer.BadParameter("give either --history ITEM ITEM ... (oldest first) or --user USER")
+    reply = _ask(
+        url,
+        lambda client: client.answer(
+            RecommendRequest(
+                history=item_ids or None,
+                user_id=user,
+                k=k,
+                steer=[read_steer(words) for words in steer or []],
+                exclude_history=exclude_history,
+                unknown="ignore" if ignore_unknown else "refuse",
+                model=model,
+            )
+        ),
+    )
+    if as_json:
+        print_json(reply)
+        return
+    if reply.source == "popularity":
+        tell("nothing of this history is known: the most popular items")
+    if reply.ignored_items:
+        tell(f"not in the catalogue, left out: {', '.join(reply.ignored_items)}")
+    rows = [(place, item.score, item.item_id, item.title, ", ".join(item.reasons)) for place, item in enumerate(reply.items, 1)]
+    print_table(("#", "score", "item", "title", "because"), rows)
+
+
+def read_steer(text: str) -> Steer:
+    """Read a wish such as `hiking` or `hiking=-1`; an `=` without a number behind it belongs to the words."""
+    words, separator, number = text.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        separator = ""
+    return Steer(text=words, weight=weight) if separator else Steer(text=text)
+
+
+items = typer.Typer(help="Search, show or add items of the catalogue.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@items.command("search")
+def search_items(
+    words: Annotated[list[str] | None, typer.Argument(metavar="WORD", help="Beginnings of words.")] = None,
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_SEARCH, help="Items listed at most.")] = 10,
+    model: Model = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List items by words of their titles or interests; the most popular ones without any."""
+    found = _ask(url, lambda client: client.find_items(" ".join(words or []), limit, model))
+    if as_json:
+        print_json(FoundItems(items=found))
+    else:
+        print_table(("item", "title", "interest"), [(item.item_id, item.title, item.interest) for item in found])
+
+
+@items.command("show")
+def show_item(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="Its id; one with - in front needs -- before it.")],
+    *,
+    model: Model = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Print everything that is known about an item."""
+    found = _ask(url, lambda client: client.item(item, model))
+    if as_json:
+        print_json(found)
+        return
+    shown = {name: value for name, value in found if value not in (None, [])}
+    shown |= {name: ", ".join(map(str, value)) for name, value in shown.items() if isinstance(value, list)}
+    print_table(("field", "value"), [(name, str(value)) for name, value in shown.items()])
+
+
+@items.command("add")
+def add_item(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="Its id; one with - in front needs -- before it.")],
+    *,
+    title: Annotated[str, typer.Option(metavar="TEXT", help="Its title.")],
+    description: Annotated[str | None, typer.Option(metavar="TEXT", help="Its description.")] = None,
+    brand: Annotated[str | None, typer.Option(metavar="NAME", help="Its brand.")] = None,
+    category: Annotated[list[str] | None, typer.Option(metavar="NAME", help="One of its categories; may be repeated.")] = None,
+    price: Annotated[float | None, typer.Option(metavar="NUMBER", help="Its price.")] = None,
+    currency: Annotated[
+        str | None, typer.Option(metavar="CODE", help="ISO 4217 code of the price's currency, such as EUR.")
+    ] = None,
+    interest: Annotated[
+        list[str] | None, typer.Option(metavar="PHRASE", help="A trusted interest, strongest first; may be repeated.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Add an item to the catalogue; print its semantic ID in each version. Needs an admin key."""
+    added = _ask(
+        url,
+        lambda client: client.add_item(
+            NewItem(
+                item_id=item,
+                title=title,
+                description=description,
+                brand=brand,
+                categories=category or [],
+                price=price,
+                currency=currency,
+                interests=interest or [],
+            )
+        ),
+    )
+    if as_json:
+        print_json(added)
+    else:
+        print_table(("model", "semantic ID"), [(name, " ".join(map(str, sid))) for name, sid in added.sids.items()])
+
+
+models = typer.Typer(help="List the loaded versions, or change the default one.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@models.command("list")
+def list_models(*, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the loaded versions; the default one is marked by a star."""
+    _print_versions(_ask(url, Client.models), as_json)
+
+
+@models.command("promote")
+def promote_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A loaded version.")],
+    *,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Make a loaded version the default. Needs an admin key."""
+    _print_versions(_ask(url, lambda client: client.promote(name)), as_json)
+
+
+@models.command("roll-back")
+def roll_back_models(*, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Return to the default version before the last promotion. Needs an admin key."""
+    _print_versions(_ask(url, Client.roll_back), as_json)
+
+
+def _print_versions(versions: Versions, as_json: bool) -> None:
+    if as_json:
+        print_json(versions)
+        return
+    for name, why in versions.failed.items():
+        tell(f"{name} could not be loaded: {why}")
+    rows = [
+        ("*" if each.default else "", each.id, each.policy, each.policy_digest, each.ranker, each.num_items)
+        for each in versions.data
+    ]
+    print_table(("", "model", "policy", "digest", "ranker", "items"), rows)
+
+
+def load(
+    *,
+    rate: Annotated[float, typer.Option(help="Requests per second.")],
+    seconds: Annotated[float, typer.Option(help="How long requests are sent.")] = 10.0,
+    bodies: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            help="Request bodies, one JSON object a line; popular items if not given.",
+        ),
+    ] = None,
+    history_length: Annotated[int, typer.Option(min=1, help="Longest history of the requests.")] = 5,
+    k: Annotated[int, typer.Option(min=1, max=MAX_K, help="Items wanted.")] = 10,
+    timeout: Annotated[float, typer.Option(help="Seconds until a request counts as failed.")] = 30.0,
+    retries: Annotated[int, typer.Option(min=0, help="Further tries after 429, 502, 503, 504 or a lost connection.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the times and the histories.")] = 0,
+    model: Model = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Send requests at random times that do not wait for answers; fails if any request does."""
+    import numpy as np
+
+    from serve.load import Load, random_bodies, send_load
+
+    rng = np.random.default_rng(seed)
+
+    def send(client: Client) -> Load:
+        if bodies is not None:
+            lines = [line for line in bodies.read_bytes().splitlines() if line.strip()]
+        else:
+            ids = [item.item_id for item in client.find_items(limit=MAX_SEARCH, model=model)]
+            lines = random_bodies(ids, history_length, k, model, rng)
+        return Load(f"{client.url}/v1/recommend", lines, rate, seconds, timeout, client.headers, retries)
+
+    planned = _ask(url, send)
+    summary = _ask(url, lambda _: asyncio.run(send_load(planned, rng, _tell_second)))
+    if as_json:
+        typer.echo(summary.json())
+    else:
+        print_table(("what", "value"), _rows_of(summary))
+    if summary.failures:
+        raise typer.Exit(1)
+
+
+def _tell_second(now: "Second") -> None:
+    times = "" if math.isnan(now.p50_seconds) else f"  p50 {now.p50_seconds * 1000:.0f} ms  p99 {now.p99_seconds * 1000:.0f} ms"
+    tell(f"{now.second:4d} s  sent {now.sent}  ok {now.ok}  failed {now.failed}  in flight {now.in_flight}{times}")
+
+
+def _rows_of(summary: "Summary") -> list[tuple[str, object]]:
+    """Return the rows of a load's table: its counts, what failed by its kind, and the latencies."""
+    return [
+        ("requests sent", summary.sent),
+        ("answered", summary.ok),
+        *((f"failed: {kind}", number) for kind, number in summary.failures.items()),
+        *((f"tried again: {kind}", number) for kind, number in summary.retried.items()),
+        ("answers per second", summary.ok_rate),
+        *((f"latency {name}, seconds", value) for name, value in (summary.latency_seconds or {}).items()),
+        ("sent late p99, seconds", summary.late_p99_seconds),
+        ("in flight at most", summary.max_in_flight),
+    ]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put the commands that ask an endpoint into a command line."""
+    app.command("ask", rich_help_panel=PANEL)(ask)
+    app.add_typer(items, name="items", rich_help_panel=PANEL)
+    app.add_typer(models, name="models", rich_help_panel=PANEL)
+    app.command("load", rich_help_panel=PANEL)(load)
+
+
+# plain help and errors: what was typed is never read as markup; no error shows values of variables, among which are keys
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+add_commands(app)
