@@ -1,4 +1,7 @@
-"""The `digr` command (also `python -m jobs`): every job, by what it is about. `digr COMMAND --help` lists the config's fields."""
+"""Everything DIGR does: jobs on data and runs, and an endpoint to start and to ask.
+
+The help of a job lists the fields of the config that it reads. `python -m jobs` is the same command.
+"""
 
 import ast
 import importlib
@@ -11,6 +14,9 @@ import typer
 from jobs.describe_data import describe_command
 from jobs.import_data import import_command
 from jobs.runtime.command_line import fields_help, job_command
+from serve.command_line import PANEL, add_commands
+from serve.keys import print_key
+from serve.run import serve
 
 JOBS = {
     "run": "pipeline",
@@ -51,6 +57,9 @@ def build_app() -> typer.Typer:
     groups["data"].command("describe", help=_doc("describe_data"))(describe_command("none"))
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
+    app.command("serve", rich_help_panel=PANEL)(serve)
+    add_commands(app)
+    app.command("keys", rich_help_panel=PANEL)(print_key)
     return app
 
 
