@@ -54,7 +54,7 @@ def _check_config(params: dict[str, Any]) -> None:
 
 def _check_digr(words: list[str]) -> None:
     _, params = _parse(get_command(app), words)
-    if "words" in params and not params.get("print_config"):
+    if "print_config" in params:  # a job on a config
         _check_config(params)
 
 

@@ -193,5 +193,5 @@ def test_a_saved_tower_gives_the_same_scores(tmp_path):
 
 
 def test_a_catalogue_that_is_too_large_is_refused():
-    with pytest.raises(ValueError, match=r"towers: 200001 items, at most 200000 .*set towers\.enabled=false"):
+    with pytest.raises(ValueError, match=r"towers: found 200001 items, .* at most 200000; set towers\.enabled=false"):
         Tower(SMALL, MAX_TOWER_ITEMS + 1, LENGTH)

@@ -84,7 +84,7 @@ def test_a_million_items_take_a_fifth_of_a_megabyte_per_request():
         ),
         (lambda: allow_and_deny([np.array([9])], [np.zeros(0, int)], 9), r"places must be in \[0, 9\), found 9"),
         (lambda: pack_ranges(np.array([0]), np.array([0]), np.array([10]), 1, 9), r"places must be in \[0, 9\), found 9"),
-        (lambda: item_filter(torch.zeros(1, 2, dtype=torch.long), 9), "9 items are 1 words of 64 bits, found 2"),
+        (lambda: item_filter(torch.zeros(1, 2, dtype=torch.long), 9), "9 items need 1 words of 64 bits, found 2"),
     ],
 )
 def test_filters_that_make_no_sense_are_refused(make, message):

@@ -189,7 +189,7 @@ def test_sequences_start_with_the_special_tokens_of_the_prompt_only():
 
 def test_a_sequence_that_does_not_fit_says_what_to_change():
     with pytest.raises(
-        ValueError, match=r"policy.max_tokens: a prompt has 2 tokens with its newest item alone, .* at most 0 fit"
+        ValueError, match=r"policy.max_tokens: a prompt has 2 tokens with its newest item alone, .* leaves room for 0"
     ):
         pack_sequences(toy_policy().tokenizer, [Texts(["<a_1>"], ["<b_0><c_1>"])], 3)
     with pytest.raises(ValueError, match="no training sequences; histories needs rows of split train"):
