@@ -51,11 +51,10 @@ $(VENV)/.ready-tests: $(VENV)/.ready
 	@touch $@
 
 quickstart: setup
-	$(PYTHON) -m jobs.pipeline --config configs/quickstart.toml
+	$(VENV)/bin/digr run configs/quickstart.toml
 
-# the variable puts serve.edge into Ray Serve's proxy, which asks another replica when one dies
 serve: setup
-	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.edge:middlewares $(VENV)/bin/serve run serve.app:app run_dir=$(RUN)
+	$(VENV)/bin/digr serve $(RUN)
 
 test: test-setup
 	@$(MAKE) --no-print-directory test-default test-engines
