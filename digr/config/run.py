@@ -163,7 +163,7 @@ class AblationConfig(Section):
     """A variant with some keys changed, built from the embeddings on and added to the metrics table."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    """Name of the variant; its artifacts go to <run.dir>/variants/<name>."""
+    """Name of the variant; its artifacts are in <run.dir>/variants/<name>."""
     overrides: dict[str, str | int | float | bool | list[Any]]
     """Keys that this variant changes, with their values, such as {"embeddings.interests" = "none"}."""
     grpo: bool = False
