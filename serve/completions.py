@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
 
 
 async def complete(service: Service, request: CompletionRequest) -> CompletionReply:
-    """Answer a completion request by the beam search.
+    """Answer a completion request with a beam search.
 
     Raises:
         ProblemError: it cannot be answered.
@@ -43,10 +43,10 @@ async def complete(service: Service, request: CompletionRequest) -> CompletionRe
 
 
 def newest_sids(run: ServedRun, prompt: str) -> list[str]:
-    """Split a prompt into semantic IDs and keep as many of the newest as the policy sees.
+    """Split a prompt into semantic IDs and keep the newest ones, as many as the policy reads.
 
     Raises:
-        ProblemError: the prompt is not made of whole semantic IDs of this version's levels.
+        ProblemError: the prompt is not a sequence of whole semantic IDs with this version's levels.
     """
     tokens = _TOKEN.findall(prompt)
     sizes = run.trie.level_sizes

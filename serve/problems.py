@@ -1,4 +1,4 @@
-"""Errors of the endpoint, as application/problem+json (RFC 9457) with a cause that a caller can act on."""
+"""Errors of the endpoint, as application/problem+json (RFC 9457); each says what the caller can do."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from serve.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
 LINE_IS_FULL = "Digr-Line-Is-Full"
-"""Header that tells serve.edge of a full line from a key that used up its rate."""
+"""Header by which serve.edge tells a full line from a key that has used up its rate."""
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Problem, "description": "The request cannot be answered", "content": {MEDIA_TYPE: {}}},
@@ -22,7 +22,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 class ProblemError(Exception):
-    """An answer that is a problem."""
+    """An error whose answer is a problem document."""
 
     def __init__(
         self, type: str, status: int, title: str, detail: str, *, headers: dict[str, str] | None = None, **more: list[str] | None
@@ -42,7 +42,7 @@ async def _answer_problem(request: Request, error: ProblemError) -> Response:
 
 
 async def _answer_invalid(request: Request, error: RequestValidationError) -> Response:
-    """Name every field that is not as the contract says."""
+    """Name every field that breaks the contract."""
     errors = error.errors()
     if any(item["type"] == "json_invalid" for item in errors):
         return not_json(str(errors[0].get("ctx", {}).get("error", errors[0]["msg"]))).response()
@@ -53,7 +53,7 @@ async def _answer_invalid(request: Request, error: RequestValidationError) -> Re
 
 
 async def _answer_http(request: Request, error: HTTPException) -> Response:
-    """Answer what the framework refuses: unknown routes, wrong methods, bodies that cannot be read."""
+    """Answer requests that the framework refuses: unknown routes, wrong methods, unreadable bodies."""
     headers = dict(error.headers or {})
     if error.status_code == 404:
         found = ProblemError("unknown-route", 404, "No such route", f"there is no {request.url.path}; /docs lists the routes")
@@ -75,7 +75,7 @@ async def _answer_failure(request: Request, error: Exception) -> Response:
 
 
 def add_problem_handlers(api: FastAPI) -> None:
-    """Make an application answer with problems."""
+    """Make an application answer all errors with problem documents."""
     api.exception_handler(ProblemError)(_answer_problem)
     api.exception_handler(RequestValidationError)(_answer_invalid)
     api.exception_handler(HTTPException)(_answer_http)
@@ -83,14 +83,14 @@ def add_problem_handlers(api: FastAPI) -> None:
 
 
 def not_json(cause: str) -> ProblemError:
-    """Say that the body cannot be read."""
+    """Say why the body is not JSON."""
     return ProblemError(
         "invalid-json", 400, "The body is not JSON", f"the body cannot be read as JSON: {cause}; send one JSON object"
     )
 
 
 def k_too_large(k: int, beam_width: int, num_items: int) -> ProblemError:
-    """Say how many items can be listed."""
+    """Say how many items a list can have."""
     limit = f"the {num_items} items of the catalogue" if num_items < beam_width else f"the beam width {beam_width}"
     detail = f"k is {k}, at most {limit} can be listed; ask for fewer"
     return ProblemError("k-too-large", 422, "More items wanted than can be listed", detail, fields=["k"])
@@ -103,13 +103,13 @@ def beam_too_wide(beam_width: int, largest: int) -> ProblemError:
 
 
 def empty_history() -> ProblemError:
-    """Say what to start from."""
+    """Say that a request needs a history, a user or seeds."""
     detail = "there is nothing to go on from: give history (item ids, oldest first), user_id or seeds"
     return ProblemError("empty-history", 422, "No history", detail, fields=["history", "user_id", "seeds"])
 
 
 def two_histories() -> ProblemError:
-    """Say that a history and a user exclude each other."""
+    """Say that a request may give a history or a user, not both."""
     detail = "history and user_id are both given; give one of them, and put further items into seeds"
     return ProblemError("two-histories", 422, "Two histories", detail, fields=["history", "user_id"])
 
@@ -128,13 +128,13 @@ def cannot_steer() -> ProblemError:
 
 
 def unknown_interest(name: str) -> ProblemError:
-    """Name the interest that is not a canonical one."""
+    """Name the interest that is not canonical in this version."""
     detail = f"{name!r} is no canonical interest of this version; send it as text, which is taken for the nearest ones"
     return ProblemError("unknown-interest", 422, "No such interest", detail, fields=["steer"])
 
 
 def unknown_item(item_id: str) -> ProblemError:
-    """Say that an address names no item."""
+    """Say that no item has this id."""
     detail = f"item {item_id!r} is not in the catalogue; GET /v1/items?query= finds items by title"
     return ProblemError("unknown-item", 404, "No such item", detail, unknown_items=[item_id])
 
@@ -146,13 +146,13 @@ def no_items_left(num_items: int) -> ProblemError:
 
 
 def currency_needed(known: Sequence[str]) -> ProblemError:
-    """Say that a number alone is no price here."""
+    """Say that a price filter needs a currency, because prices have several."""
     detail = f"prices of this version are in {', '.join(known)}; give a currency beside min_price and max_price"
     return ProblemError("currency-needed", 422, "A price without its currency", detail, fields=["currency"])
 
 
 def unknown_model(name: str, known: list[str]) -> ProblemError:
-    """Name the versions there are."""
+    """Name the versions that are loaded."""
     detail = f"there is no model {name!r}; loaded are {', '.join(known)}"
     return ProblemError("unknown-model", 404, "No such model", detail, fields=["model"])
 
@@ -165,14 +165,14 @@ def deadline_passed(seconds: float | None) -> ProblemError:
 
 
 def overloaded(pending: int | None) -> ProblemError:
-    """Say that the line is full."""
+    """Say that the waiting line is full."""
     waiting = "too many lists wait" if pending is None else f"{pending} lists wait"
     detail = f"{waiting} already; try again after the time of Retry-After"
     return ProblemError("overloaded", 429, "Too busy", detail, headers={"Retry-After": "1", LINE_IS_FULL: "1"})
 
 
 def rate_limited(name: str, seconds: float) -> ProblemError:
-    """Say when the key may ask again."""
+    """Say when the key may send its next request."""
     wait = str(math.ceil(seconds))
     detail = f"the key {name!r} has used up its rate; try again in {wait} s"
     return ProblemError("rate-limited", 429, "Too many requests", detail, headers={"Retry-After": wait})
@@ -201,35 +201,35 @@ def not_ready() -> ProblemError:
 
 
 def internal_error() -> ProblemError:
-    """Say that it is the server's fault."""
+    """Say that the server failed."""
     return ProblemError("internal-error", 500, "Internal error", "the server failed; its log says why")
 
 
 def no_state_dir() -> ProblemError:
-    """Say what the deployment lacks to keep changes."""
+    """Say that the deployment has no folder to keep changes in."""
     detail = "this deployment has no state_dir to keep changes in; set it in serve/config.yaml"
     return ProblemError("no-state-dir", 409, "Nowhere to keep it", detail)
 
 
 def nothing_to_choose(action: str) -> ProblemError:
-    """Say what is missing to change the default version."""
+    """Say why the default version cannot change."""
     detail = "promote needs a model" if action == "promote" else "there is no earlier default version to go back to"
     return ProblemError("nothing-to-choose", 422, "No version to make the default", detail, fields=["model"])
 
 
 def item_exists(item_id: str) -> ProblemError:
-    """Say that an id is taken."""
+    """Say that another item has this id."""
     detail = f"item {item_id!r} is in the catalogue with other content; choose another id, or build the run again to change it"
     return ProblemError("item-exists", 409, "The item exists", detail, fields=["item_id"])
 
 
 def too_many_added(limit: int) -> ProblemError:
-    """Say that the run must be built again."""
+    """Say that the run must be built again before more items can be added."""
     detail = f"{limit} items were added since the run; run the pipeline again with them (sids.keep_from keeps all semantic IDs)"
     return ProblemError("too-many-added", 409, "Too many new items", detail)
 
 
 def no_code_left(item_id: str, reason: str) -> ProblemError:
-    """Say that a version cannot write the item."""
+    """Say why the default version cannot recommend the new item."""
     detail = f"item {item_id!r} is kept for later versions, but the default one cannot recommend it: {reason}"
     return ProblemError("no-code-left", 409, "No semantic ID left", detail)

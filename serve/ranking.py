@@ -1,6 +1,6 @@
-"""The ranker of a served run: the policy's beam is one source of several, and their union is put in order.
+"""The ranker of a served run: it orders the candidates of all sources, of which the policy's beam is one.
 
-An item that came after the run is unknown to the sources and the ranker; it keeps the place that the policy gives it.
+The ranker and the other sources do not know an item added after the run; it keeps its place in the policy's list.
 """
 
 from collections.abc import Sequence
@@ -28,41 +28,41 @@ from serve.schemas import Steer
 
 
 class RunRanker(NamedTuple):
-    """What a run's `ranking_index` and `ranker` hold, loaded once for all that is added to the run."""
+    """A run's `ranking_index` and `ranker`; loaded once and kept when items are added."""
 
     lists: ListRanker
     item_ids: pa.Array
-    """The items that the index knows, in its order."""
+    """Items of the index, in its order."""
     features: list[str]
     vocabulary: Vocabulary
-    """What wishes may name."""
+    """Interests that a wish may name."""
     encoder: EncoderConfig
-    """Of the canonical interests."""
+    """Encoder of the canonical interests."""
 
 
 class ServedRanker(NamedTuple):
-    """A run's ranker, for items in the order of `trie.item_ids`."""
+    """A run's ranker, with the mapping between its items and the served ones (in the order of `trie.item_ids`)."""
 
     ranker: RunRanker
     index_of: Int[np.ndarray, " N"]
-    """Where the index has each item; -1 for one that came later."""
+    """Row of each served item in the index; -1 for an item added later."""
     place_of: Int[np.ndarray, " I"]
-    """Where each item of the index stands; -1 for one that is not served."""
+    """Place of each item of the index among the served items; -1 if it is not served."""
 
 
 class ServedList(NamedTuple):
-    """A list in the order of the ranker."""
+    """A list in the ranker's order."""
 
     places: Int[np.ndarray, " M"]
     scores: list[float]
     sources: list[list[str]]
     """Which sources proposed each item."""
     contributions: list[dict[str, float]]
-    """What each group of features adds to an item's score, but for a constant; empty where nobody asked."""
+    """What each group of features adds to an item's score, apart from a constant; empty if the request did not ask."""
 
 
 def load_run_ranker(store: Store) -> RunRanker | None:
-    """Load the ranker of a run; None where it has none."""
+    """Load the ranker of a run; return None if it has none."""
     manifest = artifacts.read_manifest(store, "ranker")
     if manifest is None:
         return None
@@ -77,24 +77,24 @@ def load_run_ranker(store: Store) -> RunRanker | None:
     chosen = artifacts.require(store, "ranking_index").config["embeddings"]["encoder"]
     item_ids = artifacts.read_table(store, "items", ["item_id"])["item_id"].combine_chunks()
     names = feature_names(SERVED, grains)
-    # so that no request waits for Numba
+    # compile Numba's functions now, so that no request waits for it
     next(lists.rank(HistoryItems(np.zeros(1, np.int64), np.array([0, 1])), None, 1))
     lists.rankers[SERVED].contributions(np.zeros((1, len(names)), np.float32))
     return RunRanker(lists, item_ids, names, vocabulary, EncoderConfig.model_validate(chosen))
 
 
 def serve_ranker(ranker: RunRanker | None, item_ids: pa.Array) -> ServedRanker | None:
-    """Find the items of a ranker among those that are served."""
+    """Match the items of a ranker with the served items."""
     if ranker is None:
         return None
     return ServedRanker(ranker, build_id_index(ranker.item_ids).find(item_ids), build_id_index(item_ids).find(ranker.item_ids))
 
 
 def wishes_of(ranker: RunRanker, steer: Sequence[Steer]) -> list[Wish]:
-    """Return what a request's wishes mean.
+    """Find the canonical interests that the wishes of a request mean.
 
     Raises:
-        KeyError: an interest is no canonical interest of the run.
+        KeyError: a named interest is not a canonical interest of the run.
     """
     found = []
     words = [wish.text for wish in steer if wish.text is not None]
@@ -120,15 +120,15 @@ def rank(
     explain: bool,
     wishes: Sequence[Wish] = (),
 ) -> ServedList:
-    """Order what all sources propose after a history.
+    """Rank the candidates that all sources propose for a history.
 
     Args:
-        history: places, oldest first.
+        history: places of its items, oldest first.
         found: the policy's list, as long as its beam.
         k: items listed, as many as the policy found at least.
         allowed: items that may be listed; None for all.
-        explain: whether contributions are wanted.
-        wishes: of the request.
+        explain: whether to compute contributions.
+        wishes: the request's, already translated.
     """
     ranker = served.ranker
     known, generated = served.index_of[history], served.index_of[found.places]
@@ -162,7 +162,7 @@ def rank(
 
 
 def _contributions(ranker: RunRanker, features: np.ndarray) -> list[dict[str, float]]:
-    """Return what each group of features adds to each score; a group that adds nothing to any is left out."""
+    """Return what each group of features adds to each score, without groups that add nothing to any score."""
     groups = [group_of(name) for name in ranker.features]
     rows = ranker.lists.rankers[SERVED].contributions(features)
     names = list(dict.fromkeys(groups))

@@ -1,4 +1,4 @@
-"""From a request to its list: history, filters, beam search or popularity, reasons."""
+"""From a request to its list: check history and filters, search or take popular items, add reasons."""
 
 from typing import NamedTuple
 from urllib.parse import quote
@@ -27,7 +27,7 @@ from serve.service import Service
 
 
 class CheckedRequest(NamedTuple):
-    """A checked request."""
+    """A request after its checks, with items and filters resolved."""
 
     model: str
     run: ServedRun
@@ -38,7 +38,7 @@ class CheckedRequest(NamedTuple):
     beam_width: int
     allowed: Bool[np.ndarray, " N"] | None
     interests: str | None
-    """What the prompt shows of a known user's interests."""
+    """Interests of a known user, as the prompt shows them."""
 
 
 async def answer_request(service: Service, request: RecommendRequest) -> RecommendReply:
@@ -54,10 +54,10 @@ async def answer_request(service: Service, request: RecommendRequest) -> Recomme
 
 
 async def answer_requests(service: Service, requests: list[RecommendRequest]) -> list[RecommendReply | Problem]:
-    """Answer several requests; one that cannot be answered has its problem in its place.
+    """Answer several requests; the reply to one that cannot be answered is its problem.
 
     Raises:
-        ProblemError: too many wait already, or the deadline passed.
+        ProblemError: too many lists wait already, or the deadline passed.
     """
     outcomes: list[CheckedRequest | Problem] = []
     for request in requests:
@@ -86,7 +86,7 @@ def _job(service: Service, checked: CheckedRequest) -> Job:
 
 
 def _reply(service: Service, checked: CheckedRequest, job: Job | None, found: Recommendation | None) -> RecommendReply:
-    """Write the list of the ranker or the policy, or without one that of the counts."""
+    """Build the reply from the ranker's list, else from the policy's, else from the most popular items."""
     run, k = checked.run, checked.request.k
     ranked = job.ranked if job else None
     source: Source
@@ -108,7 +108,7 @@ def _reply(service: Service, checked: CheckedRequest, job: Job | None, found: Re
 
 
 def check_request(service: Service, request: RecommendRequest) -> CheckedRequest:
-    """Find the request's items and filters in its version.
+    """Check a request and resolve its items and filters in its version.
 
     Raises:
         ProblemError: it cannot be answered.

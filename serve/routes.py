@@ -1,4 +1,4 @@
-"""The routes: what comes in is checked by the contract, answered by plain functions, and goes out as the contract says."""
+"""The routes: the schemas check each request, a plain function answers it, and the schemas shape the reply."""
 
 import asyncio
 from typing import Annotated
@@ -31,7 +31,7 @@ from serve.schemas import (
 )
 from serve.service import Service
 
-# the gate checks keys, before any body is read; this tells the OpenAPI document of them
+# the gate checks keys before it reads any body; this only declares them in the OpenAPI document
 router = APIRouter(responses=PROBLEMS, dependencies=[Depends(HTTPBearer(auto_error=False, description="API key"))])
 
 Model = Annotated[VersionName | None, Query(description="Version to ask; the default one if not given.")]
@@ -71,7 +71,7 @@ async def find_items(
 
 @router.post("/v1/items")
 async def add_item(request: Request, body: NewItem) -> AddedItem:
-    """Add an item: it gets a semantic ID from the frozen quantiser, and no other changes. Needs an admin key."""
+    """Add an item: the frozen quantiser gives it a semantic ID, and no other item's changes. Needs an admin key."""
     return await _service(request).add_item(body)
 
 
@@ -92,7 +92,7 @@ async def get_image(request: Request, item_id: ItemPath, model: Model = None) ->
 
 @router.get("/v1/items/{item_id:path}")
 async def get_item(request: Request, item_id: ItemPath, model: Model = None) -> Item:
-    """Return everything that is known about an item."""
+    """Return all facts about an item."""
     return show_item(_service(request).version(model)[1], item_id)
 
 
@@ -102,32 +102,32 @@ async def get_sids(
     prefix: Annotated[str, Query(max_length=100, pattern=r"^$|^[0-9]{1,9}(\.[0-9]{1,9})*$", description="Codes with dots.")] = "",
     model: Model = None,
 ) -> SidLevel:
-    """Return what stands below a prefix of semantic IDs; the empty one is the root."""
+    """Return the codes below a prefix of semantic IDs; an empty prefix is the root."""
     _, run = _service(request).version(model)
     return await asyncio.to_thread(show_level, run, prefix)
 
 
 @router.get("/v1/models")
 async def get_models(request: Request) -> Versions:
-    """List the loaded versions; the list is one of models in OpenAI's form too."""
+    """List the loaded versions, in the form of OpenAI's list of models."""
     return _service(request).describe()
 
 
 @router.post("/v1/models")
 async def change_default(request: Request, body: ChangeDefault) -> Versions:
-    """Make another loaded version the default, or go back to the one before. Needs an admin key."""
+    """Make another loaded version the default, or go back to the previous default. Needs an admin key."""
     return await _service(request).change_default(body)
 
 
 @router.post("/v1/completions")
 async def post_completions(request: Request, body: CompletionRequest) -> CompletionReply:
-    """Complete semantic IDs by semantic IDs, in OpenAI's form."""
+    """Complete a history of semantic IDs with semantic IDs of next items, in OpenAI's form."""
     return await complete(_service(request), body)
 
 
 @router.get("/healthz")
 async def health(request: Request) -> Health:
-    """Say what is being served; for liveness probes."""
+    """Say what this replica serves; for liveness probes."""
     name, run = _service(request).version(None)
     tables = run.tables
     return Health(

@@ -1,4 +1,4 @@
-"""What one replica serves: its versions, what was added to them, and how it decodes."""
+"""What one replica serves: its versions, the items added to them, and the line of requests that it decodes."""
 
 import asyncio
 import logging
@@ -31,21 +31,21 @@ class Loaded(NamedTuple):
 
 
 def _extended(loaded: Loaded, items: list[dict[str, Any]]) -> Loaded:
-    """Take added items into a version; the same object where there are no new ones."""
+    """Return a version with the added items; the same object if there are no new ones."""
     if loaded.additions is None or not loaded.additions.follow(items):
         return loaded
     return loaded._replace(run=assemble(loaded.run.tables, loaded.additions.additions()))
 
 
 class Service:
-    """The versions of a replica. Requests read it, and each goes on with the version it began with."""
+    """The versions of a replica. A request keeps the version that it began with, even if that version is replaced."""
 
     def __init__(self, arguments: AppArguments, device: str = "cpu", replica: str = "0", decode: Decode = decode) -> None:
         self.arguments = arguments
         self.metrics = Metrics(replica, Path(arguments.state_dir) / "metrics" if arguments.state_dir else None)
         self.versions: dict[str, Loaded] = {}
         self.failed: dict[str, str] = {}
-        """Versions that could not be loaded, and why; what was loaded before goes on."""
+        """Versions that could not be loaded, with the reason; an earlier load of the same version stays in use."""
         self.is_ready = False
         self._live = LiveSettings()
         self.line = Line(decode, arguments.max_pending, arguments.deadline_seconds, self.metrics)
@@ -59,13 +59,13 @@ class Service:
         self._choice: dict[str, str] = {}
 
     async def configure(self, live: LiveSettings) -> None:
-        """Load the versions that are new or were built again, then let go of those that are not wanted any more.
+        """Load versions that are new or were built again, then drop those that are no longer configured.
 
-        Requests are answered all the while, from the versions before. A version that cannot be loaded is named in `failed`
-        and what it was before goes on.
+        Meanwhile, the previous versions answer requests. A version that cannot be loaded is named in `failed`; its earlier
+        load, if there is one, stays in use.
 
         Raises:
-            ValueError: the default version cannot be loaded and there is none to go on with.
+            ValueError: the default version cannot be loaded, and no other version is loaded yet.
         """
         fresh, failed = dict[str, Loaded](), dict[str, str]()
         async with self._configuring:
@@ -82,13 +82,13 @@ class Service:
                 if live.default not in versions:
                     if not self.versions:
                         raise ValueError(f"serve: {live.default}: {failed[live.default]}")
-                    versions[self.default] = self.versions[self.default]  # goes on
+                    versions[self.default] = self.versions[self.default]  # stays in use
                 self.versions, self.failed, self._live = versions, failed, live
             await self.follow()
             self.is_ready = True
 
     def _load(self, settings: VersionSettings, before: Loaded | None) -> Loaded | None:
-        """Load a version; None where it is loaded already."""
+        """Load a version; return None if it is loaded already."""
         digests = digests_of(settings)
         if before and (before.settings, before.digests) == (settings, digests):
             return None
@@ -102,7 +102,7 @@ class Service:
 
     @property
     def default(self) -> str:
-        """Name of the default version: the one chosen by `change_default`, until the configuration names another one."""
+        """Name of the default version: the choice of `change_default`, until the configuration names another default."""
         chosen = self._choice.get("model") if self._choice.get("configured") == self._live.default else None
         if chosen in self.versions:
             return chosen
@@ -110,15 +110,15 @@ class Service:
 
     @property
     def previous(self) -> str | None:
-        """Name of the default version before the last choice."""
+        """Name of the version that was the default before the last choice."""
         before = self._choice.get("previous")
         return before if before in self.versions and self._choice.get("model") == self.default else None
 
     def version(self, name: str | None) -> tuple[str, ServedRun]:
-        """Return a version by name, the default one for None.
+        """Return a version by name; None returns the default.
 
         Raises:
-            ProblemError: there is none of this name, or none at all yet.
+            ProblemError: no version has this name, or none is loaded yet.
         """
         if not self.versions:
             raise problems.not_ready()
@@ -128,7 +128,7 @@ class Service:
         return name, self.versions[name].run
 
     async def follow(self) -> None:
-        """Take in what other replicas added or chose."""
+        """Apply what other replicas added or chose."""
         if self._items is None or self._choices is None:
             return
         async with self._changing:
@@ -140,7 +140,7 @@ class Service:
             self._choice = choices[-1] if choices else self._choice
 
     async def follow_for_ever(self, also: Callable[[], None]) -> None:
-        """Follow again and again; what goes wrong is logged, and tried again the next time."""
+        """Follow every `follow_seconds`; log a failure and try again the next time."""
         while True:
             await asyncio.sleep(self.arguments.follow_seconds)
             try:
@@ -151,7 +151,7 @@ class Service:
                 logger.exception("what other replicas changed cannot be followed; trying again")
 
     async def change_default(self, change: ChangeDefault) -> Versions:
-        """Choose the default version for all replicas, over restarts.
+        """Choose the default version for all replicas; the choice survives restarts.
 
         Raises:
             ProblemError: there is no such version, or none to go back to.
@@ -170,10 +170,10 @@ class Service:
         return self.describe()
 
     async def add_item(self, item: NewItem) -> AddedItem:
-        """Add an item to all versions; adding the same again changes nothing.
+        """Add an item to all versions; adding the same item again changes nothing.
 
         Raises:
-            ProblemError: another item has this id, there are too many, or the default version has no code left.
+            ProblemError: another item has this id, too many items were added, or the default version has no code left.
         """
         if self._items is None:
             raise problems.no_state_dir()
@@ -199,7 +199,7 @@ class Service:
         """List the versions.
 
         Raises:
-            ProblemError: there are none yet.
+            ProblemError: no version is loaded yet.
         """
         self.version(None)
         versions = [self._describe(name, loaded) for name, loaded in self.versions.items()]

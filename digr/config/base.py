@@ -1,4 +1,4 @@
-"""The base of every section of the config: an unknown key is an error, and nothing changes after it was read."""
+"""The base of every section of the config: an unknown key is an error, and a config never changes once it is read."""
 
 from pydantic import BaseModel, ConfigDict
 

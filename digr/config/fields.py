@@ -1,6 +1,6 @@
 """The fields of a config as rows of text: what `--help` and the documentation show of each.
 
-Everything is read from the models, so a field is described once: where it stands.
+Everything is read from the models, so each field is described once, where it is defined.
 """
 
 import json
@@ -23,18 +23,18 @@ class FieldRow(NamedTuple):
     type: str
     """Type in plain words, or the values to choose from."""
     default: str
-    """As TOML; "required" (no quotation marks) has none, and "unset" is left out of a file."""
+    """As TOML; or the bare word required (there is no default) or unset (leave the key out of the file)."""
     limits: str
     """Range or pattern; empty without one."""
     meaning: str
-    """The string below the field."""
+    """Docstring of the field."""
 
 
 class InnerTable(NamedTuple):
-    """Fields of a TOML table that is a value itself, such as a miner, and so has no key of its own."""
+    """A TOML table that is the value of a field, such as a miner; its fields have no dotted keys."""
 
     key: str
-    """Field that holds such tables."""
+    """Dotted key of the field that holds such tables."""
     is_list: bool
     """Whether it holds a list of them: `[[key]]` in TOML, else `[key]`."""
     kind: str
@@ -45,7 +45,7 @@ class InnerTable(NamedTuple):
 def iter_fields(model: type[Section], prefix: str = "") -> Iterator[FieldRow]:
     """Yield a row per field of `model` and its sections, in their order.
 
-    A field that holds tables, such as `interests.miners`, is one row; `iter_inner_tables` has their fields.
+    A field that holds tables, such as `interests.miners`, is one row; `iter_inner_tables` yields those tables.
 
     Args:
         model: a section, or the whole `Config`.
@@ -73,7 +73,7 @@ def models_inside(annotation: Any) -> list[type[Section]]:
 
 
 def _rows(model: type[Section], prefix: str, defaults: BaseModel | None) -> Iterator[FieldRow]:
-    """Yield the rows of a section; `defaults` is the value that its parent has for it."""
+    """Yield the rows of a section; `defaults` is its default value in the section around it."""
     for name, field in model.model_fields.items():
         key = _joined(prefix, name)
         value = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
@@ -101,7 +101,7 @@ _WORDS |= {bool: ("true or false", "true or false"), Any: ("any value", "any val
 
 
 def _type_words(annotation: Any, plural: bool = False) -> str:
-    """Return a type in plain words; None is left out, since TOML cannot write it."""
+    """Return a type in plain words, without None, which TOML cannot write."""
     if annotation in _WORDS:
         return _WORDS[annotation][plural]
     origin, inner = get_origin(annotation), [item for item in get_args(annotation) if item is not NoneType]

@@ -13,23 +13,23 @@ class VllmModel(Section):
     """A local language or vision-language model that vLLM runs on the cluster."""
 
     kind: Literal["vllm"] = "vllm"
-    """Says which of these tables it is."""
+    """Selects this kind of table."""
     name: str
-    """Name of the miner in every table."""
+    """Name of the miner in all output tables; unique in the run."""
     model: str
     """Local folder or hub name."""
     modality: Literal["text", "image", "both"] = "text"
-    """What the prompt shows."""
+    """What the prompt shows of an owner: its text, its image or both."""
     max_model_len: int = Field(4096, ge=64)
-    """Context of the engine, tokens."""
+    """Context length of the engine, tokens: prompt and response together."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs of one engine, all of one node; more than a node has is an error."""
+    """GPUs that one engine spans, all on one node; an error if no node has that many."""
     concurrency: int = Field(1, ge=1)
-    """Engines, at most: fewer run where the cluster has room for fewer."""
+    """Most engines that run at once; fewer run if the cluster has no room for all."""
     batch_size: int = Field(64, ge=1)
-    """Prompts handed to an engine at once; it works on up to eight such batches."""
+    """Prompts per batch; an engine works on up to eight batches at a time."""
     on_cpu: bool = False
-    """Run the CPU build of vLLM: one logical CPU per engine, eager mode."""
+    """Use the CPU build of vLLM: one logical CPU per engine, eager mode."""
 
 
 class VllmMiner(VllmModel):
@@ -38,50 +38,50 @@ class VllmMiner(VllmModel):
     max_tokens: int = Field(512, ge=8)
     """Longest response, tokens."""
     temperature: float = Field(0.0, ge=0, le=2)
-    """Sampling temperature."""
+    """Sampling temperature; 0 always takes the most probable token."""
 
 
 class EndpointModel(Section):
     """A model behind an endpoint that speaks the OpenAI chat protocol."""
 
     kind: Literal["openai"] = "openai"
-    """Says which of these tables it is."""
+    """Selects this kind of table."""
     name: str
-    """Name of the miner in every table."""
+    """Name of the miner in all output tables; unique in the run."""
     base_url: str
-    """Address of the endpoint, up to and with /v1."""
+    """URL of the endpoint, including /v1."""
     model: str
     """Model name at the endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself is never in a config."""
+    """Name of the environment variable that holds the API key; never put the key itself into a config."""
     modality: Literal["text", "image", "both"] = "text"
-    """What the prompt shows."""
+    """What the prompt shows of an owner: its text, its image or both."""
     json_schema: bool = True
-    """Ask the endpoint to hold the response to the JSON schema."""
+    """Ask the endpoint to constrain its response to the JSON schema."""
     plain_schema: bool = False
-    """Leave lengths and ranges out of the schema (minLength, maxItems, maximum and so on), which some endpoints refuse."""
+    """Leave lengths and ranges (minLength, maxItems, maximum and so on) out of the schema, because some endpoints refuse them."""
     max_tokens: int = Field(512, ge=8)
-    """Longest response, tokens; a reasoning model's thoughts count."""
+    """Longest response, tokens, including what a reasoning model thinks."""
     token_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """Field of the request that carries `max_tokens`; newer models of OpenAI take only the second."""
+    """Name of the request field that carries `max_tokens`; newer OpenAI models accept only "max_completion_tokens"."""
     temperature: float | None = Field(None, ge=0, le=2)
-    """Sampling temperature; unset leaves it out of the request, so that the endpoint's own holds."""
+    """Sampling temperature; unset sends none, so the endpoint's own default applies."""
     reasoning_effort: str = ""
-    """How long a reasoning model thinks, in the endpoint's words, such as "low"; empty leaves it out of the request."""
+    """How long a reasoning model thinks: one of the endpoint's own values, such as "low"; empty sends none."""
     extra_body: dict[str, Any] = Field({})
     """Further fields of the request's body, such as {top_p = 0.9}."""
     concurrency: int = Field(8, ge=1, le=1024)
-    """Requests in flight."""
+    """Most requests in flight at once."""
     requests_per_minute: float = Field(0.0, ge=0)
-    """Most requests sent in a minute, retries included; 0 sends as many as `concurrency` allows."""
+    """Most requests per minute, retries included; 0 is no limit other than `concurrency`."""
     max_retries: int = Field(5, ge=0)
-    """Retries of a request that failed with 408, 409, 429, 5xx or no connection."""
+    """Retries of a request that fails with status 408, 409, 429 or 5xx, or without a connection."""
     timeout_seconds: float = Field(60.0, gt=0)
-    """Longest wait for one response."""
+    """Longest wait for one response, seconds."""
     usd_per_million_input_tokens: float = Field(0.0, ge=0)
-    """Price, for the cost columns and the budget."""
+    """Price of a million prompt tokens, USD, for the cost columns and `interests.max_usd`."""
     usd_per_million_output_tokens: float = Field(0.0, ge=0)
-    """Price, for the cost columns and the budget."""
+    """Price of a million response tokens, USD, for the cost columns and `interests.max_usd`."""
 
 
 class OpenAIMiner(EndpointModel):
@@ -92,14 +92,14 @@ class ReplayMiner(Section):
     """Responses recorded earlier, in the columns of `interest_responses`."""
 
     kind: Literal["replay"] = "replay"
-    """Says which of these tables it is."""
+    """Selects this kind of table."""
     name: str
-    """Name of the miner in every table."""
+    """Name of the miner in all output tables; unique in the run."""
     path: str
-    """Parquet file or folder of recorded responses, relative to the working directory; a path below configs/ that does not
-    exist there is looked for among the presets of the installed package."""
+    """Parquet file or folder of recorded responses, relative to the working directory. A path below configs/ that does not
+    exist there is read from the presets of the installed package."""
     recorded_miner: str = ""
-    """Replay only rows of this recorded miner; empty takes all, one row per owner."""
+    """Replay only the rows of this recorded miner; empty replays all rows and needs one recorded miner per owner."""
 
     @property
     def recording(self) -> str:
@@ -111,51 +111,51 @@ class ExtractiveMiner(Section):
     """No language model: key phrases of the owner's own text, ranked by a sentence encoder."""
 
     kind: Literal["extractive"] = "extractive"
-    """Says which of these tables it is."""
+    """Selects this kind of table."""
     name: str = "extractive"
-    """Name of the miner in every table."""
+    """Name of the miner in all output tables; unique in the run."""
     max_words: int = Field(5, ge=1, le=9)
     """Longest phrase, words."""
     min_owners: int = Field(2, ge=1)
-    """A phrase counts only if at least this many owners' texts contain it."""
+    """Keep a phrase only if the texts of at least this many owners contain it."""
 
 
 Miner = Annotated[VllmMiner | OpenAIMiner | ReplayMiner | ExtractiveMiner, Field(discriminator="kind")]
 
 
 class InterestsConfig(Section):
-    """MLIM: who mines interests, of whom, and how their answers merge."""
+    """MLIM: which miners run, whose interests they mine, and how their answers merge."""
 
     miners: tuple[Miner, ...] = (ExtractiveMiner(),)
-    """Any number of miners, each with its own name."""
+    """Miners that all run on each owner; each needs its own name."""
     owners: tuple[Literal["item", "user"], ...] = ("item",)
-    """Whose interests are mined."""
+    """Owners, whose interests are mined: items, users or both."""
     max_interests: int = Field(5, ge=1, le=20)
-    """Interests kept of an owner, the strongest."""
+    """Interests kept per owner, strongest first."""
     merge_similarity: float = Field(0.9, ge=0, le=1)
-    """Cosine from which phrases of two miners count as one interest."""
+    """Phrases of two miners with at least this cosine similarity merge into one interest."""
     max_text_chars: int = Field(1200, ge=50)
-    """Characters of an owner's text shown to a miner."""
+    """Most characters of an owner's text that a miner sees."""
     encoder: PhraseEncoderConfig = PhraseEncoderConfig()
     """Sentence encoder that compares phrases."""
     max_image_bytes: int = Field(10_000_000, ge=1024)
-    """Largest image file read; a larger one counts as broken."""
+    """Largest image file that is read, bytes; a larger one counts as broken."""
     max_image_side: int = Field(448, ge=16, le=4096)
-    """Images are scaled down to this side before a miner sees them, pixels."""
+    """Longest side to which an image is scaled down before a miner sees it, pixels."""
     max_tokens_total: int = Field(0, ge=0, exclude=True)
-    """Tokens, read and written, that this run's ledgers may hold: miners and the judge of `labels` together. The job stops
-    there and can go on. 0 is no cap."""
+    """Most tokens, read and written, that the miners and the judge of `labels` may use together in this run. The job stops
+    at this cap; raise it and run again to continue. 0 is no cap."""
     max_usd: float = Field(0.0, ge=0, exclude=True)
-    """Money that this run's ledgers may hold, USD: miners and the judge of `labels` together. The job stops there and can
-    go on. 0 is no cap."""
+    """Most money that the miners and the judge of `labels` may cost together in this run, USD. The job stops at this cap;
+    raise it and run again to continue. 0 is no cap."""
     max_failed_rate: float = Field(0.5, ge=0, le=1, exclude=True)
-    """Share of a miner's or the judge's requests that may end as "error" (no answer came); above it the job stops. The next
-    run asks them again."""
+    """The job stops if more than this share of a miner's or the judge's requests end as "error" (no answer). The next run
+    sends those requests again."""
     min_yield_rate: float = Field(0.05, ge=0, le=1, exclude=True)
-    """Share of the owners asked that must get an interest, overall and from each language model; below it the job stops and
-    shows three answers. With 0 it never does."""
+    """The job stops, and shows three answers, if fewer than this share of the owners get an interest, overall or from one
+    language model. 0 never stops it."""
     retry_failed: bool = Field(False, exclude=True)
-    """Ask again also for what was answered without an interest; give it with --force. Not part of the result's identity."""
+    """Also ask again where an answer held no interest; needs --force. Does not change the digest of the result."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "InterestsConfig":
@@ -166,37 +166,37 @@ class InterestsConfig(Section):
 
 
 class ClassifierConfig(Section):
-    """RLDI: the classifier that tells a trustworthy interest from a bad one."""
+    """RLDI: the classifier that tells trusted interests from untrusted ones."""
 
     base: PairEncoderConfig = PairEncoderConfig()
-    """Sentence encoder it stands on."""
+    """Sentence encoder below the trained heads."""
     judged_run: str = ""
-    """Folder of an earlier run where a judge labelled these interests: those it rejected are no positives. Empty: none."""
+    """Folder of an earlier run whose judge labelled these interests; those it rejected are not positives. Empty uses none."""
     max_pairs: int = Field(16000, ge=16)
-    """Mined interests trained on, at most."""
+    """Most mined interests to train on."""
     epochs: int = Field(10, ge=1)
-    """Passes over them."""
+    """Passes over these interests."""
     batch_size: int = Field(256, ge=1)
-    """Pairs per step, over all workers; each is a negative for the others of its worker."""
+    """Pairs of item and interest per step, over all workers; the other pairs of a worker serve as negatives."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     folds: int = Field(4, ge=2, le=20)
-    """Heads trained; each leaves out one fold of the items, whose interests it labels."""
+    """Folds of the items, with one head each: a head trains on the other folds and labels the interests of its own."""
     valid_share: float = Field(0.15, gt=0, lt=0.5)
     """Share of items held out for calibration and evaluation."""
 
 
 class VllmJudge(VllmModel):
-    """A language model run by vLLM that answers yes or no; its probability of "yes" is the label's.
+    """A language model run by vLLM that answers yes or no; its probability of "yes" is that of the label.
 
-    It writes one token, whose probabilities are read: there is neither a temperature nor a length to choose.
+    It writes one token, of which only the probabilities are read, so there is no temperature and no length to choose.
     """
 
     name: str = "judge"
     """Name of the judge in messages and in `interest_verdicts`."""
     modality: Literal["text", "both"] = "text"
-    """With "both" an interest that only miners with an image found is judged with the item's image beside its text; with
-    "text" by a caption that a miner of modality "image" wrote, and without one it is left without a verdict, counted."""
+    """How to judge an interest that only miners with an image found: "both" shows the item's text and image; "text" shows a
+    caption by a miner of modality "image", and gives no verdict (counted) where there is none."""
     max_tokens: ClassVar[int] = 1
 
 
@@ -206,12 +206,12 @@ class OpenAIJudge(EndpointModel):
     name: str = "judge"
     """Name of the judge in messages and in `interest_verdicts`."""
     modality: Literal["text", "both"] = "text"
-    """With "both" an interest that only miners with an image found is judged with the item's image beside its text; with
-    "text" by a caption that a miner of modality "image" wrote, and without one it is left without a verdict, counted."""
+    """How to judge an interest that only miners with an image found: "both" shows the item's text and image; "text" shows a
+    caption by a miner of modality "image", and gives no verdict (counted) where there is none."""
     logprobs: bool = True
-    """Read the probability of "yes" from log-probabilities; false asks for JSON, for an endpoint that gives none."""
+    """Read the probability of "yes" from log-probabilities; false asks for it as JSON, for endpoints without them."""
     max_tokens: int = Field(16, ge=1)
-    """Longest answer, tokens; a reasoning model's thoughts count."""
+    """Longest answer, tokens, including what a reasoning model thinks."""
 
 
 LanguageModel = VllmMiner | VllmJudge | EndpointModel
@@ -222,15 +222,15 @@ class LabelsConfig(Section):
     """RLDI: which interests are trusted."""
 
     labelers: tuple[Literal["classifier", "judge", "behavioural"], ...] = Field(("classifier",), min_length=1)
-    """Who labels; a labeler may have no opinion of an interest."""
+    """Labelers to use; a labeler may give no opinion on an interest."""
     combine: Literal["mean", "all", "any"] = "mean"
-    """Probability of several labelers: mean of their log-odds, the lowest (all must trust), or the highest (one is enough)."""
+    """How labelers combine: mean of their log-odds, "all" takes the lowest probability, "any" takes the highest."""
     threshold: float = Field(0.5, gt=0, lt=1)
-    """Probability from which an interest is labelled 1."""
+    """An interest with at least this probability is labelled 1 (trusted)."""
     judge: Annotated[VllmJudge | OpenAIJudge, Field(discriminator="kind")] | None = None
-    """The judge, if `labelers` has one."""
+    """Model that judges interests; required if `labelers` contains "judge"."""
     min_lift: float = Field(2.0, ge=1)
-    """Behavioural labeler: how many times chance the items of an interest have to follow each other."""
+    """Behavioural labeler: items of a trusted interest follow each other at least this many times as often as by chance."""
 
     @model_validator(mode="after")
     def _a_judge_is_described(self) -> "LabelsConfig":
@@ -249,10 +249,10 @@ class EmbeddingsConfig(Section):
     encoder: EncoderConfig = EncoderConfig()
     """Sentence encoder of texts and interests."""
     interests: Literal["none", "all", "trusted"] = "trusted"
-    """Which interests enter the vector."""
+    """Which interests of an item enter its vector."""
     interest_weight: float = Field(0.5, ge=0, le=1)
-    """Share of the interests' mean vector in the item's vector; the text has the rest."""
+    """Weight of the interests' mean vector in the item's vector; the text vector has 1 minus this weight."""
     without_miners: tuple[str, ...] = ()
-    """Leave out interests that only these miners found: as an ablation it says what a miner is worth."""
+    """Names of miners; interests that only these found are left out. As an ablation, this measures what a miner adds."""
     image_encoder: ModelConfig = ModelConfig()
-    """Image encoder of CLIP's or SigLIP's kind; an empty name leaves images out."""
+    """Image encoder, such as CLIP or SigLIP; an empty name leaves images out."""

@@ -14,11 +14,11 @@ class PolicyConfig(Section):
     """The decoder that writes semantic IDs."""
 
     backbone: Literal["scratch", "hf"] = "scratch"
-    """A small decoder from random weights, or a Hugging Face causal LM."""
+    """A small decoder with random initial weights, or a Hugging Face causal language model."""
     base: str = ""
-    """Local folder or hub name (backbone = "hf")."""
+    """Local folder or Hugging Face hub name of the language model (backbone = "hf")."""
     hidden_dim: int = Field(128, ge=16)
-    """Model width (scratch)."""
+    """Width of the model (backbone = "scratch"); a multiple of num_heads."""
     num_layers: int = Field(3, ge=1)
     """Layers (scratch)."""
     num_heads: int = Field(4, ge=1)
@@ -28,21 +28,21 @@ class PolicyConfig(Section):
     revision: str = ""
     """Branch, tag or commit of a hub model; empty is its main branch (hf)."""
     attention: Attention = "sdpa"
-    """Attention implementation (hf). Flash attention cannot read the masks that keep a prompt's completions apart."""
+    """Attention implementation (hf). Flash attention cannot read the masks that separate completions of one prompt."""
     max_tokens: int = Field(512, ge=8)
-    """Longest prompt and completion together, tokens. A prompt that is too long loses its oldest items, in training and
-    decoding alike; a completion in words that is longer than half of it is cut at its end."""
+    """Longest prompt and completion together, tokens. In training and decoding, a longer prompt loses its oldest items. A
+    completion in words that takes more than half of these tokens is cut at its end."""
     init_from_texts: bool = True
-    """Start each SID token from the interests and titles of its items, not at random (hf)."""
+    """Initialise each SID token from the interests and titles of its items; false initialises at random (hf)."""
     prompt_interests: int = Field(0, ge=0, le=20)
-    """Trusted interests of the user that a prompt shows before the history, the strongest so many; 0 shows none (hf). They
-    are shown from the user's last training target on: earlier ones are among the items that were mined."""
+    """How many of the user's strongest trusted interests a prompt shows before the history; 0 shows none (hf). Prompts for
+    earlier targets than the user's last in training show none: the interests were mined from those targets too."""
     lora_rank: int = Field(0, ge=0)
     """Rank of LoRA adapters on every linear layer, trained beside the SID tokens; 0 trains all weights (hf)."""
     lora_alpha: float = Field(32.0, gt=0)
-    """The adapters are scaled by this over the rank."""
+    """Scale of the adapters: their output is multiplied by lora_alpha / lora_rank (hf)."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the adapters while training."""
+    """Dropout on the adapters' input while training (hf)."""
 
     @property
     def base_model(self) -> ModelConfig:
@@ -67,7 +67,7 @@ class PolicyConfig(Section):
 class TasksConfig(Section):
     """The text tasks that an hf backbone learns beside history -> SID.
 
-    A number says how often an example of the task is seen per epoch: 1 always, 0.5 every other time, 0 never.
+    A number says how often each example of the task is seen per epoch: 2 twice, 1 once, 0.5 in about half of the epochs, 0 never.
     """
 
     title_to_sid: float = Field(1.0, ge=0, le=10)
@@ -83,36 +83,36 @@ class TasksConfig(Section):
     titles_to_sid: float = Field(1.0, ge=0, le=10)
     """Titles of the history -> SID of the next item."""
     user_interest_to_sid: float = Field(1.0, ge=0, le=10)
-    """Trusted interests of the user -> SID of the user's last training item; only where users were mined."""
+    """Trusted interests of the user -> SID of the user's last training item; needs "user" in interests.owners."""
     interest_history_to_sid: float = Field(1.0, ge=0, le=10)
-    """Trusted interests of the user and SID history -> SID of the user's last training item; only with
-    policy.prompt_interests above 0."""
+    """Trusted interests of the user and SID history -> SID of the user's last training item; needs policy.prompt_interests
+    above 0."""
     max_text_chars: int = Field(100, ge=8)
-    """Characters kept of a title, and of a list of interests."""
+    """Longest title, and longest list of interests, in characters; the rest is cut."""
 
 
 class TrainConfig(Section):
     """How Ray Train runs the policy's training."""
 
     engine: Literal["deepspeed", "plain"] = "deepspeed"
-    """DeepSpeed, or plain PyTorch (one worker)."""
+    """Training engine: DeepSpeed, or plain PyTorch with exactly one worker."""
     num_workers: int = Field(2, ge=1)
-    """Data-parallel workers."""
+    """Number of data-parallel workers."""
     threads_per_worker: int = Field(1, ge=1)
-    """PyTorch threads of a CPU worker."""
+    """PyTorch threads per worker on CPU."""
     use_gpu: bool = False
-    """One GPU per worker."""
+    """Train on GPUs, one per worker; false trains on CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage: what workers share out (1 optimiser state, 2 also gradients, 3 also weights; 0 nothing)."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """Keep the optimiser's state, or with zero_stage = 3 also the weights, in main memory instead of the GPU's."""
+    """What main memory holds instead of the GPU: the optimiser state, or with zero_stage = 3 also the weights ("all")."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of activations, and with DeepSpeed of the weights that compute them. The weights that the optimiser changes
-    are fp32 in any case."""
+    """Number format of activations and, with DeepSpeed, of the weights in forward and backward passes. The optimiser always
+    updates fp32 weights."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more time."""
     max_failures: int = Field(2, ge=0)
-    """Restarts after lost workers."""
+    """Most restarts after a worker is lost."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "TrainConfig":
@@ -138,91 +138,91 @@ class SftConfig(Section):
     weight_decay: float = Field(0.05, ge=0)
     """AdamW weight decay."""
     batch_tokens: int = Field(2048, ge=16)
-    """Tokens per step over all workers, padding included."""
+    """Tokens per optimiser step, over all workers, padding included."""
     accumulate: int = Field(1, ge=1)
-    """Batches that each worker takes one after the other for a step: its memory falls with it, the step stays as large."""
+    """Batches into which each worker splits its share of a step. More batches need less memory; the step stays the same size."""
     warmup_rate: float = Field(0.05, ge=0, lt=1)
-    """Share of steps with rising learning rate; cosine after."""
+    """Share of all steps in which the learning rate rises; then it falls as a cosine."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradient clipping."""
+    """Gradients are clipped to this norm."""
     eval_every_epochs: int = Field(2, ge=1)
-    """Epochs between validation by the decoder; also between checkpoints."""
+    """Epochs between validations; a checkpoint is saved at each."""
     checkpoint_every_steps: int = Field(0, ge=0)
-    """Steps between further checkpoints, for epochs that are long; 0 for none."""
+    """Steps between further checkpoints, for long epochs; 0 saves none."""
     patience: int = Field(4, ge=1)
-    """Validations without a better NDCG@10 before stopping."""
+    """Stop after this many validations in a row without a better NDCG@10."""
     max_valid_examples: int = Field(10_000, ge=1)
-    """Validation examples drawn for early stopping."""
+    """Most validation examples used for early stopping, drawn at random."""
     valid_beam_width: int = Field(20, ge=10, le=1000)
-    """Beams of the decoder on validation."""
+    """Beam width of the decoder on validation."""
 
 
 class RewardConfig(Section):
-    """Weights of the named reward terms; a preset fills those not given."""
+    """Weights of the reward terms; an unset weight comes from the preset."""
 
     preset: Literal["paper", "successor", "minionerec", "digr"] = "digr"
-    """Published form, or ours."""
+    """Reward whose weights fill the unset ones: a published one, or "digr", our own."""
     exact: float | None = None
-    """1 for the target itself."""
+    """Weight of: 1 if the roll-out is the target, else 0."""
     rank: float | None = None
-    """Penalty on a wrong roll-out by its rank among the group (MiniOneRec)."""
+    """Weight of a penalty on wrong roll-outs, the higher their rank in the group the larger (MiniOneRec)."""
     valid: float | None = None
-    """1 for a real item; always 1 under the trie."""
+    """Weight of: 1 if the roll-out is a real item, else 0; the trie allows real items only, so always 1."""
     prefix: float | None = None
-    """Share of leading codes equal to the target's."""
+    """Weight of the share of leading codes equal to the target's."""
     quality: float | None = None
-    """Target's interest quality, on an exact hit."""
+    """Weight of the target's interest quality if the roll-out is the target, else 0."""
     interest: float | None = None
-    """Cosine of trusted-interest vectors of roll-out and target, times the roll-out's quality."""
+    """Weight of the cosine of the trusted-interest vectors of roll-out and target, times the roll-out's interest quality."""
     user_interest: float | None = None
-    """Cosine of the trusted-interest vectors of roll-out and user; in no preset. Only where users were mined."""
+    """Weight of the cosine of the trusted-interest vectors of roll-out and user; 0 in all presets. Needs "user" in
+    interests.owners."""
     canonical: float | None = None
-    """Cosine of roll-out's and target's canonical interests at the finest grain, rare ones weighing more, times the roll-out's
-    quality; in no preset. Only where jobs.build_neighbours has run."""
+    """Weight of the cosine of the canonical interests of roll-out and target (finest grain, rare ones weigh more), times the
+    roll-out's interest quality; 0 in all presets. Run `digr neighbours` first."""
 
 
 class GrpoConfig(Section):
     """Group relative policy optimisation under the interest-aware reward."""
 
     enabled: bool = True
-    """Whether the run has GRPO; without it the supervised policy is recommended from and evaluated alone. An ablation has its
-    own switch, `ablations.grpo`."""
+    """Train with GRPO after SFT; false recommends from the SFT policy and evaluates it alone. Each ablation has its own
+    switch, `ablations.grpo`."""
     steps: int = Field(100, ge=1)
     """Optimiser steps."""
     prompts_per_step: int = Field(64, ge=1)
-    """Groups per step, over all workers."""
+    """Prompts per step, over all workers; each makes one group of roll-outs."""
     group_size: int = Field(16, ge=2)
     """Roll-outs per prompt."""
     rollouts: Literal["beam", "sample", "distinct"] = "beam"
-    """Trie beam, or sampling on the trie with or without repeats."""
+    """How roll-outs are drawn on the trie: beam search, sampling with repeats, or sampling without ("distinct")."""
     accumulate: int = Field(1, ge=1)
-    """Parts of its prompts that each worker takes one after the other for a step: its memory falls with it, the step stays
-    as large."""
+    """Parts into which each worker splits its prompts of a step. More parts need less memory; the step stays the same size."""
     updates_per_rollout: int = Field(1, ge=1)
-    """Optimiser steps on one set of roll-outs; clipping matters from the second on."""
+    """Optimiser steps on one set of roll-outs; ratio clipping has an effect only from the second on."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
-    """Loss variant."""
+    """Variant of the policy loss."""
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate."""
     warmup_rate: float = Field(0.05, ge=0, lt=1)
-    """Share of steps with rising learning rate; cosine after."""
+    """Share of all steps in which the learning rate rises; then it falls as a cosine."""
     kl_coefficient: float = Field(1e-3, ge=0)
-    """Weight of the KL guard towards the SFT policy."""
+    """Weight of the KL penalty that keeps the policy near the SFT policy."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """Ratio clip below 1."""
+    """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(0.2, gt=0)
-    """Ratio clip above 1 (dapo: 0.28)."""
+    """The probability ratio is clipped above at 1 + clip_high (DAPO's paper uses 0.28)."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradient clipping."""
+    """Gradients are clipped to this norm."""
     keep: Literal["ndcg", "reward"] = "ndcg"
-    """Which weights come back: those of the best NDCG@10 on validation, or of the highest mean reward there among those that
-    rank no worse than the SFT policy."""
+    """Which checkpoint to keep: the one with the best NDCG@10 on validation, or the one with the highest mean reward there
+    whose NDCG@10 is no worse than the SFT policy's."""
     eval_every_steps: int = Field(20, ge=1)
     """Steps between validations and checkpoints."""
     max_valid_examples: int = Field(10_000, ge=1)
-    """Validation examples drawn for choosing the checkpoint."""
+    """Most validation examples used to choose the checkpoint, drawn at random."""
     valid_beam_width: int = Field(20, ge=10, le=1000)
-    """Beams of the decoder on validation."""
+    """Beam width of the decoder on validation."""
     reward: RewardConfig = RewardConfig()
 
 
@@ -230,18 +230,18 @@ class DecodingConfig(Section):
     """Constrained beam search."""
 
     beam_width: int = Field(50, ge=1, le=1000)
-    """Beams kept."""
+    """Beams kept per level; at least k."""
     k: int = Field(20, ge=1, le=1000)
-    """Items returned."""
+    """Items per recommended list."""
     exact: bool = False
-    """Whether a list that is not proven to be the most probable items is searched again with twice the beams, until it is or
-    `max_beam_width` ends it; in jobs.recommend."""
+    """Repeat a search with twice the beams until its list is proven to be the most probable items, or until `max_beam_width`;
+    applies to `digr recommend`."""
     max_beam_width: int = Field(1000, ge=1, le=10_000)
     """Widest beam of an exact search."""
     batch_size: int = Field(64, ge=1)
-    """Requests decoded together."""
+    """Requests decoded in one batch."""
     dtype: Dtype = "auto"
-    """Number format of the weights: "auto" is bf16 on a GPU and fp32 on a CPU, and always fp32 for a scratch policy."""
+    """Number format of the weights: "auto" is bf16 on a GPU and fp32 on a CPU; a scratch policy is always fp32."""
 
     @model_validator(mode="after")
     def _beam_covers_k(self) -> "DecodingConfig":

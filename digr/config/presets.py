@@ -18,7 +18,7 @@ def preset_names() -> list[str]:
 def find_config(name: str | Path) -> Path:
     """Return the TOML file that a path or the name of a preset stands for.
 
-    A file of that path, relative to the working directory, comes first. Else it is the preset of that name, which may be
+    A file at that path, relative to the working directory, wins over a preset. The name of a preset may be
     written as "quickstart", "quickstart.toml" or "configs/quickstart.toml".
 
     Raises:
@@ -37,7 +37,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def find_recording(path: str) -> str:
-    """Return where a recording lies that a config names: `path` itself, or the file of the presets where nothing is there.
+    """Return where the recording that a config names lies: `path` itself, or a file of the presets if `path` does not exist.
 
     A relative path is relative to the working directory, whatever folder the config lies in. Only a path below configs/ may
     also stand for a file of the presets, so that presets work outside a checkout.

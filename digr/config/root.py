@@ -41,7 +41,7 @@ class Config(Section):
     seeds: SeedsConfig = SeedsConfig()
     cluster: ClusterConfig = ClusterConfig()
     ablations: tuple[AblationConfig, ...] = ()
-    """Further passes with other choices, measured beside the main one."""
+    """Variants of the run with some keys changed, measured beside the main one."""
 
     @model_validator(mode="after")
     def _left_out_miners_exist(self) -> "Config":
@@ -76,7 +76,7 @@ class Config(Section):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file, or a preset by its name (see `find_config`), and apply `section.key=value` overrides.
 
-    A value is read as TOML, so lists and booleans work; what is not valid TOML is taken as a string. Relative paths inside the
+    A value is read as TOML, so lists and booleans work; a value that is not valid TOML is a string. Relative paths inside the
     file are relative to the working directory, not to the file.
 
     Raises:
@@ -110,7 +110,7 @@ def _tree_of(value: Any) -> Any:
 
 
 def build_config(tree: Mapping[str, Any], where: str) -> Config:
-    """Check a nested mapping; all problems are in one ValueError, each with its dotted key."""
+    """Check a nested mapping; one ValueError lists all problems, each with its dotted key."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -151,7 +151,7 @@ def _explain(error: Mapping[str, Any]) -> str:
 
 
 def _known_keys(model: Any, location: Sequence[Any]) -> list[str]:
-    """Field names at a location of an error, through lists and tagged unions."""
+    """Return the field names at the location of an error, through lists and tagged unions."""
     for part in location:
         if isinstance(part, int):
             continue

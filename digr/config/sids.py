@@ -9,25 +9,25 @@ from digr.config.base import Section
 SMALL_POLICY: dict[str, str | int | float | bool] = {"policy.hidden_dim": 64, "policy.num_layers": 2, "sft.epochs": 8}
 
 MAX_LEVELS = 25
-"""Levels of a quantiser: a token is a letter and a code, and the suffix level needs a letter too."""
+"""Most levels of a quantiser: each level has its own letter in tokens, and the suffix level needs one too."""
 
 
 class SidsConfig(Section):
-    """IEID: how vectors become semantic IDs."""
+    """IEID: how item vectors become semantic IDs."""
 
     quantiser: Literal["rqvae", "rkmeans"] = "rqvae"
-    """RQ-VAE, or residual k-means."""
+    """Kind of quantiser: RQ-VAE, or residual k-means."""
     level_sizes: tuple[int, ...] | Literal["auto"] = "auto"
-    """Codes per level, without the suffix level; "auto" takes three levels of as many as fit the catalogue, and the manifests of
-    `quantiser` and `item_sids` say how many those are."""
+    """Codes per level, without the suffix level; "auto" takes three equal levels that fit the catalogue; the manifests of
+    `quantiser` and `item_sids` show their size."""
     disambiguation: Literal["colliding", "all", "none"] = "colliding"
-    """Which items get a suffix code."""
+    """Which items get a suffix code: those that share all codes with another item, all items, or none."""
     spread: bool = True
-    """Balanced assignment: before any suffix code, move colliding items to their nearest free code of the last level."""
+    """Move colliding items to their nearest free code of the last level before any suffix code is given."""
     keep_from: str = ""
-    """Folder of an earlier run whose quantiser is used and whose items keep their SIDs; empty fits a new quantiser."""
+    """Folder of an earlier run: reuse its quantiser and keep the SIDs of its items. Empty fits a new quantiser."""
     image_weight: float = Field(0.0, ge=0, lt=1)
-    """Share of the images in the quantised vectors' variance; 0 leaves images out (embeddings.image_encoder makes them)."""
+    """Share of image vectors in the variance of the quantised vectors; 0 leaves images out. Needs embeddings.image_encoder."""
     latent_dim: int = Field(32, ge=2)
     """Width of the quantised latent (rqvae)."""
     hidden_dims: tuple[int, ...] = (256,)
@@ -35,17 +35,17 @@ class SidsConfig(Section):
     commitment: float = Field(0.25, ge=0)
     """Weight of the commitment loss, beta (rqvae)."""
     lr: float = Field(3e-3, gt=0)
-    """Peak learning rate of AdamW, falling as a cosine (rqvae)."""
+    """Peak learning rate of AdamW; it falls as a cosine (rqvae)."""
     epochs: int = Field(100, ge=1)
     """Passes over the sampled items (rqvae); k-means always runs 25 iterations."""
     batch_size: int = Field(512, ge=1)
-    """Items per step; the whole catalogue if it is smaller (rqvae)."""
+    """Items per step, or the whole catalogue if that is smaller (rqvae)."""
     min_usage_rate: float = Field(0.0, ge=0, le=1)
-    """Fail when a level uses less than this share of its codes."""
+    """Fail if a level uses less than this share of its codes."""
     max_fit_items: int = Field(1_000_000, ge=1)
-    """Items sampled to fit the quantiser; all are assigned."""
+    """Most items sampled to fit the quantiser; all items get a semantic ID."""
     workers_above: int = Field(500_000, ge=0)
-    """More sampled items than this are shared by train.num_workers workers of Ray Train (rqvae)."""
+    """With more sampled items than this, train.num_workers workers of Ray Train fit the quantiser together (rqvae)."""
 
     @model_validator(mode="after")
     def _levels_are_sane(self) -> "SidsConfig":
@@ -65,7 +65,7 @@ class SidsConfig(Section):
 
 
 class TuneConfig(Section):
-    """Ray Tune over codebooks."""
+    """A sweep over codebooks with Ray Tune."""
 
     level_sizes: tuple[tuple[int, ...] | Literal["auto"], ...] = (
         (64, 64, 64),
@@ -73,24 +73,24 @@ class TuneConfig(Section):
         (256, 256, 256),
         (64, 64, 64, 64),
     )
-    """Candidates of sids.level_sizes, of any depth; "auto" may be one."""
+    """Values of sids.level_sizes to try, with any number of levels; "auto" may be one."""
     quantisers: tuple[Literal["rqvae", "rkmeans"], ...] = ("rqvae", "rkmeans")
-    """Candidates of sids.quantiser."""
+    """Values of sids.quantiser to try."""
     latent_dims: tuple[int, ...] = ()
-    """Candidates of sids.latent_dim (rqvae); empty tries the configured one."""
+    """Values of sids.latent_dim to try (rqvae); empty tries only sids.latent_dim itself."""
     metric: Literal["raw_collision_rate", "reconstruction_r2", "neighbour_prefix_share", "cointeraction_prefix_share"] = (
         "raw_collision_rate"
     )
-    """What the best candidate is best in: fewest collisions, or most of the others (shares: of the first code)."""
+    """Metric that ranks candidates: lowest for raw_collision_rate, highest for the others (prefix shares: at the first code)."""
     early_stopping: bool = True
     """Stop an RQ-VAE that lags behind the others at the same epoch (ASHA, arXiv 1810.05934)."""
     reduction_factor: int = Field(3, ge=2)
-    """One in this many goes on at each look of early stopping."""
+    """Early stopping lets one in this many trials go on at each of its checks."""
     policy_trials: int = Field(0, ge=0)
-    """The best candidates on which a policy is trained to measure NDCG@10 on validation, which then decides."""
+    """Train a policy on this many of the best candidates; their NDCG@10 on validation then chooses the best. 0 trains none."""
     policy_overrides: dict[str, str | int | float | bool] = Field(default_factory=SMALL_POLICY.copy)
-    """What that policy has other than the run's own."""
+    """Keys that these policies change in the run's config, with their values."""
     max_concurrent: int = Field(0, ge=0)
-    """Trials at once; 0 takes as many as the machine or cluster has cores (GPUs with cluster.use_gpu) for."""
+    """Most trials at once; 0 runs as many as there are cores for, or GPUs with cluster.use_gpu."""
     cpus_per_trial: float = Field(1.0, gt=0)
     """Logical CPUs of one trial, and its PyTorch threads."""
