@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from digr.config import Config, load_config
 from digr.config.fields import FieldRow, iter_fields, iter_inner_tables
+from digr.config.presets import preset_names
 from jobs.runtime.progress import BARS
 from jobs.runtime.session import Options
 
@@ -25,9 +26,9 @@ Summary = Literal["none", "last_line", "only"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary alone to stdout, as one line of JSON.")]
 
-EVERY = ("run", "cluster")
+ALWAYS_READ = ("run", "cluster")
 """Sections that every job reads."""
-POLICY = ("policy", "tasks", "train")
+POLICY_SECTIONS = ("policy", "tasks", "train")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare_data": ("data",),
     "mine_interests": ("interests",),
@@ -36,10 +37,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "embed_items": ("embeddings",),
     "build_neighbours": ("embeddings", "ranking"),
     "train_ranker": ("ranking",),
-    "tune_codebooks": ("sids", "tune", *POLICY, "sft", "decoding"),
+    "tune_codebooks": ("sids", "tune", *POLICY_SECTIONS, "sft", "decoding"),
     "build_sids": ("sids",),
-    "train_sft": ("data", *POLICY, "sft"),
-    "train_grpo": (*POLICY, "grpo"),
+    "train_sft": ("data", *POLICY_SECTIONS, "sft"),
+    "train_grpo": (*POLICY_SECTIONS, "grpo"),
     "train_towers": ("towers",),
     "recommend": ("decoding", "ranking", "policy", "towers"),
     "evaluate": ("evaluation", "ablations"),
@@ -148,8 +149,7 @@ def fields_help(job: str) -> type[TyperCommand]:
 
 
 def _field_tables(job: str) -> Iterator[Table]:
-
-    sections = (*EVERY, *SECTIONS[job]) if job in SECTIONS else tuple(Config.model_fields)
+    sections = (*ALWAYS_READ, *SECTIONS[job]) if job in SECTIONS else tuple(Config.model_fields)
     tables: dict[str, list[FieldRow]] = {}
     for row in iter_fields(Config):
         tables.setdefault(row.key.partition(".")[0], []).append(row)
@@ -170,10 +170,10 @@ def _field_table(title: str, rows: Sequence[FieldRow]) -> Table:
 
 
 def complete(incomplete: str) -> list[str]:
-    """Complete a TOML file of this folder, or a key of the config."""
+    """Complete a TOML file of this folder, the name of a preset, or a key of the config."""
     files = [str(path) for folder in (Path(), Path("configs")) for path in sorted(folder.glob("*.toml"))]
     keys = [f"{row.key}=" for row in iter_fields(Config)]
-    return [word for word in (*files, *keys) if word.startswith(incomplete)]
+    return [word for word in (*files, *preset_names(), *keys) if word.startswith(incomplete)]
 
 
 def run_and_exit(name: str, run: Callable[[], dict[str, Any] | None], summary: Summary = "last_line") -> NoReturn:

@@ -17,7 +17,7 @@ import jobs
 from digr.artifacts import JOB_OF
 from digr.config import Config
 from jobs.__main__ import JOBS, app
-from jobs.runtime.command_line import EVERY, SECTIONS, complete, main
+from jobs.runtime.command_line import ALWAYS_READ, SECTIONS, complete, main
 from jobs.runtime.session import start_ray
 from jobs.training.workers import fit
 
@@ -92,7 +92,9 @@ def test_help_says_what_a_job_makes_and_lists_the_fields_of_its_sections(words):
     first = ast.get_docstring(ast.parse((FOLDER / f"{JOBS[words]}.py").read_text())).split(":")[0].split(",")[0]
     assert first in " ".join(shown.output.split())
     listed = set(re.findall(r"^\[+([a-z]+)", shown.output, re.MULTILINE))
-    expected = {*EVERY, *SECTIONS[JOBS[words]]} if JOBS[words] in SECTIONS else {"run", "data", "interests", "sft", "ablations"}
+    expected = (
+        {*ALWAYS_READ, *SECTIONS[JOBS[words]]} if JOBS[words] in SECTIONS else {"run", "data", "interests", "sft", "ablations"}
+    )
     assert expected <= listed
     assert JOBS[words] not in SECTIONS or listed == expected
 
@@ -108,7 +110,7 @@ def test_help_lists_every_section_that_a_job_names(job):
     tree = ast.parse((FOLDER / f"{job}.py").read_text())
     run = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
     named = {node.value for node in ast.walk(run) if isinstance(node, ast.Constant)} & set(Config.model_fields)
-    assert named - set(JOB_OF) <= {*EVERY, *SECTIONS[job]}  # an artifact may have the name of a section
+    assert named - set(JOB_OF) <= {*ALWAYS_READ, *SECTIONS[job]}  # an artifact may have the name of a section
     assert set(SECTIONS[job]) <= set(Config.model_fields)
 
 
@@ -155,4 +157,5 @@ def test_json_is_all_there_is_on_stdout_and_lines_go_to_stderr(tmp_path):
 def test_a_shell_completes_configs_and_keys(monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
     assert complete("configs/q") == ["configs/quickstart.toml"]
+    assert complete("quick") == ["quickstart"]
     assert complete("sft.ep") == ["sft.epochs="]
