@@ -1,4 +1,4 @@
-"""The README's walk-through for one's own data does what it says: from two CSV files to recommendations."""
+"""The guide to one's own data does what it says: its commands go from two CSV files to recommendations."""
 
 import csv
 import json
@@ -32,21 +32,22 @@ def test_the_walk_through_goes_from_two_csv_files_to_recommendations(tmp_path):
     orders = [[row["user_id"], row["item_id"], f"{row['timestamp']:%d.%m.%Y %H:%M:%S}"] for row in log]
     gone = [[log[0]["user_id"], "gone", "01.02.2024 10:00:00"], ["", items[0]["item_id"], "01.02.2024 10:00:00"], orders[0]]
     _write(tmp_path / "orders.csv", ["Customer ID", "SKU", "Order date"], [*orders, *gone])
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
 
-    readme = (ROOT / "README.md").read_text()
-    commands = re.search(r"## Your own data.*?```bash\n(.*?)```", readme, re.DOTALL)[1].splitlines()
+    guide = (ROOT / "docs/guide/own_data.md").read_text().partition("## Amazon Industrial")[0]
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", guide, re.DOTALL) for line in block.splitlines()]
+    assert commands.pop() == "digr serve runs/own_data"  # tests/serve/test_run.py serves a run
     summaries = []
     for command in commands:
-        python, *words = shlex.split(command)
-        assert python == ".venv/bin/python"
+        digr, *words = shlex.split(command)
+        assert digr == "digr"
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        summaries.append(json.loads(done.stdout.splitlines()[-1]))
+        called = [sys.executable, "-m", "jobs", *words, "--json"]
+        done = subprocess.run(called, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        summaries.append(json.loads(done.stdout))
         if "--check" in words:
             assert not (tmp_path / "runs").exists()
-    assert [summary["status"] for summary in summaries[:2]] == ["checked", "done"]
+    assert [summary["status"] for summary in summaries] == ["checked", "done", "done", "built", "done"]
     assert summaries[1]["rows"] == {"interactions": len(log) + 2, "items": len(items) + 2}
     assert summaries[1]["dropped"] == {"interactions": {"no user id": 1}, "items": {}}
     run = tmp_path / "runs" / "own_data"
