@@ -1,9 +1,9 @@
 """Constrained beam search against `transformers.generate(num_beams, prefix_allowed_tokens_fn)`: same weights, same lists.
 
-The peer is how public systems constrain decoding: a Python function per beam and step that looks up the prefix in a
-dictionary. It gets `renormalize_logits`, so that both rank by the probability normalised on the trie, and every list is
-compared. Prompts have ten items, all of one length: the peer would need left padding otherwise. Each side is timed with
-one PyTorch thread and with one per core, in turns, and each gets its faster setting; a speed-up is the median over the rounds.
+The peer is how public systems constrain decoding: a Python function that looks a prefix up in a dictionary, once per beam and
+step. With `renormalize_logits` it also ranks by the probability normalised on the trie, and every list is compared. All prompts
+have ten items and one length, because the peer would need left padding otherwise. Each side is timed with one PyTorch thread
+and with one per core, in turns; its faster setting counts. A speed-up is the median over the rounds.
 """
 
 import os
@@ -59,7 +59,7 @@ def random_prompts(trie: SidTrie, count: int, rng: np.random.Generator) -> list[
 def allowed_tokens(policy: SidPolicy, trie: SidTrie, prompt_length: int) -> Allowed:
     """Return the function that `generate` asks for every beam: it looks a prefix up in a dictionary.
 
-    The dictionary gets a prefix the first time it is asked for, since one of all prefixes takes minutes at millions of items.
+    A prefix enters the dictionary when it is first asked for: to enter all takes minutes at millions of items.
     """
     children: dict[tuple[int, ...], list[int]] = {}
     tokens, code_of = [policy.token_ids(level).tolist() for level in range(trie.num_levels)], policy.token_code.tolist()
@@ -101,13 +101,13 @@ def peer_lists(policy: SidPolicy, trie: SidTrie, prompts: Sequence[str], beams: 
 
 
 def equal_but_for_ties(mine: list[str], items: list[str], scores: list[float]) -> bool:
-    """Whether each item of a list stands where one of (nearly) its score stands in the other, which may be longer."""
+    """Whether two lists differ only in the order of items with (nearly) equal scores; `items` may be longer."""
     known = dict(zip(items, scores, strict=True))
     return all(item in known and abs(known[item] - scores[place]) < TIE for place, item in enumerate(mine))
 
 
 class Timing(NamedTuple):
-    """Median seconds of one side with its best number of threads, and what they were in each round."""
+    """Median seconds of one side with its best number of threads, and the seconds of each round."""
 
     seconds: float
     threads: int

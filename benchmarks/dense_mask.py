@@ -1,7 +1,7 @@
 """Beam search with dense masks in plain transformers: what an engineer writes for a GPU without a trie.
 
-Every node of a level has a row with the place of each code's node at the next level, -1 where there is none. The keys and
-values of the prompt are copied for each beam, and reordered with the beams.
+Each level has a table with a row per node: for each code the index of its child at the next level, or -1 where there is none.
+The keys and values of the prompt are copied for each beam, and reordered with the beams.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
 """One GPU and the policy: lists equal to the CPU's, SFT tokens per second and MFU, the parts of a GRPO step, decoding times.
 
-It needs one GPU, torch and transformers, and none of Ray, vLLM, DeepSpeed and faiss. Every section has seconds of its own, under
-eight minutes together; one that fails or runs out of time is recorded as such and keeps what it found, and the others go on.
-Models have random weights of the shapes in `benchmarks.shapes`, decoding is in bf16. The peers are `transformers.generate` with
-`prefix_allowed_tokens_fn` and a beam search with dense masks. MFU is `benchmarks.shapes.training_flops` of the tokens that are no
+It needs one GPU, torch and transformers, but not Ray, vLLM, DeepSpeed or faiss. Every section has a time limit; together they
+take less than eight minutes. A section that fails or runs out of time is recorded with what it found, and the others go on.
+Models have random weights of the shapes in `benchmarks.shapes`; decoding is in bf16. The peers are `transformers.generate` with
+`prefix_allowed_tokens_fn` and a beam search with dense masks. MFU is `benchmarks.shapes.training_flops` of the tokens without
 padding, over the seconds and the GPU's bf16 peak. The ratio is the number of sections that failed. `--quick` runs all of it
-on the CPU with tiny shapes: it shows that the script works, its times say nothing.
+on the CPU with tiny shapes: it shows that the script works, but its times mean nothing.
 """
 
 import copy
@@ -98,12 +98,12 @@ class Section(NamedTuple):
 
 
 class OutOfTime(BaseException):
-    """A section's seconds are over; no error, so that nothing inside takes it for one of its own."""
+    """A section's time is over; not an `Exception`, so that no handler inside the section catches it."""
 
 
 @cache
 def _trie(num_items: int, levels: tuple[int, ...], device: str) -> SidTrie:
-    """Build a random trie once; a copy for another device is made of the CPU's."""
+    """Build a random trie once on the CPU, and copy it to other devices."""
     if device != "cpu":
         return _trie(num_items, levels, "cpu").to(device)
     return random_trie(num_items, np.random.default_rng(0), levels)
@@ -245,7 +245,7 @@ def run_section(section: Section, size: Size) -> dict[str, Any]:
         status = "ok"
     except OutOfTime:
         status = "cut" if section.may_be_cut else "failed: out of time"
-    except Exception as error:  # noqa: BLE001  whatever it is, it is recorded and the other sections go on
+    except Exception as error:  # noqa: BLE001  any failure is recorded, and the other sections go on
         status = f"failed: {type(error).__name__}: {error}"[:500]
     finally:
         signal.setitimer(signal.ITIMER_REAL, *timer)

@@ -1,11 +1,11 @@
-"""What GRPO does on the embedded shop, three seeds each with a fine-tuning of its own: mean reward and NDCG@10 on validation.
+"""What GRPO gains on the embedded shop: mean reward and NDCG@10 on validation, for three seeds, each fine-tuned anew.
 
 Reads the artifacts up to the semantic IDs of the finished run that the environment variable DIGR_RUN names, and trains with
-the configuration of `configs/quickstart.toml` in this process. The ratio is the mean reward of the weights that come back over
-that of the fine-tuned ones, averaged over the seeds; a seed that ranks worse than before makes it 0. The weights are chosen
-on the same validation rows, as in a run: NDCG@10 cannot fall by construction, and where no step ranked as well as the fine-tuned
-weights, which are the best of many on these rows, those come back and the seed gains nothing. What the last step's weights
-reach, chosen by nothing, stands beside it, seed by seed.
+the configuration of `configs/quickstart.toml` in this process. The ratio is the mean reward after GRPO over that after
+fine-tuning, averaged over the seeds; a seed that ranks worse than before makes it 0. As in a run, the weights are chosen on the
+same validation rows, so NDCG@10 cannot fall: if no step ranks as well as the fine-tuned weights, which are the best of many on
+these rows, those are kept and the seed gains nothing. The figures also give the result of the last step's weights, which are not
+chosen, for each seed.
 """
 
 import os

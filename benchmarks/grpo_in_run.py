@@ -1,8 +1,8 @@
 """What GRPO did in a finished run: mean reward and NDCG@10 on all its validation rows, before and after, with paired intervals.
 
 Reads the run that the environment variable DIGR_RUN names, trained with the config that DIGR_CONFIG names
-(`configs/industrial.toml` if not given). The reward of a prompt is the mean over its most probable items, as many as a group
-has. Intervals are 95 % bootstrap intervals over the prompts. The ratio is the mean reward after over that before.
+(`configs/industrial.toml` if not given). The reward of a prompt is the mean over its most probable items, as many as the group
+size. Intervals are 95 % bootstrap intervals over the prompts. The ratio is the mean reward after over that before.
 """
 
 import os

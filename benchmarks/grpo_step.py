@@ -1,9 +1,9 @@
 """Seconds of a GRPO step, split into roll-out, reward and update, against what the model alone needs for the same tokens.
 
-The floor is three passes of the bare transformer over every prompt with its group of roll-outs behind it, each prompt once:
+The floor is three passes of the bare transformer over every prompt, encoded once, followed by its group of roll-outs:
 forward (roll-out), forward (reference), forward and backward (update). The ratio is a step over that floor: what search,
-trie, sampling, reward, log-probabilities, loss and optimiser add. The embedded shop, default policy and group size, both
-kinds of roll-outs; the ratio is of the beam.
+trie, sampling, reward, log-probabilities, loss and optimiser add. Data, policy and group size are the embedded shop and the
+defaults. Both kinds of roll-outs are timed; the ratio is that of beam search.
 """
 
 import time

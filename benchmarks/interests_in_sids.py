@@ -1,9 +1,9 @@
 """What interests do for semantic IDs: text alone, text and all interests, text and trusted interests, three seeds each.
 
-Reads `items`, `interests`, `interest_labels` and `histories` of the run that the environment variable DIGR_RUN names, embeds
+Reads `items`, `interests`, `interest_labels` and `histories` of the run that the environment variable DIGR_RUN names. It embeds
 the items in the three ways (once: only the quantiser and the policy have seeds), fits the configured quantiser, and trains a
-small policy on each result. The ratio is the gain in validation NDCG@10 of trusted interests over text alone, the mean over
-seeds, in standard errors of that mean: under 2 nothing is shown. With so few seeds only a large gain can be.
+small policy on each result. The ratio is the mean gain in validation NDCG@10 of trusted interests over text alone, in standard
+errors of that mean. A ratio under 2 shows nothing; three seeds can only show a large gain.
 """
 
 import os

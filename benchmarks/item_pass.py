@@ -1,8 +1,8 @@
-"""Seconds of a pass over all items, labels and then vectors, as the catalogue grows to twice its size.
+"""Seconds to label and then embed all items, as the catalogue grows to twice its size.
 
-The workers, tables and parts are those of the jobs; only the models cost nothing: a classifier that says the same of every
-interest, and an encoder that gives every text one of a few vectors. So this is the time for reading, putting rows side by side,
-and writing. Ray and its first workers are started before the clock.
+The workers, tables and parts are those of the jobs; only the models cost nothing: a classifier that gives every interest the
+same label, and an encoder that gives every text one of a few vectors. So this is the time to read, align and write rows.
+Ray and its first workers start before the clock.
 """
 
 import tempfile
@@ -48,7 +48,7 @@ class FreeEmbed(Embed):
 
 
 def write_catalogue(store: Store, num_items: int, items_per_part: int) -> None:
-    """Write items with a title and a description, and four interests of each, drawn of 40,000 phrases."""
+    """Write items with a title and a description, and four interests of each, drawn from 40,000 phrases."""
     starts = [f"{number:09d}" if number else "" for number in range(0, num_items, items_per_part)]
     for name in ("items", "interests"):
         artifacts.begin(store, name)
@@ -102,7 +102,7 @@ def measure(quick: bool) -> Measurement:
         config = build_config({"run": {"dir": folder}, "cluster": {"encode_workers": 2, "encode_threads": 1}}, where="benchmark")
         start_ray(config)
         warm = Store(f"{folder}/warm")
-        write_catalogue(warm, 4096, 128)  # parts enough for both processes, which else import while the first size is timed
+        write_catalogue(warm, 4096, 128)  # enough parts for both processes, or one would import while the clock runs
         pass_over(config, warm)
         for num_items in SIZES_QUICK if quick else SIZES:
             store = Store(f"{folder}/{num_items}")

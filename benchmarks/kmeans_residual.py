@@ -1,7 +1,7 @@
-"""Seconds of residual k-means, three levels on a million 384-d vectors, against one pass of bare matrix products.
+"""Seconds of residual k-means, three levels on a million 384-d vectors, against bare matrix products.
 
-The peer is one pass of bare matrix products over all the vectors for each iteration and level: what an iteration on every
-vector would cost at the least. faiss fits a level on 256 vectors per codeword, drawn at random, so the whole fit costs less.
+The peer multiplies all vectors with the codewords once per iteration and level: the least that iterations over every vector
+cost. faiss fits a level on 256 random vectors per codeword, so the whole fit costs less.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Rows per second of the label job against the same classifier in a plain loop of one process.
 
 Both label the interests of the embedded shop's items, with the same number of PyTorch threads. The job also reads and
-writes Parquet, starts its worker and rates every item; the loop has its model and its rows in memory, and labels as many at
-once as the job's worker does. The first of two job runs, which pays for the start of Ray, is not counted.
+writes Parquet, starts its worker and rates every item; the loop has its model and rows in memory, and the same batch size.
+The job runs twice; the first run, which includes the start of Ray, is not counted.
 """
 
 import tempfile

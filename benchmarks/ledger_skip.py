@@ -1,8 +1,8 @@
 """How fast a run skips what its ledger already has: rows a second, and the memory that one worker needs for it.
 
-The ledger is written as the job writes it, in small parts of which the older ones were joined: as a finished run leaves it,
-and as a killed one does. A worker then reads it and goes through all requests of a run, most of which are answered. The
-peer does the same with a Python set of digests.
+The ledger is written as the job writes it: small parts, the older ones merged. One ledger is that of a finished run, one that
+of a killed run. A worker then reads it and goes through all requests of a run, most of which are answered. The peer does the
+same with a Python set of digests.
 """
 
 import json

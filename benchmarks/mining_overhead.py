@@ -1,9 +1,9 @@
 """What mining through Ray costs: the whole job `jobs.mine_interests` against bare `vllm.LLM.chat`.
 
-Both are commands of their own, measured from start to exit, so the start of an engine is in both, on the same items, the same
-tiny random model, the same engine and guided-decoding arguments. The job also starts Ray, writes the ledger, parses every
-answer and merges the interests. The quick form starts both at the same time, since two engines one after the other take more than
-a minute: it shows that they run, its ratio says little.
+Both are separate commands, timed from start to exit, so both include the start of an engine. They share the items, the tiny
+random model, and the engine and guided-decoding arguments. The job also starts Ray, writes the ledger, parses every answer and
+merges the interests. The quick form runs both at the same time, since one after the other takes more than a minute: it shows
+that they run, but its ratio means little.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ class Cost(NamedTuple):
 
 
 def _cost(arguments: list[str]) -> Cost:
-    """Run a command to its end; its processes are looked at twice a second, so the last half second of each is missed."""
+    """Run a command to its end; its processes are sampled twice a second, so the last half second of each is missed."""
     start = time.monotonic()
     used: dict[tuple[int, float], float] = {}
     with tempfile.TemporaryFile("w+") as output:

@@ -1,7 +1,7 @@
 """What Ray costs on one machine: stage seconds of the quickstart against the same library calls in one process.
 
-The pipeline runs first, then each of its Ray stages again on the artifacts it read, without Ray: one process with as many
-PyTorch threads as the pipeline's workers have together, plain PyTorch in the place of DeepSpeed. Stages that use no Ray
+The pipeline runs first. Then each of its Ray stages runs again on the same input artifacts without Ray: in one process with as
+many PyTorch threads as the pipeline's workers have together, and with plain PyTorch instead of DeepSpeed. Stages that use no Ray
 (data, semantic IDs, evaluation) are left out of the ratio. Epochs and steps are fixed, so both do the same work.
 """
 

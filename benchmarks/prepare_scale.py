@@ -1,8 +1,8 @@
 """Time and memory of `jobs.prepare_data` at two sizes, with a 5-core.
 
-Interactions of items that are as uneven as sales are, in no order, with times and descriptions, are written in the common form;
-then the job runs in a process of its own, as a user starts it, and the resident memory of that process and its children is
-watched. `DIGR_INTERACTIONS=100000000` measures that size alone.
+The interactions are as skewed as sales are, unsorted, with times, and their items have descriptions; they are written in the
+common form. The job then runs in a process of its own, as a user starts it, and the benchmark samples the resident memory of
+that process and its children. `DIGR_INTERACTIONS=100000000` measures that size alone.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Seconds and memory to build the sources of a million items, and what one request then costs.
+"""Seconds and memory to build the sources of a million items, and the cost of one request afterwards.
 
 Tables, parts, counting, search and arrays are those of the jobs; only the encoder costs nothing. Users walk over the items in
-steps of random length, so that lists are as long as they may be. The ranker of the requests is fitted on random numbers: its
-trees are as many and as deep as those of a run.
+steps of random length, so that lists reach their full length. The requests' ranker is fitted on random numbers, but it has as
+many trees as that of a run, and they are as deep.
 """
 
 import tempfile

@@ -1,9 +1,9 @@
-"""Changes under load: a version loaded, promoted and rolled back, and a replica that is killed.
+"""Changes under load: a version is loaded, promoted and rolled back, and a replica is killed.
 
 Serves the finished run that the environment variable DIGR_RUN names, under an open loop of its test histories at a quarter of the
-capacity (32 requests under way at any time). First the run's other policy is loaded beside the one that is served, made the
-default, and taken back, in which no request may fail; then one of two replicas is killed, of which a client that tries once more
-may not notice. The ratio is the number of requests that failed.
+capacity (32 requests under way at any time). First the run's other policy is loaded beside the served one, made the default and
+rolled back; no request may fail. Then one of two replicas is killed; a client that retries once must not notice. The ratio
+is the number of requests that failed.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ def _send(url: str, bodies: list[bytes], rate: float, seconds: float, rng: np.ra
 
 @contextmanager
 def _beside(*steps: tuple[float, Callable[[], Any]]) -> Iterator[None]:
-    """Do each step at its time, seconds from now, beside what is done in the block."""
+    """Do each step at its time, in seconds from now, while the block runs."""
 
     def run() -> None:
         start = time.perf_counter()

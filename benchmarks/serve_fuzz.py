@@ -1,8 +1,8 @@
-"""Ten thousand requests made from the endpoint's own OpenAPI document, right and wrong ones: none may get a 5xx.
+"""Ten thousand valid and invalid requests made from the endpoint's own OpenAPI document: none may get a 5xx.
 
 `DIGR_RUN=<folder of a run> python -m benchmarks.serve_fuzz` asks the application in this process; with DIGR_URL it asks a running
-server. Half of the requests have real item ids put in, so that they get as far as the decoder. An answer that is an error must
-be a problem with its cause.
+server. Half of the requests name real items, so that they reach the decoder. Every error must be a problem document that
+names its cause.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ def fuzz(document: dict[str, Any], send: Send, item_ids: Sequence[str], num_requ
 
     Args:
         document: OpenAPI, as `GET /openapi.json` gives it.
-        send: has one request answered.
+        send: sends one request and returns its answer.
         item_ids: ids of the catalogue.
     """
     found = Fuzzed(Counter(), [])
@@ -76,7 +76,7 @@ def _wrong(answer: Answer) -> str | None:
 def _requests(
     document: dict[str, Any], item_ids: Sequence[str], num_requests: int, rng: random.Random
 ) -> Iterator[requests.PreparedRequest]:
-    """Make requests in turn for all routes, right and wrong ones, in rounds: some routes have few ways to be asked."""
+    """Make valid and invalid requests for all routes in turn, in rounds: some routes allow only a few different ones."""
     import schemathesis
     from schemathesis.core.result import Ok
 
@@ -120,7 +120,7 @@ def _requests_of(
 
 
 def _with_known(value: Any, item_ids: Sequence[str], rng: random.Random) -> Any:
-    """Put real ids wherever items are named, and a number of items that can be listed."""
+    """Put in real ids wherever items are named, and a valid number of items to list."""
     if isinstance(value, list):
         return [_with_known(part, item_ids, rng) for part in value]
     if not isinstance(value, dict):
@@ -179,7 +179,7 @@ def ask_over_http(url: str) -> tuple[dict[str, Any], Send, list[str]]:
 
 
 def measure(quick: bool) -> Measurement:
-    """Count the requests that got a 5xx or an error that is no problem."""
+    """Count the requests that got a 5xx, or an error that is not a problem document."""
     url, run_dir = os.environ.get("DIGR_URL"), os.environ.get("DIGR_RUN", "runs/quickstart")
     with tempfile.TemporaryDirectory() as state_dir:
         document, send, item_ids = ask_over_http(url) if url else ask_in_process(run_dir, state_dir)

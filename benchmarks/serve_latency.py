@@ -1,9 +1,9 @@
 """What HTTP and Ray Serve add to decoding, and whether the endpoint lists what the batch job lists.
 
 Serves the finished run that the environment variable DIGR_RUN names (its policy after GRPO, if it has one). Requests go out one
-at a time, each beside the same prompt decoded in this process and an empty route (`GET /healthz`), so all three meet the same
-machine. The ratio is the median of a request over the sum of the medians of the decoder and the empty route. The lists of 1,000
-users are compared with those that `jobs.recommend` wrote; the claim needs all of them to be equal, up to the order of items whose
+at a time. Each is timed beside the same prompt decoded in this process and an empty route (`GET /healthz`), so all three meet the
+same load. The ratio is the median of a request over the sum of the medians of the decoder and the empty route. The lists of 1,000
+users are compared with those that `jobs.recommend` wrote. The claim needs all of them to be equal, up to the order of items whose
 log-probabilities differ by less than 1e-4.
 """
 

@@ -1,12 +1,12 @@
 """The endpoint under load: what it carries and what it refuses.
 
 Serves the finished run that the environment variable DIGR_RUN names, on this machine, which also makes the load. Requests are the
-run's test histories with reasons, k = 10. In this order: the capacity (32 requests under way at any time); an open loop at 70 %
-of it, without a single error; one at 3 times the capacity, in which nothing may come but successes and 429s that say when to come
-again, with answers as before within 5 s after it; and as many requests as make 100,000 in all, over which the replica's memory
-may grow by at most 5 %. It is first read after a short overload: the first time that as many requests as it accepts at once are
-there, whatever came before, a replica takes some 0.2 GiB more (probably their stacks in Ray's worker), and keeps it. The
-ratio is the number of these bars that do not hold.
+run's test histories with reasons, k = 10. The parts, in order: the capacity (32 requests under way at any time); an open loop at
+70 % of it, without a single error; one at 3 times the capacity, with nothing but successes and 429s that say when to retry,
+and normal answers within 5 s after it; further requests, up to 100,000 in all, over which the replica's memory may grow by at
+most 5 %. The memory is first read after a short overload: when a replica first holds as many requests as it accepts at once,
+it takes some 0.2 GiB more (probably their stacks in Ray's worker) and keeps it. The ratio is the number of these bars
+that do not hold.
 """
 
 import asyncio
@@ -114,7 +114,7 @@ async def _overload(
 
 
 def _fill(url: str, bodies: list[bytes], requests: int) -> dict[str, Any]:
-    """Send further requests as fast as they are answered, every second one without the decoder."""
+    """Send further requests as fast as they are answered, every second one for an unknown user, without the decoder."""
     mixed = [body for pair in zip(bodies, [UNKNOWN_USER] * len(bodies), strict=True) for body in pair]
     found = asyncio.run(closed_loop(url, mixed, CONCURRENCY, requests=max(requests, 0)))
     print(f"memory: {dict(found.statuses)} in {found.seconds:.0f} s", flush=True)

@@ -1,4 +1,4 @@
-"""The endpoint on a local Ray Serve, as the serving benchmarks start it: a finished run, its test histories as requests."""
+"""Start the endpoint on a local Ray Serve for the serving benchmarks: a finished run, its test histories as requests."""
 
 import asyncio
 import os
@@ -59,7 +59,7 @@ def _title(process: psutil.Process) -> Sequence[str]:
 
 @contextmanager
 def serving(arguments: AppArguments) -> Iterator[Served]:
-    """Start Ray and the endpoint on a free port with one replica; end both. What it keeps goes into a scratch folder."""
+    """Start Ray and the endpoint on a free port with one replica; end both. Its state goes into a scratch folder."""
     import ray
     from ray import serve
 

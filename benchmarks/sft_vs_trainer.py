@@ -1,11 +1,11 @@
 """Fine-tuning against `transformers.Trainer`: real tokens per second, same model, same sequences, same tokens per step.
 
-The peer is what a user would write: batches drawn at random, padded to their longest row, loss over the whole vocabulary on
-the completion. Its rows per batch are as many as fill our token budget on average, padding included. Ours sorts pools of
-sequences by length, fills the budget of every batch, and computes the logits of the SIDs only, normalised on the trie.
-Two models: the default `scratch` policy, whose vocabulary is the SIDs, and a two-layer Qwen3 with 32,000 words, of the form
-of a language model that also has SIDs. Validation is not timed; both run one epoch to warm up. The two loops take turns, and
-the speed-up is the median of the turns, so that a machine that slows down for a while slows both.
+The peer is what a user would write: random batches, padded to their longest row, with the loss of the completion over the whole
+vocabulary. Its rows per batch are as many as fill our token budget on average, padding included. Ours sorts pools of
+sequences by length, fills the budget of every batch, and computes only the logits of the SIDs, normalised on the trie.
+There are two models: the default `scratch` policy, whose vocabulary is the SIDs, and a two-layer Qwen3 with 32,000 words, a
+language model that also has SIDs. Validation is not timed; both run one epoch to warm up. The two loops take turns, and the
+speed-up is the median over the turns, so a slow moment of the machine meets both.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""Language models of known shapes with random weights, and how much of a GPU's arithmetic training them uses."""
+"""Language models of known shapes with random weights, and the share of a GPU's arithmetic that their training uses."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The embedded shop with random semantic IDs: data of a real kind for timing the policy, where codes need no meaning."""
+"""The embedded shop with random semantic IDs: realistic data to time the policy, where codes need no meaning."""
 
 from typing import NamedTuple
 

@@ -1,8 +1,8 @@
-"""Semantic IDs of a million 384-d vectors: codes per second against the bare matrix products, and memory beside the vectors.
+"""Semantic IDs of a million 384-d vectors: codes per second against the bare matrix products, and memory beyond the vectors.
 
-The peer does nothing but the products of the vectors with the codewords of every level, in parts of the size that is fastest
-for it; ours also standardises, finds the nearest codeword, subtracts it and keeps the distance. One thread each, processor
-seconds, the best of three, so that a busy machine does not decide.
+The peer only multiplies the vectors with the codewords of every level, in the batch size that is fastest for it. Ours also
+standardises, finds the nearest codeword, subtracts it and keeps the distance. Each has one thread; the best of three counts, in
+processor seconds, so that a busy machine does not decide.
 """
 
 import resource

@@ -1,9 +1,9 @@
 """Our RQ-VAE against a plain PyTorch loop with MiniOneRec's published settings, on the same item vectors.
 
 The plain loop has full batches, 10,000 epochs, AdamW at 1e-3, beta .25, a latent of 32 and codebooks that start as k-means of
-the first latents. It also gets what the published one lacks: standardised inputs and our narrow hidden layer, so an epoch
-costs it what an epoch costs us. It may stop as soon as it is as good as ours in both reconstruction (R2 of the nearest codes)
-and collisions, which are looked at every 100 epochs. One thread each, processor seconds.
+the first latents. It also gets what the published one lacks: standardised inputs and our narrow hidden layer, so its epochs
+cost as much as ours. Every 100 epochs it may stop if it is as good as ours in both reconstruction (R2 of the nearest codes)
+and collisions. Each has one thread and is timed in processor seconds.
 
 The vectors are `item_embeddings` of the run that the environment variable DIGR_RUN names, or else random clustered ones
 of Industrial's shape.

@@ -1,4 +1,4 @@
-"""The policy's trainings in this process, without Ray, of a run or for their times: what the benchmarks compare and repeat."""
+"""The policy's trainings in this process, without Ray: those of a run, and those that are only timed."""
 
 import tempfile
 from collections.abc import Callable
@@ -132,7 +132,7 @@ def random_reward(trie: SidTrie) -> RewardFn:
         )
         total = total_reward(terms, weights)
         if device.type == "cuda":
-            torch.cuda.synchronize()  # else its time would be counted where the GPU is waited for next
+            torch.cuda.synchronize()  # else its time would count for the next part that waits for the GPU
         return Rewards(total, terms)
 
     return reward

@@ -1,10 +1,9 @@
 """The trie at a million items: seconds and bytes to build, change and map it, and its share of a search.
 
-The ratio is the share of everything but the model: the choice of each level's beams, timed again on random logits, against
-the whole search (32 requests, beam 50, the default scratch policy). What the trie allows is read there, beside the softmax
-over it and the choice of the best, so its own share is less. Building is bounded by an assertion of its own, and
-a changed trie (one item in a hundred new, as many gone) must equal a built one. Filters are those of requests that each
-deny a hundred items.
+The ratio is the share of a search outside the model (32 requests, beam 50, the default scratch policy): choosing each level's
+beams, timed separately on random logits, over the whole search. Choosing includes the softmax and the top beams, so the trie's
+own share is smaller. An assertion bounds the time to build. A changed trie (one item in a hundred new, as many gone) must equal
+one built anew. The filters deny each request a hundred items.
 """
 
 import tempfile
@@ -35,7 +34,7 @@ REQUESTS, BEAMS = 32, 50
 
 
 def num_bytes(trie: SidTrie) -> int:
-    """Count the bytes of the index; the ids of the items are not its own."""
+    """Count the bytes of the index, without the item ids."""
     return sum(value.nbytes for value in (*trie, *trie.child_bits) if isinstance(value, torch.Tensor))
 
 
@@ -74,7 +73,7 @@ def deny_some(num_items: int, rng: np.random.Generator) -> ItemFilter:
 
 @torch.inference_mode()
 def measure(quick: bool) -> Measurement:
-    """Build a random trie, then time a search and what is not the model's in it."""
+    """Build a random trie, then time a search and its part outside the model."""
     rng, num_items = np.random.default_rng(0), 100_000 if quick else 1_000_000
     trie = random_trie(num_items, rng)
     codes = trie.codes.numpy()[rng.permutation(num_items)]

@@ -19,7 +19,7 @@ settings.load_profile("patient")
 # before any Ray starts, in this process or in a command that a test runs
 os.environ.update({name: value for name, value in (PATIENT_RAY | SHARED_CORES).items() if name not in os.environ})
 
-gc.disable()  # until all test modules are imported, which makes many objects and little garbage: a fifth faster
+gc.disable()  # off until all test modules are imported, which makes many objects and little garbage: a fifth faster
 
 
 def pytest_collection_finish() -> None:

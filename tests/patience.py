@@ -15,12 +15,12 @@ PATIENT_RAY = {
 }
 """Environment in which Ray does not take a process for dead that only waits for its turn on a processor."""
 SHARED_CORES = {
-    # a thread that waits for another one sleeps; else it turns in circles on the core that the other one needs, and a step of two
-    # threads on a busy machine takes ten times as long as one of a single thread
+    # a waiting thread sleeps; otherwise it spins on the core that the other thread needs, and on a busy machine a step of two
+    # threads takes ten times as long as one of a single thread
     "OMP_WAIT_POLICY": "PASSIVE",
-    # vLLM would tie every engine to the first core, those of tests that run at the same time too
+    # vLLM would bind every engine to the first core, also those of tests that run at the same time
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # the model runs in the engine's own process, as it does on a GPU; on a CPU vLLM would start another one to tie its threads
+    # the model runs in the engine's own process, as it does on a GPU; on a CPU vLLM would start another one to bind its threads
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 """Environment of processes that share few cores with other tests."""
@@ -30,7 +30,7 @@ def wait_until(holds: Callable[[], bool], explain: Callable[[], object] = lambda
     """Wait until a condition holds.
 
     Args:
-        explain: says in what state things are if it never does.
+        explain: describes the state if it never does.
     """
     end = time.monotonic() + CEILING_SECONDS
     while not holds():

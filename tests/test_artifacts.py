@@ -1,4 +1,4 @@
-"""Artifacts exist only when complete, and tell why they are stale."""
+"""An artifact exists only when it is complete, and says why it is stale."""
 
 import pyarrow as pa
 import pytest

@@ -56,7 +56,7 @@ def test_a_recording_of_a_preset_is_found_from_any_folder(tmp_path, monkeypatch)
     miner = load_config("industrial").interests.miners[0]
     monkeypatch.chdir(tmp_path)
     assert miner.recording == str(PRESETS / "industrial_interests" / "responses.parquet")
-    assert miner.path == "configs/industrial_interests/responses.parquet"  # what a run's manifests know it by
+    assert miner.path == "configs/industrial_interests/responses.parquet"  # the name that a run's manifests record
     nearer = tmp_path / miner.path
     nearer.parent.mkdir(parents=True)
     nearer.touch()

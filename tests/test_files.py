@@ -1,4 +1,4 @@
-"""What an address stands for."""
+"""Which file system an address stands for."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The suite for a GPU runs from its start to its end where there is none, with torch, transformers and little else."""
+"""The GPU suite runs to its end without a GPU, with torch, transformers and little else."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A benchmark prints one JSON line last and writes a result that says what it stands on."""
+"""A benchmark prints one JSON line last, and writes a result with the machine, the versions and the commit."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""What the serving benchmarks compare and count by."""
+"""How the serving benchmarks compare lists and count successes."""
 
 import asyncio
 

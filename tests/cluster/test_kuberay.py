@@ -1,4 +1,4 @@
-"""The KubeRay manifests satisfy the resource schemas that KubeRay publishes, and ask for what this project is."""
+"""The KubeRay manifests satisfy KubeRay's published schemas, and fit this project."""
 
 import re
 from functools import cache
@@ -51,7 +51,7 @@ def _schema(kind: str, api: str) -> dict:
 
 
 def _problems(manifest: dict) -> list[str]:
-    """What a manifest does not satisfy; the schema itself, a megabyte of others', is not checked each time."""
+    """What a manifest violates; the schema itself, a megabyte of foreign text, is not checked each time."""
     validator = jsonschema.Draft202012Validator(_schema(manifest["kind"], manifest["apiVersion"]))
     return [error.message for error in validator.iter_errors(manifest)]
 

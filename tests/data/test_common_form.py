@@ -1,4 +1,4 @@
-"""A folder in the common form is read as it is meant, and what is wrong with it is said before anything is built."""
+"""A folder in the common form is read correctly, and its errors are reported before anything is built."""
 
 from datetime import UTC, datetime
 from pathlib import Path

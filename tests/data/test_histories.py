@@ -239,7 +239,7 @@ def test_official_rows_out_of_order_are_an_error(split, row):
 
 
 def test_a_first_official_row_that_is_shorter_than_later_ones_is_given_what_they_hold():
-    """Counting from the first row on would have missed the interactions that only a later row reaches back to."""
+    """Counting from the first row would miss the interactions that only a later row reaches back to."""
     splits = {
         "train": _official([("u", "c", "d"), ("u", "abcd", "e")]),
         "valid": _official([("u", "e", "f")]),

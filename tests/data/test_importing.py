@@ -1,4 +1,4 @@
-"""Files of any usual kind become a folder in the common form, and whatever is left out is counted by its reason."""
+"""Files of any usual kind become a folder in the common form; rows left out are counted by reason."""
 
 import json
 import subprocess

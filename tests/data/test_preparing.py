@@ -1,4 +1,4 @@
-"""What is left out is counted and said, the order of interactions is the order in time, and parts do not change a thing."""
+"""Rows left out are counted and reported, interactions are in time order, and the number of parts changes nothing."""
 
 from collections import Counter
 from datetime import UTC, datetime

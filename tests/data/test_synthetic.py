@@ -1,4 +1,4 @@
-"""The shop is a function of its seed, its texts carry evidence of interests, and interests, not categories, drive it."""
+"""The shop depends on its seed alone, its texts show the interests, and interests, not categories, drive purchases."""
 
 import numpy as np
 import pyarrow as pa

@@ -40,7 +40,7 @@ def logs(draw: Any) -> Log:
 
 
 def _official(log: Log, draw: Any) -> dict[str, pa.Table]:
-    """Publish the last rows of each user, whose histories reach back anyhow far."""
+    """Publish the last rows of each user, with histories of any length."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
     for user, steps in log.items():
         items = [item for item, _ in steps]
@@ -54,7 +54,7 @@ def _official(log: Log, draw: Any) -> dict[str, pa.Table]:
 
 
 def _expected(log: Log, histories: pa.Table) -> dict[str, list[str]]:
-    """Read which positions of each user the train rows hold: those of a row end just before its target."""
+    """Read which positions of each user the train rows hold: a row's history ends just before its target."""
     found: dict[str, set[int]] = {}
     rows = histories.to_pylist()
     for user, steps in log.items():

@@ -1,4 +1,4 @@
-"""The pages about the stages tell the defaults that the config has, name results that exist, and say where to look first."""
+"""The pages about the stages give the config's own defaults, name results that exist, and say where to look first."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The drawings of the documentation show what the jobs read and make, and are what the script draws."""
+"""The committed drawings show what the jobs read and write, and equal what the script draws."""
 
 import importlib
 import itertools

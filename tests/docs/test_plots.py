@@ -1,4 +1,4 @@
-"""The committed figure is what its script draws from the result files, and it needs nothing of another host."""
+"""The committed figure is what its script draws from the result files, and it loads nothing from another host."""
 
 import re
 import xml.etree.ElementTree as ET

@@ -1,6 +1,6 @@
 """Every number of a table in docs/results.md is in the result file that the table names, and every result is on the page.
 
-How a table says where its numbers are stands at the end of the page, under "Adding a result".
+The end of the page, "Adding a result", explains how a table says where its numbers are.
 """
 
 import json

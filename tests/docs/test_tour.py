@@ -1,4 +1,4 @@
-"""The tour names code that exists, quotes it as it stands, and comes by every job of a run in the order of its plan."""
+"""The tour names code that exists, quotes it as it stands, and passes every job of a run in the order of its plan."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What the report says of semantic IDs is what the tables hold, cut to a bounded size."""
+"""The report on semantic IDs agrees with the tables, and has a bounded size."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""The probe's score rises when semantic IDs let the policy learn what follows what."""
+"""The probe's score rises when semantic IDs let the policy learn which item follows which."""
 
 from itertools import product
 

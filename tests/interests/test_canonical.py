@@ -1,4 +1,4 @@
-"""Phrases of one motive under one id."""
+"""Phrases of one motive share one id."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Key phrases: what is counted, what holds together, and that planted phrases are found."""
+"""Key phrases: how they are counted, which words form a phrase, and that planted ones are found."""
 
 import json
 

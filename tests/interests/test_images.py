@@ -1,4 +1,4 @@
-"""Images are read from anywhere, bounded, and a broken one is a reason."""
+"""Images are read from anywhere within bounds, and a broken one is reported with its reason."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The ledger: what is done is found fast, parts appear whole, and a recording answers in its place."""
+"""The ledger: answered requests are found fast, parts appear whole, and a recording can replace it."""
 
 import numpy as np
 import pyarrow as pa

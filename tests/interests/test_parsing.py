@@ -1,4 +1,4 @@
-"""Every answer gets a status, whatever it looks like, and what can be recovered is."""
+"""Every answer gets a status, whatever it looks like, and everything recoverable is recovered."""
 
 import doctest
 import json

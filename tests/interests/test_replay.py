@@ -1,4 +1,4 @@
-"""A recording of several files."""
+"""A recording may have several files."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +16,7 @@ def _write(folder, name, owner_id, **changes):
 
 @pytest.mark.parametrize("files", ["ab", "ba"])
 def test_a_column_that_is_empty_in_one_file_has_the_type_of_the_other(tmp_path, files):
-    """The first file's type counted, which of a column without a value is none: the others' texts could not be read."""
+    """The first file set the type; its empty column had the type null, so the texts of the others could not be read."""
     _write(tmp_path, f"{files[0]}.parquet", "i1", response=None, status="error", reason=None)
     _write(tmp_path, f"{files[1]}.parquet", "i2", reason="slow")
     requests = pa.table({"owner": ["item"] * 2, "owner_id": ["i1", "i2"], "request_digest": ["x", "y"]})

@@ -102,7 +102,7 @@ def finished(tmp_path_factory, ray_local):
 
 
 def test_the_clusters_config_builds_every_stage_with_every_miner(finished):
-    """The endpoint refused `max_tokens`, and the quantiser wanted a GPU of the driver."""
+    """The endpoint refused `max_tokens`, and the quantiser wanted a GPU in the driver."""
     config, summary, bodies = finished
     assert [job["status"] for job in summary["jobs"]] == ["built"] * len(pipeline.plan(config))
     assert Path(summary["report"]).is_file()

@@ -39,7 +39,7 @@ for job in (train_classifier, build_sids):
 def test_the_quantiser_and_the_classifiers_pairs_ask_the_cluster_for_a_gpu_and_not_the_driver(tmp_path):
     """Both took "cuda" in the driver's own process, which ended there on a head node without a GPU.
 
-    This Ray has a GPU in name only, so what gets it fails, and where it fails shows where it ran.
+    This Ray only claims to have a GPU, so whatever uses it fails, and the place of the failure shows where it ran.
     """
     store, ids = Store(str(tmp_path)), [f"item{index:02d}" for index in range(8)]
     tables = {

@@ -22,7 +22,7 @@ TINY = [
     "data.synthetic.num_users=60",
     "data.synthetic.num_interests=4",
     'interests.owners=["item", "user"]',
-    # a text's vector is the same whatever it is encoded with
+    # a text's vector does not depend on the other texts of its batch
     "cluster.encode_batch_size=1",
     "cluster.encode_threads=1",  # other tests run beside this one
     'interests.miners=[{kind="extractive"}, {kind="extractive", name="short", max_words=2}]',
@@ -77,7 +77,7 @@ def test_interests_and_labels_are_the_same_in_five_parts(stores):
     assert one.equals(five)
     assert {"item", "user"} == set(flat_interests(one)["owner"].to_pylist())
     one, five = (flat_interests(table) for table in _both(stores, "interest_labels"))
-    probabilities = ["probability", "classifier_probability"]  # of batches of other sizes, so equal to float rounding
+    probabilities = ["probability", "classifier_probability"]  # batch sizes differ, so equal up to float rounding
     assert one.drop_columns(probabilities).equals(five.drop_columns(probabilities))
     for name in probabilities:
         np.testing.assert_allclose(one[name].to_numpy(), five[name].to_numpy(), atol=1e-6)

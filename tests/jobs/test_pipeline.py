@@ -1,4 +1,4 @@
-"""The pipeline runs every job in order, skips what is done, and its planted interests are found again, used and steered by."""
+"""The pipeline runs every job in order, skips what is done, and its planted interests are found again, used, and steer lists."""
 
 import json
 import signal
@@ -87,7 +87,7 @@ def test_a_wrong_override_of_an_ablation_stops_the_run_before_it_starts():
 
 
 SHOP = [
-    # one thread each, since other tests run beside this one: threads that wait for each other turn in circles meanwhile
+    # one thread each: other tests run beside this one, and threads that wait for each other would spin
     "cluster.encode_threads=1",
     "train.threads_per_worker=1",
     "train.engine=plain",  # starts faster; test_train_policy.py trains with DeepSpeed

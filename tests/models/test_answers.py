@@ -29,7 +29,7 @@ PARTS = [{"type": "text", "text": "a "}, {"type": "image_url", "image_url": {}},
         # a list of parts was an error of its form, although the protocol allows it
         ({"content": PARTS}, "a b"),
         ({"content": ["a ", "b"]}, "a b"),
-        # a server that takes a model's thoughts apart leaves an answer without closing tag among them; it came out empty
+        # a server that splits off reasoning takes an answer without a closing tag for reasoning; it came out empty
         ({"content": None, "reasoning_content": "{}"}, "{}"),
         ({"content": "", "reasoning": "{}"}, "{}"),
         ({"content": "the answer", "reasoning": "thoughts"}, "the answer"),

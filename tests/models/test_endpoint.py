@@ -1,4 +1,4 @@
-"""An endpoint may be busy, broken or odd; every request still gets its answer, and what it never takes stops the job at once."""
+"""An endpoint may be busy, broken or odd; every request still gets its answer, but refusing them all stops the job at once."""
 
 import asyncio
 import json

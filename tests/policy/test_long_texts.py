@@ -1,4 +1,4 @@
-"""One item with a book for a description costs no more than any other."""
+"""An item with a book as its description costs no more than any other."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Which requests a ranker learns from, and with which candidates."""
+"""Which requests and candidates a ranker learns from."""
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +67,7 @@ def test_a_request_keeps_its_target_and_others_at_random_and_nothing_where_nobod
 
 
 def test_systems_beside_a_system_take_no_candidate_from_it():
-    """Of one draw for all, a system with few sources of its own kept a share of what it learns from."""
+    """With one draw for all systems, a system with few sources kept only a share of its training candidates."""
     view, histories = random_view(5, FAMILIES, num_items=60), HistoryItems(np.array([4, 0, 7, 7, 2]), np.array([0, 3, 5]))
     candidates = candidates_after(view, histories)
     systems = [SERVED, System("plain"), System("twin", "text_twin")]

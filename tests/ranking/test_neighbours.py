@@ -1,4 +1,4 @@
-"""Lists of neighbours, and what they give together for a history."""
+"""Lists of neighbours, and how a history combines them."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Rankers learn what there is to learn, keep their promises, and come back from their files."""
+"""Rankers learn a planted rule, respect their monotone constraints, and survive saving and loading."""
 
 import numpy as np
 import pytest

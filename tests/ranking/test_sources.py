@@ -1,4 +1,4 @@
-"""What the sources propose, and which of it a system ranks."""
+"""Which candidates the sources propose, and which of them a system ranks."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Wishes move a list the way they say, and the more the more they weigh."""
+"""Wishes move a list in their direction, and a larger weight moves it further."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""The calibration finds the curve behind the labels, and what is measured of it is what its name says."""
+"""The calibration finds the curve behind the labels, and its metrics measure what their names say."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The judge's yes has a probability, whatever form the answer of its model has."""
+"""The judge's yes has a probability, whatever form the model's answer has."""
 
 import math
 

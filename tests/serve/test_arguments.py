@@ -1,4 +1,4 @@
-"""What the application is started with."""
+"""The arguments that start the application."""
 
 import re
 import socket

@@ -1,4 +1,4 @@
-"""Whatever a client sends within or outside the contract, the server answers, and never with a 5xx."""
+"""The server answers every request, valid or not, and never with a 5xx."""
 
 from benchmarks.serve_fuzz import ask_in_process, fuzz
 from tests.serve.tiny_run import BEAM_WIDTH

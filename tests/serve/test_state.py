@@ -1,4 +1,4 @@
-"""What is added and chosen: seen by every replica, kept over restarts, and changing no earlier semantic ID."""
+"""Added items and the chosen version: every replica sees them, restarts keep them, and no earlier semantic ID changes."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""The line of waiting requests: bounded, with deadlines, and left by those that go away; and what a server that fails says."""
+"""The queue of requests: it is bounded, has deadlines and drops clients that go away; and what a failing server answers."""
 
 import asyncio
 import contextlib

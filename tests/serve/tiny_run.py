@@ -110,7 +110,7 @@ def write_canonical(store: Store) -> None:
 
 
 def start_service(arguments: AppArguments, replica: str = "one") -> Service:
-    """Start what one replica runs, without Ray; with the longest deadline, which no test of answers is to meet."""
+    """Start what one replica runs, without Ray; with the longest deadline, which no test of answers should reach."""
     arguments = arguments.resolved().model_copy(update={"deadline_seconds": 600.0})
     service = Service(arguments, replica=replica)
     asyncio.run(service.configure(arguments.live()))

@@ -1,4 +1,4 @@
-"""Encodings, delimiters, JSON, Parquet, archives, the web and S3: a table is the same however it comes."""
+"""Encodings, delimiters, JSON, Parquet, archives, the web and S3: a table reads the same from all of them."""
 
 import bz2
 import gzip

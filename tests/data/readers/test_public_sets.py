@@ -1,4 +1,4 @@
-"""Amazon Reviews, MovieLens, RecBole, LC-Rec and MiniOneRec come as their makers publish them."""
+"""Amazon Reviews, MovieLens, RecBole, LC-Rec and MiniOneRec are read as their makers publish them."""
 
 import json
 import os

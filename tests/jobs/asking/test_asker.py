@@ -1,4 +1,4 @@
-"""How prompts become ledger rows: each answer soon after it came, in batches that hold none back, and no further than allowed."""
+"""How prompts become ledger rows: each soon after its answer came, whatever else is in its batch, and within the caps."""
 
 import asyncio
 import json

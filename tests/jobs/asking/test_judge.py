@@ -1,4 +1,4 @@
-"""Verdicts are a ledger as answers are: paid for once, within the budget, and shown what the miner was shown."""
+"""Verdicts have a ledger as answers do: they are paid for once, within the budget, and the judge sees what the miner saw."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The ledger's answers come to the parts of their owners, and every owner gets its row of `interests`, answered or not."""
+"""The ledger's answers reach the parts of their owners, and every owner gets a row of `interests`, answered or not."""
 
 import json
 

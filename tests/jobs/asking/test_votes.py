@@ -1,4 +1,4 @@
-"""What labelers say of an interest is read in the part of the interest."""
+"""Labelers' votes on an interest are read with the interest's part."""
 
 import numpy as np
 import pyarrow as pa

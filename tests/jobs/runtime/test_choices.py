@@ -1,4 +1,4 @@
-"""What a later job would fail of is said from the config and the counts."""
+"""The config and the counts reveal early what a later job would fail on."""
 
 from pathlib import Path
 

@@ -55,7 +55,7 @@ def test_a_table_without_parts_is_an_error_that_names_it(tmp_path):
 
 
 class _Twice:
-    """Writes each item's title twice over, one item at a time; the part 1 fails at its first attempt on a machine."""
+    """Writes each item's title twice over, one item at a time; part 1 fails at its first attempt on a machine."""
 
     def __init__(self, config, store, marker):
         self.store, self.marker = store, Path(marker)

@@ -1,4 +1,4 @@
-"""What a stage takes over of earlier builds: its scratch folder unless forced, and no input whose own inputs were remade."""
+"""What a stage reuses of earlier builds: its scratch folder unless forced, but no input whose own inputs were rebuilt."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +38,7 @@ def _build(config: Config, options: Options, die: bool) -> list[str]:
 
 
 def test_a_killed_build_goes_on_in_its_scratch_folder_and_a_forced_one_begins_anew(tmp_path):
-    """A forced build went on from the checkpoints of the one it was to replace."""
+    """A forced build went on from the checkpoints of the build that it should replace."""
     config = _config(tmp_path)
     assert _build(config, Options(), die=True) == []
     assert _build(config, Options(), die=True) == ["checkpoint-0"]

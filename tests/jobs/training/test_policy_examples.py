@@ -1,4 +1,4 @@
-"""What the examples of the policy's tasks in words may know."""
+"""Which interests the examples of the policy's text tasks may use."""
 
 from pathlib import Path
 

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Add up in the order of the workers, which have a thread each."""
+    """Sum in the same order as the workers, which have one thread each."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

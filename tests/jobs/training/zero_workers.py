@@ -1,7 +1,7 @@
 """One training of a tiny Qwen3, fine-tuning and GRPO, for one plain process or for one of two DeepSpeed workers.
 
-`python -m tests.jobs.training.zero_workers RANK FOLDER CASE...` is such a worker. Both trainings see the same batches: a plain
-process those of both workers in one.
+`python -m tests.jobs.training.zero_workers RANK FOLDER CASE...` is such a worker. Both see the same batches: the plain
+process gets those of both workers in one.
 """
 
 import json
@@ -67,7 +67,7 @@ def _deepspeed_engine(case: dict[str, Any], policy: SidPolicy, lr: float, refere
 
 
 def fine_tune(config: PolicyConfig, make_engine: MakeEngine, worker: int | None, folder: Path, resume: bool = False) -> Progress:
-    """Fine-tune on a worker's share, or with None on all; leaves `folder/best` and the checkpoint of the fourth epoch."""
+    """Fine-tune on a worker's share, or on all with None; leaves `folder/best` and the checkpoint of the fourth epoch."""
     torch.manual_seed(0)
     policy = build_policy(config, LEVEL_SIZES, 0)
     adapt(policy, config)
