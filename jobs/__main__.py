@@ -46,7 +46,7 @@ GROUPS = {
 
 
 def build_app() -> typer.Typer:
-    """Return the whole command; a job's own imports come when it runs, so that help and completion are fast."""
+    """Return the whole command; a job on a config is imported when it runs, so that help and completion need no Ray."""
     app = typer.Typer(name="digr", help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
     groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
     for words, job in JOBS.items():

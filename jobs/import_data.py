@@ -10,6 +10,9 @@ from typing import Annotated, Any, NoReturn
 
 from typer import Argument, Option
 
+from digr.config import load_config
+from digr.data.importing.plan import FORMATS
+from digr.data.importing.writing import import_data
 from jobs.runtime.command_line import JsonOption, Summary, run_and_exit, run_command
 from jobs.runtime.session import log
 
@@ -23,7 +26,7 @@ def import_command(summary: Summary) -> Any:
         files: Annotated[list[str], Argument(metavar="FILES...", help="Files, folders, archives; local, http(s):// or s3://.")],
         *,
         out: Annotated[str, Option(help="Folder or s3:// address to write; data.path of --config by default.")] = "",
-        format: Annotated[str, Option(help="Format of all files, instead of a guess for each, such as amazon-2023.")] = "",
+        format: Annotated[str, Option(help=f"Format of all files, instead of a guess for each: {', '.join(FORMATS)}.")] = "",
         config: Annotated[str, Option(help="TOML file of a run: its data.columns and data.path are read.")] = "",
         columns: Annotated[list[str] | None, Option(metavar="OURS=THEIRS", help="Name of a column that is not guessed.")] = None,
         events: Annotated[str, Option(help="Values of the event column to keep, with commas between; all by default.")] = "",
@@ -59,9 +62,6 @@ def run(
     Raises:
         ValueError: there is nowhere to write, a column is not given as ours=theirs, or the files cannot be imported.
     """
-    from digr.config import load_config
-    from digr.data.importing.writing import import_data
-
     named: dict[str, tuple[str, ...]] = {}
     if config:
         data = load_config(config).data

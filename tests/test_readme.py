@@ -15,10 +15,18 @@ def test_the_readme_is_read_in_a_few_minutes():
     assert max(len(line) for line in README.splitlines() if not line.startswith(("|", "[", "!", "curl"))) <= 130
 
 
+PAGES = [README, *(path.read_text() for name in ("docs", "cluster") for path in sorted((ROOT / name).rglob("*.md")))]
+
+
 def test_every_make_target_and_environment_variable_that_is_named_exists():
-    for target in re.findall(r"`make ([a-z]+)`", README):
-        assert target in TARGETS
-    assert "DIGR_DATA" in (ROOT / "tests" / "real_data.py").read_text()
+    targets = {target for page in PAGES for target in re.findall(r"`make ([a-z-]+)", page)}
+    assert {"quickstart", "test", "docs"} & targets and targets <= set(TARGETS)
+    folders = ("digr", "jobs", "serve", "cluster", "benchmarks", "tests")
+    files = [path for name in folders for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".sh", ".yaml")]
+    code = "".join(path.read_text() for path in files if path != Path(__file__))
+    named = {variable for page in PAGES for variable in re.findall(r"\bDIGR_[A-Z_]+\b", page)}
+    assert {"DIGR_DATA", "DIGR_API_KEY"} <= named
+    assert {variable for variable in named if variable not in code} == set()
 
 
 @pytest.mark.parametrize("page", ["README.md", "cluster/README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
@@ -29,12 +37,3 @@ def test_links_and_named_files_exist(page):
             assert ((ROOT / page).parent / target).exists(), target
     for name in re.findall(r"`((?:configs|digr|jobs|serve|cluster|benchmarks|tests)/[A-Za-z0-9_./-]+)`", text):
         assert (ROOT / name).exists(), name
-
-
-def test_the_extras_that_are_named_exist():
-    import tomllib
-
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"laptop", "cpu", "gpu", "dev"} == set(extras)
-    for name in re.findall(r'-e "\.\[([a-z]+)\]"', README):
-        assert name in extras

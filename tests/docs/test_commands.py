@@ -17,12 +17,12 @@ from jobs.__main__ import JOBS, app
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-TOOLS = {"git", "curl", "apt-get", "sudo", "export", "ray", "kubectl", "docker", "aws", "gcloud", "tensorboard"}
-"""Commands of others; `ray job submit` is checked for the job that it submits."""
+TOOLS = {".", "git", "curl", "export", "ray", "serve", "docker", "mkdir", "cp"}
+"""Commands of others: the files of the project that they name exist, and the job that `ray job submit` submits is checked."""
 
 
 def _commands(page: Path) -> list[str]:
-    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^ *```(?:bash|sh)\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
     lines = [line.strip() for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -59,8 +59,6 @@ def _check_digr(words: list[str]) -> None:
 
 
 def _check_module(module: str, words: list[str]) -> None:
-    source = ROOT / f"{module.replace('.', '/')}.py"
-    assert source.is_file() or (source.with_suffix("") / "__main__.py").is_file(), module
     job = module.removeprefix("jobs.")
     spelled = {job: words for words, job in JOBS.items()} | {"import_data": "data import", "describe_data": "data describe"}
     if module == "jobs":
@@ -75,7 +73,7 @@ def _check_module(module: str, words: list[str]) -> None:
         assert set(words) <= {"--quick"} or module == "benchmarks.gpu_suite" or all("=" in word for word in words), words
         import_module(module)
     else:
-        assert module in ("pip", "pytest", "mkdocs"), module
+        assert module in ("pip", "pytest", "venv"), module
 
 
 def _check_install(words: list[str]) -> None:
@@ -103,11 +101,12 @@ def test_a_command_can_be_run(line):
         elif name == "pip":
             _check_install(words[1:])
         elif name.startswith("python"):
-            assert words[1] == "-m" or (ROOT / words[1]).is_file(), line
-            if words[1] == "-m":
-                _check_module(words[2], words[3:])
+            assert words[1] == "-m", line
+            _check_module(words[2], words[3:])
         else:
             assert name in TOOLS, f"{name}: a command that nobody knows; one of the project's, or of {sorted(TOOLS)}?"
+            named = [word for word in words if re.match(r"(cluster|serve|configs)/", word)]
+            assert [word for word in named if not (ROOT / word).is_file()] == []
             if "--" in words and words[1:3] == ["job", "submit"]:
                 inner = words[words.index("--") + 1 :]
                 assert inner[:2] == ["python", "-m"], line
@@ -129,6 +128,8 @@ def test_the_two_commands_that_do_everything_are_in_the_readme():
         ("digr data import", "Missing argument"),
         ("ray job submit -- python -m jobs.train_sft --config configs/quickstart.toml sft.epoch=3", "unknown key"),
         ("pip install 'digr[gpuu]'", "gpuu"),
+        ("pip install --constraint requirements-gpus.lock digr", "requirements-gpus.lock"),
+        ("serve deploy serve/confg.yaml", "serve/confg.yaml"),
         ("digrr run", "a command that nobody knows"),
     ],
 )
