@@ -1,5 +1,6 @@
 """README.md is short, and what it and the other pages beside docs/ name and link to exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -27,6 +28,33 @@ def test_every_make_target_and_environment_variable_that_is_named_exists():
     named = {variable for page in PAGES for variable in re.findall(r"\bDIGR_[A-Z_]+\b", page)}
     assert {"DIGR_DATA", "DIGR_API_KEY"} <= named
     assert {variable for variable in named if variable not in code} == set()
+
+
+SYSTEMS = {
+    "**DIGR, ranked**": {"ranked"},
+    "DIGR, policy alone": {"sid_grpo", "grpo"},
+    "sum of an ID and a text tower, ours": {"two_towers"},
+    "SASRec, ours": {"sasrec"},
+    "counts of what follows, whole history": {"transition_counts_history"},
+}
+"""Row of the README's table -> the system's name in reports, and in comparisons of seeds."""
+
+
+def test_the_numbers_of_the_table_of_systems_are_those_of_the_files_that_it_links():
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("| ")]
+    checked, path = 0, ""
+    for _, name, *numbers, file in (row for row in rows if len(row) == 5 and "published" not in row[1] and row[0] != "data"):
+        path = path if file == "the same" else re.search(r"\((.+)\)", file)[1]
+        metrics = json.loads((ROOT / path).read_text())["metrics"]
+        for (measure, k), shown in zip((("hr", 10), ("ndcg", 10)), numbers, strict=True):
+            wanted = {"split": "test", "slice": "all", "name": measure, "k": k}
+            systems = SYSTEMS[name.partition(", mean of")[0]]
+            [found] = [each for each in metrics if each["system"] in systems and wanted.items() <= each.items()]
+            values = [f"{found[key]:.3f}".removeprefix("0") for key in ("value", "low", "high")]
+            texts = re.findall(r"\.\d+", shown)
+            assert texts == values[: len(texts)] and texts, (name, measure)
+            checked += 1
+    assert checked == 16
 
 
 @pytest.mark.parametrize("page", ["README.md", "cluster/README.md", "CHANGELOG.md", "CONTRIBUTING.md"])

@@ -91,7 +91,7 @@ def test_a_command_can_be_run(line):
         words = shlex.split(part, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words.pop(0)
-        name = Path(words[0]).name if words else "export"
+        name = (Path(words[0]).name or words[0]) if words else "export"
         if name == "make":
             assert words[1] in TARGETS
         elif name == "bash":
