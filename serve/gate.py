@@ -5,21 +5,21 @@ import contextlib
 import ipaddress
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.keys import KeyRecord, TokenBucket, find_key, read_keys
+from serve.access import access_of, find_route
+from serve.keys import KeyRecord, Role, TokenBucket, find_key, read_keys
 from serve.metrics import Metrics
 from serve.problems import ProblemError, body_too_large, forbidden, rate_limited, unauthorised
 
 logger = logging.getLogger(__name__)
 
-PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
-"""Public paths, which reveal nothing about the catalogue; so are those below /explorer/, the files of the page."""
-ADMIN = frozenset({("POST", "/v1/items"), ("POST", "/v1/models")})
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -47,8 +47,8 @@ class KeyRing:
             self.records, self._changed = read_keys(self._path), changed
             self._buckets = {key.name: TokenBucket(key.requests_per_second, key.burst) for key in self.records}
 
-    def check(self, scope: Scope) -> None:
-        """Let a request in.
+    def check(self, scope: Scope, needed: Role) -> None:
+        """Let a request in whose route needs a role.
 
         Raises:
             ProblemError: it has no valid key, or one of too low a role, or the key has used up its rate.
@@ -61,7 +61,7 @@ class KeyRing:
         record = find_key(self.records, key.strip()) if kind.lower() == "bearer" else None
         if record is None:
             raise unauthorised("send `Authorization: Bearer <key>` with a key of this deployment")
-        if (scope["method"], scope["path"]) in ADMIN and record.role != "admin":
+        if needed == "admin" and record.role != "admin":
             raise forbidden(record.name, record.role)
         if wait := self._buckets[record.name].take():
             raise rate_limited(record.name, wait)
@@ -86,8 +86,17 @@ def _is_loopback(address: str) -> bool:
 class Gate:
     """ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, metrics: Metrics, max_body_bytes: int, body_seconds: float) -> None:
-        self._app, self._keys, self._metrics = app, keys, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Sequence[BaseRoute],
+        keys: KeyRing,
+        metrics: Metrics,
+        max_body_bytes: int,
+        body_seconds: float,
+    ) -> None:
+        self._app, self._routes, self._keys, self._metrics = app, routes, keys, metrics
         self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,8 +121,11 @@ class Gate:
             self._metrics.count_request(_route_of(scope), status, time.perf_counter() - began)
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes:
-        if scope["path"] not in PUBLIC and not scope["path"].startswith("/explorer/"):
-            self._keys.check(scope)
+        """Check a request and read its body; a public route has none, so what is sent is not read."""
+        needed = access_of(find_route(self._routes, scope), scope["method"])
+        if needed == "public":
+            return b""
+        self._keys.check(scope, needed)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > self._max_body_bytes:
             raise body_too_large(self._max_body_bytes)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 
+from serve.access import access
+
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -56,10 +58,12 @@ def mount(api: FastAPI) -> None:
         return Response(asset.content, media_type=asset.media_type, headers=headers)
 
     @router.api_route("/", methods=["GET", "HEAD"])
+    @access("public")
     async def page(request: Request) -> Response:
         return send(request, "index.html")
 
     @router.api_route("/explorer/{name}", methods=["GET", "HEAD"])
+    @access("public")
     async def file(request: Request, name: str) -> Response:
         return send(request, name)
 

@@ -7,13 +7,14 @@ from fastapi.responses import PlainTextResponse
 
 from serve.metrics import CONTENT_TYPE
 from serve.problems import not_ready
-from serve.routes.shared import new_router, service_of
+from serve.routes.shared import access, new_router, service_of
 from serve.schemas import Health, Ready
 
 router = new_router()
 
 
 @router.get("/healthz")
+@access("public")
 async def health(request: Request) -> Health:
     """Say what this replica serves; for liveness probes."""
     name, run = service_of(request).version(None)
@@ -24,6 +25,7 @@ async def health(request: Request) -> Health:
 
 
 @router.get("/readyz")
+@access("public")
 async def ready(request: Request) -> Ready:
     """Say whether versions are loaded and warm."""
     if not service_of(request).is_ready:
@@ -32,6 +34,7 @@ async def ready(request: Request) -> Ready:
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
+@access("read")
 async def metrics(request: Request) -> Response:
     """Return Prometheus metrics of all replicas."""
     return Response(await asyncio.to_thread(service_of(request).metrics.text), media_type=CONTENT_TYPE)

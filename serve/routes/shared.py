@@ -5,9 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.security import HTTPBearer
 
+from serve.access import access
 from serve.problems import PROBLEMS
 from serve.schemas import ItemId, VersionName
 from serve.service import Service
+
+__all__ = ["ItemPath", "Model", "access", "new_router", "service_of"]
 
 Model = Annotated[VersionName | None, Query(description="Version to ask; the default one if not given.")]
 ItemPath = Annotated[ItemId, Path(description="Item id.")]

@@ -126,7 +126,7 @@ def client_of(service: Service, peer: str = "127.0.0.1") -> TestClient:
     """Return a client of a service."""
     api = build_api(service, KeyRing(service.arguments.keys_file))
     client = TestClient(_from(peer, api), base_url="http://127.0.0.1", raise_server_exceptions=False)
-    client.service = service
+    client.service, client.service_api = service, api
     return client
 
 
