@@ -4,7 +4,8 @@ from fastapi import FastAPI
 
 from serve import explorer
 from serve.access import access
-from serve.gate import Gate, KeyRing
+from serve.callers import KeyRing
+from serve.gate import Gate
 from serve.problems import add_problem_handlers
 from serve.routes import items, lists, operations, versions
 from serve.service import Service

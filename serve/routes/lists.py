@@ -5,7 +5,7 @@ from fastapi import Request
 from serve.completion_schemas import CompletionReply, CompletionRequest
 from serve.completions import complete
 from serve.recommending import answer_request, answer_requests
-from serve.routes.shared import access, new_router, service_of
+from serve.routes.shared import access, charge, new_router, service_of
 from serve.schemas import RecommendBatch, RecommendBatchReply, RecommendReply, RecommendRequest
 
 router = new_router()
@@ -23,6 +23,7 @@ async def recommend(request: Request, body: RecommendRequest) -> RecommendReply:
 @access("read")
 async def recommend_batch(request: Request, body: RecommendBatch) -> RecommendBatchReply:
     """Answer several requests; each has its own reply or problem."""
+    charge(len(body.requests))
     return RecommendBatchReply(replies=await answer_requests(service_of(request), body.requests))
 
 
@@ -30,4 +31,5 @@ async def recommend_batch(request: Request, body: RecommendBatch) -> RecommendBa
 @access("read")
 async def post_completions(request: Request, body: CompletionRequest) -> CompletionReply:
     """Complete a history of semantic IDs with semantic IDs of next items, in OpenAI's form."""
+    charge(1 if isinstance(body.prompt, str) else len(body.prompt))
     return await complete(service_of(request), body)

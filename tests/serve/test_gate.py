@@ -9,7 +9,8 @@ from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from serve.access import access
-from serve.gate import Gate, KeyRing
+from serve.callers import KeyRing
+from serve.gate import Gate
 from serve.keys import TokenBucket, find_key, make_key, print_key, read_keys, written
 from serve.metrics import Metrics
 from serve.settings import AppArguments
@@ -102,7 +103,9 @@ def test_without_keys_only_this_machine_is_answered(tiny_run, client):
     outside = serve_without_ray(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH, max_pending=1), peer="10.1.2.3")
     reply = outside.post("/v1/recommend", json=BODY)
     assert (reply.status_code, reply.json()["type"]) == (401, "unauthorised")
-    assert reply.json()["detail"].startswith("this deployment has no keys, so it answers only on 127.0.0.1; set keys_file")
+    assert reply.json()["detail"].startswith("this deployment has no keys, so it answers only programs and browsers of this")
+        "this deployment has no keys, so it answers only programs and browsers of this machine"
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def _ask_gate(method: str, path: str, key: str, keys_file: str) -> list[dict]:
 
     headers = [(b"host", b"localhost"), (b"content-length", b"5"), (b"authorization", f"Bearer {key}".encode())]
     scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
-    arguments = {"keys": KeyRing(keys_file), "metrics": Metrics("one", None), "max_body_bytes": 10, "body_seconds": 0.01}
+    arguments = {"keys": KeyRing(keys_file), "metrics": Metrics("one"), "max_body_bytes": 10, "body_seconds": 0.01}
     asyncio.run(Gate(api, routes=api.routes, **arguments)(scope, receive, send))
     return sent
 

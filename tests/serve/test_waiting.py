@@ -33,7 +33,7 @@ class Decoder:
 
 
 def _line(decoder, max_pending: int = 3, seconds: float = CEILING_SECONDS) -> Line:
-    return Line(decoder, max_pending, seconds, Metrics("one", None))
+    return Line(decoder, max_pending, seconds, Metrics("one"))
 
 
 def _jobs(line: Line, *prompts: str) -> list[Job]:
