@@ -13,8 +13,9 @@ from serve.service import Service
 
 def build_api(service: Service, keys: KeyRing) -> FastAPI:
     """Build the ASGI application of one replica."""
-    api = FastAPI(title="DIGR", description="Generative recommendation with semantic IDs.", version="1", redoc_url=None)
-    for route in api.routes:  # the document and the page about it
+    about = "Generative recommendation with semantic IDs."
+    api = FastAPI(title="DIGR", description=about, version="1", docs_url=None, redoc_url=None)
+    for route in api.routes:  # openapi.json
         access("public")(route.endpoint)  # type: ignore[attr-defined]
     api.state.service = service
     for topic in (lists, items, versions, operations):
