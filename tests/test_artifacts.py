@@ -119,7 +119,9 @@ def test_what_was_made_from_an_input_that_was_made_anew_is_refused_with_both_dig
     artifacts.commit(store, Manifest(name="policy_sft", inputs=inputs | {"file table.json": "0", "items": "gone"}))
     artifacts.check_lineage(store, "policy_sft")
     artifacts.commit(store, Manifest(name="item_sids", rows=7))
-    message = f"policy_sft: made from item_sids {inputs['item_sids']}, but .*variants/plain/item_sids is now .*; run `digr train sft CONFIG --force`"
+    message = (
+        f"policy_sft: made from item_sids {inputs['item_sids']}, but .*variants/plain/item_sids is now .*; run `digr train sft"
+    )
     for where, name in ((store, "policy_sft"), (Store(str(tmp_path)), "variants/plain/policy_sft")):
         with pytest.raises(ValueError, match=message):
             artifacts.check_lineage(where, name)
