@@ -4,8 +4,11 @@
 and `tests/benchmarks` runs the benchmarks.
 """
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +127,15 @@ def test_a_question_of_the_documentation_is_answered(command, url):
     done = CliRunner().invoke(app, words, env={"DIGR_URL": url})
     assert done.exit_code == 0, _told(done)
     assert done.stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("curl ")])
+def test_a_request_of_the_documentation_by_curl_is_answered(command, url):
+    for theirs, ours in {**OF_THE_RUN, "http://127.0.0.1:8000": url}.items():
+        command = command.replace(theirs, ours)
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
+    assert [len(item["title"]) > 0 for item in json.loads(done.stdout)["items"]] == [True] * 5
 
 
 def test_the_key_of_the_documentation_is_made():
