@@ -58,7 +58,7 @@ def parse_keys(path: Path, content: bytes | None) -> list[KeyRecord]:
         ValueError: it is missing or not one.
     """
     if content is None:
-        raise ValueError(f"keys_file = {str(path)!r}: no such file; make keys with `python -m serve.keys NAME`")
+        raise ValueError(f"keys_file = {str(path)!r}: no such file; make keys with `digr keys NAME`")
     try:
         return KeyFile.model_validate(tomllib.loads(content.decode())).keys
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
