@@ -55,7 +55,7 @@ class AppArguments(LiveSettings):
     """Folder on a disk that all replicas see, for added items and the chosen default version; the run's own folder `serving`
     if not given and the run is local. Without one the deployment takes no additions."""
     keys_file: str = ""
-    """TOML file of API keys, see `python -m serve.keys`; without one only this machine itself is answered."""
+    """TOML file of API keys, see `digr keys`; without one only this machine itself is answered, and no proxy may stand before it."""
     beam_width: int = Field(50, ge=1, le=1000)
     """Beams kept, and the largest k a request may ask for."""
     num_threads: int = Field(0, ge=0)
@@ -63,7 +63,7 @@ class AppArguments(LiveSettings):
     deadline_seconds: float = Field(10.0, gt=0, le=600)
     """A request without an answer after this time gets a problem (504)."""
     max_pending: int = Field(128, ge=1, le=100_000)
-    """Requests that wait or are decoded in a replica; one more gets a problem (429) with Retry-After."""
+    """Lists that wait or are decoded in a replica, in equal shares of those who ask at once; one more gets a problem (429)."""
     max_body_bytes: int = Field(1_000_000, ge=1000)
     """Largest body of a request."""
     max_added_items: int = Field(10_000, ge=0)
