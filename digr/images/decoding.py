@@ -19,6 +19,9 @@ from digr.config.images import ImagesConfig
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that catalogues use; Pillow has many more decoders, which foreign bytes do not reach."""
 MAX_PIXELS: int = ImagesConfig.model_fields["max_pixels"].default
+MAX_SCANS = 100
+"""Most passes over a JPEG; a progressive one usually has ten. Each costs as much as the pixels need, and only ten bytes."""
+_SCAN = b"\xff\xda"
 _LARGE_PIXELS = 4_000_000
 _ONE_LARGE_IMAGE = threading.Semaphore()
 """Of images above 4 million pixels, a process decodes one at a time: threads share its memory."""
@@ -44,6 +47,8 @@ def small_png(content: bytes, max_side: int, max_pixels: int = MAX_PIXELS) -> by
             if num_pixels > max_pixels:
                 size = f"{image.width} x {image.height} pixels of {image.format}"
                 raise ValueError(f"{size} need the memory of {num_pixels}, images.max_pixels = {max_pixels}")
+            if content.startswith(b"\xff\xd8") and (num_scans := content.count(_SCAN)) > MAX_SCANS:
+                raise ValueError(f"{num_scans} scans, at most {MAX_SCANS} are read")
             with _ONE_LARGE_IMAGE if num_pixels > _LARGE_PIXELS else contextlib.nullcontext():
                 small = _small_rgb(image, max_side)
     except _BROKEN as error:

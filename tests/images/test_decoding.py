@@ -145,6 +145,17 @@ def test_a_text_in_a_png_that_unpacks_to_much_is_not_unpacked(kind):
     assert used < 60
 
 
+def test_a_jpeg_of_a_thousand_empty_scans_is_not_decoded():
+    """A scan of ten bytes costs milliseconds at 25 million pixels, so a file of 10 MB took 40 minutes."""
+    progressive = _saved(Image.new("RGB", (64, 64), "red"), "JPEG", progressive=True)
+    last = progressive[progressive.rindex(b"\xff\xda") :]
+    scan = last[: 2 + int.from_bytes(last[2:4])]
+    assert progressive.count(b"\xff\xda") == 10 and len(scan) < 16
+    assert small_png(progressive[:-2] + 90 * scan + progressive[-2:], 64)
+    with pytest.raises(ValueError, match="101 scans, at most 100 are read"):
+        small_png(progressive[:-2] + 91 * scan + progressive[-2:], 64)
+
+
 def test_a_tile_of_a_tiff_counts_if_it_is_larger_than_the_image():
     tags = [(256, 4, 10), (257, 4, 10), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 1)]
     tags += [(322, 4, 60_000), (323, 4, 60_000), (324, 4, 200), (325, 4, 100)]
