@@ -317,7 +317,7 @@ def _too_large(address: str, max_bytes: int) -> ValueError:
 def is_transient(error: BaseException) -> bool:
     """Whether another try may succeed after an error of `ImageFetcher.read`: a server or shared disk is busy or unreachable.
 
-    Files that are missing, forbidden, refused, too large or no images, and unknown host names, are permanent errors.
+    Files that are missing, forbidden, refused, too large or no images, unknown host names and wrong certificates, are permanent errors.
     """
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, IncompleteReadError, NoCredentialsError
 
@@ -326,6 +326,8 @@ def is_transient(error: BaseException) -> bool:
         return cause.status in _TRANSIENT_STATUSES or cause.status >= 500
     if isinstance(cause, socket.gaierror):
         return cause.errno == socket.EAI_AGAIN
+    if any(isinstance(inner, ssl.SSLCertVerificationError) for inner in cause.args):  # httpcore's errors hold those of sockets
+        return False
     if isinstance(cause, TimeoutError | httpcore.TimeoutException | httpcore.NetworkError | httpcore.RemoteProtocolError):
         return True
     if isinstance(cause, ClientError):

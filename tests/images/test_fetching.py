@@ -186,8 +186,9 @@ def test_over_tls_the_name_is_checked_although_the_connection_goes_to_an_address
     with _serve(lambda stream, request: stream.sendall(_reply()), context) as (port, requests):
         assert _read(f"https://shop.example:{port}/x.png", resolve=resolve) == b"picture"
         assert names == ["shop.example"] and f"Host: shop.example:{port}\r\n" in requests[0]
-        with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED") as raised:
             _read(f"https://other.example:{port}/x.png", resolve=resolve)
+        assert not is_transient(raised.value)
         assert names == ["shop.example", "other.example"] and len(requests) == 1
 
 
@@ -307,6 +308,17 @@ def test_s3_is_read_in_bounds_by_one_client_of_the_process():
         assert not is_transient(raised.value) and s3_client() is client
     with serve_bucket("shop"):
         assert s3_client() is not client  # of another endpoint
+
+
+def test_the_time_of_an_object_of_s3_is_looked_at_between_its_parts():
+    seconds = itertools.count()
+    with (
+        serve_bucket("shop") as bucket,
+        ImageFetcher(ImagesConfig(max_seconds=3), now=lambda: float(next(seconds))) as fetcher,
+    ):
+        s3_client().put_object(Bucket="shop", Key="x", Body=b"a" * 300_000)
+        with pytest.raises(TimeoutError, match="not read within 3 s"):
+            fetcher.read(f"{bucket}/x", 10**6)
 
 
 def _s3_error(code, status):
