@@ -317,7 +317,8 @@ def _too_large(address: str, max_bytes: int) -> ValueError:
 def is_transient(error: BaseException) -> bool:
     """Whether another try may succeed after an error of `ImageFetcher.read`: a server or shared disk is busy or unreachable.
 
-    Files that are missing, forbidden, refused, too large or no images, unknown host names and wrong certificates, are permanent errors.
+    Permanent are errors of files that are missing, forbidden, refused, too large or no images, unknown host names and wrong
+    certificates.
     """
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, IncompleteReadError, NoCredentialsError
 
