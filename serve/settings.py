@@ -1,11 +1,13 @@
 """Settings of the application: those of its start, and those that may change while it runs."""
 
+import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from digr.config.images import ImagesConfig
 from serve.schemas import Contract, VersionName
 
 
@@ -72,8 +74,15 @@ class AppArguments(LiveSettings):
     """Images are served as PNG of at most this side, pixels."""
     max_image_bytes: int = Field(10_000_000, ge=1000)
     """Largest file read for an image."""
+    images: ImagesConfig = ImagesConfig()
+    """Where images may be read from, with the keys of `[images]` in a run's config; from a command line as JSON."""
     follow_seconds: float = Field(0.5, gt=0, le=60)
     """How often a replica looks for what other replicas added or changed."""
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _images_of_a_word(cls, images: Any) -> Any:
+        return json.loads(images) if isinstance(images, str) else images
 
     def resolved(self) -> "AppArguments":
         """Return the same with the versions spelled out and absolute paths.
