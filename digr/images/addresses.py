@@ -25,6 +25,7 @@ MAX_ADDRESS_CHARS = 8192
 SHOWN_CHARS = 120
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_USER = re.compile(r"//[^/?#]*@")
 _HOST = re.compile(r"[a-z0-9_.-]+|[0-9a-f:.]+")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 _NEVER = [
@@ -54,8 +55,8 @@ def address_of(uri: str | None) -> str:
 
 
 def shorten(address: str) -> str:
-    """Return an address for a message: its beginning, and of inline data only the kind, without control characters."""
-    text = address.partition(",")[0] if address[:5].lower() == "data:" else address
+    """Return an address for a message: its beginning, of inline data only the kind; no password and no control characters."""
+    text = address.partition(",")[0] if address[:5].lower() == "data:" else _USER.sub("//...@", address[:MAX_ADDRESS_CHARS])
     return _CONTROL.sub("?", text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}...")
 
 

@@ -227,4 +227,5 @@ def test_each_setting_closes_what_it_names():
 def test_messages_show_the_beginning_of_an_address_and_no_inline_data():
     assert shorten("data:image/png;base64,SECRET") == "data:image/png;base64"
     assert shorten("http://x/" + "a" * 500) == "http://x/" + "a" * 111 + "..."
+    assert shorten("http://user:secret@shop.example/x@y") == "http://...@shop.example/x@y"
     assert shorten("a\nb\x1b[31m\u2028") == "a?b?[31m?"

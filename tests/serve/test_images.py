@@ -187,6 +187,15 @@ def test_the_memory_of_kept_images_is_bounded(monkeypatch):
         assert len(_get(ItemImages(LOOPBACK, LIMITS), f"{shop.url}/200")[0]) == one
 
 
+def test_what_one_version_may_read_is_not_given_to_another_that_may_not(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(_picture())
+    pictures, uri = ItemImages(LOOPBACK, LIMITS), str(tmp_path / "x.jpg")
+    assert asyncio.run(pictures.get("x", uri, (str(tmp_path),))).content
+    with pytest.raises(ProblemError, match="cannot be read"):
+        asyncio.run(pictures.get("x", uri, ()))
+    assert asyncio.run(pictures.get("x", uri, (str(tmp_path),))).content
+
+
 def test_images_beyond_the_line_are_problems_that_pass():
     with _shop(blocked=True) as shop:
         pictures = ItemImages(LOOPBACK, LIMITS)
