@@ -61,9 +61,9 @@ def image_not_allowed() -> ProblemError:
     return ProblemError("image-not-allowed", 422, "This image is not allowed", detail, fields=["image_uri"])
 
 
-def invalid_line(error: ValidationError) -> ProblemError:
-    """Name the fields of a line that break the contract."""
-    found = [(".".join(map(str, each["loc"])) or "the line", each["msg"]) for each in error.errors(include_url=False)]
+def invalid_line(error: ValidationError, field: str = "the line") -> ProblemError:
+    """Name the fields of a line that break the contract; `field` is the one that was read."""
+    found = [(".".join(map(str, each["loc"])) or field, each["msg"]) for each in error.errors(include_url=False)]
     detail = "; ".join(f"{field}: {message}" for field, message in found[:20])
     fields = list(dict.fromkeys(field for field, _ in found))[:20]
     return ProblemError("invalid-request", 422, "The request does not follow the contract", detail, fields=fields)

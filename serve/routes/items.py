@@ -6,10 +6,12 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 
 from serve.browsing import find_item, search, show_item, show_level
+from serve.bulk import JSON_LINES, change_lines
+from serve.change_problems import not_json_lines
 from serve.changing import change_catalogue, check_not_deleted, sids_of
 from serve.deciding import Outcome, Wish
 from serve.images import item_image
-from serve.item_schemas import MAX_SEARCH, AddedItem, FoundItems, Item, ItemChange, NewItem, SidLevel
+from serve.item_schemas import MAX_SEARCH, AddedItem, BulkResult, FoundItems, Item, ItemChange, NewItem, SidLevel
 from serve.routes.shared import ItemPath, Model, new_router, service_of
 from serve.service import Service
 
@@ -43,6 +45,25 @@ async def _do(service: Service, wish: Wish) -> Outcome:
     if outcome.problem is not None:
         raise outcome.problem
     return outcome
+
+
+@router.post(
+    "/v1/items/bulk",
+    response_class=Response,
+    responses={200: {"model": BulkResult, "content": {JSON_LINES: {}}, "description": "One result per line, in order"}},
+    openapi_extra={"requestBody": {"required": True, "content": {JSON_LINES: {"schema": {"type": "string"}}}}},
+)
+async def add_items(request: Request) -> Response:
+    """Add or change an item per JSON line; a line that fails stops no other. Needs an admin key.
+
+    A line of an unknown item is a whole new item; one of a known item has the facts that change; with `"delete": true` it is
+    deleted.
+    """
+    form = request.headers.get("content-type", "none")
+    if form.partition(";")[0].strip().lower() not in (JSON_LINES, "application/jsonl"):
+        raise not_json_lines(form)
+    results = await change_lines(service_of(request), await request.body())
+    return Response("".join(f"{result.model_dump_json(exclude_none=True)}\n" for result in results), media_type=JSON_LINES)
 
 
 @router.patch("/v1/items/{item_id:path}")
