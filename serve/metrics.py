@@ -1,20 +1,16 @@
 """Prometheus metrics of all replicas, available at each of them.
 
-Each replica has its own counters, labelled by its name, and writes them regularly into the state folder; `GET /metrics` adds
-those of the other replicas. Without a state folder it returns only the metrics of the replica that answers.
+Each replica has its own counters, labelled by its name, and reports them regularly (`serve.board`); `GET /metrics` adds what the
+other replicas reported.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.parser import text_string_to_metric_families
 
-from digr.serving.state import StateStore
-
-FRESH_SECONDS, KEPT_SECONDS = 15.0, 3600.0
-"""Files of replicas that wrote nothing for longer are not shown, then removed."""
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -22,9 +18,9 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 class Metrics:
     """What one replica counts."""
 
-    def __init__(self, replica: str, state: StateStore | None) -> None:
+    def __init__(self, replica: str) -> None:
         own = CollectorRegistry()
-        self._own, self._replica, self._state = own, replica, state
+        self._own, self._replica = own, replica
         labels = ["replica"]
         self._requests = Counter("digr_requests", "Requests answered", [*labels, "route", "status"], registry=own)
         self._seconds = Histogram(
@@ -52,25 +48,14 @@ class Metrics:
         self._lists.labels(self._replica, model, source).inc()
         self._proven.labels(self._replica, model).inc(int(is_proven))
 
-    def write(self) -> None:
-        """Leave the numbers for the other replicas to read."""
-        if self._state is not None:
-            self._state.write(f"metrics/{self._replica}.prom", generate_latest(self._own))
+    def own(self) -> str:
+        """Return the numbers of this replica in Prometheus' text format."""
+        return generate_latest(self._own).decode()
 
-    def text(self) -> bytes:
-        """Return the numbers of all replicas in Prometheus' text format."""
-        return generate_latest(_Families(_merge([generate_latest(self._own).decode(), *self._others()])))
-
-    def _others(self) -> Iterator[str]:
-        if self._state is None:
-            return
-        for file in self._state.list_files("metrics"):
-            if file.age_seconds > KEPT_SECONDS:
-                self._state.remove(file.name)
-            elif file.age_seconds <= FRESH_SECONDS and file.name != f"metrics/{self._replica}.prom":
-                content = self._state.read(file.name)
-                if content is not None:  # another replica may have removed it
-                    yield content.decode()
+    def text(self, reports: Mapping[str, str]) -> bytes:
+        """Return the numbers of all replicas in Prometheus' text format: those of this one, and what others reported."""
+        others = [numbers for replica, numbers in reports.items() if replica != self._replica]
+        return generate_latest(_Families(_merge([self.own(), *others])))
 
 
 class _Families(CollectorRegistry):

@@ -5,7 +5,6 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 from digr.artifacts import digest_of
@@ -13,6 +12,7 @@ from digr.serving.journal import Entry, Journal
 from digr.serving.state import open_state
 from serve import problems
 from serve.additions import VersionAdditions
+from serve.board import Board, MemoryBoard
 from serve.catalogue import ServedRun, assemble, digests_of, read_run
 from serve.change_problems import not_loaded_everywhere, state_not_reached
 from serve.decoding import decode, warm_up
@@ -58,11 +58,22 @@ def _extended(loaded: Loaded, items: ItemJournal) -> Loaded:
 class Service:
     """The versions of a replica. A request keeps the version that it began with, even if that version is replaced."""
 
-    def __init__(self, arguments: AppArguments, device: str = "cpu", replica: str = "0", decode: Decode = decode) -> None:
+    def __init__(
+        self,
+        arguments: AppArguments,
+        device: str = "cpu",
+        replica: str = "0",
+        *,
+        decode: Decode = decode,
+        board: Board | None = None,
+    ) -> None:
         self.arguments = arguments
         state = open_state(arguments.state_dir) if arguments.state_dir else None
         self.state = state
-        self.metrics = Metrics(replica, state)
+        self.metrics = Metrics(replica)
+        self.board: Board = board or MemoryBoard()
+        """Where replicas report; without one given, this replica is alone."""
+        self._replica = replica
         self.versions: dict[str, Loaded] = {}
         self.failed: dict[str, str] = {}
         """Versions that could not be loaded, with the reason; an earlier load of the same version stays in use."""
@@ -188,16 +199,9 @@ class Service:
             self._set_aside[entry.name] = entry.reason or "it names no default version"
         return None
 
-    async def follow_for_ever(self, also: Callable[[], None]) -> None:
-        """Follow every `follow_seconds`; log a failure and try again the next time."""
-        while True:
-            await asyncio.sleep(self.arguments.follow_seconds)
-            try:
-                await self.follow()
-                await asyncio.to_thread(self.metrics.write)
-                await asyncio.to_thread(also)
-            except (OSError, ValueError, RuntimeError):
-                logger.exception("what other replicas changed cannot be followed; trying again")
+    async def report(self) -> int:
+        """Report what this replica counts; return how many replicas there are."""
+        return await self.board.report(self._replica, self.metrics.own())
 
     async def change_default(self, change: ChangeDefault) -> Versions:
         """Choose the default version for all replicas; the choice survives restarts.

@@ -12,7 +12,7 @@ from serve.changing import change_catalogue, check_not_deleted, sids_of
 from serve.deciding import Outcome, Wish
 from serve.images import item_image
 from serve.item_schemas import MAX_SEARCH, AddedItem, BulkResult, FoundItems, Item, ItemChange, NewItem, SidLevel
-from serve.routes.shared import ItemPath, Model, new_router, service_of
+from serve.routes.shared import ItemPath, Model, access, new_router, service_of
 from serve.service import Service
 
 router = new_router()
@@ -20,6 +20,7 @@ LINES = {"type": "array", "items": {"$ref": "#/components/schemas/NewItem"}, "de
 
 
 @router.get("/v1/items")
+@access("read")
 async def find_items(
     request: Request,
     query: Annotated[
@@ -34,6 +35,7 @@ async def find_items(
 
 
 @router.post("/v1/items")
+@access("admin")
 async def add_item(request: Request, body: NewItem) -> AddedItem:
     """Add an item: the frozen quantiser gives it a semantic ID, and no other item's changes. Needs an admin key."""
     service = service_of(request)
@@ -54,6 +56,7 @@ async def _do(service: Service, wish: Wish) -> Outcome:
     responses={200: {"model": BulkResult, "content": {JSON_LINES: {}}, "description": "One result per line, in order"}},
     openapi_extra={"requestBody": {"required": True, "content": {JSON_LINES: {"schema": LINES}}}},
 )
+@access("admin")
 async def add_items(request: Request) -> Response:
     """Add or change an item per JSON line; a line that fails stops no other. Needs an admin key.
 
@@ -67,25 +70,12 @@ async def add_items(request: Request) -> Response:
     return Response("".join(f"{result.model_dump_json(exclude_none=True)}\n" for result in results), media_type=JSON_LINES)
 
 
-@router.patch("/v1/items/{item_id:path}")
-async def change_item(request: Request, item_id: ItemPath, body: ItemChange) -> Item:
-    """Change facts of an item on all replicas; it keeps its semantic ID and its interests. Needs an admin key."""
-    service = service_of(request)
-    await _do(service, Wish("change", item_id, body.model_dump(exclude_unset=True)))
-    return show_item(service.version(None)[1], item_id)
-
-
-@router.delete("/v1/items/{item_id:path}", status_code=204)
-async def delete_item(request: Request, item_id: ItemPath) -> None:
-    """Take an item out of all lists; histories that contain it still work. Deleting again changes nothing. Needs an admin key."""
-    await _do(service_of(request), Wish("delete", item_id, {}))
-
-
 @router.get(
     "/v1/items/{item_id:path}/image",
     response_class=Response,
     responses={200: {"content": {"image/png": {}}, "description": "PNG"}},
 )
+@access("read")
 async def get_image(request: Request, item_id: ItemPath, model: Model = None) -> Response:
     """Return the item's own image as PNG."""
     service = service_of(request)
@@ -98,6 +88,7 @@ async def get_image(request: Request, item_id: ItemPath, model: Model = None) ->
 
 
 @router.get("/v1/items/{item_id:path}")
+@access("read")
 async def get_item(request: Request, item_id: ItemPath, model: Model = None) -> Item:
     """Return all facts about an item."""
     service = service_of(request)
@@ -105,7 +96,24 @@ async def get_item(request: Request, item_id: ItemPath, model: Model = None) -> 
     return show_item(service.version(model)[1], item_id)
 
 
+@router.patch("/v1/items/{item_id:path}")
+@access("admin")
+async def change_item(request: Request, item_id: ItemPath, body: ItemChange) -> Item:
+    """Change facts of an item on all replicas; it keeps its semantic ID and its interests. Needs an admin key."""
+    service = service_of(request)
+    await _do(service, Wish("change", item_id, body.model_dump(exclude_unset=True)))
+    return show_item(service.version(None)[1], item_id)
+
+
+@router.delete("/v1/items/{item_id:path}", status_code=204)
+@access("admin")
+async def delete_item(request: Request, item_id: ItemPath) -> None:
+    """Take an item out of all lists; histories that contain it still work. Deleting again changes nothing. Needs an admin key."""
+    await _do(service_of(request), Wish("delete", item_id, {}))
+
+
 @router.get("/v1/sids")
+@access("read")
 async def get_sids(
     request: Request,
     prefix: Annotated[str, Query(max_length=100, pattern=r"^$|^[0-9]{1,9}(\.[0-9]{1,9})*$", description="Codes with dots.")] = "",
