@@ -140,16 +140,18 @@ def remove_item(
 ) -> None:
     """Take an item out of all lists; `digr items add` brings it back. Needs an admin key."""
     ask_endpoint(url, lambda client: client.delete_item(item))
-    tell(f"{item} is in no list any more")
+    print_table(("item", "status"), [(item, "in no list any more")])
 
 
 @items.command("import")
 def import_items(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="JSON lines, one item each.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, one item each.")],
     *,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Add, change or delete an item per JSON line; say which lines fail, and why. Needs an admin key."""
+    if not file.is_file():
+        raise typer.BadParameter(f"{file}: no such file", param_hint="FILE")
     counts, before = dict[str, int](), 0
     for number, lines in _chunks(file):
         results = ask_endpoint(url, lambda client, lines=lines: client.send_lines(b"".join(lines)), IMPORT_SECONDS)  # type: ignore[misc]
