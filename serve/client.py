@@ -7,14 +7,15 @@ for item in client.recommend(history=["item-17", "item-4"], k=5):
     print(item.title, item.score, item.reasons)
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
 from pydantic import ValidationError
 
-from serve.item_schemas import AddedItem, FoundItem, FoundItems, Item, NewItem
+from serve.item_schemas import AddedItem, BulkResult, FoundItem, FoundItems, Item, ItemChange, NewItem
 from serve.schemas import (
     ChangeDefault,
     Contract,
@@ -99,11 +100,33 @@ class Client:
 
     def item(self, item_id: str, model: str | None = None) -> Item:
         """Return everything that is known about an item."""
-        return self._ask(Item, "GET", f"/v1/items/{quote(item_id, safe='')}", model=model)
+        return self._ask(Item, "GET", _path_of(item_id), model=model)
 
     def add_item(self, item: NewItem) -> AddedItem:
         """Add an item to the catalogue; needs an admin key."""
         return self._ask(AddedItem, "POST", "/v1/items", item.model_dump())
+
+    def change_item(self, item_id: str, change: ItemChange) -> Item:
+        """Change the facts of an item that are set in `change`; needs an admin key."""
+        return self._ask(Item, "PATCH", _path_of(item_id), change.model_dump(exclude_unset=True))
+
+    def delete_item(self, item_id: str) -> None:
+        """Take an item out of all lists; needs an admin key."""
+        self._checked(self._send("DELETE", _path_of(item_id), None, {}))
+
+    def change_items(self, lines: Iterable[Mapping[str, Any]]) -> list[BulkResult]:
+        """Add, change or delete an item per line, at most `serve.item_schemas.MAX_BULK`; needs an admin key.
+
+        A line of an unknown item has the fields of `NewItem`, one of a known item those of `ItemChange` that change, with
+        `"delete": True` none.
+        """
+        content = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+        return self.send_lines(content)
+
+    def send_lines(self, content: bytes) -> list[BulkResult]:
+        """Do as `change_items` with lines that are JSON already."""
+        response = self._checked(self._send("POST", "/v1/items/bulk", content, {}))
+        return [_read(BulkResult, response, line) for line in response.content.splitlines()]
 
     def models(self) -> Versions:
         """List the loaded versions."""
@@ -121,24 +144,30 @@ class Client:
     def _ask(self, form: type[Reply], method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Reply:
         """Send one request and read the reply."""
         given = {name: value for name, value in query.items() if value is not None}
-        response = self._send(method, path, body, given)
+        return _read(form, self._checked(self._send(method, path, body, given)))
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
+        """Return an answer that is a success."""
         if response.headers.get("content-type", "").startswith("application/problem+json"):
             problem = _read(Problem, response)
             raise EndpointError(problem.title, problem.detail, response.status_code, problem)
         if not response.is_success:
             detail = f"{response.url} answered {response.status_code} in a form that is not DIGR's; is the address right?"
             raise EndpointError(f"{response.status_code} {response.reason_phrase}".strip(), detail, response.status_code)
-        return _read(form, response)
+        return response
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | None, query: dict[str, Any]) -> httpx.Response:
-        """Send one request; redirects are not followed, so that a key goes to no other server."""
+    def _send(self, method: str, path: str, body: dict[str, Any] | bytes | None, query: dict[str, Any]) -> httpx.Response:
+        """Send one request, bytes as JSON lines; redirects are not followed, so that a key goes to no other server."""
+        lines = body if isinstance(body, bytes) else None
+        form = {"Content-Type": "application/x-ndjson"} if lines is not None else {}
         try:
             return httpx.request(
                 method,
                 self.url + path,
-                json=body,
+                json=None if lines is not None else body,
+                content=lines,
                 params=query,
-                headers=self.headers,
+                headers=self.headers | form,
                 timeout=self._timeout,
                 follow_redirects=False,
             )
@@ -154,9 +183,14 @@ class Client:
             raise EndpointError("No answer", f"{self.url}: the connection was lost: {error}") from None
 
 
-def _read(form: type[Reply], response: httpx.Response) -> Reply:
+def _path_of(item_id: str) -> str:
+    return f"/v1/items/{quote(item_id, safe='')}"
+
+
+def _read(form: type[Reply], response: httpx.Response, content: bytes | None = None) -> Reply:
+    """Read a reply, or a line of it."""
     try:
-        return form.model_validate_json(response.content)
+        return form.model_validate_json(response.content if content is None else content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole answer"

@@ -147,7 +147,9 @@ def _check_steer(run: ServedRun, request: RecommendRequest) -> None:
 
 def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:
     if request.allow is None and request.deny is None and not request.exclude_history:
-        return None
+        if not len(run.popular):
+            raise no_items_left(run.trie.num_items)
+        return run.listed
     priced = any(wanted is not None and wanted.lacks_currency() for wanted in (request.allow, request.deny))
     if priced and len(run.facts.currencies) > 1:
         raise currency_needed(run.facts.currencies)
@@ -156,6 +158,8 @@ def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bo
         allowed &= ~run.matching(condition)
     if request.exclude_history:
         allowed[places] = False
+    if run.listed is not None:
+        allowed &= run.listed
     if not allowed.any():
         raise no_items_left(run.trie.num_items)
     return allowed
