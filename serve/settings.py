@@ -55,7 +55,7 @@ class AppArguments(LiveSettings):
     """Folder on a disk that all replicas see, for added items and the chosen default version; the run's own folder `serving`
     if not given and the run is local. Without one the deployment takes no additions."""
     keys_file: str = ""
-    """TOML file of API keys, see `digr keys`; without one only this machine itself is answered, and no proxy may stand before it."""
+    """TOML file of API keys, see `digr keys`; without one only this machine itself is answered, and no proxy may stand before."""
     beam_width: int = Field(50, ge=1, le=1000)
     """Beams kept, and the largest k a request may ask for."""
     num_threads: int = Field(0, ge=0)
