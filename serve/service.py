@@ -12,6 +12,7 @@ from serve.board import Board, MemoryBoard
 from serve.catalogue import ServedRun, assemble, digests_of, read_run
 from serve.decoding import decode, warm_up
 from serve.encoders import get_encoder
+from serve.images import ImageLimits, ItemImages
 from serve.item_schemas import AddedItem, NewItem
 from serve.metrics import Metrics
 from serve.schemas import ChangeDefault, Version, Versions
@@ -60,6 +61,8 @@ class Service:
         self.is_ready = False
         self._live = LiveSettings()
         self.line = Line(decode, arguments.max_pending, arguments.deadline_seconds, self.metrics)
+        limits = ImageLimits(arguments.max_image_bytes, arguments.max_image_side, arguments.deadline_seconds)
+        self.images = ItemImages(arguments.images, limits)
         self._device = device
         self._changing, self._configuring = asyncio.Lock(), asyncio.Lock()
         state_dir = Path(arguments.state_dir) if arguments.state_dir else None

@@ -1,11 +1,13 @@
 """Settings of the application: those of its start, and those that may change while it runs."""
 
+import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from digr.config.images import ImagesConfig
 from serve.schemas import Contract, VersionName
 
 
@@ -55,7 +57,7 @@ class AppArguments(LiveSettings):
     """Folder on a disk that all replicas see, for added items and the chosen default version; the run's own folder `serving`
     if not given and the run is local. Without one the deployment takes no additions."""
     keys_file: str = ""
-    """TOML file of API keys, see `digr keys`; without one only this machine itself is answered, and no proxy may stand before."""
+    """TOML file of API keys, see `digr keys`; without one only this machine is answered, and no proxy may stand before it."""
     beam_width: int = Field(50, ge=1, le=1000)
     """Beams kept, and the largest k a request may ask for."""
     num_threads: int = Field(0, ge=0)
@@ -72,8 +74,15 @@ class AppArguments(LiveSettings):
     """Images are served as PNG of at most this side, pixels."""
     max_image_bytes: int = Field(10_000_000, ge=1000)
     """Largest file read for an image."""
+    images: ImagesConfig = ImagesConfig()
+    """Where images may be read from, with the keys of `[images]` in a run's config; from a command line as JSON."""
     follow_seconds: float = Field(0.5, gt=0, le=60)
     """How often a replica looks for what other replicas added or changed."""
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _images_of_a_word(cls, images: Any) -> Any:
+        return json.loads(images) if isinstance(images, str) else images
 
     def resolved(self) -> "AppArguments":
         """Return the same with the versions spelled out and absolute paths.
