@@ -67,6 +67,7 @@ def test_when_all_replicas_are_dead_the_client_is_told_to_come_again():
         ("POST", "/v1/recommend/", 1),
         ("PATCH", "/v1/items/lamp", 1),
         ("DELETE", "/v1/items/lamp", 1),
+        ("PATCH", "/v1/items", 1),
         ("POST", "/v1/recommend", 2),
         ("POST", "/v1/items", 2),
         ("GET", "/v1/models", 2),
