@@ -67,15 +67,24 @@ class KeyRing:
             logger.warning(NO_KEYS)
 
     def refresh(self) -> None:
-        """Read the file; keys that stay keep what is left of their rates.
+        """Read the file and use what it says.
 
         Raises:
             ValueError: it is missing or not one; the keys before stay.
         """
-        if self._path is None:
-            return
-        content = self._path.read_bytes() if self._path.exists() else None
-        if content is None or content != self._content:
+        self.use(self.read_file())
+
+    def read_file(self) -> bytes | None:
+        """Return what the file holds; None if there is none. It changes nothing, so it may run in any thread."""
+        return self._path.read_bytes() if self._path and self._path.exists() else None
+
+    def use(self, content: bytes | None) -> None:
+        """Let in the keys of a file's content; those that stay keep what is left of their rates.
+
+        Raises:
+            ValueError: there is no file, or it is no key file; the keys before stay.
+        """
+        if self._path and (content is None or content != self._content):
             self.records, self._content = parse_keys(self._path, content), content
             self._set_rates()
 

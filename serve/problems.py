@@ -12,6 +12,12 @@ from starlette.exceptions import HTTPException
 from serve.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
+REPLY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
+"""What a browser is told about a reply that says nothing else: show it as what it is, run nothing in it, name it to nobody."""
 LINE_IS_FULL = "Digr-Line-Is-Full"
 """Header by which serve.edge tells a full line from a key that has used up its rate."""
 
@@ -34,7 +40,7 @@ class ProblemError(Exception):
     def response(self) -> Response:
         """Write it as application/problem+json."""
         content = json.dumps(self.problem.model_dump(exclude_none=True))
-        return Response(content, self.problem.status, headers=self.headers, media_type=MEDIA_TYPE)
+        return Response(content, self.problem.status, headers=REPLY_HEADERS | (self.headers or {}), media_type=MEDIA_TYPE)
 
 
 async def _answer_problem(request: Request, error: ProblemError) -> Response:

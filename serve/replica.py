@@ -14,7 +14,11 @@ class Replica:
 
     def start(self) -> None:
         """Begin; a second time changes nothing. Needs a running event loop."""
-        read_keys = in_own_thread(self.keys.refresh)
+        read_file = in_own_thread(self.keys.read_file)
+
+        async def read_keys() -> None:
+            self.keys.use(await read_file())
+
         self._background.start(follow=self.service.follow, read_keys=read_keys, report=self._report)
 
     async def _report(self) -> None:

@@ -313,3 +313,9 @@ def test_a_query_of_raw_bytes_is_a_problem(client):
     asked = Asked("GET", "/nowhere", "")
     asyncio.run(client.service_api(asked.scope | {"query_string": b"\xff", "root_path": ""}, _empty, asked.send))
     assert asked.told()[0] == 400
+
+
+def test_no_websocket_is_opened(client):
+    asked = Asked("GET", "/v1/models", "")
+    asyncio.run(client.service_api(asked.scope | {"type": "websocket", "root_path": ""}, _empty, asked.send))
+    assert asked.sent == [{"type": "websocket.close", "code": 1008}]
