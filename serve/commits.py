@@ -15,7 +15,7 @@ Make = Callable[[], bytes]
 
 class _Waiting(NamedTuple):
     make: Make
-    count: int
+    num_rows: int
     done: "Future[None]"
 
 
@@ -73,7 +73,7 @@ class GroupCommit:
                 if ready:
                     self._write(b"".join(lines for lines, _ in ready))
             except Exception as error:
-                logger.exception("%d rows were not written", sum(entry.count for _, entry in ready))
+                logger.exception("%d rows were not written", sum(entry.num_rows for _, entry in ready))
                 for _, entry in ready:
                     entry.done.set_exception(error)
             else:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from digr.data.event_store import create_store, impressions_log
@@ -79,7 +80,7 @@ def _line(shown: Shown, received: int) -> bytes:
     run, reply = shown.run, shown.reply
     reasons = [item.reasons for item in reply.items]
     if not shown.has_reasons:
-        reasons = run.explain(shown.places, shown.listed, shown.interests)
+        reasons = run.explain(shown.places, np.asarray(shown.listed, np.int64), shown.interests)
     names = iter(_canonical(run, [own[0] for own in reasons if own]))
     items = [
         {
