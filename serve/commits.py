@@ -67,7 +67,8 @@ class GroupCommit:
             for entry in batch:
                 try:
                     ready.append((entry.make(), entry))
-                except Exception as error:  # noqa: BLE001  (its caller is told; the rows of others are written)
+                except Exception as error:
+                    logger.exception("%d rows cannot be made", entry.num_rows)  # those of others are written
                     entry.done.set_exception(error)
             try:
                 if ready:

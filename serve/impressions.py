@@ -1,7 +1,6 @@
 """The log of lists: which items a user was shown, at which position, by which version, and why. It never delays a reply."""
 
 import json
-import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -19,8 +18,6 @@ from serve.catalogue import ServedRun
 from serve.commits import GroupCommit
 from serve.metrics import Metrics
 from serve.schemas import ExperimentArm, RecommendReply
-
-logger = logging.getLogger(__name__)
 
 MAX_WAITING = 2000
 """Lists that wait to be written; further ones are dropped and counted."""
@@ -66,9 +63,7 @@ class Impressions:
             done.add_done_callback(self._count)
 
     def _count(self, done: "Future[None]") -> None:
-        if (error := done.exception()) is not None:
-            logger.error("a list was not logged", exc_info=error)
-        self._metrics.count_impression("logged" if error is None else "failed")
+        self._metrics.count_impression("logged" if done.exception() is None else "failed")
 
     def build_parts(self) -> None:
         """Turn what was logged in past hours into Parquet."""
