@@ -137,7 +137,7 @@ def test_a_wrong_setting_or_folder_is_an_error_before_anything_starts(words, mes
 
 
 def test_a_run_without_a_policy_a_missing_key_file_and_a_taken_port_are_errors_before_anything_starts(tmp_path, tiny_run):
-    assert "artifact policy_sft does not exist; run `python -m jobs.train_sft`" in _serve(str(tmp_path)).stderr
+    assert "artifact policy_sft does not exist; run `digr train sft CONFIG`" in _serve(str(tmp_path)).stderr
     assert "no such file; make keys with" in _serve(tiny_run.root, f"keys_file={tmp_path}/keys.toml").stderr
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

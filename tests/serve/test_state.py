@@ -175,7 +175,7 @@ def test_a_version_that_cannot_be_loaded_is_named_and_the_others_go_on(models, t
 
 
 def test_a_default_version_that_cannot_be_loaded_at_the_start_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"serve: main: .*artifact policy_sft does not exist; run `python -m jobs.train_sft`"):
+    with pytest.raises(ValueError, match=r"serve: main: .*artifact policy_sft does not exist; run `digr train sft CONFIG`"):
         serve_without_ray(AppArguments(run_dir=str(tmp_path)))
 
 
