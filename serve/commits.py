@@ -53,6 +53,11 @@ class GroupCommit:
                 self._thread.submit(self._drain)
             return entry.done
 
+    @property
+    def num_waiting(self) -> int:
+        """Rows that wait to be written."""
+        return self._num_waiting
+
     def run(self, what: Callable[[], None]) -> "Future[None]":
         """Run something between two writes."""
         return self._thread.submit(what)

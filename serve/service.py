@@ -97,6 +97,8 @@ class Service:
                     versions[self.default] = self.versions[self.default]  # stays in use
                 self.versions, self.failed, self._live = versions, failed, live
             await self.follow()
+            if self.events:
+                await self.events.follow()
             self.is_ready = True
 
     def _load(self, settings: VersionSettings, before: Loaded | None) -> Loaded | None:
