@@ -250,7 +250,7 @@ def test_events_that_the_run_knows_already_are_not_added_to_its_history(tmp_path
 
 def test_on_s3_an_event_is_an_object_and_other_replicas_see_it_when_they_look(arguments):
     with serve_bucket("live") as bucket:
-        arguments = arguments.model_copy(update={"events_dir": f"{bucket}/events"})
+        arguments = arguments.model_copy(update={"events_dir": f"{bucket}/events", "impressions": "off"})
         one, two = serve_without_ray(arguments, "one"), serve_without_ray(arguments, "two")
         assert one.post("/v1/events", json=event(1, "item40")).json()["accepted"] == 1
         assert [row["item_id"] for row in stored(f"{bucket}/events")] == ["item40"]
