@@ -65,6 +65,10 @@ class Impressions:
     def _count(self, done: "Future[None]") -> None:
         self._metrics.count_impression("logged" if done.exception() is None else "failed")
 
+    def close(self) -> None:
+        """Write what waits and close the segment."""
+        self.commit.run(self._writer.close).result()
+
     def build_parts(self) -> None:
         """Turn what was logged in past hours into Parquet."""
         self.commit.run(self._writer.close_past).result()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from digr import artifacts
 from digr.artifacts import Store
-from serve.gate import KeyRing
+from serve.callers import KeyRing
 from serve.routes import build_api
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.http_server import serve_over_http

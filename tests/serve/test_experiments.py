@@ -217,7 +217,7 @@ def test_a_shadow_that_cannot_answer_or_has_too_much_to_do_is_counted_and_nobody
             await asyncio.sleep(0)
 
     asyncio.run(offer(fail, 18))
-    text = service.metrics.text().decode()
+    text = service.metrics.text({}).decode()
     assert 'digr_shadow_lists_total{outcome="failed",replica="one"} 16.0' in text
     assert 'digr_shadow_lists_total{outcome="dropped",replica="one"} 2.0' in text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve.keys import make_key
+from serve.keys import make_key, written
 from tests.patience import CEILING_SECONDS
 from tests.serve.chromium import Page, chromium
 from tests.serve.explorer_server import HOSTILE, serve_two_versions
@@ -257,6 +257,27 @@ def test_a_deployment_with_keys_asks_for_one_which_stays_in_this_tab(browser, tm
         kept = browser.js("[Object.values(sessionStorage), localStorage.length, document.cookie, location.href]")
         assert kept == [[key], 0, "", f"{url}/#items=item05"]
         assert browser.complaints() == []
+
+
+def test_the_routes_are_shown_without_another_host_and_asked_with_the_key_that_is_typed_in(browser, tmp_path):
+    key, record = make_key("shop", "read")
+    (tmp_path / "keys.toml").write_text(written(record))
+    with serve_two_versions(tmp_path, str(tmp_path / "keys.toml")) as url:
+        browser.events.clear()
+        browser.open(f"{url}/docs#/default/get_models_v1_models_get")
+        browser.wait("document.querySelectorAll('.opblock').length > 10 && document.querySelector('.try-out__btn')")
+        browser.click(".btn.authorize")
+        browser.wait("document.querySelector('.auth-container input')")
+        browser.click(".auth-container input")
+        browser.type(key)
+        browser.click(".auth-btn-wrapper .authorize")
+        browser.click(".auth-btn-wrapper .btn-done")
+        browser.click(".try-out__btn")
+        browser.wait("document.querySelector('.execute')")
+        browser.click(".execute")
+        browser.wait("document.querySelector('.live-responses-table .response-col_status')?.textContent.startsWith('200')")
+        assert browser.complaints() == []
+        assert {address for address in browser.requested() if not address.startswith((url, "data:", "blob:"))} == set()
 
 
 def test_a_server_that_is_gone_is_a_problem_with_a_way_to_try_again(page, url):

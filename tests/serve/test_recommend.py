@@ -275,5 +275,7 @@ def test_a_policy_is_not_served_with_other_semantic_ids_than_those_it_was_traine
     version = VersionSettings(run_dir=store.root)
     assert read_run(version, "cpu").sids_digest == trained_on
     artifacts.commit(store, artifacts.require(store, "item_sids").model_copy(update={"seed": 5}))
-    with pytest.raises(ValueError, match=f"policy_sft: made from item_sids {trained_on}, but .* is now .*; .*jobs.train_sft"):
+    with pytest.raises(
+        ValueError, match=f"policy_sft: made from item_sids {trained_on}, but .* is now .*; run `digr train sft CONFIG --force`"
+    ):
         read_run(version, "cpu")
