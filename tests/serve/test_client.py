@@ -15,6 +15,7 @@ from serve.terminal import plain
 from tests.patience import CEILING_SECONDS
 from tests.serve.explorer_server import HOSTILE, serve_two_versions
 from tests.serve.http_server import serve_over_http
+from tests.serve.tiny_run import without_id
 
 
 @pytest.fixture(scope="module")
