@@ -1,5 +1,7 @@
 """One replica beside its routes: what it repeats while it lives, and whether it is well. Ray Serve runs it in `serve.app`."""
 
+import asyncio
+
 from serve.background import Background, in_own_thread
 from serve.callers import KeyRing
 from serve.service import Service
@@ -19,7 +21,9 @@ class Replica:
         async def read_keys() -> None:
             self.keys.use(await read_file())
 
-        self._background.start(follow=self.service.follow, read_keys=read_keys, report=self._report)
+        self._background.start(
+            follow=self.service.follow, follow_events=self.service.follow_events, read_keys=read_keys, report=self._report
+        )
 
     async def _report(self) -> None:
         self.keys.share_rates(await self.service.report())
@@ -36,6 +40,7 @@ class Replica:
             raise RuntimeError(trouble)
 
     async def stop(self) -> None:
-        """End what is repeated, and the decoder."""
+        """End what is repeated, the decoder and the logs."""
         await self._background.stop()
         self.service.line.close()
+        await asyncio.to_thread(self.service.close_logs)

@@ -7,9 +7,10 @@ import math
 import time
 from typing import NamedTuple
 
-from digr.artifacts import digest_of
+from digr.artifacts import Store, digest_of
 from digr.serving.journal import Entry, Journal
 from digr.serving.state import open_state
+from digr.serving.users import newest_interaction
 from serve import problems
 from serve.additions import VersionAdditions
 from serve.board import Board, MemoryBoard
@@ -17,12 +18,16 @@ from serve.catalogue import ServedRun, assemble, digests_of, read_run
 from serve.change_problems import not_loaded_everywhere, state_not_reached
 from serve.decoding import decode, warm_up
 from serve.encoders import get_encoder
+from serve.events import Events
+from serve.experiments import ShadowSettings
 from serve.images import ImageLimits, ItemImages
+from serve.impressions import Impressions
 from serve.item_journal import MAX_NAMED, ItemJournal
 from serve.metrics import Metrics
 from serve.replicas import Replicas
-from serve.schemas import ChangeDefault, Version, Versions
+from serve.schemas import ChangeDefault, ExperimentArm, Version, Versions
 from serve.settings import AppArguments, LiveSettings, VersionSettings
+from serve.shadows import Shadows
 from serve.waiting import Decode, Line
 
 logger = logging.getLogger(__name__)
@@ -35,6 +40,8 @@ class Loaded(NamedTuple):
     digests: tuple[str, ...]
     run: ServedRun
     additions: VersionAdditions | None
+    newest: int | None
+    """Time of the run's newest interaction, milliseconds since 1970; later events come on top."""
     revision: tuple[int, int] = (0, 0)
     """That of the additions in the run."""
 
@@ -83,6 +90,10 @@ class Service:
         self.line = Line(decode, arguments.max_pending, arguments.deadline_seconds, self.metrics)
         limits = ImageLimits(arguments.max_image_bytes, arguments.max_image_side, arguments.deadline_seconds)
         self.images = ItemImages(arguments.images, limits)
+        self.events = Events(arguments, self.metrics) if arguments.events_dir else None
+        is_logged = arguments.events_dir and arguments.impressions == "on"
+        self.impressions = Impressions(arguments.events_dir, self.metrics) if is_logged else None
+        self.shadows = Shadows(self.metrics)
         self._device = device
         self.changing, self._configuring = asyncio.Lock(), asyncio.Lock()
         self.replicas = Replicas(state, replica, time.monotonic) if state else None
@@ -120,6 +131,8 @@ class Service:
                     versions[self.default] = self.versions[self.default]  # stays in use
                 self.versions, self.failed, self._live = versions, failed, live
             await self.follow()
+            if self.events:
+                await self.events.follow()
             self.is_ready = True
 
     def _load(self, settings: VersionSettings, before: Loaded | None) -> Loaded | None:
@@ -133,6 +146,7 @@ class Service:
                 f"build every run in a folder of its own, and name that folder as a version"
             )
         tables = read_run(settings, self._device)
+        newest = newest_interaction(Store(settings.run_dir, settings.variant)) if self.events else None
         if digests_of(settings) != digests:
             raise ValueError(
                 f"{settings.run_dir}: was built again while it was read; wait until the build has ended, then try again"
@@ -141,9 +155,9 @@ class Service:
             additions = VersionAdditions(tables, settings, self.state, get_encoder)
             additions.follow(self.items)
             run = assemble(tables, additions.additions(), additions.changes(self.items))
-            loaded = Loaded(settings, digests, run, additions, additions.revision)
+            loaded = Loaded(settings, digests, run, additions, newest, additions.revision)
         else:
-            loaded = Loaded(settings, digests, assemble(tables), None)
+            loaded = Loaded(settings, digests, assemble(tables), None, newest)
         warm_up(loaded.run, self.arguments.beam_width, self.arguments.max_pending)
         return loaded
 
@@ -173,6 +187,26 @@ class Service:
         if name not in self.versions:
             raise problems.unknown_model(name, sorted(self.versions))
         return name, self.versions[name].run
+
+    def arm_of(self, user_id: str | None) -> ExperimentArm | None:
+        """Return the arm of a user; None outside of an experiment, or if the arm's version is not loaded."""
+        experiment = self._live.experiment
+        if experiment is None or user_id is None:
+            return None
+        arm = experiment.arm_of(user_id)
+        return ExperimentArm(experiment=experiment.name, arm=arm) if arm in self.versions else None
+
+    @property
+    def shadow(self) -> ShadowSettings | None:
+        """The version that also decodes requests, if it is loaded and lists are logged."""
+        chosen = self._live.shadow if self.impressions else None
+        return chosen if chosen and chosen.model in self.versions else None
+
+    def recent_places(self, name: str, user_id: str) -> list[int]:
+        """Return the items of a user's events since a version's newest interaction, oldest first; unknown items are left out."""
+        loaded = self.versions[name]
+        items = self.events.states.items_of(user_id, loaded.newest) if self.events else []
+        return [place for place in loaded.run.facts.ids.find(items).tolist() if place >= 0] if items else []
 
     async def follow(self) -> None:
         """Apply what other replicas changed or chose."""
@@ -205,6 +239,17 @@ class Service:
     async def report(self) -> int:
         """Report what this replica counts; return how many replicas there are."""
         return await self.board.report(self._replica, self.metrics.own())
+
+    async def follow_events(self) -> None:
+        """Read other replicas' events, and let finished hours of the logs become Parquet."""
+        if self.events and await self.events.tick() and self.impressions:
+            await asyncio.to_thread(self.impressions.build_parts)
+
+    def close_logs(self) -> None:
+        """Write what waits to be logged; call it last."""
+        for each in (self.events, self.impressions):
+            if each:
+                each.close()
 
     async def change_default(self, change: ChangeDefault) -> Versions:
         """Choose the default version for all replicas; the choice survives restarts.

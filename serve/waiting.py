@@ -163,6 +163,19 @@ class Line:
         """Take no more work; what is being decoded ends."""
         self._thread.shutdown(wait=False)
 
+    async def decode_when_idle(self, job: Job) -> Recommendation:
+        """Decode a job once nobody waits; whoever comes meanwhile waits for this one list at most, and is not refused for it.
+
+        Raises:
+            TimeoutError: its deadline passed first.
+        """
+        while self._worker is not None and not self._worker.done():
+            await asyncio.wait([self._worker])
+        [found] = await self._decode_apart([job])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
     def _result(self, found: Recommendation | Exception) -> Recommendation:
         if isinstance(found, TimeoutError):
             raise deadline_passed(self._seconds)

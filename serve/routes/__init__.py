@@ -7,7 +7,7 @@ from serve.access import access
 from serve.callers import KeyRing
 from serve.gate import Gate
 from serve.problems import add_problem_handlers
-from serve.routes import items, lists, operations, versions
+from serve.routes import events, items, lists, operations, versions
 from serve.service import Service
 
 
@@ -18,7 +18,7 @@ def build_api(service: Service, keys: KeyRing) -> FastAPI:
     for route in api.routes:  # openapi.json
         access("public")(route.endpoint)  # type: ignore[attr-defined]
     api.state.service = service
-    for topic in (lists, items, versions, operations):
+    for topic in (lists, events, items, versions, operations):
         api.include_router(topic.router)
     explorer.mount(api)
     add_problem_handlers(api)

@@ -226,6 +226,7 @@ def test_every_route_of_the_contract_is_documented(client):
     assert {path for path in paths if path.startswith("/v1")} == {
         "/v1/recommend",
         "/v1/recommend/batch",
+        "/v1/events",
         "/v1/items",
         "/v1/items/bulk",
         "/v1/items/{item_id}",
