@@ -23,6 +23,7 @@ ROUTES = """
     GET    /readyz                       public
     POST   /recommend                    read
     POST   /v1/completions               read
+    POST   /v1/events                    read
     GET    /v1/items                     read
     POST   /v1/items                     admin
     POST   /v1/items/bulk                admin
