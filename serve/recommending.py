@@ -1,5 +1,7 @@
 """From a request to its list: check history and filters, search or take popular items, add reasons."""
 
+import asyncio
+from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -10,6 +12,7 @@ from digr.policy.decoding.search import Recommendation
 from digr.ranking.steering import find_interest
 from serve.catalogue import ServedRun, places_array
 from serve.decoding import Job
+from serve.paging import Page, read_page
 from serve.problems import (
     ProblemError,
     beam_too_wide,
@@ -17,12 +20,14 @@ from serve.problems import (
     currency_needed,
     empty_history,
     k_too_large,
+    no_index,
     no_items_left,
     two_histories,
     unknown_interest,
     unknown_items,
 )
-from serve.schemas import Problem, RecommendedItem, RecommendReply, RecommendRequest, Source
+from serve.reordering import reorder_popular, reordering_of
+from serve.schemas import ItemFilter, Problem, RecommendedItem, RecommendReply, RecommendRequest, Source
 from serve.service import Service
 
 
@@ -39,6 +44,28 @@ class CheckedRequest(NamedTuple):
     allowed: Bool[np.ndarray, " N"] | None
     interests: str | None
     """Interests of a known user, as the prompt shows them."""
+    page: Page | None
+    """Page of the list; None if the request has no cursor."""
+    listed: list[int]
+    """Places of the items of earlier pages."""
+    is_behind: bool
+    """Whether the page is behind the `max_paged` items that are ranked."""
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the policy is asked; else the list is by popularity."""
+        return bool(self.places) and not self.is_behind and (self.allowed is None or bool(self.allowed.any()))
+
+
+class MadeList(NamedTuple):
+    """A list and who made it."""
+
+    source: Source
+    places: Int[np.ndarray, " M"]
+    scores: list[float | None]
+    sources: list[list[str]] | None = None
+    contributions: list[dict[str, float]] | None = None
+    proven: bool | None = None
 
 
 async def answer_request(service: Service, request: RecommendRequest) -> RecommendReply:
@@ -48,9 +75,9 @@ async def answer_request(service: Service, request: RecommendRequest) -> Recomme
         ProblemError: it cannot be answered.
     """
     checked = check_request(service, request)
-    job = _job(service, checked) if checked.places else None
+    job = _job(service, checked) if checked.is_decoded else None
     found = await service.line.decode([job] if job else [])
-    return _reply(service, checked, job, found[0] if found else None)
+    return _reply(service, checked, await _list(checked, job, found[0] if found else None))
 
 
 async def answer_requests(service: Service, requests: list[RecommendRequest]) -> list[RecommendReply | Problem]:
@@ -68,11 +95,13 @@ async def answer_requests(service: Service, requests: list[RecommendRequest]) ->
     jobs = {
         row: _job(service, checked)
         for row, checked in enumerate(outcomes)
-        if isinstance(checked, CheckedRequest) and checked.places
+        if isinstance(checked, CheckedRequest) and checked.is_decoded
     }
     found = dict(zip(jobs, await service.line.decode(list(jobs.values())), strict=True))
     return [
-        _reply(service, checked, jobs.get(row), found.get(row)) if isinstance(checked, CheckedRequest) else checked
+        _reply(service, checked, await _list(checked, jobs.get(row), found.get(row)))
+        if isinstance(checked, CheckedRequest)
+        else checked
         for row, checked in enumerate(outcomes)
     ]
 
@@ -82,29 +111,72 @@ def _job(service: Service, checked: CheckedRequest) -> Job:
     prompt = run.prompt(checked.places, checked.interests)
     ranking = {"history": checked.places, "k": request.k, "explain": request.explain}
     ranking |= {"steer": [wish for wish in request.steer if wish.weight]}
+    ranking |= {"boosts": request.boosts, "diversity": request.diversity, "listed": checked.listed}
     return service.line.job(run, prompt, checked.beam_width, checked.allowed, **ranking)
 
 
-def _reply(service: Service, checked: CheckedRequest, job: Job | None, found: Recommendation | None) -> RecommendReply:
-    """Build the reply from the ranker's list, else from the policy's, else from the most popular items."""
-    run, k = checked.run, checked.request.k
-    ranked = job.ranked if job else None
-    source: Source
-    if ranked is not None:
-        source, places, scores = "ranker", ranked.places, list[float | None](ranked.scores)
-    elif found is not None:
-        source, places, scores = "policy", found.places[:k], list[float | None](found.scores)
-    else:
-        listed = run.popular if checked.allowed is None else run.popular[checked.allowed[run.popular]]
-        source, places, scores = "popularity", listed[:k], [None] * k
-    reasons = run.explain(checked.places, places, checked.interests) if checked.request.explain else [[]] * len(places)
-    proven = found.is_proven(k) if source == "policy" and found is not None else None
-    service.metrics.count_list(checked.model, source, bool(proven))
-    items = _items(run, places, scores, reasons)
-    if ranked is not None:
-        told = zip(items, ranked.sources, ranked.contributions, strict=True)
-        items = [item.model_copy(update={"sources": names, "contributions": parts}) for item, names, parts in told]
-    return RecommendReply(items=items, source=source, model=checked.model, ignored_items=checked.ignored, proven=proven)
+async def _list(checked: CheckedRequest, job: Job | None, found: Recommendation | None) -> MadeList:
+    """Return the ranker's list, else the policy's, else the most popular items."""
+    if job is not None and found is not None:
+        return _decoded(checked, job, found)
+    if checked.request.boosts or checked.request.diversity:  # these look at all items
+        return await asyncio.to_thread(_popular, checked)
+    return _popular(checked)
+
+
+def _decoded(checked: CheckedRequest, job: Job, found: Recommendation) -> MadeList:
+    k = checked.request.k
+    if job.made is None:
+        return MadeList("policy", found.places[:k], list[float | None](found.scores), proven=found.is_proven(k))
+    scores = list[float | None](job.made.scores)
+    if checked.run.ranker is None:
+        return MadeList("policy", job.made.places, scores, contributions=job.made.contributions)
+    return MadeList("ranker", job.made.places, scores, job.made.sources, job.made.contributions)
+
+
+def _popular(checked: CheckedRequest) -> MadeList:
+    """Return the most popular of the allowed items that no page went through."""
+    run, request, allowed = checked.run, checked.request, checked.allowed
+    rest = run.popular[checked.page.passed :] if checked.page else run.popular
+    listed = rest if allowed is None else rest[allowed[rest]]
+    reordering = None
+    if not checked.is_behind:
+        reordering = reordering_of(run, request.boosts, request.diversity, allowed, np.array(checked.listed, np.int64))
+    if reordering is None:
+        return MadeList("popularity", listed[: request.k], [None] * len(listed[: request.k]))
+    made = reorder_popular(run, listed, reordering, request.k, explain=request.explain)
+    return MadeList("popularity", made.places, [None] * len(made.places), contributions=made.contributions)
+
+
+def _reply(service: Service, checked: CheckedRequest, made: MadeList) -> RecommendReply:
+    run, explain = checked.run, checked.request.explain
+    reasons = run.explain(checked.places, made.places, checked.interests) if explain else [[]] * len(made.places)
+    service.metrics.count_list(checked.model, made.source, bool(made.proven))
+    items = list_items(run, made.places, made.scores, reasons)
+    for name, told in (("sources", made.sources), ("contributions", made.contributions)):
+        if told is not None:
+            items = [item.model_copy(update={name: each}) for item, each in zip(items, told, strict=True)]
+    return RecommendReply(
+        items=items,
+        source=made.source,
+        model=checked.model,
+        ignored_items=checked.ignored,
+        proven=made.proven,
+        cursor=_next_cursor(checked, made.places, [item.item_id for item in items]) if checked.page else None,
+    )
+
+
+def _next_cursor(checked: CheckedRequest, places: Int[np.ndarray, " M"], item_ids: list[str]) -> str | None:
+    """Return the cursor behind some listed items; None if no allowed item is left."""
+    run, page = checked.run, checked.page
+    allowed = np.ones(run.trie.num_items, bool) if checked.allowed is None else checked.allowed
+    assert page is not None
+    if not checked.is_behind:
+        return page.after(item_ids).write() if allowed.sum() > len(places) else None
+    passed = int(run.facts.popularity[places].max(initial=page.passed - 1)) + 1
+    if not allowed[run.popular[passed:]].any():
+        return None
+    return page.model_copy(update={"passed": passed, "num_items": run.trie.num_items}).write()
 
 
 def check_request(service: Service, request: RecommendRequest) -> CheckedRequest:
@@ -120,7 +192,8 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
         raise beam_too_wide(beam_width, largest_beam)
     if request.k > min(beam_width, run.trie.num_items):
         raise k_too_large(request.k, beam_width, run.trie.num_items)
-    _check_steer(run, request)
+    _check_wishes(run, request)
+    page = None if request.cursor is None else read_page(run, request.cursor)
     if request.history and request.user_id is not None:
         raise two_histories()
     named = [*(request.history or []), *(request.seeds or [])]
@@ -134,10 +207,20 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
     if request.user_id is not None:
         places = (run.users.find(request.user_id) or []) + places
     interests = run.shown_interests(request.user_id)
-    return CheckedRequest(model, run, request, places, ignored, beam_width, _allowed(run, request, places), interests)
+    listed = [place for place in run.facts.ids.find(page.listed).tolist() if place >= 0] if page else []
+    allowed = allowed_items(run, request.allow, request.deny, [*places, *listed] if request.exclude_history else listed)
+    if allowed is not None and not listed and not allowed.any():
+        raise no_items_left(run.trie.num_items)
+    is_behind = page is not None and len(page.listed) >= service.arguments.max_paged
+    return CheckedRequest(
+        model, run, request, places, ignored, beam_width, allowed, interests, page=page, listed=listed, is_behind=is_behind
+    )
 
 
-def _check_steer(run: ServedRun, request: RecommendRequest) -> None:
+def _check_wishes(run: ServedRun, request: RecommendRequest) -> None:
+    if request.diversity and run.item_index is None:
+        raise no_index("diversity", "diversity")
+    _check_currency(run, [boost.where for boost in request.boosts])
     if request.steer and run.ranker is None:
         raise cannot_steer()
     for wish in request.steer:
@@ -145,19 +228,27 @@ def _check_steer(run: ServedRun, request: RecommendRequest) -> None:
             raise unknown_interest(wish.interest)
 
 
-def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:
-    if request.allow is None and request.deny is None and not request.exclude_history:
-        return None
-    priced = any(wanted is not None and wanted.lacks_currency() for wanted in (request.allow, request.deny))
+def _check_currency(run: ServedRun, conditions: Sequence[ItemFilter | None]) -> None:
+    priced = any(wanted is not None and wanted.lacks_currency() for wanted in conditions)
     if priced and len(run.facts.currencies) > 1:
         raise currency_needed(run.facts.currencies)
-    allowed = np.ones(run.trie.num_items, bool) if request.allow is None else run.matching(request.allow)
-    for condition in request.deny.conditions() if request.deny else ():
+
+
+def allowed_items(
+    run: ServedRun, allow: ItemFilter | None, deny: ItemFilter | None, left_out: Sequence[int]
+) -> Bool[np.ndarray, " N"] | None:
+    """Return the items that filters allow, without some places; None if all are.
+
+    Raises:
+        ProblemError: a price has no currency in a catalogue of several.
+    """
+    if allow is None and deny is None and not len(left_out):
+        return None
+    _check_currency(run, [allow, deny])
+    allowed = np.ones(run.trie.num_items, bool) if allow is None else run.matching(allow)
+    for condition in deny.conditions() if deny else ():
         allowed &= ~run.matching(condition)
-    if request.exclude_history:
-        allowed[places] = False
-    if not allowed.any():
-        raise no_items_left(run.trie.num_items)
+    allowed[list(left_out)] = False
     return allowed
 
 
@@ -166,9 +257,10 @@ def image_path(item_id: str, image_uri: str | None) -> str | None:
     return f"/v1/items/{quote(item_id, safe='')}/image" if image_uri else None
 
 
-def _items(
+def list_items(
     run: ServedRun, places: Int[np.ndarray, " M"], scores: list[float | None], reasons: list[list[str]]
 ) -> list[RecommendedItem]:
+    """Return the facts of listed items."""
     rows = run.facts.table.select(["item_id", "title", "price", "currency", "image_uri"]).take(places_array(places)).to_pylist()
     codes = run.trie.codes[np.asarray(places, np.int64)].tolist()
     return [

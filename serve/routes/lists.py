@@ -1,4 +1,6 @@
-"""Routes of lists: recommendations, and completions in OpenAI's form."""
+"""Routes of lists: recommendations, similar items, and completions in OpenAI's form."""
+
+import asyncio
 
 from fastapi import Request
 
@@ -7,6 +9,8 @@ from serve.completions import complete
 from serve.recommending import answer_request, answer_requests
 from serve.routes.shared import new_router, service_of
 from serve.schemas import RecommendBatch, RecommendBatchReply, RecommendReply, RecommendRequest
+from serve.similar import find_similar
+from serve.similar_schemas import SimilarReply, SimilarRequest
 
 router = new_router()
 
@@ -22,6 +26,13 @@ async def recommend(request: Request, body: RecommendRequest) -> RecommendReply:
 async def recommend_batch(request: Request, body: RecommendBatch) -> RecommendBatchReply:
     """Answer several requests; each has its own reply or problem."""
     return RecommendBatchReply(replies=await answer_requests(service_of(request), body.requests))
+
+
+@router.post("/v1/similar")
+async def similar(request: Request, body: SimilarRequest) -> SimilarReply:
+    """List the neighbours of an item by texts, images, interests and counts, with the interests that they share."""
+    name, run = service_of(request).version(body.model)
+    return await asyncio.to_thread(find_similar, name, run, body)
 
 
 @router.post("/v1/completions")

@@ -16,6 +16,7 @@ from serve.run import read_arguments
 from serve.run import serve as serve_command
 from serve.schemas import ChangeDefault, RecommendBatch, RecommendRequest
 from serve.settings import AppArguments, VersionSettings
+from serve.similar_schemas import SimilarRequest
 
 
 def test_a_run_directory_is_needed(monkeypatch):
@@ -37,7 +38,7 @@ def test_the_deployed_arguments_are_known_ones(request):
 
 def test_a_request_cannot_be_without_bounds():
     """Every list, text and number of every request body has a largest size."""
-    for model in (RecommendRequest, RecommendBatch, NewItem, ChangeDefault, CompletionRequest):
+    for model in (RecommendRequest, RecommendBatch, SimilarRequest, NewItem, ChangeDefault, CompletionRequest):
         schema = model.model_json_schema()
         unbounded = list(_unbounded(schema, schema, model.__name__))
         assert unbounded == []
