@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from serve.client import DEFAULT_URL, Client, EndpointError
 from serve.item_schemas import MAX_SEARCH, FoundItems, NewItem
-from serve.schemas import MAX_K, RecommendRequest, Steer, Versions
+from serve.schemas import MAX_K, ItemBoost, RecommendRequest, Steer, Versions
+from serve.similar_schemas import MAX_SIMILAR, SimilarRequest
 from serve.terminal import print_json, print_table, tell
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Vers
 def _ask(url: str, question: Callable[[Client], Answer], timeout_seconds: float = 30.0) -> Answer:
     """Return what the endpoint answers; where it does not, say why on stderr and end with the exit code for it."""
     try:
-        return question(Client(url, os.environ.get("DIGR_API_KEY", ""), timeout_seconds))
+        with Client(url, os.environ.get("DIGR_API_KEY", ""), timeout_seconds) as client:
+            return question(client)
     except EndpointError as error:
         items = error.problem.unknown_items if error.problem else None
         named = f": {', '.join(items)}" if items else ""
@@ -62,6 +64,15 @@ def ask(
         list[str] | None,
         typer.Option(metavar="WORDS[=WEIGHT]", help="More of this, or less: 'hiking' or 'hiking=-1'; may be repeated."),
     ] = None,
+    boost: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHERE=WEIGHT", help="More of these items, or less: item:ID, category:NAME or brand:NAME; may be repeated."
+        ),
+    ] = None,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="How much items differ from those before them, from 0 to 1.")
+    ] = 0.0,
     exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out the history's own items.")] = False,
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="Leave out items that are not in the catalogue.")
@@ -81,6 +92,8 @@ def ask(
                 user_id=user,
                 k=k,
                 steer=[read_steer(words) for words in steer or []],
+                boosts=[read_boost(words) for words in boost or []],
+                diversity=diversity,
                 exclude_history=exclude_history,
                 unknown="ignore" if ignore_unknown else "refuse",
                 model=model,
@@ -108,7 +121,23 @@ def read_steer(text: str) -> Steer:
     return Steer(text=words, weight=weight) if separator else Steer(text=text)
 
 
-items = typer.Typer(help="Search, show or add items of the catalogue.", no_args_is_help=True, rich_markup_mode=None)
+def read_boost(text: str) -> ItemBoost:
+    """Read a boost such as `category:Lamps=2`.
+
+    Raises:
+        ValueError: there is no condition, or no weight behind it.
+    """
+    where, _, number = text.rpartition("=")
+    kind, separator, name = where.partition(":")
+    fields = {"item": "item_ids", "category": "categories", "brand": "brands"}
+    if not separator or kind not in fields:
+        raise ValueError(
+            f"--boost {text!r}: expected item:ID=WEIGHT, category:NAME=WEIGHT or brand:NAME=WEIGHT, as category:Lamps=2"
+        )
+    return ItemBoost.model_validate({"where": {fields[kind]: [name]}, "weight": number})
+
+
+items = typer.Typer(help="Search, show, compare or add items of the catalogue.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @items.command("search")
@@ -144,6 +173,32 @@ def show_item(
     shown = {name: value for name, value in found if value not in (None, [])}
     shown |= {name: ", ".join(map(str, value)) for name, value in shown.items() if isinstance(value, list)}
     print_table(("field", "value"), [(name, str(value)) for name, value in shown.items()])
+
+
+@items.command("similar")
+def similar_items(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="Its id; one with - in front needs -- before it.")],
+    *,
+    k: Annotated[int, typer.Option(min=1, max=MAX_SIMILAR, help="Items wanted.")] = 10,
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only neighbours by this source, such as text; may be repeated.")
+    ] = None,
+    model: Model = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Print an item's neighbours, with the weight of each source that lists them, and the interests that they share."""
+    request = {"item_id": item, "k": k, "sources": source or None, "model": model}
+    reply = _ask(url, lambda client: client.answer_similar(SimilarRequest.model_validate(request)))
+    if as_json:
+        print_json(reply)
+        return
+    told = [", ".join(f"{name} {weight:.2f}" for name, weight in each.weights.items()) for each in reply.items]
+    rows = zip(reply.items, told, strict=True)
+    print_table(
+        ("#", "item", "title", "sources", "both"),
+        [(at, each.item_id, each.title, by, ", ".join(each.reasons)) for at, (each, by) in enumerate(rows, 1)],
+    )
 
 
 @items.command("add")

@@ -27,7 +27,7 @@ class Page(Contract):
     listed: list[ItemId] = Field([], max_length=2 * MAX_K)
     """Ids of the items of earlier pages, without those by popularity behind `max_paged` items."""
     passed: int = Field(0, ge=0, le=1 << 40)
-    """Items of the order by popularity that pages behind `max_paged` items went through."""
+    """Place in the order of all items by popularity up to which pages behind `max_paged` items went."""
     num_items: int = Field(0, ge=0, le=1 << 40)
     """Items of the catalogue in whose order they were passed."""
 

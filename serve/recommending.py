@@ -137,7 +137,7 @@ def _decoded(checked: CheckedRequest, job: Job, found: Recommendation) -> MadeLi
 def _popular(checked: CheckedRequest) -> MadeList:
     """Return the most popular of the allowed items that no page went through."""
     run, request, allowed = checked.run, checked.request, checked.allowed
-    rest = run.popular[checked.page.passed :] if checked.page else run.popular
+    rest = _popular_from(run, checked.page.passed) if checked.page else run.popular
     listed = rest if allowed is None else rest[allowed[rest]]
     reordering = None
     if not checked.is_behind:
@@ -146,6 +146,11 @@ def _popular(checked: CheckedRequest) -> MadeList:
         return MadeList("popularity", listed[: request.k], [None] * len(listed[: request.k]))
     made = reorder_popular(run, listed, reordering, request.k, explain=request.explain)
     return MadeList("popularity", made.places, [None] * len(made.places), contributions=made.contributions)
+
+
+def _popular_from(run: ServedRun, place: int) -> Int[np.ndarray, " M"]:
+    """Return the items from a place in the order by popularity of all items, of which some may not be listed."""
+    return run.popular[np.searchsorted(run.facts.popularity[run.popular], place) :]
 
 
 def _reply(service: Service, checked: CheckedRequest, made: MadeList) -> RecommendReply:
@@ -174,7 +179,7 @@ def _next_cursor(checked: CheckedRequest, places: Int[np.ndarray, " M"], item_id
     if not checked.is_behind:
         return page.after(item_ids).write() if allowed.sum() > len(places) else None
     passed = int(run.facts.popularity[places].max(initial=page.passed - 1)) + 1
-    if not allowed[run.popular[passed:]].any():
+    if not allowed[_popular_from(run, passed)].any():
         return None
     return page.model_copy(update={"passed": passed, "num_items": run.trie.num_items}).write()
 

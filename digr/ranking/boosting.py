@@ -34,22 +34,21 @@ def boost_scores(boosts: Sequence[Boost], item: Int[np.ndarray, " C"]) -> Float[
 
 
 def boosted_items(
-    boosts: Sequence[Boost], popular: Int[np.ndarray, " N"], allowed: Bool[np.ndarray, " N"] | None
+    boosts: Sequence[Boost], popular: Int[np.ndarray, " L"], allowed: Bool[np.ndarray, " N"] | None
 ) -> Int[np.ndarray, " p"]:
     """Return the items that positive boosts propose: the `MOST_BOOSTED` of the largest sum of weights, popular ones first.
 
     An item whose sum is not positive, because it is buried too, is not proposed.
 
     Args:
-        popular: all items, the most popular first.
+        popular: items that may be proposed, the most popular first.
         allowed: items that may be listed; None for all.
     """
-    named = np.zeros(len(popular), bool)
+    wanted = popular if allowed is None else popular[allowed[popular]]
+    named = np.zeros(len(wanted), bool)
     for boost in boosts:
-        named |= boost.matches & (boost.weight > 0)
-    if allowed is not None:
-        named &= allowed
-    wanted = popular[named[popular]]
+        named |= boost.matches[wanted] & (boost.weight > 0)
+    wanted = wanted[named]
     total = boost_scores(boosts, wanted)
     best = np.argsort(-total, kind="stable")[:MOST_BOOSTED]
     return wanted[best[total[best] > 0]]
