@@ -70,6 +70,15 @@ class Additions(NamedTuple):
     labels: pa.Table
 
 
+class Changes(NamedTuple):
+    """What has changed about items of the run or the additions."""
+
+    rows: pa.Table
+    """Rows of `items`, which replace those of the same ids."""
+    hidden: list[str]
+    """Ids of items that may not be listed; some may be unknown here."""
+
+
 class ServedRun(NamedTuple):
     """One version: a policy with its catalogue; everything about items is in the order of `trie.item_ids`."""
 
@@ -80,7 +89,9 @@ class ServedRun(NamedTuple):
     interests: ItemInterests
     users: UserHistories
     popular: Int[np.ndarray, " N"]
-    """Items, the most popular first."""
+    """Items that may be listed, the most popular first."""
+    listed: Bool[np.ndarray, " N"] | None
+    """Items that may be listed; None for all."""
     max_history: int
     """Newest items of a history that the policy was trained to see."""
     num_new_items: int
@@ -184,23 +195,32 @@ def digests_of(version: VersionSettings) -> tuple[str, ...]:
     return (*(artifacts.require(store, name).digest for name in names), *(each.digest for each in found if each))
 
 
-def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
-    """Index a run and the items that came after it; no SID of the run changes."""
+def assemble(tables: RunTables, added: Additions | None = None, changes: Changes | None = None) -> ServedRun:
+    """Index a run with the items that came after it and what has changed about items; no SID changes."""
     items, codes, labels, counts = tables.items, tables.codes, tables.labels, tables.counts
     if added is not None:
         items, labels = pa.concat_tables([items, added.items]), pa.concat_tables([labels, added.labels])
         codes = np.concatenate([codes, added.codes])
         counts = np.concatenate([counts, np.zeros(len(added.codes), np.int64)])
     ids = items["item_id"].combine_chunks()
+    index, listed, hidden = build_id_index(ids), None, np.zeros(0, np.int64)
+    if changes is not None:
+        row_of = np.arange(len(items))
+        row_of[index.find(changes.rows["item_id"])] = np.arange(len(changes.rows)) + len(items)
+        items = pa.concat_tables([items, changes.rows]).take(pa.array(row_of))
+        hidden = index.find(changes.hidden)
     trie = build_trie(ids, codes, tables.level_sizes)
-    order = build_id_index(ids).find(trie.item_ids)
+    order = index.find(trie.item_ids)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     shuffled = np.random.default_rng(0).permutation(len(counts))  # ties are never broken by id
     popular = place[np.lexsort((shuffled, -counts))]
     standing = np.empty_like(popular)
     standing[popular] = np.arange(len(popular))
-    index = serve_index(tables.item_index, trie.item_ids)
+    if (hidden >= 0).any():
+        listed = np.ones(len(place), bool)
+        listed[place[hidden[hidden >= 0]]] = False
+    served_index = serve_index(tables.item_index, trie.item_ids)
     return ServedRun(
         tables=tables,
         policy=tables.policy,
@@ -208,11 +228,12 @@ def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
         facts=index_facts(items.take(pa.array(order)), standing),
         interests=index_interests(labels, trie.item_ids, tables.canonical),
         users=tables.users._replace(places=place[tables.users.places]),
-        popular=popular,
+        popular=popular if listed is None else popular[listed[popular]],
+        listed=listed,
         max_history=tables.max_history,
         num_new_items=len(codes) - len(tables.codes),
-        ranker=ServedRanker(tables.ranker, index) if tables.ranker and index else None,
-        item_index=index,
+        ranker=ServedRanker(tables.ranker, served_index) if tables.ranker and served_index else None,
+        item_index=served_index,
     )
 
 

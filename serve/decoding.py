@@ -44,7 +44,7 @@ class Job:
     """Items of which the list shall have more, or less."""
     diversity: float = 0.0
     """How much items shall differ in their interests from those before them."""
-    listed: Sequence[int] = ()
+    earlier: Sequence[int] = ()
     """Places of the items of earlier pages, for diversity; `allowed` leaves them out."""
     made: ServedList | None = None
     """The list in another order than the policy's: the ranker's, or one with boosts or diversity; set after decoding."""
@@ -79,7 +79,7 @@ def _make_list(job: Job, found: Recommendation | Exception) -> None:
     run = job.run
     if not isinstance(found, Recommendation):
         return
-    reordering = reordering_of(run, job.boosts, job.diversity, job.allowed, np.array(job.listed, np.int64))
+    reordering = reordering_of(run, job.boosts, job.diversity, job.allowed, np.array(job.earlier, np.int64))
     boosted = _find_boosted(job, found, reordering) if reordering is not None else None
     if run.ranker is not None:
         newest = np.asarray(job.history[-run.max_history :], np.int64)
@@ -112,12 +112,13 @@ def _find_boosted(job: Job, found: Recommendation, reordering: Reordering) -> Re
 
 def warm_up(run: ServedRun, beam_width: int, max_pending: int) -> None:
     """Decode a batch of 1, 2, 4, ... up to the largest that may come, so that the first request is no slower than the others."""
-    prompt, size = run.prompt(run.popular[: run.max_history].tolist()), 1
+    history = run.popular[: run.max_history] if len(run.popular) else np.zeros(1, np.int64)
+    prompt, size = run.prompt(history.tolist()), 1
     while size <= min(BATCH_SIZE, max_pending):
         found = recommend(run.policy, run.trie, [prompt] * size, min(beam_width, run.trie.num_items), beam_width)
         size *= 2
     if run.ranker is not None:
-        rank(run.ranker, run.popular[: run.max_history], found[0], 1, None, explain=True)
+        rank(run.ranker, history, found[0], 1, None, explain=True)
 
 
 def _decode_alike(jobs: Sequence[Job]) -> list[Recommendation]:

@@ -24,7 +24,7 @@ class Page(Contract):
 
     version: Annotated[str, Field(max_length=64)]
     """Digest of the policy and the semantic IDs that made the list."""
-    listed: list[ItemId] = Field([], max_length=2 * MAX_K)
+    earlier: list[ItemId] = Field([], max_length=2 * MAX_K)
     """Ids of the items of earlier pages, without those by popularity behind `max_paged` items."""
     passed: int = Field(0, ge=0, le=1 << 40)
     """Place in the order of all items by popularity up to which pages behind `max_paged` items went."""
@@ -38,7 +38,7 @@ class Page(Contract):
 
     def after(self, item_ids: Sequence[str]) -> "Page":
         """Return the page behind further listed items."""
-        return self.model_copy(update={"listed": [*self.listed, *item_ids]})
+        return self.model_copy(update={"earlier": [*self.earlier, *item_ids]})
 
 
 def read_page(run: ServedRun, cursor: str) -> Page:

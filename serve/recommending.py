@@ -46,15 +46,17 @@ class CheckedRequest(NamedTuple):
     """Interests of a known user, as the prompt shows them."""
     page: Page | None
     """Page of the list; None if the request has no cursor."""
-    listed: list[int]
+    earlier: list[int]
     """Places of the items of earlier pages."""
     is_behind: bool
     """Whether the page is behind the `max_paged` items that are ranked."""
+    has_items: bool
+    """Whether there is any item to list."""
 
     @property
     def is_decoded(self) -> bool:
         """Whether the policy is asked; else the list is by popularity."""
-        return bool(self.places) and not self.is_behind and (self.allowed is None or bool(self.allowed.any()))
+        return bool(self.places) and self.has_items and not self.is_behind
 
 
 class MadeList(NamedTuple):
@@ -111,7 +113,7 @@ def _job(service: Service, checked: CheckedRequest) -> Job:
     prompt = run.prompt(checked.places, checked.interests)
     ranking = {"history": checked.places, "k": request.k, "explain": request.explain}
     ranking |= {"steer": [wish for wish in request.steer if wish.weight]}
-    ranking |= {"boosts": request.boosts, "diversity": request.diversity, "listed": checked.listed}
+    ranking |= {"boosts": request.boosts, "diversity": request.diversity, "earlier": checked.earlier}
     return service.line.job(run, prompt, checked.beam_width, checked.allowed, **ranking)
 
 
@@ -141,7 +143,7 @@ def _popular(checked: CheckedRequest) -> MadeList:
     listed = rest if allowed is None else rest[allowed[rest]]
     reordering = None
     if not checked.is_behind:
-        reordering = reordering_of(run, request.boosts, request.diversity, allowed, np.array(checked.listed, np.int64))
+        reordering = reordering_of(run, request.boosts, request.diversity, allowed, np.array(checked.earlier, np.int64))
     if reordering is None:
         return MadeList("popularity", listed[: request.k], [None] * len(listed[: request.k]))
     made = reorder_popular(run, listed, reordering, request.k, explain=request.explain)
@@ -212,13 +214,24 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
     if request.user_id is not None:
         places = (run.users.find(request.user_id) or []) + places
     interests = run.shown_interests(request.user_id)
-    listed = [place for place in run.facts.ids.find(page.listed).tolist() if place >= 0] if page else []
-    allowed = allowed_items(run, request.allow, request.deny, [*places, *listed] if request.exclude_history else listed)
-    if allowed is not None and not listed and not allowed.any():
+    earlier = [place for place in run.facts.ids.find(page.earlier).tolist() if place >= 0] if page else []
+    allowed = allowed_items(run, request.allow, request.deny, [*places, *earlier] if request.exclude_history else earlier)
+    has_items = bool(len(run.popular)) if allowed is run.listed else bool(allowed is None or allowed.any())
+    if not has_items and not earlier:
         raise no_items_left(run.trie.num_items)
-    is_behind = page is not None and len(page.listed) >= service.arguments.max_paged
     return CheckedRequest(
-        model, run, request, places, ignored, beam_width, allowed, interests, page=page, listed=listed, is_behind=is_behind
+        model=model,
+        run=run,
+        request=request,
+        places=places,
+        ignored=ignored,
+        beam_width=beam_width,
+        allowed=allowed,
+        interests=interests,
+        page=page,
+        earlier=earlier,
+        is_behind=page is not None and len(page.earlier) >= service.arguments.max_paged,
+        has_items=has_items,
     )
 
 
@@ -242,18 +255,20 @@ def _check_currency(run: ServedRun, conditions: Sequence[ItemFilter | None]) -> 
 def allowed_items(
     run: ServedRun, allow: ItemFilter | None, deny: ItemFilter | None, left_out: Sequence[int]
 ) -> Bool[np.ndarray, " N"] | None:
-    """Return the items that filters allow, without some places; None if all are.
+    """Return the available items that filters allow, without some places; None if all items are.
 
     Raises:
         ProblemError: a price has no currency in a catalogue of several.
     """
     if allow is None and deny is None and not len(left_out):
-        return None
+        return run.listed
     _check_currency(run, [allow, deny])
     allowed = np.ones(run.trie.num_items, bool) if allow is None else run.matching(allow)
     for condition in deny.conditions() if deny else ():
         allowed &= ~run.matching(condition)
     allowed[list(left_out)] = False
+    if run.listed is not None:
+        allowed &= run.listed
     return allowed
 
 

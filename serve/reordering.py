@@ -52,7 +52,7 @@ class Reordering(NamedTuple):
     diversity: float
     item_index: ServedIndex | None
     """Index with the vectors of interests; needed for diversity."""
-    listed: Int[np.ndarray, " l"]
+    earlier: Int[np.ndarray, " l"]
     """Places of the items of earlier pages."""
 
     def depth(self, k: int) -> int:
@@ -65,7 +65,7 @@ class Reordering(NamedTuple):
         total = scores + added
         rows = np.argsort(-total, kind="stable")[: self.depth(k)]
         if self.diversity and self.item_index is not None:
-            before = self.item_index.vectors(self.listed)
+            before = self.item_index.vectors(self.earlier)
             rows = rows[diversify(total[rows], self.item_index.vectors(places[rows]), k, self.diversity, before)]
         rows = rows[:k]
         return Order(rows, total[rows], added[rows])
@@ -82,13 +82,13 @@ def reordering_of(
     boosts: Sequence[ItemBoost],
     diversity: float,
     allowed: Bool[np.ndarray, " N"] | None,
-    listed: Int[np.ndarray, " l"],
+    earlier: Int[np.ndarray, " l"],
 ) -> Reordering | None:
     """Find the items that the boosts of a request mean; None if it asks for no other order."""
     found = [Boost(run.matching(boost.where), boost.weight) for boost in boosts if boost.weight]
     if not found and not diversity:
         return None
-    return Reordering(found, boosted_items(found, run.popular, allowed), diversity, run.item_index, listed)
+    return Reordering(found, boosted_items(found, run.popular, allowed), diversity, run.item_index, earlier)
 
 
 def reorder_policy(

@@ -9,7 +9,7 @@ def diversify(
     vectors: Float[np.ndarray, "C D"],
     k: int,
     diversity: float,
-    listed: Float[np.ndarray, "E D"] | None = None,
+    earlier: Float[np.ndarray, "E D"] | None = None,
 ) -> Int[np.ndarray, " k"]:
     """Return the rows of the k candidates that are chosen one after another by maximal marginal relevance.
 
@@ -27,14 +27,14 @@ def diversify(
         vectors: of unit length; a row of zeros is unlike everything.
         k: rows wanted; fewer if there are fewer candidates.
         diversity: in [0, 1]; 0 is the order by relevance.
-        listed: vectors of items that were chosen before; None for none.
+        earlier: vectors of items that were chosen before; None for none.
     """
     low, spread = relevance.min(initial=np.inf), np.ptp(relevance) if len(relevance) else 0.0
     gain = (1 - diversity) * ((relevance - low) / spread if spread > 0 else np.zeros(len(relevance)))
     vectors = vectors.astype(np.float32)
     nearest = np.full(len(relevance), -np.inf)
-    if listed is not None and len(listed):
-        nearest = (vectors @ listed.astype(np.float32).T).max(axis=1).astype(np.float64)
+    if earlier is not None and len(earlier):
+        nearest = (vectors @ earlier.astype(np.float32).T).max(axis=1).astype(np.float64)
     free = np.ones(len(relevance), bool)
     chosen = np.zeros(min(k, len(relevance)), np.int64)
     for at in range(len(chosen)):

@@ -106,12 +106,19 @@ def matching_items(
     return match
 
 
-def search_titles(facts: ItemFacts, query: str, limit: int) -> Int[np.ndarray, " M"]:
+def search_titles(
+    facts: ItemFacts, query: str, limit: int, listed: Bool[np.ndarray, " N"] | None = None
+) -> Int[np.ndarray, " M"]:
     """Find items whose title has words that begin with every word of the query, in any order.
 
     Titles that begin with the query come first, then more popular items. A query without letters or digits finds nothing.
+
+    Args:
+        listed: items that may be found; None for all.
     """
     found, whole = find_words(facts.words, query)
+    if listed is not None:
+        found, whole = found[listed[found]], whole[listed[found]]
     return found[np.lexsort((facts.popularity[found], ~whole))][:limit]
 
 

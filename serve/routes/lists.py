@@ -4,6 +4,7 @@ import asyncio
 
 from fastapi import Request
 
+from serve.changing import check_not_deleted
 from serve.completion_schemas import CompletionReply, CompletionRequest
 from serve.completions import complete
 from serve.recommending import answer_request, answer_requests
@@ -31,7 +32,9 @@ async def recommend_batch(request: Request, body: RecommendBatch) -> RecommendBa
 @router.post("/v1/similar")
 async def similar(request: Request, body: SimilarRequest) -> SimilarReply:
     """List the neighbours of an item by texts, images, interests and counts, with the interests that they share."""
-    name, run = service_of(request).version(body.model)
+    service = service_of(request)
+    name, run = service.version(body.model)
+    check_not_deleted(service, body.item_id)
     return await asyncio.to_thread(find_similar, name, run, body)
 
 

@@ -135,6 +135,18 @@ def test_items_that_are_added_between_pages_lead_to_no_duplicate(models, tmp_pat
     assert "the catalogue has 64 items now, it had 63" in reply.json()["detail"]
 
 
+def test_items_that_are_taken_out_between_pages_lead_to_no_duplicate_and_no_gap(models, tmp_path):
+    client = serve_without_ray(AppArguments(models=models, beam_width=BEAM_WIDTH, max_paged=8, state_dir=str(tmp_path)))
+    gone, pages = ["item20", "item33"], [_page(client, "ranker", "")]
+    while pages[-1]["cursor"] is not None:
+        pages.append(_page(client, "ranker", pages[-1]["cursor"]))
+        if len(pages) in (2, 4):  # among the ranked ones, and behind them
+            late = gone[len(pages) // 2 - 1]
+            assert client.delete(f"/v1/items/{late}").status_code == 204
+    joined = _joined(pages)
+    assert len(joined) == len(set(joined)) and EVERYTHING - set(joined) <= set(gone)
+
+
 def test_what_is_left_when_the_catalogue_shrinks_to_nothing_is_an_empty_page(client):
     first = _page(client, "ranker", "", k=3)
     page = _page(client, "ranker", first["cursor"], allow={"item_ids": _ids(first)})
@@ -162,7 +174,7 @@ def _packed(content: bytes) -> str:
         _packed(b"[]"),
         _packed(json.dumps({"version": "x", "more": 1}).encode()),
         _packed(json.dumps({"version": "x", "passed": -1}).encode()),
-        _packed(json.dumps({"version": "x", "listed": [""]}).encode()),
+        _packed(json.dumps({"version": "x", "earlier": [""]}).encode()),
         _packed(b'{"version": "' + b"x" * 50_000_000 + b'"}'),
         _packed(json.dumps({"version": "x"}).encode())[:-4],
     ],

@@ -186,3 +186,15 @@ def test_a_changed_ranker_is_loaded_anew(tmp_path):
     assert without != before  # reasons are by canonical interests with or without a ranker
     artifacts.commit(store, Manifest(name="ranker", seed=1))
     assert digests_of(own) == without
+
+
+def test_an_item_that_was_taken_out_is_in_no_list_of_the_ranker(store, tmp_path):
+    client = serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH, state_dir=str(tmp_path)))
+    before = _ask(client, k=BEAM_WIDTH)
+    assert before["source"] == "ranker"
+    gone = before["items"][0]["item_id"]
+    client.delete(f"/v1/items/{gone}")
+    after = _ask(client, k=BEAM_WIDTH)
+    assert after["source"] == "ranker"
+    assert gone not in [item["item_id"] for item in after["items"]]
+    assert len(after["items"]) == BEAM_WIDTH

@@ -88,3 +88,11 @@ def test_an_item_that_came_later_changes_no_neighbours(client):
     assert client.post("/v1/items", json={"item_id": "item07b", "title": "Another lamp"}).status_code == 200
     assert _ask(client) == before
     assert _ask(client, k=3)["items"] == before["items"][:3]
+
+
+def test_an_item_that_was_taken_out_has_no_neighbours_and_is_none(client):
+    near = _ask(client)["items"][0]["item_id"]
+    assert client.delete(f"/v1/items/{near}").status_code == 204
+    assert near not in {item["item_id"] for item in _ask(client)["items"]}
+    reply = client.post("/v1/similar", json={"item_id": near})
+    assert (reply.status_code, reply.json()["type"]) == (404, "unknown-item")
