@@ -70,17 +70,20 @@ def read_reply(question: Question[Reply], response: httpx.Response) -> Reply:
     status = response.status_code
     kind = _KINDS.get(status, ServerError if status >= 500 else EndpointError)
     if response.headers.get("content-type", "").startswith("application/problem+json"):
-        problem = _read(Problem, response)
+        problem = _read(Problem, response, response.content)
         raise kind(problem.title, problem.detail, status, problem)
     if not response.is_success:
         detail = f"{response.url} answered {status} in a form that is not DIGR's; is the address right?"
         raise kind(f"{status} {response.reason_phrase}".strip(), detail, status)
-    return _read(question.form, response)
+    content = response.content
+    if question.answer == "lines":
+        content = b'{"lines":[' + b",".join(line for line in content.splitlines() if line) + b"]}"
+    return _read(question.form, response, b"{}" if question.answer == "nothing" else content)
 
 
-def _read(form: type[Reply], response: httpx.Response) -> Reply:
+def _read(form: type[Reply], response: httpx.Response, content: bytes) -> Reply:
     try:
-        return form.model_validate_json(response.content)
+        return form.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole answer"

@@ -13,9 +13,9 @@ for item in client.recommend(history=["item-17", "item-4"], k=5):
 import asyncio
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import httpx
 
@@ -34,7 +34,7 @@ from serve.answers import (
     read_reply,
     retry_seconds,
 )
-from serve.item_schemas import AddedItem, FoundItem, Item, NewItem
+from serve.item_schemas import AddedItem, BulkResult, FoundItem, Item, ItemChange, NewItem
 from serve.questions import ListOptions, Question, Reply, SimilarOptions
 from serve.schemas import ChangeDefault, Problem, RecommendedItem, RecommendReply, RecommendRequest, Versions
 from serve.similar_schemas import SimilarItem, SimilarReply, SimilarRequest
@@ -134,6 +134,22 @@ class Client:
         """Add an item to the catalogue; needs an admin key."""
         return self._ask(questions.add_item(item))
 
+    def change_item(self, item_id: str, change: ItemChange) -> Item:
+        """Change the given facts of an item; needs an admin key."""
+        return self._ask(questions.change_item(item_id, change))
+
+    def delete_item(self, item_id: str) -> None:
+        """Take an item out of all lists; needs an admin key."""
+        self._ask(questions.delete_item(item_id))
+
+    def change_items(self, items: Iterable[NewItem | Mapping[str, Any]]) -> list[BulkResult]:
+        """Add, change or delete many items; return what became of each. Needs an admin key.
+
+        Args:
+            items: new items, or for known ones an `item_id` with the facts that change, or with `"delete": True`.
+        """
+        return self._ask(questions.change_items(items)).lines
+
     def models(self) -> Versions:
         """List the loaded versions."""
         return self._ask(questions.ask_models())
@@ -225,6 +241,22 @@ class AsyncClient:
     async def add_item(self, item: NewItem) -> AddedItem:
         """Add an item to the catalogue; needs an admin key."""
         return await self._ask(questions.add_item(item))
+
+    async def change_item(self, item_id: str, change: ItemChange) -> Item:
+        """Change the given facts of an item; needs an admin key."""
+        return await self._ask(questions.change_item(item_id, change))
+
+    async def delete_item(self, item_id: str) -> None:
+        """Take an item out of all lists; needs an admin key."""
+        await self._ask(questions.delete_item(item_id))
+
+    async def change_items(self, items: Iterable[NewItem | Mapping[str, Any]]) -> list[BulkResult]:
+        """Add, change or delete many items; return what became of each. Needs an admin key.
+
+        Args:
+            items: new items, or for known ones an `item_id` with the facts that change, or with `"delete": True`.
+        """
+        return (await self._ask(questions.change_items(items))).lines
 
     async def models(self) -> Versions:
         """List the loaded versions."""

@@ -3,12 +3,13 @@
 `serve.client` sends them, in two ways: waiting for the answer, or awaiting it.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
-from serve.item_schemas import AddedItem, FoundItems, Item, NewItem
+from serve.item_schemas import AddedItem, BulkResult, FoundItems, Item, ItemChange, NewItem
 from serve.schemas import (
     ChangeDefault,
     Contract,
@@ -36,11 +37,26 @@ class Question(Generic[Reply]):
     body: Mapping[str, Any] | None = None
     query: Mapping[str, Any] = field(default_factory=dict)
     """Parameters; those that are None are not sent."""
+    lines: bytes | None = None
+    """JSON lines as the body."""
+    answer: Literal["json", "lines", "nothing"] = "json"
+    """What the body of the answer is: one object, objects in lines, which are the `lines` of the form, or nothing."""
 
     def arguments(self, url: str) -> dict[str, Any]:
         """Return it as arguments of httpx, for the endpoint at an address."""
         params = {name: value for name, value in self.query.items() if value is not None}
-        return {"method": self.method, "url": url + self.path, "json": self.body, "params": params}
+        sent = {"method": self.method, "url": url + self.path, "json": self.body, "params": params}
+        return sent if self.lines is None else sent | {"content": self.lines, "headers": {"Content-Type": "application/x-ndjson"}}
+
+
+class BulkResults(Contract):
+    """What became of the lines of a bulk."""
+
+    lines: list[BulkResult]
+
+
+class Nothing(Contract):
+    """An answer without a body."""
 
 
 class ListOptions(TypedDict, total=False):
@@ -118,6 +134,22 @@ def ask_item(item_id: str, model: str | None) -> Question[Item]:
 def add_item(item: NewItem) -> Question[AddedItem]:
     """Add an item."""
     return Question(AddedItem, "POST", "/v1/items", _body(item))
+
+
+def change_item(item_id: str, change: ItemChange) -> Question[Item]:
+    """Change facts of an item."""
+    return Question(Item, "PATCH", _path_of(item_id), _body(change))
+
+
+def delete_item(item_id: str) -> Question[Nothing]:
+    """Take an item out of all lists."""
+    return Question(Nothing, "DELETE", _path_of(item_id), answer="nothing")
+
+
+def change_items(items: Iterable[NewItem | Mapping[str, Any]]) -> Question[BulkResults]:
+    """Add, change or delete many items."""
+    lines = [json.dumps(_body(item) if isinstance(item, NewItem) else dict(item)).encode() + b"\n" for item in items]
+    return Question(BulkResults, "POST", "/v1/items/bulk", lines=b"".join(lines), answer="lines")
 
 
 def ask_models() -> Question[Versions]:
