@@ -7,8 +7,9 @@ import numpy as np
 from digr.ranking.similar import similar_items, sources_of_items
 from serve.browsing import find_item
 from serve.catalogue import ServedRun
+from serve.checking import allowed_items
+from serve.listing import list_items
 from serve.problems import ProblemError, no_index
-from serve.recommending import allowed_items, list_items
 from serve.similar_schemas import SimilarItem, SimilarReply, SimilarRequest
 
 

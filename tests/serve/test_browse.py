@@ -250,7 +250,9 @@ def test_every_route_of_the_contract_is_documented(client):
     assert {path for path in paths if path.startswith("/v1")} == {
         "/v1/recommend",
         "/v1/recommend/batch",
+        "/v1/similar",
         "/v1/items",
+        "/v1/items/bulk",
         "/v1/items/{item_id}",
         "/v1/items/{item_id}/image",
         "/v1/sids",

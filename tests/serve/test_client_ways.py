@@ -46,6 +46,10 @@ def url(tmp_path_factory) -> Iterator[str]:
         yield address
 
 
+def _items(url, path, body):
+    return httpx.post(f"{url}{path}", json=body, timeout=CEILING_SECONDS).json()["items"]
+
+
 class Awaited:
     """An `AsyncClient` whose methods wait, so that both ways are asked alike."""
 
@@ -97,12 +101,16 @@ def test_every_route_is_asked(way, url):
     with way(url) as client:
         items = client.recommend(HISTORY, k=3, diversity=0.3, boosts=[ItemBoost(where=ItemFilter(categories=["c1"]), weight=1)])
         body = {"history": HISTORY, "k": 3, "diversity": 0.3, "boosts": [{"where": {"categories": ["c1"]}, "weight": 1}]}
-        assert [item.model_dump() for item in items] == httpx.post(f"{url}/v1/recommend", json=body, timeout=CEILING_SECONDS).json()["items"]
+        assert [item.model_dump() for item in items] == httpx.post(
+            f"{url}/v1/recommend", json=body, timeout=CEILING_SECONDS
+        ).json()["items"]
         good, bad = client.answers([RecommendRequest(history=HISTORY, k=3), RecommendRequest(history=[])])
         assert len(good.items) == 3 and isinstance(bad, Problem) and bad.type == "empty-history"
         similar = client.similar("item07", k=4, sources=["text"], allow=ItemFilter(categories=["c1"]))
         body = {"item_id": "item07", "k": 4, "sources": ["text"], "allow": {"categories": ["c1"]}}
-        assert [item.model_dump() for item in similar] == httpx.post(f"{url}/v1/similar", json=body, timeout=CEILING_SECONDS).json()["items"]
+        assert [item.model_dump() for item in similar] == httpx.post(
+            f"{url}/v1/similar", json=body, timeout=CEILING_SECONDS
+        ).json()["items"]
         assert [item.title for item in client.find_items("title item42", 2)] == ["Title item42"]
         assert client.item("item10").title == "Title item10"
         added = client.add_item(NewItem(item_id=f"lamp {way.__name__}", title=f"A lamp {way.__name__}"))
@@ -267,10 +275,10 @@ def test_commands_print_boosted_diverse_and_similar_items(url):
     body = {"history": HISTORY, "k": 4, "diversity": 0.3}
     body |= {"boosts": [{"where": {"categories": ["c1"]}, "weight": 2}, {"where": {"item_ids": ["item05"]}, "weight": -1}]}
     words = ["ask", *HISTORY, "--k", "4", "--diversity", "0.3", "--boost", "category:c1=2", "--boost", "item:item05=-1"]
-    assert run(*words) == httpx.post(f"{url}/v1/recommend", json=body, timeout=CEILING_SECONDS).json()["items"]
+    assert run(*words) == _items(url, "/v1/recommend", body)
     body = {"item_id": "item07", "k": 4, "sources": ["text", "next"]}
     words = ["items", "similar", "item07", "--k", "4", "--source", "text", "--source", "next"]
-    assert run(*words) == httpx.post(f"{url}/v1/similar", json=body, timeout=CEILING_SECONDS).json()["items"]
+    assert run(*words) == _items(url, "/v1/similar", body)
     shown = CliRunner().invoke(app, words, env={"DIGR_URL": url}).stdout.splitlines()
     assert shown[0].split() == ["#", "item", "title", "sources", "both"] and len(shown) == 5
     assert CliRunner().invoke(app, ["items", "similar", "ghost"], env={"DIGR_URL": url}).exit_code == 2

@@ -130,6 +130,11 @@ def client_of(service: Service, peer: str = "127.0.0.1") -> TestClient:
     return client
 
 
+def without_id(reply: dict) -> dict:
+    """Return a reply without the id of its list, which is new each time."""
+    return {name: value for name, value in reply.items() if name != "recommendation_id"}
+
+
 def _from(peer: str, api: FastAPI) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
