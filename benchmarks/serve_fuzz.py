@@ -7,6 +7,7 @@ names its cause.
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import tempfile
@@ -80,6 +81,7 @@ def _requests(
     import schemathesis
     from schemathesis.core.result import Ok
 
+    schemathesis.serializer("application/x-ndjson")(_json_lines)
     schema = schemathesis.openapi.from_dict(document)
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
     kinds = [(operation, mode) for operation in operations for mode in schemathesis.GenerationMode]
@@ -89,6 +91,11 @@ def _requests(
             made = _requests_of(operation, mode, left // len(kinds) + 1, item_ids, rng)[:left]
             left -= len(made)
             yield from made
+
+
+def _json_lines(context: Any, value: Any) -> bytes:
+    """Write the lines of a bulk; what is no list of lines becomes one."""
+    return "\n".join(json.dumps(line) for line in (value if isinstance(value, list) else [value])).encode()
 
 
 def _requests_of(

@@ -25,6 +25,7 @@ from digr.serving.users import UserHistories, index_histories
 from digr.sids.trie import SidTrie, build_trie, codes_of
 from digr.tables import Owner, flat_interests, table_spec
 from serve.indexing import RunIndex, ServedIndex, load_run_index, serve_index
+from serve.lineage import check_parts
 from serve.ranking import RunRanker, ServedRanker, load_run_ranker
 from serve.schemas import ItemFilter
 from serve.settings import VersionSettings
@@ -128,13 +129,13 @@ def check_run(version: VersionSettings) -> None:
     """Refuse a run that cannot be served, before anything but its manifests is read.
 
     Raises:
-        ValueError: an artifact is missing, or the policy was trained on other SIDs; the message names the job to run.
+        ValueError: an artifact is missing, or parts of the run were not made from each other; the message names the job to run.
     """
     store = Store(version.run_dir, version.variant)
     name = _policy_name(store, version.policy)
     for needed in (name, "item_sids", "items", "interest_labels", "interactions", "histories"):
         artifacts.require(store, needed)
-    artifacts.check_lineage(store, name, ["item_sids"])
+    check_parts(store, name, has_ranker=version.ranker == "on")
 
 
 def read_run(version: VersionSettings, device: str) -> RunTables:

@@ -143,12 +143,16 @@ class Client:
         self._ask(questions.delete_item(item_id))
 
     def change_items(self, items: Iterable[NewItem | Mapping[str, Any]]) -> list[BulkResult]:
-        """Add, change or delete many items; return what became of each. Needs an admin key.
+        """Add, change or delete up to `serve.item_schemas.MAX_BULK` items; return what became of each. Needs an admin key.
 
         Args:
             items: new items, or for known ones an `item_id` with the facts that change, or with `"delete": True`.
         """
         return self._ask(questions.change_items(items)).lines
+
+    def send_lines(self, content: bytes) -> list[BulkResult]:
+        """Do as `change_items` with JSON lines as they are sent."""
+        return self._ask(questions.send_lines(content)).lines
 
     def models(self) -> Versions:
         """List the loaded versions."""
@@ -251,12 +255,16 @@ class AsyncClient:
         await self._ask(questions.delete_item(item_id))
 
     async def change_items(self, items: Iterable[NewItem | Mapping[str, Any]]) -> list[BulkResult]:
-        """Add, change or delete many items; return what became of each. Needs an admin key.
+        """Add, change or delete up to `serve.item_schemas.MAX_BULK` items; return what became of each. Needs an admin key.
 
         Args:
             items: new items, or for known ones an `item_id` with the facts that change, or with `"delete": True`.
         """
         return (await self._ask(questions.change_items(items))).lines
+
+    async def send_lines(self, content: bytes) -> list[BulkResult]:
+        """Do as `change_items` with JSON lines as they are sent."""
+        return (await self._ask(questions.send_lines(content))).lines
 
     async def models(self) -> Versions:
         """List the loaded versions."""

@@ -14,6 +14,7 @@ from digr.artifacts import Store
 from digr.data.ids import build_id_index
 from digr.ranking.systems import SERVED
 from digr.ranking.views import View, load_view
+from serve.lineage import OF_THE_RANKER
 
 
 class RunIndex(NamedTuple):
@@ -46,10 +47,14 @@ class ServedIndex(NamedTuple):
 
 
 def load_run_index(store: Store) -> RunIndex | None:
-    """Load the ranking index of a run; return None if it has none."""
+    """Load the ranking index of a run; return None if it has none.
+
+    Raises:
+        ValueError: it was made from another build of the items or their interests.
+    """
     if artifacts.read_manifest(store, "ranking_index") is None:
         return None
-    artifacts.check_lineage(store, "ranking_index", ["items"])
+    artifacts.check_lineage(store, "ranking_index", OF_THE_RANKER["ranking_index"])
     with artifacts.local_files(store, "ranking_index") as folder:
         view = load_view(folder, "all", (SERVED.family,), grains=0)
     return RunIndex(view, artifacts.read_table(store, "items", ["item_id"])["item_id"].combine_chunks())

@@ -148,8 +148,13 @@ def delete_item(item_id: str) -> Question[Nothing]:
 
 def change_items(items: Iterable[NewItem | Mapping[str, Any]]) -> Question[BulkResults]:
     """Add, change or delete many items."""
-    lines = [json.dumps(_body(item) if isinstance(item, NewItem) else dict(item)).encode() + b"\n" for item in items]
-    return Question(BulkResults, "POST", "/v1/items/bulk", lines=b"".join(lines), answer="lines")
+    lines = [json.dumps(_body(item) if isinstance(item, NewItem) else dict(item)) for item in items]
+    return send_lines("".join(f"{line}\n" for line in lines).encode())
+
+
+def send_lines(content: bytes) -> Question[BulkResults]:
+    """Do as `change_items` with lines that are JSON already."""
+    return Question(BulkResults, "POST", "/v1/items/bulk", lines=content, answer="lines")
 
 
 def ask_models() -> Question[Versions]:

@@ -3,18 +3,23 @@
 import asyncio
 import itertools
 import logging
+import math
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from digr.artifacts import digest_of
 from digr.serving.journal import Entry, Journal
 from digr.serving.state import open_state
 from serve import problems
 from serve.additions import VersionAdditions
 from serve.catalogue import ServedRun, assemble, digests_of, read_run
+from serve.change_problems import not_loaded_everywhere, state_not_reached
 from serve.decoding import decode, warm_up
 from serve.encoders import get_encoder
 from serve.item_journal import MAX_NAMED, ItemJournal
 from serve.metrics import Metrics
+from serve.replicas import Replicas
 from serve.schemas import ChangeDefault, Version, Versions
 from serve.settings import AppArguments, LiveSettings, VersionSettings
 from serve.waiting import Decode, Line
@@ -31,6 +36,11 @@ class Loaded(NamedTuple):
     additions: VersionAdditions | None
     revision: tuple[int, int] = (0, 0)
     """That of the additions in the run."""
+
+
+def _build_of(loaded: Loaded) -> str:
+    """Return what tells a version's build from others."""
+    return digest_of(list(loaded.digests))
 
 
 def _extended(loaded: Loaded, items: ItemJournal) -> Loaded:
@@ -61,6 +71,7 @@ class Service:
         self.line = Line(decode, arguments.max_pending, arguments.deadline_seconds, self.metrics)
         self._device = device
         self.changing, self._configuring = asyncio.Lock(), asyncio.Lock()
+        self.replicas = Replicas(state, replica, time.monotonic) if state else None
         self.items = ItemJournal(state) if state else None
         """The journal of the catalogue; None where nothing can be changed."""
         self._choices = Journal(state, "default") if state else None
@@ -69,7 +80,7 @@ class Service:
         self._set_aside: dict[str, str] = {}
 
     async def configure(self, live: LiveSettings) -> None:
-        """Load versions that are new or were built again, then drop those that are no longer configured.
+        """Load versions that are new, then drop those that are no longer configured.
 
         Meanwhile, the previous versions answer requests. A version that cannot be loaded is named in `failed`; its earlier
         load, if there is one, stays in use.
@@ -100,9 +111,18 @@ class Service:
     def _load(self, settings: VersionSettings, before: Loaded | None) -> Loaded | None:
         """Load a version; return None if it is loaded already."""
         digests = digests_of(settings)
-        if before and (before.settings, before.digests) == (settings, digests):
-            return None
+        if before and before.settings == settings:
+            if before.digests == digests:
+                return None
+            raise ValueError(
+                f"{settings.run_dir}: was built again in place while it is served, and the build that was loaded stays in use; "
+                f"build every run in a folder of its own, and name that folder as a version"
+            )
         tables = read_run(settings, self._device)
+        if digests_of(settings) != digests:
+            raise ValueError(
+                f"{settings.run_dir}: was built again while it was read; wait until the build has ended, then try again"
+            )
         if self.state and self.items:
             additions = VersionAdditions(tables, settings, self.state, get_encoder)
             additions.follow(self.items)
@@ -155,6 +175,8 @@ class Service:
         for entry in await asyncio.to_thread(self._choices.read, self._num_choices):
             self._num_choices = entry.number
             self._choice = self._read_choice(entry) or self._choice
+        if self.replicas is not None:
+            await asyncio.to_thread(self.replicas.tell, {name: _build_of(loaded) for name, loaded in self.versions.items()})
 
     def _read_choice(self, entry: Entry) -> dict[str, str] | None:
         """Return a choice of the default version; set aside what is none."""
@@ -181,9 +203,16 @@ class Service:
         """Choose the default version for all replicas; the choice survives restarts.
 
         Raises:
-            ProblemError: there is no such version, or none to go back to.
+            ProblemError: there is no such version, or none to go back to; a live replica does not have it after
+                `promote_seconds`; or the state cannot be reached.
         """
-        if self._choices is None:
+        try:
+            return await self._change_default(change)
+        except OSError as error:
+            raise state_not_reached() from error
+
+    async def _change_default(self, change: ChangeDefault) -> Versions:
+        if self._choices is None or self.replicas is None:
             raise problems.no_state_dir()
         await self.follow()
         name = change.model if change.action == "promote" else self.previous
@@ -191,10 +220,24 @@ class Service:
             raise problems.nothing_to_choose(change.action)
         self.version(name)
         if name != self.default:
+            await self._wait_for_all(name, self.replicas)
             choice = {"model": name, "previous": self.default, "configured": self._live.default}
             await asyncio.to_thread(self._choices.append, choice, self._num_choices)
             await self.follow()
         return self.describe()
+
+    async def _wait_for_all(self, name: str, replicas: Replicas) -> None:
+        """Wait until every live replica has a version."""
+        limit, pause = self.arguments.promote_seconds, self.arguments.follow_seconds
+        for left in reversed(range(math.ceil(limit / pause) + 1)):
+            self.version(name)  # a new configuration may have taken it away meanwhile
+            lacking = await asyncio.to_thread(replicas.lacking, name, _build_of(self.versions[name]))
+            if not lacking:
+                return
+            if left:
+                await asyncio.sleep(pause)
+                await self.follow()
+        raise not_loaded_everywhere(name, lacking, limit)
 
     def describe(self) -> Versions:
         """List the versions.

@@ -77,6 +77,8 @@ class AppArguments(LiveSettings):
     """Images are served as PNG of at most this side, pixels."""
     max_image_bytes: int = Field(10_000_000, ge=1000)
     """Largest file read for an image."""
+    promote_seconds: float = Field(20.0, ge=0, le=300)
+    """How long a promotion waits for replicas that do not have the version yet; a replica that has gone counts for 15 s."""
     follow_seconds: float = Field(0.5, gt=0, le=60)
     """How often a replica looks for what other replicas added or changed."""
 

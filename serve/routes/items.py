@@ -16,6 +16,7 @@ from serve.routes.shared import ItemPath, Model, new_router, service_of
 from serve.service import Service
 
 router = new_router()
+LINES = {"type": "array", "items": {"$ref": "#/components/schemas/NewItem"}, "description": "One line each."}
 
 
 @router.get("/v1/items")
@@ -51,7 +52,7 @@ async def _do(service: Service, wish: Wish) -> Outcome:
     "/v1/items/bulk",
     response_class=Response,
     responses={200: {"model": BulkResult, "content": {JSON_LINES: {}}, "description": "One result per line, in order"}},
-    openapi_extra={"requestBody": {"required": True, "content": {JSON_LINES: {"schema": {"type": "string"}}}}},
+    openapi_extra={"requestBody": {"required": True, "content": {JSON_LINES: {"schema": LINES}}}},
 )
 async def add_items(request: Request) -> Response:
     """Add or change an item per JSON line; a line that fails stops no other. Needs an admin key.

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from digr import artifacts
+from digr.artifacts import Store
 from digr.serving.state import LocalState
 from serve import service as service_module
 from serve.additions import VersionAdditions
@@ -33,7 +34,9 @@ def _follow(client) -> None:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.json")}
+    """Return the files of the journals."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.json"))}
+    return {name: content for name, content in found.items() if not name.startswith("replicas/")}
 
 
 def _write(folder: Path, name: str, content: bytes) -> None:
@@ -43,6 +46,15 @@ def _write(folder: Path, name: str, content: bytes) -> None:
 
 def _put(item: dict, **more) -> bytes:
     return json.dumps({"operations": [{"op": "put", "item": item} | more]}).encode()
+
+
+def _another_build(folder: Path) -> Store:
+    """Write a run whose SIDs have another lineage, and a policy that was trained on them."""
+    store = write_run(str(folder), seed=5)
+    artifacts.commit(store, artifacts.require(store, "item_sids").model_copy(update={"seed": 9}))
+    inputs = {"item_sids": artifacts.require(store, "item_sids").digest}
+    artifacts.commit(store, artifacts.require(store, "policy_sft").model_copy(update={"inputs": inputs}))
+    return store
 
 
 def _encoder_that_is_away(config):
@@ -63,9 +75,7 @@ def test_an_item_whose_vector_cannot_be_made_leaves_no_trace(arguments, tmp_path
 
 
 def test_an_added_item_stands_in_the_journal_with_its_semantic_id_in_every_loaded_version(tiny_run, tmp_path):
-    other = write_run(str(tmp_path / "other"), seed=5)
-    sids = artifacts.require(other, "item_sids")
-    artifacts.commit(other, sids.model_copy(update={"seed": 9}))
+    other = _another_build(tmp_path / "other")
     digests = {name: artifacts.require(store, "item_sids").digest for name, store in (("a", tiny_run), ("b", other))}
     assert digests["a"] != digests["b"]
     models = {"a": VersionSettings(run_dir=tiny_run.root), "b": VersionSettings(run_dir=other.root)}
@@ -79,8 +89,7 @@ def test_an_added_item_stands_in_the_journal_with_its_semantic_id_in_every_loade
 
 def test_a_version_that_was_not_loaded_gives_semantic_ids_of_its_own_and_keeps_them(tiny_run, tmp_path, monkeypatch):
     """Two builds with the same codes but other SIDs by their lineage: what one assigned says nothing about the other."""
-    other = write_run(str(tmp_path / "other"), seed=5)
-    artifacts.commit(other, artifacts.require(other, "item_sids").model_copy(update={"seed": 9}))
+    other = _another_build(tmp_path / "other")
     state = tmp_path / "state"
     common = {"beam_width": BEAM_WIDTH, "max_pending": 1, "state_dir": str(state)}
     serve_without_ray(AppArguments(run_dir=tiny_run.root, **common)).post("/v1/items", json=LAMP)

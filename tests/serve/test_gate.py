@@ -65,6 +65,8 @@ def test_changes_need_an_admin_key(keyed):
         assert (refused.status_code, refused.json()["type"]) == (403, "forbidden")
         assert refused.json()["detail"] == "this route needs an admin key, 'reader' is one for read"
         assert client.post(path, json={}, headers=_with(keys["boss"])).status_code == 422
+    for method, path in (("PATCH", "/v1/items/item01"), ("DELETE", "/v1/items/item01"), ("POST", "/v1/items/bulk")):
+        assert client.request(method, path, headers=_with(keys["reader"])).json()["type"] == "forbidden"
 
 
 def test_health_and_readiness_need_no_key(keyed):

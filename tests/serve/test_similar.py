@@ -2,6 +2,8 @@
 
 import pytest
 
+from digr import artifacts
+from serve.catalogue import read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.ranking.tiny_view import random_view
 from tests.serve.ranked_run import write_ranker
@@ -96,3 +98,14 @@ def test_an_item_that_was_taken_out_has_no_neighbours_and_is_none(client):
     assert near not in {item["item_id"] for item in _ask(client)["items"]}
     reply = client.post("/v1/similar", json={"item_id": near})
     assert (reply.status_code, reply.json()["type"]) == (404, "unknown-item")
+
+
+def test_an_index_of_other_items_is_not_served(tmp_path):
+    store = write_run(str(tmp_path))
+    write_ranker(store)
+    own = VersionSettings(run_dir=store.root, ranker="off")
+    assert read_run(own, "cpu").item_index is not None
+    made = artifacts.require(store, "ranking_index").model_copy(update={"inputs": {"items": "another"}})
+    artifacts.commit(store, made)
+    with pytest.raises(ValueError, match=r"ranking_index: made from items another, but .* is now "):
+        read_run(own, "cpu")

@@ -98,7 +98,8 @@ def write_run(
     chosen = PolicyConfig(hidden_dim=32, num_layers=2, num_heads=2, max_tokens=max_tokens)
     model = build_scratch_policy(chosen, LEVEL_SIZES, seed=seed)
     model.save(store.uri(policy))
-    artifacts.commit(store, Manifest(name=policy, seed=seed))
+    trained_on = {"item_sids": artifacts.require(store, "item_sids").digest}
+    artifacts.commit(store, Manifest(name=policy, seed=seed, inputs=trained_on))
     return store
 
 
