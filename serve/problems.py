@@ -129,10 +129,8 @@ def cannot_steer() -> ProblemError:
 
 def no_index(field: str, wanted: str) -> ProblemError:
     """Say that the version has no ranking index, and what needs one."""
-    detail = (
-        f"the run of this version has no ranking index, which is needed for {wanted}; ask another version, or build the index "
-    )
-    detail += "with `python -m jobs.build_neighbours`"
+    missing = f"the run of this version has no ranking index, which is needed for {wanted}"
+    detail = f"{missing}; ask another version, or build it with `digr neighbours CONFIG`"
     return ProblemError("no-ranking-index", 422, "No ranking index", detail, fields=[field])
 
 
