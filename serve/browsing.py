@@ -10,8 +10,8 @@ from digr.serving.interest_search import search_interests
 from digr.serving.tree import children_of, common_interests
 from serve.catalogue import ServedRun, places_array
 from serve.item_schemas import MAX_CHILDREN, FoundItem, FoundItems, Item, SidChild, SidLevel
+from serve.listing import image_path
 from serve.problems import ProblemError, unknown_item
-from serve.recommending import image_path
 
 SAMPLES, INTERESTS = 3, 3
 """Number of items and interests that are shown for each child of a prefix."""

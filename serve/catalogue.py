@@ -25,8 +25,9 @@ from digr.serving.facts import ItemFacts, index_facts, matching_items, words_of
 from digr.serving.users import UserHistories, index_histories
 from digr.sids.trie import SidTrie, build_trie, codes_of
 from digr.tables import Owner, flat_interests, table_spec
+from serve.indexing import RunIndex, ServedIndex, load_run_index, serve_index
 from serve.lineage import check_parts
-from serve.ranking import RunRanker, ServedRanker, load_run_ranker, serve_ranker
+from serve.ranking import RunRanker, ServedRanker, load_run_ranker
 from serve.schemas import ItemFilter
 from serve.settings import VersionSettings
 
@@ -60,6 +61,8 @@ class RunTables(NamedTuple):
     ranker: RunRanker | None
     image_folders: tuple[str, ...]
     """Local folders below which images of its items may be read."""
+    item_index: RunIndex | None
+    """Neighbours and vectors of items; None if the run has no ranking index."""
     loaded_at: float
 
 
@@ -98,6 +101,8 @@ class ServedRun(NamedTuple):
     num_new_items: int
     ranker: ServedRanker | None
     """The ranker of the lists; None if the policy's own lists are served."""
+    item_index: ServedIndex | None
+    """Neighbours and vectors of items; None if the run has no ranking index."""
 
     def shown_interests(self, user_id: str | None) -> str | None:
         """Return the interests of a user that a prompt shows; None for none."""
@@ -158,6 +163,7 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     interactions = artifacts.read_table(store, "interactions", ["user_id", "position", "item_id"])
     users = index_histories(interactions, index, max_history)
     canonical = load_canonical(store)
+    ranker = load_run_ranker(store) if version.ranker == "on" else None
     shown = shown_interests(manifest.config, partial(_read_labels, store, "user"))
     return RunTables(
         policy_name=name,
@@ -174,7 +180,8 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
         users=users,
         user_interests=shown.of_users(users.users.ids),
         max_history=max_history,
-        ranker=load_run_ranker(store) if version.ranker == "on" else None,
+        ranker=ranker,
+        item_index=RunIndex(ranker.lists.view, ranker.item_ids) if ranker else load_run_index(store),
         image_folders=run_folders(store),
         loaded_at=time.time(),
     )
@@ -188,7 +195,7 @@ def digests_of(version: VersionSettings) -> tuple[str, ...]:
     """Return the digests that distinguish builds of a run in the same folder."""
     store = Store(version.run_dir, version.variant)
     names = (_policy_name(store, version.policy), "item_sids", "items", "interest_labels")
-    optional = ("canonical_interests", *(["ranker"] if version.ranker == "on" else []))
+    optional = ("canonical_interests", "ranking_index", *(["ranker"] if version.ranker == "on" else []))
     found = (artifacts.read_manifest(store, name) for name in optional)
     return (*(artifacts.require(store, name).digest for name in names), *(each.digest for each in found if each))
 
@@ -218,6 +225,7 @@ def assemble(tables: RunTables, added: Additions | None = None, changes: Changes
     if (hidden >= 0).any():
         listed = np.ones(len(place), bool)
         listed[place[hidden[hidden >= 0]]] = False
+    served_index = serve_index(tables.item_index, trie.item_ids)
     return ServedRun(
         tables=tables,
         policy=tables.policy,
@@ -229,7 +237,8 @@ def assemble(tables: RunTables, added: Additions | None = None, changes: Changes
         listed=listed,
         max_history=tables.max_history,
         num_new_items=len(codes) - len(tables.codes),
-        ranker=serve_ranker(tables.ranker, trie.item_ids),
+        ranker=ServedRanker(tables.ranker, served_index) if tables.ranker and served_index else None,
+        item_index=served_index,
     )
 
 

@@ -15,7 +15,7 @@ from serve import item_commands
 from serve.client import DEFAULT_URL, Client
 from serve.item_schemas import MAX_SEARCH
 from serve.options import AsJson, Model, Url, ask_endpoint
-from serve.schemas import MAX_K, RecommendRequest, Steer, Versions
+from serve.schemas import MAX_K, ItemBoost, RecommendRequest, Steer, Versions
 from serve.terminal import print_json, print_table, tell
 
 if TYPE_CHECKING:
@@ -37,6 +37,15 @@ def ask(
         list[str] | None,
         typer.Option(metavar="WORDS[=WEIGHT]", help="More of this, or less: 'hiking' or 'hiking=-1'; may be repeated."),
     ] = None,
+    boost: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHERE=WEIGHT", help="More of these items, or less: item:ID, category:NAME or brand:NAME; may be repeated."
+        ),
+    ] = None,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="How much items differ from those before them, from 0 to 1.")
+    ] = 0.0,
     exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out the history's own items.")] = False,
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="Leave out items that are not in the catalogue.")
@@ -56,6 +65,8 @@ def ask(
                 user_id=user,
                 k=k,
                 steer=[read_steer(words) for words in steer or []],
+                boosts=[read_boost(words) for words in boost or []],
+                diversity=diversity,
                 exclude_history=exclude_history,
                 unknown="ignore" if ignore_unknown else "refuse",
                 model=model,
@@ -81,6 +92,22 @@ def read_steer(text: str) -> Steer:
     except ValueError:
         separator = ""
     return Steer(text=words, weight=weight) if separator else Steer(text=text)
+
+
+def read_boost(text: str) -> ItemBoost:
+    """Read a boost such as `category:Lamps=2`.
+
+    Raises:
+        ValueError: there is no condition, or no weight behind it.
+    """
+    where, _, number = text.rpartition("=")
+    kind, separator, name = where.partition(":")
+    fields = {"item": "item_ids", "category": "categories", "brand": "brands"}
+    if not separator or kind not in fields:
+        raise ValueError(
+            f"--boost {text!r}: expected item:ID=WEIGHT, category:NAME=WEIGHT or brand:NAME=WEIGHT, as category:Lamps=2"
+        )
+    return ItemBoost.model_validate({"where": {fields[kind]: [name]}, "weight": number})
 
 
 models = typer.Typer(help="List the loaded versions, or change the default one.", no_args_is_help=True, rich_markup_mode=None)

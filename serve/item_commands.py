@@ -9,6 +9,7 @@ import typer
 from serve.client import DEFAULT_URL
 from serve.item_schemas import MAX_SEARCH, FoundItems, Item, ItemChange, NewItem
 from serve.options import AsJson, Model, Url, ask_endpoint
+from serve.similar_schemas import MAX_SIMILAR, SimilarRequest
 from serve.terminal import print_json, print_table, tell
 
 CHUNK, CHUNK_BYTES = 250, 900_000
@@ -17,7 +18,7 @@ IMPORT_SECONDS = 120.0
 """Longest wait for the answer to a chunk, whose new items are encoded meanwhile."""
 
 items = typer.Typer(
-    help="Search, show, add, change or remove items of the catalogue.", no_args_is_help=True, rich_markup_mode=None
+    help="Search, show, compare, add, change or remove items of the catalogue.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -58,6 +59,32 @@ def _print_item(item: Item) -> None:
     shown = {name: value for name, value in item if value not in (None, [])}
     shown |= {name: ", ".join(map(str, value)) for name, value in shown.items() if isinstance(value, list)}
     print_table(("field", "value"), [(name, str(value)) for name, value in shown.items()])
+
+
+@items.command("similar")
+def similar_items(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="Its id; one with - in front needs -- before it.")],
+    *,
+    k: Annotated[int, typer.Option(min=1, max=MAX_SIMILAR, help="Items wanted.")] = 10,
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only neighbours by this source, such as text; may be repeated.")
+    ] = None,
+    model: Model = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Print an item's neighbours, with the weight of each source that lists them, and the interests that they share."""
+    request = {"item_id": item, "k": k, "sources": source or None, "model": model}
+    reply = ask_endpoint(url, lambda client: client.answer_similar(SimilarRequest.model_validate(request)))
+    if as_json:
+        print_json(reply)
+        return
+    told = [", ".join(f"{name} {weight:.2f}" for name, weight in each.weights.items()) for each in reply.items]
+    rows = zip(reply.items, told, strict=True)
+    print_table(
+        ("#", "item", "title", "sources", "both"),
+        [(at, each.item_id, each.title, by, ", ".join(each.reasons)) for at, (each, by) in enumerate(rows, 1)],
+    )
 
 
 @items.command("add")

@@ -19,7 +19,8 @@ Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Vers
 def ask_endpoint(url: str, question: Callable[[Client], Answer], timeout_seconds: float = 30.0) -> Answer:
     """Return what the endpoint answers; where it does not, say why on stderr and end with the exit code for it."""
     try:
-        return question(Client(url, os.environ.get("DIGR_API_KEY", ""), timeout_seconds))
+        with Client(url, os.environ.get("DIGR_API_KEY", ""), timeout_seconds) as client:
+            return question(client)
     except EndpointError as error:
         items = error.problem.unknown_items if error.problem else None
         named = f": {', '.join(items)}" if items else ""

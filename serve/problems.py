@@ -133,6 +133,13 @@ def cannot_steer() -> ProblemError:
     return ProblemError("cannot-steer", 422, "Nothing to steer", detail, fields=["steer"])
 
 
+def no_index(field: str, wanted: str) -> ProblemError:
+    """Say that the version has no ranking index, and what needs one."""
+    missing = f"the run of this version has no ranking index, which is needed for {wanted}"
+    detail = f"{missing}; ask another version, or build it with `digr neighbours CONFIG`"
+    return ProblemError("no-ranking-index", 422, "No ranking index", detail, fields=[field])
+
+
 def unknown_interest(name: str) -> ProblemError:
     """Name the interest that is not canonical in this version."""
     detail = f"{name!r} is no canonical interest of this version; send it as text, which is taken for the nearest ones"

@@ -95,6 +95,8 @@ class AppArguments(LiveSettings):
     """Lists that wait or are decoded in a replica, in equal shares of those who ask at once; one more gets a problem (429)."""
     max_body_bytes: int = Field(1_000_000, ge=1000)
     """Largest body of a request."""
+    max_paged: int = Field(500, ge=1, le=1000)
+    """Items of a list that pages rank; behind them they go on by popularity."""
     max_added_items: int = Field(10_000, ge=0)
     """Items that may be added before the run must be built again with them."""
     max_changed_items: int = Field(100_000, ge=0)

@@ -36,6 +36,7 @@ ROUTES = """
     POST   /v1/recommend                 read
     POST   /v1/recommend/batch           read
     GET    /v1/sids                      read
+    POST   /v1/similar                   read
 """
 """Method, path, and who may use it: all there are. Whoever adds a route adds it here too."""
 NO_ROUTES = ["/v1", "/v1/models/", "/V1/models", "//v1/models", "/healthz/", "/explorer/a/b", "/docs/oauth2-redirect", "/redoc"]

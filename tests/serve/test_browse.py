@@ -227,6 +227,7 @@ def test_every_route_of_the_contract_is_documented(client):
         "/v1/recommend",
         "/v1/recommend/batch",
         "/v1/events",
+        "/v1/similar",
         "/v1/items",
         "/v1/items/bulk",
         "/v1/items/{item_id}",

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from serve.catalogue import ITEM_SCHEMA, Changes, assemble, read_run
+from serve.checking import check_request
 from serve.item_schemas import ItemChange
-from serve.recommending import check_request
 from serve.schemas import RecommendRequest
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray, write_canonical, write_run
