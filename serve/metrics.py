@@ -42,6 +42,10 @@ class Metrics:
             "digr_proven_lists", "Lists proven to be the most probable items", [*labels, "model"], registry=own
         )
 
+        self._events = Counter("digr_events", "Events by type and outcome", [*labels, "type", "outcome"], registry=own)
+        self._impressions = Counter("digr_impressions", "Lists by whether they were logged", [*labels, "outcome"], registry=own)
+        self._shadows = Counter("digr_shadow_lists", "Requests for the shadow by outcome", [*labels, "outcome"], registry=own)
+
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request."""
         self._requests.labels(self._replica, route, str(status)).inc()
@@ -51,6 +55,18 @@ class Metrics:
         """Count a list."""
         self._lists.labels(self._replica, model, source).inc()
         self._proven.labels(self._replica, model).inc(int(is_proven))
+
+    def count_events(self, type: str, outcome: str, count: int = 1) -> None:
+        """Count events."""
+        self._events.labels(self._replica, type, outcome).inc(count)
+
+    def count_impression(self, outcome: str) -> None:
+        """Count a list that was to be logged."""
+        self._impressions.labels(self._replica, outcome).inc()
+
+    def count_shadow(self, outcome: str) -> None:
+        """Count a request for the shadow."""
+        self._shadows.labels(self._replica, outcome).inc()
 
     def write(self) -> None:
         """Leave the numbers for the other replicas to read."""

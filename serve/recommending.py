@@ -1,5 +1,7 @@
 """From a request to its list: check history and filters, search or take popular items, add reasons."""
 
+import uuid
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -10,6 +12,7 @@ from digr.policy.decoding.search import Recommendation
 from digr.ranking.steering import find_interest
 from serve.catalogue import ServedRun, places_array
 from serve.decoding import Job
+from serve.impressions import Shown
 from serve.problems import (
     ProblemError,
     beam_too_wide,
@@ -22,7 +25,7 @@ from serve.problems import (
     unknown_interest,
     unknown_items,
 )
-from serve.schemas import Problem, RecommendedItem, RecommendReply, RecommendRequest, Source
+from serve.schemas import ExperimentArm, Problem, RecommendedItem, RecommendReply, RecommendRequest, Source
 from serve.service import Service
 
 
@@ -39,6 +42,9 @@ class CheckedRequest(NamedTuple):
     allowed: Bool[np.ndarray, " N"] | None
     interests: str | None
     """Interests of a known user, as the prompt shows them."""
+    arm: ExperimentArm | None
+    shadow_of: str | None = None
+    """Id of the list that was shown, if this one is for the shadow."""
 
 
 async def answer_request(service: Service, request: RecommendRequest) -> RecommendReply:
@@ -47,10 +53,13 @@ async def answer_request(service: Service, request: RecommendRequest) -> Recomme
     Raises:
         ProblemError: it cannot be answered.
     """
+    await _catch_up(service, [request])
     checked = check_request(service, request)
     job = _job(service, checked) if checked.places else None
     found = await service.line.decode([job] if job else [])
-    return _reply(service, checked, job, found[0] if found else None)
+    reply = _reply(service, checked, job, found[0] if found else None)
+    _offer_shadow(service, request, reply)
+    return reply
 
 
 async def answer_requests(service: Service, requests: list[RecommendRequest]) -> list[RecommendReply | Problem]:
@@ -59,6 +68,7 @@ async def answer_requests(service: Service, requests: list[RecommendRequest]) ->
     Raises:
         ProblemError: too many lists wait already, or the deadline passed.
     """
+    await _catch_up(service, requests)
     outcomes: list[CheckedRequest | Problem] = []
     for request in requests:
         try:
@@ -71,10 +81,35 @@ async def answer_requests(service: Service, requests: list[RecommendRequest]) ->
         if isinstance(checked, CheckedRequest) and checked.places
     }
     found = dict(zip(jobs, await service.line.decode(list(jobs.values())), strict=True))
-    return [
+    replies = [
         _reply(service, checked, jobs.get(row), found.get(row)) if isinstance(checked, CheckedRequest) else checked
         for row, checked in enumerate(outcomes)
     ]
+    for request, reply in zip(requests, replies, strict=True):
+        if isinstance(reply, RecommendReply):
+            _offer_shadow(service, request, reply)
+    return replies
+
+
+async def _catch_up(service: Service, requests: list[RecommendRequest]) -> None:
+    """Know all events of the users that were acknowledged before, by any replica."""
+    if service.events and any(request.user_id is not None for request in requests):
+        await service.events.catch_up()
+
+
+def _offer_shadow(service: Service, request: RecommendRequest, reply: RecommendReply) -> None:
+    """Have the shadow answer too, if the request names no version and falls into its share."""
+    shadow = service.shadow
+    if shadow is None or request.model is not None or reply.model == shadow.model:
+        return
+    if int(reply.recommendation_id[:8], 16) < shadow.share * 2**32:
+        service.shadows.offer(partial(_answer_shadow, service, request, shadow.model, reply.recommendation_id))
+
+
+async def _answer_shadow(service: Service, request: RecommendRequest, model: str, recommendation_id: str) -> None:
+    checked = check_request(service, request.model_copy(update={"model": model}))._replace(shadow_of=recommendation_id)
+    job = _job(service, checked) if checked.places else None
+    _reply(service, checked, job, await service.line.decode_when_idle(job) if job else None)
 
 
 def _job(service: Service, checked: CheckedRequest) -> Job:
@@ -99,12 +134,39 @@ def _reply(service: Service, checked: CheckedRequest, job: Job | None, found: Re
         source, places, scores = "popularity", listed[:k], [None] * k
     reasons = run.explain(checked.places, places, checked.interests) if checked.request.explain else [[]] * len(places)
     proven = found.is_proven(k) if source == "policy" and found is not None else None
-    service.metrics.count_list(checked.model, source, bool(proven))
+    if checked.shadow_of is None:
+        service.metrics.count_list(checked.model, source, bool(proven))
     items = _items(run, places, scores, reasons)
     if ranked is not None:
         told = zip(items, ranked.sources, ranked.contributions, strict=True)
         items = [item.model_copy(update={"sources": names, "contributions": parts}) for item, names, parts in told]
-    return RecommendReply(items=items, source=source, model=checked.model, ignored_items=checked.ignored, proven=proven)
+    reply = RecommendReply(
+        items=items,
+        source=source,
+        model=checked.model,
+        ignored_items=checked.ignored,
+        recommendation_id=checked.shadow_of or uuid.uuid4().hex,
+        experiment=checked.arm,
+        proven=proven,
+    )
+    _log(service, checked, reply, np.asarray(places).tolist())
+    return reply
+
+
+def _log(service: Service, checked: CheckedRequest, reply: RecommendReply, listed: list[int]) -> None:
+    if service.impressions is not None:
+        shown = Shown(
+            run=checked.run,
+            reply=reply,
+            user_id=checked.request.user_id,
+            places=checked.places,
+            listed=listed,
+            interests=checked.interests,
+            has_reasons=checked.request.explain,
+            arm=checked.arm,
+            is_shadow=checked.shadow_of is not None,
+        )
+        service.impressions.add(shown)
 
 
 def check_request(service: Service, request: RecommendRequest) -> CheckedRequest:
@@ -114,7 +176,8 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
         ProblemError: it cannot be answered.
     """
     largest_beam = service.arguments.beam_width
-    model, run = service.version(request.model)
+    arm = service.arm_of(request.user_id) if request.model is None else None
+    model, run = service.version(arm.arm if arm else request.model)
     beam_width = request.beam_width or largest_beam
     if beam_width > largest_beam:
         raise beam_too_wide(beam_width, largest_beam)
@@ -132,9 +195,9 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
         raise unknown_items(ignored)
     places = [place for place in found if place >= 0]
     if request.user_id is not None:
-        places = (run.users.find(request.user_id) or []) + places
+        places = (run.users.find(request.user_id) or []) + service.recent_places(model, request.user_id) + places
     interests = run.shown_interests(request.user_id)
-    return CheckedRequest(model, run, request, places, ignored, beam_width, _allowed(run, request, places), interests)
+    return CheckedRequest(model, run, request, places, ignored, beam_width, _allowed(run, request, places), interests, arm)
 
 
 def _check_steer(run: ServedRun, request: RecommendRequest) -> None:

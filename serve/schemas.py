@@ -121,6 +121,14 @@ class RecommendedItem(Contract):
     """Contribution of each group of features to the ranker's score, up to a constant; with `explain`."""
 
 
+class ExperimentArm(Contract):
+    """Where an experiment put the user of a request."""
+
+    experiment: str
+    arm: str
+    """The version that answers this arm."""
+
+
 class RecommendReply(Contract):
     """The list, best first."""
 
@@ -132,6 +140,10 @@ class RecommendReply(Contract):
     """Version that answered."""
     ignored_items: list[str] = []
     """Ids of the history and the seeds that are not in the catalogue, each once."""
+    recommendation_id: str
+    """Names this list; events that follow from it may carry it."""
+    experiment: ExperimentArm | None = None
+    """The experiment that the user takes part in; null outside of one."""
     proven: bool | None = None
     """Whether the list is proven to hold the allowed items that are most probable to the policy; null for lists of the ranker or
     of the counts."""

@@ -6,16 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from digr.artifacts import Store
 from digr.serving.journal import Journal
+from digr.serving.users import newest_interaction
 from serve import problems
 from serve.additions import ItemList, VersionAdditions
 from serve.catalogue import ServedRun, assemble, digests_of, read_run
 from serve.decoding import decode, warm_up
 from serve.encoders import get_encoder
+from serve.events import Events
+from serve.experiments import ShadowSettings
+from serve.impressions import Impressions
 from serve.item_schemas import AddedItem, NewItem
 from serve.metrics import Metrics
-from serve.schemas import ChangeDefault, Version, Versions
+from serve.schemas import ChangeDefault, ExperimentArm, Version, Versions
 from serve.settings import AppArguments, LiveSettings, VersionSettings
+from serve.shadows import Shadows
 from serve.waiting import Decode, Line
 
 logger = logging.getLogger(__name__)
@@ -28,6 +34,8 @@ class Loaded(NamedTuple):
     digests: tuple[str, ...]
     run: ServedRun
     additions: VersionAdditions | None
+    newest: int | None
+    """Time of the run's newest interaction, milliseconds since 1970; later events come on top."""
 
 
 def _extended(loaded: Loaded, items: list[dict[str, Any]]) -> Loaded:
@@ -49,6 +57,10 @@ class Service:
         self.is_ready = False
         self._live = LiveSettings()
         self.line = Line(decode, arguments.max_pending, arguments.deadline_seconds, self.metrics)
+        self.events = Events(arguments, self.metrics) if arguments.events_dir else None
+        is_logged = arguments.events_dir and arguments.impressions == "on"
+        self.impressions = Impressions(arguments.events_dir, self.metrics) if is_logged else None
+        self.shadows = Shadows(self.metrics)
         self._device = device
         self._changing, self._configuring = asyncio.Lock(), asyncio.Lock()
         state_dir = Path(arguments.state_dir) if arguments.state_dir else None
@@ -98,7 +110,8 @@ class Service:
             additions.follow(self._items.items)
         run = assemble(tables, additions.additions() if additions else None)
         warm_up(run, self.arguments.beam_width, self.arguments.max_pending)
-        return Loaded(settings, digests, run, additions)
+        newest = newest_interaction(Store(settings.run_dir, settings.variant)) if self.events else None
+        return Loaded(settings, digests, run, additions, newest)
 
     @property
     def default(self) -> str:
@@ -127,6 +140,26 @@ class Service:
             raise problems.unknown_model(name, sorted(self.versions))
         return name, self.versions[name].run
 
+    def arm_of(self, user_id: str | None) -> ExperimentArm | None:
+        """Return the arm of a user; None outside of an experiment, or if the arm's version is not loaded."""
+        experiment = self._live.experiment
+        if experiment is None or user_id is None:
+            return None
+        arm = experiment.arm_of(user_id)
+        return ExperimentArm(experiment=experiment.name, arm=arm) if arm in self.versions else None
+
+    @property
+    def shadow(self) -> ShadowSettings | None:
+        """The version that also decodes requests, if it is loaded and lists are logged."""
+        chosen = self._live.shadow if self.impressions else None
+        return chosen if chosen and chosen.model in self.versions else None
+
+    def recent_places(self, name: str, user_id: str) -> list[int]:
+        """Return the items of a user's events since a version's newest interaction, oldest first; unknown items are left out."""
+        loaded = self.versions[name]
+        items = self.events.states.items_of(user_id, loaded.newest) if self.events else []
+        return [place for place in loaded.run.facts.ids.find(items).tolist() if place >= 0] if items else []
+
     async def follow(self) -> None:
         """Apply what other replicas added or chose."""
         if self._items is None or self._choices is None:
@@ -145,10 +178,16 @@ class Service:
             await asyncio.sleep(self.arguments.follow_seconds)
             try:
                 await self.follow()
+                await self.follow_events()
                 await asyncio.to_thread(self.metrics.write)
                 await asyncio.to_thread(also)
             except (OSError, ValueError, RuntimeError):
                 logger.exception("what other replicas changed cannot be followed; trying again")
+
+    async def follow_events(self) -> None:
+        """Read other replicas' events, and let finished hours of the logs become Parquet."""
+        if self.events and await self.events.tick() and self.impressions:
+            await asyncio.to_thread(self.impressions.build_parts)
 
     async def change_default(self, change: ChangeDefault) -> Versions:
         """Choose the default version for all replicas; the choice survives restarts.

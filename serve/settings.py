@@ -2,11 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from serve.event_schemas import EventType
+from serve.experiments import ExperimentSettings, ShadowSettings
 from serve.schemas import Contract, VersionName
+
+
+def _listed(value: Any) -> Any:
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 class VersionSettings(Contract):
@@ -33,11 +39,21 @@ class LiveSettings(Contract):
     """Versions by name, loaded all at once."""
     default_model: VersionName | None = None
     """Version for requests that name none; the first one if not given."""
+    experiment: ExperimentSettings | None = None
+    """Split of the users between versions, for requests that have a user_id and name no version."""
+    shadow: ShadowSettings | None = None
+    """Version that also decodes requests that name none, to be compared in the log."""
 
     @model_validator(mode="after")
     def _default_is_a_version(self) -> "LiveSettings":
         if self.models and self.default_model and self.default_model not in self.models:
             raise ValueError(f"default_model = {self.default_model!r} is none of the models {sorted(self.models)}")
+        if self.models:
+            named = {"experiment": [*(self.experiment.arms if self.experiment else ())]}
+            named["shadow"] = [self.shadow.model] if self.shadow else []
+            for field, names in named.items():
+                if unknown := sorted(set(names) - set(self.models)):
+                    raise ValueError(f"{field}: {', '.join(unknown)}: none of the models {sorted(self.models)}")
         return self
 
     @property
@@ -54,6 +70,16 @@ class AppArguments(LiveSettings):
     state_dir: str = ""
     """Folder on a disk that all replicas see, for added items and the chosen default version; the run's own folder `serving`
     if not given and the run is local. Without one the deployment takes no additions."""
+    events_dir: str = ""
+    """Folder or s3:// address for events and the log of lists; the folder `events` of state_dir if not given."""
+    history_events: Annotated[list[EventType], BeforeValidator(_listed)] = Field(
+        default_factory=lambda: list(get_args(EventType))
+    )
+    """Types of events that become part of a user's history; on the command line with commas between."""
+    impressions: Literal["on", "off"] = "on"
+    """Whether lists are logged, where there is an events_dir."""
+    max_state_events: int = Field(500_000, ge=1)
+    """Newest events kept in the memory of a replica, about 200 bytes each."""
     keys_file: str = ""
     """TOML file of API keys, see `python -m serve.keys`; without one only this machine itself is answered."""
     beam_width: int = Field(50, ge=1, le=1000)
@@ -87,8 +113,12 @@ class AppArguments(LiveSettings):
         state_dir = self.state_dir
         if not state_dir and not self.models and "://" not in self.run_dir:
             state_dir = f"{self.run_dir}/serving"
+        events_dir = self.events_dir or (f"{state_dir}/events" if state_dir else "")
+        if events_dir and "://" not in events_dir:
+            events_dir = str(Path(events_dir).absolute())
         return self.model_copy(
             update={
+                "events_dir": events_dir,
                 "models": {name: version.absolute() for name, version in models.items()},
                 "state_dir": str(Path(state_dir).absolute()) if state_dir else "",
                 "keys_file": str(Path(self.keys_file).absolute()) if self.keys_file else "",
@@ -97,8 +127,8 @@ class AppArguments(LiveSettings):
 
     def live(self) -> LiveSettings:
         """Return the settings that may change while replicas run."""
-        return LiveSettings(models=self.models, default_model=self.default_model)
+        return LiveSettings(models=self.models, default_model=self.default_model, experiment=self.experiment, shadow=self.shadow)
 
     def fixed(self) -> "AppArguments":
         """Return the other settings; changing one starts new replicas."""
-        return self.model_copy(update={"models": {}, "default_model": None, "run_dir": ""})
+        return self.model_copy(update={"models": {}, "default_model": None, "experiment": None, "shadow": None, "run_dir": ""})

@@ -85,6 +85,19 @@ class Line:
                 if not future.done():
                     future.set_result(one)
 
+    async def decode_when_idle(self, job: Job) -> Recommendation:
+        """Decode a job once nobody waits; whoever comes meanwhile waits for this one list at most, and is not refused for it.
+
+        Raises:
+            TimeoutError: its deadline passed first.
+        """
+        while self._worker is not None and not self._worker.done():
+            await asyncio.wait([self._worker])
+        [found] = await asyncio.get_running_loop().run_in_executor(self._thread, self._decode, [job])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
     def _result(self, found: Recommendation | Exception) -> Recommendation:
         if isinstance(found, TimeoutError):
             raise deadline_passed(self._seconds)

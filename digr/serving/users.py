@@ -4,8 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Int
 
+from digr import artifacts
+from digr.artifacts import Store
 from digr.data.ids import IdIndex, build_id_index
 
 
@@ -42,3 +45,14 @@ def index_histories(interactions: pa.Table, items: IdIndex, max_history: int) ->
     user = np.asarray(users.indices.take(pa.array(order)))
     offsets = np.searchsorted(user, np.arange(len(users.dictionary) + 1))
     return UserHistories(build_id_index(users.dictionary), places[order], offsets)
+
+
+def newest_interaction(store: Store) -> int | None:
+    """Return the time of a run's newest interaction, milliseconds since 1970; None if its times are not known."""
+    dataset = artifacts.dataset_of(store, "interactions")
+    newest = None
+    if "timestamp" in dataset.schema.names:
+        for batch in dataset.to_batches(columns=["timestamp"]):
+            found = pc.max(batch["timestamp"].cast(pa.int64())).as_py()
+            newest = found if newest is None or (found is not None and found > newest) else newest
+    return newest

@@ -5,7 +5,7 @@ from fastapi import FastAPI
 from serve import explorer
 from serve.gate import Gate, KeyRing
 from serve.problems import add_problem_handlers
-from serve.routes import items, lists, operations, versions
+from serve.routes import events, items, lists, operations, versions
 from serve.service import Service
 
 
@@ -13,7 +13,7 @@ def build_api(service: Service, keys: KeyRing) -> FastAPI:
     """Build the ASGI application of one replica."""
     api = FastAPI(title="DIGR", description="Generative recommendation with semantic IDs.", version="1")
     api.state.service = service
-    for topic in (lists, items, versions, operations):
+    for topic in (lists, events, items, versions, operations):
         api.include_router(topic.router)
     explorer.mount(api)
     add_problem_handlers(api)
