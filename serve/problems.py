@@ -127,10 +127,10 @@ def cannot_steer() -> ProblemError:
     return ProblemError("cannot-steer", 422, "Nothing to steer", detail, fields=["steer"])
 
 
-def unknown_interest(name: str) -> ProblemError:
-    """Name the interest that is not canonical in this version."""
+def unknown_interest(name: str, at: int) -> ProblemError:
+    """Name the interest that is not canonical in this version, and its place among the wishes, from 0."""
     detail = f"{name!r} is no canonical interest of this version; send it as text, which is taken for the nearest ones"
-    return ProblemError("unknown-interest", 422, "No such interest", detail, fields=["steer"])
+    return ProblemError("unknown-interest", 422, "No such interest", detail, fields=[f"steer.{at}.interest"])
 
 
 def unknown_item(item_id: str) -> ProblemError:

@@ -203,9 +203,9 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
 def _check_steer(run: ServedRun, request: RecommendRequest) -> None:
     if request.steer and run.ranker is None:
         raise cannot_steer()
-    for wish in request.steer:
+    for at, wish in enumerate(request.steer):
         if wish.interest is not None and run.ranker and find_interest(run.ranker.ranker.vocabulary, wish.interest) < 0:
-            raise unknown_interest(wish.interest)
+            raise unknown_interest(wish.interest, at)
 
 
 def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:
