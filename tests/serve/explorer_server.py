@@ -15,8 +15,9 @@ from serve.gate import KeyRing
 from serve.keys import KeyRecord
 from serve.routes import build_api
 from serve.settings import AppArguments, VersionSettings
+from tests.nested_interests import nest_rows
 from tests.serve.http_server import serve_over_http
-from tests.serve.ranked_run import write_ranker
+from tests.serve.ranked_run import INTERESTS, write_ranker
 from tests.serve.tiny_run import BEAM_WIDTH, put, start_service, write_canonical, write_run
 
 KEY_FIELDS = ("name", "role", "salt", "hash")
@@ -28,6 +29,9 @@ def _write(root: Path, seed: int, currencies: Sequence[str | None] = ("EUR",), *
     store: Store = write_run(str(root), seed=seed, currencies=currencies)
     if ranked:
         write_ranker(store)
+        owners = artifacts.read_table(store, "items")["item_id"].to_pylist()
+        labels = [{"owner_id": item, "interest": INTERESTS[at % len(INTERESTS)]} for at, item in enumerate(owners)]
+        put(store, "interest_labels", nest_rows("interest_labels", labels, owners))
     else:
         write_canonical(store)
     Image.new("RGB", (40, 30), "#2a7").save(root / "item05.png")

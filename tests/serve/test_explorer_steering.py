@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -42,9 +43,10 @@ def test_an_interest_is_wished_for_turned_to_less_and_taken_away_by_its_button_a
     open_items(page, url, *HISTORY)
     plain = listed(url, history=HISTORY)
     name = next(item["reasons"][0] for item in plain if item["reasons"])
-    button = f"button.interest[data-interest='{name}']"
-    more, less = (listed(url, history=HISTORY, steer=[{"text": name, "weight": weight}]) for weight in (1, -1))
-    assert len({str(ids(items)) for items in (plain, more, less)}) == 3
+    button = f".columns button.interest[data-interest='{name}']"
+    more, less = (listed(url, history=HISTORY, steer=[{"interest": name, "weight": weight}]) for weight in (1, -1))
+    lists = [ids(items) for items in (plain, more, less)]
+    assert lists[0] != lists[1] != lists[2], lists
     assert page.js(f'document.querySelector("{button}").textContent') == f"{name}, wish for more+"
     page.js(f'document.querySelector("{button}").focus()')
     for items, chips, told in (
@@ -63,14 +65,14 @@ def test_an_interest_is_wished_for_turned_to_less_and_taken_away_by_its_button_a
 
 
 def test_a_name_that_the_version_does_not_know_is_asked_in_words_and_the_list_says_so(page, url):
-    open_items(page, url, *HISTORY, more=f"&wish=interest:1:interest%202&wish=interest:2:{ESPRESSO}")
-    wishes = [{"text": "interest 2", "weight": 1}, {"interest": ESPRESSO, "weight": 2}]
+    open_items(page, url, *HISTORY, more=f"&wish=interest:1:coffee%20at%20home&wish=interest:2:{quote(ESPRESSO)}")
+    wishes = [{"text": "coffee at home", "weight": 1}, {"interest": ESPRESSO, "weight": 2}]
     wait_for_list(page, ids(listed(url, history=HISTORY, steer=wishes)))
-    assert page.text(".notice") == ["Taken as words, because this version has no interest of this name: interest 2"]
+    assert page.text(".notice") == ["Taken as words, because this version has no interest of this name: coffee at home"]
 
 
 def test_a_link_shows_the_same_list(page, url):
-    more = f"&wish=interest:2.5:{ESPRESSO}&wish=text:-0.5:gone%20fishing&k=5&max=40&never=c1&exclude=1&model=ranked"
+    more = f"&wish=interest:2.5:{quote(ESPRESSO)}&wish=text:-0.5:gone%20fishing&k=5&max=40&never=c1&exclude=1&model=ranked"
     open_items(page, url, *HISTORY, more=more)
     wishes = [{"interest": ESPRESSO, "weight": 2.5}, {"text": "gone fishing", "weight": -0.5}]
     fields = {"k": 5, "allow": {"max_price": 40}, "deny": {"categories": ["c1"]}, "exclude_history": True, "model": "ranked"}
@@ -148,12 +150,12 @@ def test_a_code_of_the_tree_is_wished_for_by_the_key_plus(page, url):
     page.call("Input.dispatchKeyEvent", type="keyDown", key="+", text="+")
     page.wait(f"document.querySelector('{CHIPS}')")
     assert _chips(page) == [["+1", name]]
-    wait_for_list(page, ids(listed(url, history=HISTORY, steer=[{"text": name}])))
+    wait_for_list(page, ids(listed(url, history=HISTORY, steer=[{"interest": name}])))
     assert page.js("document.activeElement.dataset.wish") == name
 
 
 def test_every_item_says_why_it_is_listed(page, url):
-    open_items(page, url, *HISTORY, more=f"&wish=interest:1:{ESPRESSO}")
+    open_items(page, url, *HISTORY, more=f"&wish=interest:1:{quote(ESPRESSO)}")
     items = listed(url, history=HISTORY, steer=[{"interest": ESPRESSO}])
     wait_for_list(page, ids(items))
     assert page.js("[...document.querySelectorAll('.why')].map((why) => why.open)") == [True] + [False] * 9
@@ -197,7 +199,7 @@ def test_a_user_of_an_experiment_is_answered_by_an_arm_which_is_named_unless_a_v
 def test_text_of_wishes_reasons_and_dialogs_stands_out_and_fits_narrow_screens(page, url, scheme):
     contrast = (Path(__file__).parent / "contrast.js").read_text()
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-    open_items(page, url, *HISTORY, more=f"&wish=interest:1:{ESPRESSO}&wish=interest:-1:interest%202")
+    open_items(page, url, *HISTORY, more=f"&wish=interest:1:{quote(ESPRESSO)}&wish=interest:-1:{quote(INTERESTS[0])}")
     fits = "document.documentElement.scrollWidth <= window.innerWidth"
     found = {"list": page.js(contrast)}
     page.click(".card .open")
