@@ -138,7 +138,7 @@ def ask_in_process(run_dir: str, state_dir: str, beam_width: int = 50) -> tuple[
     """Start the application of one replica in this process, without Ray."""
     from fastapi.testclient import TestClient
 
-    from serve.gate import KeyRing
+    from serve.callers import KeyRing
     from serve.keys import make_key, written
     from serve.routes import build_api
     from serve.service import Service

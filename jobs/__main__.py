@@ -13,6 +13,7 @@ import typer
 
 from digr.artifacts import COMMANDS
 from jobs.describe_data import describe_command
+from jobs.evaluate_online import online_command
 from jobs.import_data import import_command
 from jobs.runtime.command_line import fields_help, job_command
 from serve.command_line import PANEL, add_commands
@@ -37,6 +38,7 @@ def build_app() -> typer.Typer:
         (groups[group] if group else app).command(verb, cls=fields_help(job), help=_doc(job))(command)
     groups["data"].command("import", help=_doc("import_data"))(import_command("none"))
     groups["data"].command("describe", help=_doc("describe_data"))(describe_command("none"))
+    app.command("evaluate-online", help=_doc("evaluate_online"))(online_command("none"))
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
     app.command("serve", rich_help_panel=PANEL)(serve)

@@ -8,7 +8,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig
 
-from serve.gate import KeyRing
+from serve.background import Background, in_own_thread
+from serve.callers import KeyRing
+from serve.ray_board import RayBoard
 from serve.routes import build_api
 from serve.service import Service
 from serve.settings import AppArguments, LiveSettings
@@ -31,10 +33,11 @@ class Recommender:
         if arguments.num_threads:
             torch.set_num_threads(arguments.num_threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        replica = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
         self.keys = KeyRing(arguments.keys_file)
-        self.service = Service(arguments, device, replica)
-        self._following: asyncio.Task | None = None
+        board = RayBoard(f"digr-board-{context.app_name}")
+        self.service = Service(arguments, device, context.replica_id.unique_id, board=board)
+        self._background = Background(arguments.follow_seconds)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Give Ray Serve the routes of this replica."""
@@ -43,13 +46,29 @@ class Recommender:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the versions of a new configuration; until they are loaded, the old ones answer."""
         await self.service.configure(LiveSettings.model_validate(user_config))
-        if self._following is None:
-            self._following = asyncio.create_task(self.service.follow_for_ever(self.keys.refresh))
+        keys, events = in_own_thread(self.keys.refresh), self.service.follow_events
+        self._background.start(follow=self.service.follow, follow_events=events, read_keys=keys, report=self._report)
+
+    async def _report(self) -> None:
+        self.keys.share_rates(await self.service.report())
 
     async def check_health(self) -> None:
-        """Tell Ray Serve to replace this replica if it cannot follow the others any more."""
-        if self._following is not None and self._following.done():
-            raise RuntimeError("the task that follows the other replicas has ended; see the log")
+        """Tell Ray Serve to replace this replica if it makes no lists or cannot follow the others any more.
+
+        Raises:
+            RuntimeError: it says why.
+        """
+        if ended := self._background.ended():
+            raise RuntimeError(f"the tasks {', '.join(ended)} have ended; see the log")
+        if trouble := self.service.line.trouble():
+            raise RuntimeError(trouble)
+
+    async def __del__(self) -> None:
+        """End what runs beside the requests before Ray Serve takes its threads away."""
+        if hasattr(self, "_background"):  # not where the start failed
+            await self._background.stop()
+            self.service.line.close()
+            await asyncio.to_thread(self.service.close_logs)
 
 
 def app(arguments: AppArguments) -> serve.Application:

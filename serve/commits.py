@@ -15,7 +15,7 @@ Make = Callable[[], bytes]
 
 class _Waiting(NamedTuple):
     make: Make
-    count: int
+    num_rows: int
     done: "Future[None]"
 
 
@@ -53,6 +53,11 @@ class GroupCommit:
                 self._thread.submit(self._drain)
             return entry.done
 
+    @property
+    def num_waiting(self) -> int:
+        """Rows that wait to be written."""
+        return self._num_waiting
+
     def run(self, what: Callable[[], None]) -> "Future[None]":
         """Run something between two writes."""
         return self._thread.submit(what)
@@ -67,13 +72,14 @@ class GroupCommit:
             for entry in batch:
                 try:
                     ready.append((entry.make(), entry))
-                except Exception as error:  # noqa: BLE001  (its caller is told; the rows of others are written)
+                except Exception as error:
+                    logger.exception("%d rows cannot be made", entry.num_rows)  # those of others are written
                     entry.done.set_exception(error)
             try:
                 if ready:
                     self._write(b"".join(lines for lines, _ in ready))
             except Exception as error:
-                logger.exception("%d rows were not written", sum(entry.count for _, entry in ready))
+                logger.exception("%d rows were not written", sum(entry.num_rows for _, entry in ready))
                 for _, entry in ready:
                     entry.done.set_exception(error)
             else:

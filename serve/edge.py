@@ -2,9 +2,8 @@
 
 Ray Serve's proxy calls `middlewares` if the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it
 (`serve.edge:middlewares`) where Ray is started. Requests in flight in a replica that dies have no answer then; without this
-file the proxy makes them a bare 500. Here they are asked again, of another replica, because every route but the choice of the
-default version does the same when it is asked twice; and what the proxy itself refuses (too busy, not ready, too slow) comes in
-the form of all other problems.
+file the proxy makes them a bare 500. Here those that do the same when asked twice are asked again, of another replica; and what
+the proxy itself refuses (too busy, not ready, too slow) comes in the form of all other problems.
 """
 
 import asyncio
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.access import SAFE_METHODS
 from serve.problems import LINE_IS_FULL, MEDIA_TYPE, ProblemError, deadline_passed, not_ready, overloaded
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,10 @@ MAX_BODY_BYTES = 1_000_000
 PAUSES_SECONDS = (0.0, 0.2, 1.0)
 """Before each time of asking again."""
 FULL_SECONDS = 0.1
-"""How long lists are refused here after a replica said that its line is full: refusing in a replica costs it time to decode."""
-LISTS = ("/v1/recommend", "/recommend", "/v1/completions")
-ONCE = frozenset({("POST", "/v1/models")})
+"""How long a key's requests of a path are refused here after a replica said that its line is full: refusing in a replica costs it
+time to decode."""
+ASKED_AGAIN = frozenset({"/v1/recommend", "/recommend", "/v1/recommend/batch", "/v1/completions", "/v1/items"})
+"""Routes, below the application's prefix, whose POST does the same when asked twice. Nothing else but reading is asked again."""
 
 
 def middlewares() -> list[Middleware]:
@@ -39,34 +40,47 @@ class Edge:
 
     def __init__(self, app: ASGIApp, pauses_seconds: Sequence[float] = PAUSES_SECONDS) -> None:
         self._app, self._pauses = app, pauses_seconds
-        self._full_until = 0.0
+        self._full_until = dict[tuple[str, bytes], float]()
+        """By path and key, on the clock of time.monotonic."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have a request answered, by another replica if the first one dies."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"].startswith(LISTS) and time.monotonic() < self._full_until:
+        asked = (scope["path"], dict(scope["headers"]).get(b"authorization", b""))
+        if time.monotonic() < self._full_until.get(asked, 0.0):
             await overloaded(None).response()(scope, receive, send)
             return
-        kept = _Kept(receive)
-        pauses = () if (scope["method"], scope["path"]) in ONCE else self._pauses
-        for pause in (None, *pauses):
+        kept, routed = _Kept(receive), dict(scope)
+        for pause in (None, *self._pauses):
             if pause is not None:
-                if not kept.is_whole:
+                if not kept.is_whole or not _may_ask_again(routed):
                     break
-                logger.warning("%s %s: no answer, its replica died; asking again", scope["method"], scope["path"])
+                logger.warning("%s %r: no answer, its replica died; asking again", scope["method"], scope["path"])
                 await asyncio.sleep(pause)
-            answer = _Answer(send)
+            answer, routed = _Answer(send), dict(scope)
             try:
-                await self._app(dict(scope), kept.again(), answer)
+                await self._app(routed, kept.again(), answer)
             except RuntimeError:
-                logger.exception("%s %s: the proxy failed", scope["method"], scope["path"])
+                logger.exception("%s %r: the proxy failed", scope["method"], scope["path"])
             if answer.is_full:
-                self._full_until = time.monotonic() + FULL_SECONDS
+                self._remember_full(asked)
             if answer.is_begun or kept.is_gone:
                 return
         await not_ready().response()(scope, receive, send)
+
+    def _remember_full(self, asked: tuple[str, bytes]) -> None:
+        now = time.monotonic()
+        self._full_until = {one: until for one, until in self._full_until.items() if now < until} | {asked: now + FULL_SECONDS}
+
+
+def _may_ask_again(routed: Scope) -> bool:
+    """Whether a request does the same when asked twice; the proxy has written the application's prefix into its scope."""
+    prefix, path = routed.get("root_path", ""), routed["path"]
+    return routed["method"] in SAFE_METHODS or (
+        routed["method"] == "POST" and path.startswith(prefix) and path[len(prefix) :] in ASKED_AGAIN
+    )
 
 
 class _Kept:

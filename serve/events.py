@@ -71,10 +71,7 @@ class Events:
         Raises:
             ProblemError: the body is none of them, its only event breaks the contract, too many wait, or the store fails.
         """
-        read = await asyncio.to_thread(read_events, body)
-        received = int(self._clock() * 1000)
-        fresh = {event.event_id: event for event in reversed(read.events) if not self.states.knows(event.event_id)}
-        rows = [_row(event, received) for event in reversed(fresh.values())]
+        read, rows = await asyncio.to_thread(self._read, body)
         retimed = sum(row["client_time"] not in (None, row["time"]) for row in rows)
         if rows:
             await self._append(rows)
@@ -84,6 +81,12 @@ class Events:
         self._metrics.count_events("any", "duplicate", duplicates)
         self._metrics.count_events("any", "refused", len(read.errors))
         return EventsReply(accepted=len(rows), duplicates=duplicates, retimed=retimed, errors=read.errors)
+
+    def _read(self, body: bytes) -> tuple[ReadEvents, list[dict[str, Any]]]:
+        """Read a body; return its events, and those that are new as rows of the store."""
+        read, received = read_events(body), int(self._clock() * 1000)
+        fresh = {event.event_id: event for event in reversed(read.events) if not self.states.knows(event.event_id)}
+        return read, [_row(event, received) for event in reversed(fresh.values())]
 
     async def _append(self, rows: list[dict[str, Any]]) -> None:
         done = self.commit.submit(lambda: b"".join(json.dumps(row).encode() + b"\n" for row in rows), len(rows))
@@ -104,11 +107,11 @@ class Events:
     async def catch_up(self) -> None:
         """Read what other replicas wrote before now; on S3 that happens in `tick` only, because a look there takes long."""
         if not self._is_remote:
-            await self._follow()
+            await self.follow()
 
     async def tick(self) -> bool:
         """Read what other replicas wrote, and now and then build parts; return whether it was time for parts."""
-        await self._follow()
+        await self.follow()
         if self._clock() < self._next_parts:
             return False
         self._next_parts = self._clock() + PARTS_SECONDS
@@ -116,7 +119,7 @@ class Events:
         await asyncio.to_thread(build_parts, self._log, self._clock())
         return True
 
-    async def _follow(self) -> None:
+    async def follow(self) -> None:
         """Wait for a look into the store that begins after now; all who wait at the same time share one."""
         if self._following is None or self._following.running() or self._following.done():
             self._following = self._thread.submit(self._look)
@@ -127,23 +130,30 @@ class Events:
             self._metrics.count_events("any", "unread")
 
     def _look(self) -> None:
+        parts = [] if self._is_begun else self._newest_parts()
+        self._load(parts)
         for table in self._follower.read():
             self.states.add_batch(table)
-        if not self._is_begun:  # segments first: a row that moves into a part meanwhile is not missed
-            self._begin()
+        if not self._is_begun:  # what became a part meanwhile
+            self._load(sorted(set(self._newest_parts()) - set(parts)))
             self._is_begun = True
 
-    def _begin(self) -> None:
-        """Read the newest parts, up to as many events as are kept."""
+    def _newest_parts(self) -> list[str]:
+        """Return the newest parts, oldest first, with as many events as are kept."""
         fs, _ = filesystem_of(self._log.uri)
-        left = self._max_events
+        parts, left = list[str](), self._max_events
         for part in reversed(list_parts(self._log.parts)):
-            if left <= 0:
-                return
+            if left > 0:
+                parts.append(part)
+                left -= pq.read_metadata(part, filesystem=fs).num_rows
+        return parts[::-1]
+
+    def _load(self, parts: list[str]) -> None:
+        fs, _ = filesystem_of(self._log.uri)
+        for part in parts:
             with pq.ParquetFile(part, filesystem=fs) as file:
                 for batch in file.iter_batches():
                     self.states.add_batch(batch)
-                    left -= len(batch)
 
     def close(self) -> None:
         """Write what waits and close the segment."""

@@ -1,94 +1,41 @@
-"""Checks before every route: keys, rate limits, bounded bodies, metrics."""
+"""Checks before every route: headers, keys, rate limits, bounded bodies; and what every reply has: metrics, safe headers."""
 
 import asyncio
 import contextlib
-import ipaddress
-import logging
 import time
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.keys import KeyRecord, TokenBucket, find_key, read_keys
+from serve.access import access_of, find_route
+from serve.callers import Caller, KeyRing, set_caller
+from serve.headers import REPLY_HEADERS, read_headers
 from serve.metrics import Metrics
-from serve.problems import ProblemError, body_too_large, forbidden, rate_limited, unauthorised
+from serve.problems import ProblemError, body_too_large, too_many_bodies
 
-logger = logging.getLogger(__name__)
-
-PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
-"""Public paths, which reveal nothing about the catalogue; so are those below /explorer/, the files of the page."""
-ADMIN = frozenset({("POST", "/v1/items"), ("POST", "/v1/models")})
-_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-class KeyRing:
-    """The keys of a file, which is read again when it changes; without a file only this machine is allowed."""
-
-    def __init__(self, path: str) -> None:
-        self._path = Path(path) if path else None
-        self._changed: tuple[float, int] | None = None
-        self.records: list[KeyRecord] = []
-        self._buckets: dict[str, TokenBucket] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Read the file if it changed.
-
-        Raises:
-            ValueError: it is missing or not one; the keys before stay.
-        """
-        if self._path is None:
-            return
-        stat = self._path.stat() if self._path.exists() else None
-        changed = (stat.st_mtime, stat.st_size) if stat else None
-        if changed is None or changed != self._changed:
-            self.records, self._changed = read_keys(self._path), changed
-            self._buckets = {key.name: TokenBucket(key.requests_per_second, key.burst) for key in self.records}
-
-    def check(self, scope: Scope) -> None:
-        """Let a request in.
-
-        Raises:
-            ProblemError: it has no valid key, or one of too low a role, or the key has used up its rate.
-        """
-        headers = dict(scope["headers"])
-        if self._path is None:
-            _check_local(scope, headers)
-            return
-        kind, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        record = find_key(self.records, key.strip()) if kind.lower() == "bearer" else None
-        if record is None:
-            raise unauthorised("send `Authorization: Bearer <key>` with a key of this deployment")
-        if (scope["method"], scope["path"]) in ADMIN and record.role != "admin":
-            raise forbidden(record.name, record.role)
-        if wait := self._buckets[record.name].take():
-            raise rate_limited(record.name, wait)
-
-
-def _check_local(scope: Scope, headers: dict[bytes, bytes]) -> None:
-    """Refuse requests from other machines, and from other sites' pages in this machine's browser; used without keys."""
-    ends = [scope.get("client"), scope.get("server")]
-    names = [urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname]
-    if b"origin" in headers:
-        names.append(urlsplit(headers[b"origin"].decode("latin-1")).hostname)
-    if not all(end and _is_loopback(end[0]) for end in ends) or not _LOCAL_HOSTS.issuperset(names):
-        raise unauthorised("this deployment has no keys, so it answers only on 127.0.0.1; set keys_file in serve/config.yaml")
-
-
-def _is_loopback(address: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(address).is_loopback
-    return False
+MAX_BODIES, MAX_BODIES_OF_CALLER = 512, 128
+"""Bodies that may be on their way to a replica at once. Ray Serve gives a replica at most 1,000 requests at once."""
 
 
 class Gate:
     """ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, metrics: Metrics, max_body_bytes: int, body_seconds: float) -> None:
-        self._app, self._keys, self._metrics = app, keys, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Sequence[BaseRoute],
+        keys: KeyRing,
+        metrics: Metrics,
+        max_body_bytes: int,
+        body_seconds: float,
+    ) -> None:
+        self._app, self._routes, self._keys, self._metrics = app, routes, keys, metrics
         self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
+        self._arriving = Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or let the routes answer it."""
@@ -101,6 +48,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": _with_reply_headers(message.get("headers", ()))}
             await send(message)
 
         try:
@@ -112,16 +60,31 @@ class Gate:
             self._metrics.count_request(_route_of(scope), status, time.perf_counter() - began)
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes:
-        if scope["path"] not in PUBLIC and not scope["path"].startswith("/explorer/"):
-            self._keys.check(scope)
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:20]) > self._max_body_bytes:
+        """Check a request and read its body; a public route has none, so what is sent is not read."""
+        headers = read_headers(scope)
+        needed = access_of(find_route(self._routes, scope), scope["method"])
+        if needed == "public":
+            return b""
+        caller = self._keys.check(scope, headers, needed)
+        set_caller(caller)
+        if int(headers.get("content-length", 0)) > self._max_body_bytes:
             raise body_too_large(self._max_body_bytes)
+        with self._arrival(caller):
+            try:
+                return await asyncio.wait_for(self._read(receive), self._body_seconds)
+            except TimeoutError:
+                detail = f"the body did not arrive within {self._body_seconds:g} seconds"
+                raise ProblemError("body-too-slow", 408, "The body is too slow", detail) from None
+
+    @contextlib.contextmanager
+    def _arrival(self, caller: Caller) -> Iterator[None]:
+        if self._arriving[caller.name] >= MAX_BODIES_OF_CALLER or self._arriving.total() >= MAX_BODIES:
+            raise too_many_bodies()
+        self._arriving[caller.name] += 1
         try:
-            return await asyncio.wait_for(self._read(receive), self._body_seconds)
-        except TimeoutError:
-            detail = f"the body did not arrive within {self._body_seconds:g} seconds"
-            raise ProblemError("body-too-slow", 408, "The body is too slow", detail) from None
+            yield
+        finally:
+            self._arriving[caller.name] -= 1
 
     async def _read(self, receive: Receive) -> bytes:
         """Read the whole body, which the contract would do anyway, but stop at the limit."""
@@ -133,6 +96,12 @@ class Gate:
                 raise body_too_large(self._max_body_bytes)
             if message["type"] != "http.request" or not message.get("more_body", False):
                 return bytes(body)
+
+
+def _with_reply_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return a reply's headers with those of `REPLY_HEADERS` that it does not have."""
+    there = {name.lower() for name, _ in headers}
+    return [*headers, *((name.encode(), value.encode()) for name, value in REPLY_HEADERS.items() if name.encode() not in there)]
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

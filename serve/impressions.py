@@ -1,12 +1,12 @@
 """The log of lists: which items a user was shown, at which position, by which version, and why. It never delays a reply."""
 
 import json
-import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from digr.data.event_store import create_store, impressions_log
@@ -18,8 +18,6 @@ from serve.catalogue import ServedRun
 from serve.commits import GroupCommit
 from serve.metrics import Metrics
 from serve.schemas import ExperimentArm, RecommendReply
-
-logger = logging.getLogger(__name__)
 
 MAX_WAITING = 2000
 """Lists that wait to be written; further ones are dropped and counted."""
@@ -65,9 +63,11 @@ class Impressions:
             done.add_done_callback(self._count)
 
     def _count(self, done: "Future[None]") -> None:
-        if (error := done.exception()) is not None:
-            logger.error("a list was not logged", exc_info=error)
-        self._metrics.count_impression("logged" if error is None else "failed")
+        self._metrics.count_impression("logged" if done.exception() is None else "failed")
+
+    def close(self) -> None:
+        """Write what waits and close the segment."""
+        self.commit.run(self._writer.close).result()
 
     def build_parts(self) -> None:
         """Turn what was logged in past hours into Parquet."""
@@ -79,7 +79,7 @@ def _line(shown: Shown, received: int) -> bytes:
     run, reply = shown.run, shown.reply
     reasons = [item.reasons for item in reply.items]
     if not shown.has_reasons:
-        reasons = run.explain(shown.places, shown.listed, shown.interests)
+        reasons = run.explain(shown.places, np.asarray(shown.listed, np.int64), shown.interests)
     names = iter(_canonical(run, [own[0] for own in reasons if own]))
     items = [
         {

@@ -31,7 +31,7 @@ class KeyRecord(Contract):
     hash: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of salt and key."""
     requests_per_second: float = Field(50.0, gt=0)
-    """Rate limit, in each replica."""
+    """Rate limit over all replicas; a request for several lists counts as many."""
     burst: int = Field(100, ge=1)
     """Requests at once before the rate limit counts."""
 
@@ -48,10 +48,19 @@ def read_keys(path: Path) -> list[KeyRecord]:
     Raises:
         ValueError: it is missing or not one.
     """
+    return parse_keys(path, path.read_bytes() if path.exists() else None)
+
+
+def parse_keys(path: Path, content: bytes | None) -> list[KeyRecord]:
+    """Return the records in a key file's content; None stands for a file that is not there.
+
+    Raises:
+        ValueError: it is missing or not one.
+    """
+    if content is None:
+        raise ValueError(f"keys_file = {str(path)!r}: no such file; make keys with `digr keys NAME`")
     try:
-        return KeyFile.model_validate(tomllib.loads(path.read_text())).keys
-    except FileNotFoundError:
-        raise ValueError(f"keys_file = {str(path)!r}: no such file; make keys with `digr keys NAME`") from None
+        return KeyFile.model_validate(tomllib.loads(content.decode())).keys
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"keys_file = {str(path)!r}: not valid TOML: {error}") from None
     except ValidationError as error:
@@ -87,18 +96,34 @@ def _hash(salt: str, key: str) -> str:
 class TokenBucket:
     """Lets `burst` requests through at once, and `rate` per second in the long run."""
 
-    def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
         self._tokens, self._at = float(burst), clock()
 
-    def take(self) -> float:
-        """Take one token; returns 0, or the seconds until there is one."""
+    def change(self, rate: float, burst: float) -> None:
+        """Let through as many from now on; a half full bucket stays half full."""
+        self._fill()
+        self._tokens *= burst / self._burst
+        self._rate, self._burst = rate, burst
+
+    def take(self, count: int = 1, taken: int = 0) -> float:
+        """Take tokens, all or none; return 0, or the seconds until there are enough.
+
+        More than the burst are let through by a full bucket, which then has to fill from below zero.
+
+        Args:
+            count: tokens to take.
+            taken: how many the same request has taken before.
+        """
+        self._fill()
+        if (lacking := min(float(count), self._burst - taken) - self._tokens) > 0:
+            return lacking / self._rate
+        self._tokens -= count
+        return 0.0
+
+    def _fill(self) -> None:
         now = self._clock()
         self._tokens, self._at = min(self._burst, self._tokens + (now - self._at) * self._rate), now
-        if self._tokens < 1:
-            return (1 - self._tokens) / self._rate
-        self._tokens -= 1
-        return 0.0
 
 
 def print_key(

@@ -1,20 +1,16 @@
 """Prometheus metrics of all replicas, available at each of them.
 
-Each replica has its own counters, labelled by its name, and writes them regularly into the state folder; `GET /metrics` adds
-those of the other replicas. Without a state folder it returns only the metrics of the replica that answers.
+Each replica has its own counters, labelled by its name, and reports them regularly (`serve.board`); `GET /metrics` adds what the
+other replicas reported.
 """
 
-import time
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.parser import text_string_to_metric_families
 
-FRESH_SECONDS, KEPT_SECONDS = 15.0, 3600.0
-"""Files of replicas that wrote nothing for longer are not shown, then removed."""
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -22,9 +18,9 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 class Metrics:
     """What one replica counts."""
 
-    def __init__(self, replica: str, folder: Path | None) -> None:
+    def __init__(self, replica: str) -> None:
         own = CollectorRegistry()
-        self._own, self._replica, self._folder = own, replica, folder
+        self._own, self._replica = own, replica
         labels = ["replica"]
         self._requests = Counter("digr_requests", "Requests answered", [*labels, "route", "status"], registry=own)
         self._seconds = Histogram(
@@ -68,29 +64,14 @@ class Metrics:
         """Count a request for the shadow."""
         self._shadows.labels(self._replica, outcome).inc()
 
-    def write(self) -> None:
-        """Leave the numbers for the other replicas to read."""
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        draft = self._folder / f".{self._replica}"
-        draft.write_bytes(generate_latest(self._own))
-        draft.replace(self._folder / f"{self._replica}.prom")
+    def own(self) -> str:
+        """Return the numbers of this replica in Prometheus' text format."""
+        return generate_latest(self._own).decode()
 
-    def text(self) -> bytes:
-        """Return the numbers of all replicas in Prometheus' text format."""
-        return generate_latest(_Families(_merge([generate_latest(self._own).decode(), *self._others()])))
-
-    def _others(self) -> Iterator[str]:
-        for path in sorted(self._folder.glob("*.prom")) if self._folder and self._folder.is_dir() else []:
-            try:
-                age = time.time() - path.stat().st_mtime
-                if age > KEPT_SECONDS:
-                    path.unlink()
-                elif age <= FRESH_SECONDS and path.stem != self._replica:
-                    yield path.read_text()
-            except FileNotFoundError:  # another replica removed it
-                continue
+    def text(self, reports: Mapping[str, str]) -> bytes:
+        """Return the numbers of all replicas in Prometheus' text format: those of this one, and what others reported."""
+        others = [numbers for replica, numbers in reports.items() if replica != self._replica]
+        return generate_latest(_Families(_merge([self.own(), *others])))
 
 
 class _Families(CollectorRegistry):

@@ -171,10 +171,11 @@ def overloaded(pending: int | None) -> ProblemError:
     return ProblemError("overloaded", 429, "Too busy", detail, headers={"Retry-After": "1", LINE_IS_FULL: "1"})
 
 
-def rate_limited(name: str, seconds: float) -> ProblemError:
-    """Say when the key may send its next request."""
+def rate_limited(name: str, seconds: float, num_lists: int = 1) -> ProblemError:
+    """Say when the key may send the request."""
     wait = str(math.ceil(seconds))
-    detail = f"the key {name!r} has used up its rate; try again in {wait} s"
+    cost = f", and {num_lists} lists cost as much as {num_lists} requests" if num_lists > 1 else ""
+    detail = f"the key {name!r} has used up its rate{cost}; try again in {wait} s"
     return ProblemError("rate-limited", 429, "Too many requests", detail, headers={"Retry-After": wait})
 
 
@@ -192,6 +193,24 @@ def forbidden(name: str, role: str) -> ProblemError:
 def body_too_large(limit: int) -> ProblemError:
     """Say how large a body may be."""
     return ProblemError("body-too-large", 413, "The body is too large", f"a body may have {limit} bytes; send less at once")
+
+
+def too_many_bodies() -> ProblemError:
+    """Say that too many bodies are on their way."""
+    detail = "too many bodies are on their way already; send what was begun, then try again"
+    return ProblemError("too-many-bodies", 429, "Too many bodies at once", detail, headers={"Retry-After": "1"})
+
+
+def decoder_down(cause: str) -> ProblemError:
+    """Say that no list can be made here any more."""
+    detail = f"{cause}; this replica will be replaced, try again after the time of Retry-After"
+    return ProblemError("decoder-down", 503, "No lists can be made", detail, headers={"Retry-After": "1"})
+
+
+def metrics_incomplete(cause: str) -> ProblemError:
+    """Say that the numbers of the other replicas are not to be had."""
+    detail = f"the metrics of all replicas cannot be read ({cause}); try again"
+    return ProblemError("metrics-incomplete", 503, "Metrics are incomplete", detail, headers={"Retry-After": "1"})
 
 
 def not_ready() -> ProblemError:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from digr.serving.journal import Journal
 from digr.serving.users import newest_interaction
 from serve import problems
 from serve.additions import ItemList, VersionAdditions
+from serve.board import Board, MemoryBoard
 from serve.catalogue import ServedRun, assemble, digests_of, read_run
 from serve.decoding import decode, warm_up
 from serve.encoders import get_encoder
@@ -48,9 +48,20 @@ def _extended(loaded: Loaded, items: list[dict[str, Any]]) -> Loaded:
 class Service:
     """The versions of a replica. A request keeps the version that it began with, even if that version is replaced."""
 
-    def __init__(self, arguments: AppArguments, device: str = "cpu", replica: str = "0", decode: Decode = decode) -> None:
+    def __init__(
+        self,
+        arguments: AppArguments,
+        device: str = "cpu",
+        replica: str = "0",
+        *,
+        decode: Decode = decode,
+        board: Board | None = None,
+    ) -> None:
         self.arguments = arguments
-        self.metrics = Metrics(replica, Path(arguments.state_dir) / "metrics" if arguments.state_dir else None)
+        self.metrics = Metrics(replica)
+        self.board: Board = board or MemoryBoard()
+        """Where replicas report; without one given, this replica is alone."""
+        self._replica = replica
         self.versions: dict[str, Loaded] = {}
         self.failed: dict[str, str] = {}
         """Versions that could not be loaded, with the reason; an earlier load of the same version stays in use."""
@@ -97,6 +108,8 @@ class Service:
                     versions[self.default] = self.versions[self.default]  # stays in use
                 self.versions, self.failed, self._live = versions, failed, live
             await self.follow()
+            if self.events:
+                await self.events.follow()
             self.is_ready = True
 
     def _load(self, settings: VersionSettings, before: Loaded | None) -> Loaded | None:
@@ -172,22 +185,20 @@ class Service:
             self._num_choices += len(choices)
             self._choice = choices[-1] if choices else self._choice
 
-    async def follow_for_ever(self, also: Callable[[], None]) -> None:
-        """Follow every `follow_seconds`; log a failure and try again the next time."""
-        while True:
-            await asyncio.sleep(self.arguments.follow_seconds)
-            try:
-                await self.follow()
-                await self.follow_events()
-                await asyncio.to_thread(self.metrics.write)
-                await asyncio.to_thread(also)
-            except (OSError, ValueError, RuntimeError):
-                logger.exception("what other replicas changed cannot be followed; trying again")
+    async def report(self) -> int:
+        """Report what this replica counts; return how many replicas there are."""
+        return await self.board.report(self._replica, self.metrics.own())
 
     async def follow_events(self) -> None:
         """Read other replicas' events, and let finished hours of the logs become Parquet."""
         if self.events and await self.events.tick() and self.impressions:
             await asyncio.to_thread(self.impressions.build_parts)
+
+    def close_logs(self) -> None:
+        """Write what waits to be logged; call it last."""
+        for each in (self.events, self.impressions):
+            if each:
+                each.close()
 
     async def change_default(self, change: ChangeDefault) -> Versions:
         """Choose the default version for all replicas; the choice survives restarts.

@@ -28,8 +28,13 @@ class Shadows:
             self._metrics.count_shadow("dropped")
             return
         self._waiting.append(ask)
-        if self._worker is None or self._worker.done():
+        if not self.is_busy:
             self._worker = asyncio.create_task(self._work())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any request waits or is being answered."""
+        return self._worker is not None and not self._worker.done()
 
     async def _work(self) -> None:
         while self._waiting:

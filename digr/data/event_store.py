@@ -8,6 +8,7 @@ every reader keeps one row of each key: the one that was received first.
 import json
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
@@ -16,12 +17,14 @@ import pyarrow.fs as pafs
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
-from digr.data.database import load_rows
+from digr.data.database import load_rows, open_database, stream_rows
 from digr.files import filesystem_of, list_parts
 
 MARKER = "_store.json"
 """File that tells a store from other folders."""
 BLOCK_BYTES = 1 << 22
+MEMORY_GIB = 1.0
+"""Memory for sorts; larger ones spill to disk."""
 _TIME = pa.timestamp("ms", "UTC")
 EVENTS = pa.schema(
     {
@@ -201,3 +204,20 @@ def load_log(connection: duckdb.DuckDBPyConnection, log: Log, name: str, columns
     first = f"row_number() OVER (PARTITION BY {key} ORDER BY received, {rest}) = 1"
     connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {name}_raw QUALIFY {first}")
     connection.execute(f"DROP TABLE {name}_raw")
+
+
+def write_events(store: str, target: Path) -> int:
+    """Write the events of a store into a Parquet file, each once and in the order of their times; return how many.
+
+    Raises:
+        ValueError: there are none.
+    """
+    rows = 0
+    with open_database(MEMORY_GIB, str(target.parent)) as connection, pq.ParquetWriter(target, EVENTS) as writer:
+        load_log(connection, events_log(store), "events", EVENTS.names)
+        for batch in stream_rows(connection, "SELECT * FROM events ORDER BY time, received, event_id"):
+            writer.write_table(pa.Table.from_batches([batch]).cast(EVENTS))
+            rows += len(batch)
+    if not rows:
+        raise ValueError(f"{store}: the store of events is empty; post some to the endpoint first (POST /v1/events)")
+    return rows

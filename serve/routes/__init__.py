@@ -3,7 +3,9 @@
 from fastapi import FastAPI
 
 from serve import explorer
-from serve.gate import Gate, KeyRing
+from serve.access import access
+from serve.callers import KeyRing
+from serve.gate import Gate
 from serve.problems import add_problem_handlers
 from serve.routes import events, items, lists, operations, versions
 from serve.service import Service
@@ -11,7 +13,10 @@ from serve.service import Service
 
 def build_api(service: Service, keys: KeyRing) -> FastAPI:
     """Build the ASGI application of one replica."""
-    api = FastAPI(title="DIGR", description="Generative recommendation with semantic IDs.", version="1")
+    about = "Generative recommendation with semantic IDs."
+    api = FastAPI(title="DIGR", description=about, version="1", docs_url=None, redoc_url=None)
+    for route in api.routes:  # openapi.json
+        access("public")(route.endpoint)  # type: ignore[attr-defined]
     api.state.service = service
     for topic in (lists, events, items, versions, operations):
         api.include_router(topic.router)
@@ -20,6 +25,7 @@ def build_api(service: Service, keys: KeyRing) -> FastAPI:
     arguments = service.arguments
     api.add_middleware(
         Gate,
+        routes=api.router.routes,
         keys=keys,
         metrics=service.metrics,
         max_body_bytes=arguments.max_body_bytes,

@@ -6,7 +6,7 @@ from fastapi import Request
 
 from serve.event_schemas import MAX_EVENTS, Event, EventsReply
 from serve.problems import no_state_dir
-from serve.routes.shared import new_router, service_of
+from serve.routes.shared import access, new_router, service_of
 
 router = new_router()
 
@@ -21,6 +21,7 @@ _BODY = {
 
 
 @router.post("/v1/events", openapi_extra={"requestBody": _BODY})
+@access("read")
 async def post_events(request: Request) -> EventsReply:
     """Take events. They are durable when the reply comes, and change the next list of their users, on every replica."""
     events = service_of(request).events

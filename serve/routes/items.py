@@ -8,12 +8,13 @@ from fastapi import Query, Request, Response
 from serve.browsing import find_item, search, show_item, show_level
 from serve.images import item_image
 from serve.item_schemas import MAX_SEARCH, AddedItem, FoundItems, Item, NewItem, SidLevel
-from serve.routes.shared import ItemPath, Model, new_router, service_of
+from serve.routes.shared import ItemPath, Model, access, new_router, service_of
 
 router = new_router()
 
 
 @router.get("/v1/items")
+@access("read")
 async def find_items(
     request: Request,
     query: Annotated[
@@ -28,6 +29,7 @@ async def find_items(
 
 
 @router.post("/v1/items")
+@access("admin")
 async def add_item(request: Request, body: NewItem) -> AddedItem:
     """Add an item: the frozen quantiser gives it a semantic ID, and no other item's changes. Needs an admin key."""
     return await service_of(request).add_item(body)
@@ -38,6 +40,7 @@ async def add_item(request: Request, body: NewItem) -> AddedItem:
     response_class=Response,
     responses={200: {"content": {"image/png": {}}, "description": "PNG"}},
 )
+@access("read")
 async def get_image(request: Request, item_id: ItemPath, model: Model = None) -> Response:
     """Return the item's own image as PNG."""
     service = service_of(request)
@@ -49,12 +52,14 @@ async def get_image(request: Request, item_id: ItemPath, model: Model = None) ->
 
 
 @router.get("/v1/items/{item_id:path}")
+@access("read")
 async def get_item(request: Request, item_id: ItemPath, model: Model = None) -> Item:
     """Return all facts about an item."""
     return show_item(service_of(request).version(model)[1], item_id)
 
 
 @router.get("/v1/sids")
+@access("read")
 async def get_sids(
     request: Request,
     prefix: Annotated[str, Query(max_length=100, pattern=r"^$|^[0-9]{1,9}(\.[0-9]{1,9})*$", description="Codes with dots.")] = "",

@@ -62,6 +62,7 @@ def _check_digr(words: list[str]) -> None:
 def _check_module(module: str, words: list[str]) -> None:
     job = module.removeprefix("jobs.")
     spelled = {job: words for words, job in JOBS.items()} | {"import_data": "data import", "describe_data": "data describe"}
+    spelled |= {"evaluate_online": "evaluate-online"}
     if module == "jobs":
         _check_digr(words)
     elif module.startswith("jobs."):

@@ -4,6 +4,7 @@
 and `tests/benchmarks` runs the benchmarks.
 """
 
+import asyncio
 import json
 import re
 import shlex
@@ -21,7 +22,9 @@ from digr.config.run import SyntheticConfig
 from digr.data.synthetic import build_shop
 from jobs.__main__ import app
 from serve.gate import KeyRing
+from serve.recommending import answer_request
 from serve.routes import build_api
+from serve.schemas import RecommendRequest
 from serve.settings import AppArguments, VersionSettings
 from tests.buckets import serve_bucket
 from tests.docs.test_commands import COMMANDS, ROOT
@@ -47,12 +50,13 @@ DIGR = [command for command in COMMANDS if _words(command)]
 JOB_COMMANDS = [command for command in DIGR if any(_words(command)[: len(job.split())] == job.split() for job in JOBS)]
 ENDPOINT_COMMANDS = [command for command in DIGR if _words(command)[0] in ("ask", "items", "models", "load")]
 ELSEWHERE = [command for command in DIGR if _words(command)[0] in ("serve", "keys") or _words(command)[:2] == ["data", "import"]]
+ONLINE = [command for command in DIGR if _words(command)[0] == "evaluate-online"]
 
 
 def test_every_command_is_of_a_kind_that_is_executed():
     described = [command for command in DIGR if _words(command)[:2] == ["data", "describe"]]
     helped = [command for command in DIGR if "--help" in command]
-    assert sorted({*JOB_COMMANDS, *ENDPOINT_COMMANDS, *ELSEWHERE, *described, *helped}) == sorted(DIGR)
+    assert sorted({*JOB_COMMANDS, *ENDPOINT_COMMANDS, *ONLINE, *ELSEWHERE, *described, *helped}) == sorted(DIGR)
     assert (len(JOB_COMMANDS) > 30, len(ENDPOINT_COMMANDS) > 5) == (True, True)
 
 
@@ -136,6 +140,21 @@ def test_a_request_of_the_documentation_by_curl_is_answered(command, url):
         command = command.replace(theirs, ours)
     done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
     assert [len(item["title"]) > 0 for item in json.loads(done.stdout)["items"]] == [True] * 5
+
+
+@pytest.mark.parametrize("command", ONLINE)
+def test_an_online_evaluation_of_the_documentation_is_made(command, tmp_path, monkeypatch):
+    run_dir = write_run(str(tmp_path / "runs" / "quickstart")).root
+    service = start_service(AppArguments(run_dir=run_dir, beam_width=BEAM_WIDTH))
+    asyncio.run(answer_request(service, RecommendRequest(user_id="u1", k=5)))
+    service.impressions.commit.flush()
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, _words(command))
+    assert done.exit_code == 0, _told(done)
+    assert [line.split()[:3] for line in done.stdout.splitlines() if "hr@5" in line][:2] == [
+        ["all", "all", "hr@5"],
+        ["model", "main", "hr@5"],
+    ]
 
 
 def test_the_key_of_the_documentation_is_made():

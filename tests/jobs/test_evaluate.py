@@ -197,7 +197,9 @@ def test_lists_of_a_policy_that_was_trained_again_are_not_evaluated(run_dir):
     artifacts.commit(store, Manifest(name="policy_sft", facts={"steps": 2}))
     table = artifacts.read_table(store, "recommendations/sft_test")
     artifacts.commit(store, Manifest(name="recommendations/sft_test", rows=len(table), inputs={"policy_sft": "earlier"}))
-    with pytest.raises(ValueError, match=r"plain/recommendations/sft_test: made from policy_sft earlier, .* jobs.recommend"):
+    with pytest.raises(
+        ValueError, match=r"plain/recommendations/sft_test: made from policy_sft earlier, .* `digr recommend CONFIG --force`"
+    ):
         run(_config(run_dir), Options())
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from digr import artifacts
 from digr.artifacts import Store
+from serve.callers import KeyRing
 from serve.experiments import ExperimentSettings
-from serve.gate import KeyRing
-from serve.keys import KeyRecord
+from serve.keys import KeyRecord, written
 from serve.routes import build_api
 from serve.settings import AppArguments, VersionSettings
 from tests.nested_interests import nest_rows
@@ -20,7 +20,6 @@ from tests.serve.http_server import serve_over_http
 from tests.serve.ranked_run import INTERESTS, write_ranker
 from tests.serve.tiny_run import BEAM_WIDTH, put, start_service, write_canonical, write_run
 
-KEY_FIELDS = ("name", "role", "salt", "hash")
 HOSTILE = "<img src=x onerror=\"document.title='caught'\"> & <b>Title</b> item07"
 
 
@@ -48,8 +47,7 @@ def _write(root: Path, seed: int, currencies: Sequence[str | None] = ("EUR",), *
 
 def write_keys(path: Path, *records: KeyRecord) -> str:
     """Write the file of keys; returns its path."""
-    fields = [[f'{name} = "{getattr(record, name)}"' for name in KEY_FIELDS] for record in records]
-    path.write_text("".join("\n".join(["[[keys]]", *lines, ""]) for lines in fields))
+    path.write_text("".join(written(record) for record in records))
     return str(path)
 
 

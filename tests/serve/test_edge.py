@@ -5,17 +5,20 @@ import asyncio
 import httpx
 import pytest
 
-from serve.edge import Edge
+from serve.edge import ASKED_AGAIN, Edge
 from serve.problems import overloaded, rate_limited
 
 
 class Replicas:
     """Stands for the proxy and its replicas: the first `deaths` requests get no answer at all."""
 
-    def __init__(self, deaths: int = 0, answer: tuple[int, bytes, bytes] = (200, b"application/json", b"{}")) -> None:
-        self.deaths, self.answer, self.bodies = deaths, answer, list[bytes]()
+    def __init__(
+        self, deaths: int = 0, answer: tuple[int, bytes, bytes] = (200, b"application/json", b"{}"), prefix: str = ""
+    ) -> None:
+        self.deaths, self.answer, self.prefix, self.bodies = deaths, answer, prefix, list[bytes]()
 
     async def __call__(self, scope, receive, send) -> None:
+        scope["root_path"] = self.prefix  # as the proxy does
         body, more = b"", True
         while more:
             message = await receive()
@@ -29,10 +32,14 @@ class Replicas:
 
 
 def _post(app, path: str = "/v1/recommend", content: bytes = b"hello") -> httpx.Response:
+    return _ask(app, "POST", path, content)
+
+
+def _ask(app, method: str, path: str, content: bytes = b"hello") -> httpx.Response:
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app=Edge(app, pauses_seconds=(0, 0, 0)))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-            return await client.post(path, content=content)
+            return await client.request(method, path, content=content)
 
     return asyncio.run(ask())
 
@@ -51,10 +58,29 @@ def test_when_all_replicas_are_dead_the_client_is_told_to_come_again():
     assert len(replicas.bodies) == 4
 
 
-def test_the_choice_of_a_version_is_never_asked_twice():
-    replicas = Replicas(deaths=1)
-    assert _post(replicas, "/v1/models").status_code == 503
-    assert len(replicas.bodies) == 1
+@pytest.mark.parametrize("prefix", ["", "/shop"])
+@pytest.mark.parametrize(
+    ("method", "path", "times"),
+    [
+        ("POST", "/v1/models", 1),
+        ("POST", "/v1/unheard", 1),
+        ("POST", "/v1/recommend/", 1),
+        ("PATCH", "/v1/items/lamp", 1),
+        ("DELETE", "/v1/items/lamp", 1),
+        ("POST", "/v1/recommend", 2),
+        ("POST", "/v1/items", 2),
+        ("GET", "/v1/models", 2),
+    ],
+)
+def test_what_may_not_be_done_twice_is_asked_once_under_every_prefix(prefix, method, path, times):
+    replicas = Replicas(deaths=1, prefix=prefix)
+    assert _ask(replicas, method, prefix + path).status_code == (503 if times == 1 else 200)
+    assert len(replicas.bodies) == times
+
+
+def test_what_is_asked_again_are_routes(client):
+    posts = {route.path for route in client.service_api.routes if "POST" in route.methods}
+    assert posts >= ASKED_AGAIN
 
 
 def test_a_large_body_is_not_kept():
@@ -100,8 +126,8 @@ def test_after_a_full_line_lists_are_refused_for_a_moment_without_asking_a_repli
             return [(await client.post(path)).status_code for path in paths]
 
     full = Full()
-    assert asyncio.run(ask(["/v1/recommend", "/v1/recommend", "/v1/recommend/batch", "/v1/items"], full)) == [429] * 4
-    assert full.asked == 2  # the first list, and the route that makes no list
+    assert asyncio.run(ask(["/v1/recommend", "/v1/recommend", "/v1/recommend", "/v1/items"], full)) == [429] * 4
+    assert full.asked == 2  # the first list, and the other route
 
 
 def test_a_key_that_used_up_its_rate_stops_nobody_else():

@@ -1,17 +1,24 @@
 """Events are durable when the reply says so, change the next list on every replica, and come once into the store."""
 
+import asyncio
 import json
 import os
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import duckdb
+import pyarrow as pa
 import pytest
 
-from digr.data.event_store import EVENTS, events_log, load_log
+from digr.data.event_store import EVENTS, events_log, list_segments, load_log
+from digr.serving.event_parts import build_parts
 from serve.events import read_events
+from serve.keys import make_key, written
 from serve.problems import ProblemError
-from serve.settings import AppArguments
-from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray
+from serve.settings import AppArguments, VersionSettings
+from tests.buckets import serve_bucket
+from tests.serve.tiny_run import BEAM_WIDTH, put, serve_without_ray, write_run
 
 
 @pytest.fixture
@@ -141,8 +148,6 @@ def test_a_body_that_is_not_events_is_a_problem(body, status, cause, detail):
 
 
 def test_without_a_place_to_keep_them_events_are_refused_and_lists_go_on(tiny_run):
-    from serve.settings import VersionSettings
-
     models = {"main": VersionSettings(run_dir=tiny_run.root)}
     client = serve_without_ray(AppArguments(models=models, beam_width=BEAM_WIDTH, max_pending=1))
     assert client.post("/v1/events", json=event(1, "item40")).json()["type"] == "no-state-dir"
@@ -187,8 +192,6 @@ def test_the_types_are_read_from_the_command_line():
 
 
 def test_more_events_than_may_wait_are_refused_until_some_are_written(arguments, monkeypatch):
-    import threading
-
     client = serve_without_ray(arguments)
     events, gate = client.service.events, threading.Event()
     events.commit.run(gate.wait)  # the disk takes its time
@@ -211,3 +214,97 @@ def test_events_are_counted(arguments):
         'digr_events_total{outcome="refused",replica="one",type="any"} 1.0',
     ):
         assert line in text
+
+
+def test_a_new_replica_reads_parquet_back_up_to_what_it_may_keep(arguments):
+    one = serve_without_ray(arguments, "one")
+    one.post("/v1/events", json=[event(number, f"item4{number}") for number in range(5)])
+    one.service.events.close()
+    log = events_log(one.service.arguments.events_dir)
+    assert build_parts(log, time.time() + 3600) == 1
+    assert list_segments(log) == []
+    assert places(serve_without_ray(arguments, "two"), "u2") == ["item05", *(f"item4{number}" for number in range(5))]
+    few = serve_without_ray(arguments.model_copy(update={"max_state_events": 2}), "three")
+    few.post("/v1/events", json=[event(number, f"item4{number}", "u9") for number in range(5, 7)])
+    assert places(few, "u9") == ["item45", "item46"]
+    assert places(few, "u2") == ["item05"]  # forgotten; the run's history is left
+
+
+def test_events_that_the_run_knows_already_are_not_added_to_its_history(tmp_path):
+    store = write_run(str(tmp_path / "run"))
+    newest = datetime.now(UTC) - timedelta(hours=1)
+    times = pa.array([newest - timedelta(days=1), newest], pa.timestamp("ms", "UTC"))
+    rows = {
+        "user_id": ["u1", "u2"],
+        "position": pa.array([0, 0], pa.int32()),
+        "item_id": ["item10", "item05"],
+        "timestamp": times,
+    }
+    put(store, "interactions", rows)
+    client = serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH, max_pending=1))
+    moments = (newest - timedelta(minutes=1), newest, newest + timedelta(minutes=1))
+    body = [event(number, f"item4{number}", time=moment.isoformat()) for number, moment in enumerate(moments)]
+    assert client.post("/v1/events", json=body).json()["retimed"] == 0
+    assert places(client, "u2") == ["item05", "item42"]
+
+
+def test_on_s3_an_event_is_an_object_and_other_replicas_see_it_when_they_look(arguments):
+    with serve_bucket("live") as bucket:
+        arguments = arguments.model_copy(update={"events_dir": f"{bucket}/events", "impressions": "off"})
+        one, two = serve_without_ray(arguments, "one"), serve_without_ray(arguments, "two")
+        assert one.post("/v1/events", json=event(1, "item40")).json()["accepted"] == 1
+        assert [row["item_id"] for row in stored(f"{bucket}/events")] == ["item40"]
+        assert places(one, "u2") == ["item05", "item40"]
+        asyncio.run(two.service.follow_events())
+        assert places(two, "u2") == ["item05", "item40"]
+
+
+def test_any_key_may_send_events_and_nobody_without_one(arguments, tmp_path):
+    key, record = make_key("reader", "read")
+    (tmp_path / "keys.toml").write_text(written(record))
+    client = serve_without_ray(arguments.model_copy(update={"keys_file": str(tmp_path / "keys.toml")}))
+    assert client.post("/v1/events", json=event(1, "item40")).status_code == 401
+    taken = client.post("/v1/events", json=event(1, "item40"), headers={"Authorization": f"Bearer {key}"})
+    assert taken.json()["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b'{"event_id": "\xff"}',
+        b'{"event_id": "\\ud800", "type": "view", "user_id": "u", "item_id": "i"}',
+        json.dumps(event(1, "item40", time=1e300)).encode(),
+        json.dumps(event(1, "item40", time="9999-12-31T23:59:59-14:00")).encode(),
+        json.dumps(event(1, "item40", time=-(10**30))).encode(),
+        json.dumps(event(1, "item40", event_id="x" * 129)).encode(),
+        json.dumps(event(1, "item40", recommendation_id="'; DROP TABLE")).encode(),
+        json.dumps(event(1, "item40", price=3)).encode(),
+        b"\n",
+        b"null",
+        b'{"event_id": 1e400}',
+    ],
+)
+def test_nothing_that_is_sent_breaks_the_endpoint(arguments, wrong):
+    client = serve_without_ray(arguments)
+    for body in (wrong, b"[" + wrong + b"]", wrong + b"\n" + wrong):
+        assert client.post("/v1/events", content=body).status_code in (200, 400, 422)
+    assert client.post("/v1/events", json=event(7, "item41")).json()["accepted"] == 1
+
+
+def test_many_senders_at_once_share_writes_and_each_event_is_there_once(arguments, monkeypatch):
+    client, synced = serve_without_ray(arguments), []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(file), real(file)))
+    events, gate = client.service.events, threading.Event()
+    events.commit.run(gate.wait)  # the disk takes its time, so that all come together
+
+    async def send() -> list:
+        posted = [asyncio.create_task(events.post(json.dumps(event(n, "item40", f"u{n % 7}")).encode())) for n in range(300)]
+        while events.commit.num_waiting < 300:
+            await asyncio.sleep(0)
+        gate.set()
+        return [reply.accepted for reply in await asyncio.gather(*posted)]
+
+    assert asyncio.run(send()) == [1] * 300
+    assert len(synced) <= 6  # one for the lines, the others for the names of new folders
+    assert len(stored(client.service.arguments.events_dir)) == 300

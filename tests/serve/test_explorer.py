@@ -217,6 +217,26 @@ def test_a_deployment_with_keys_asks_for_one_which_stays_in_this_tab(browser, tm
         assert browser.complaints() == []
 
 
+def test_the_routes_are_shown_without_another_host_and_asked_with_the_key_that_is_typed_in(browser, tmp_path):
+    key, record = make_key("shop", "read")
+    with serve_two_versions(tmp_path, write_keys(tmp_path / "keys.toml", record)) as url:
+        browser.events.clear()
+        browser.open(f"{url}/docs#/default/get_models_v1_models_get")
+        browser.wait("document.querySelectorAll('.opblock').length > 10 && document.querySelector('.try-out__btn')")
+        browser.click(".btn.authorize")
+        browser.wait("document.querySelector('.auth-container input')")
+        browser.click(".auth-container input")
+        browser.type(key)
+        browser.click(".auth-btn-wrapper .authorize")
+        browser.click(".auth-btn-wrapper .btn-done")
+        browser.click(".try-out__btn")
+        browser.wait("document.querySelector('.execute')")
+        browser.click(".execute")
+        browser.wait("document.querySelector('.live-responses-table .response-col_status')?.textContent.startsWith('200')")
+        assert browser.complaints() == []
+        assert {address for address in browser.requested() if not address.startswith((url, "data:", "blob:"))} == set()
+
+
 def test_a_server_that_is_gone_is_a_problem_with_a_way_to_try_again(page, url):
     open_items(page, url, "item05")
     page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)

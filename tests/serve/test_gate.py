@@ -1,13 +1,18 @@
 """Keys, rate limits and bounded bodies, before any route."""
 
+import asyncio
 import os
 
 import pytest
 import typer
+from fastapi import FastAPI
 from typer.testing import CliRunner
 
-from serve.gate import KeyRing
+from serve.access import access
+from serve.callers import KeyRing
+from serve.gate import Gate
 from serve.keys import TokenBucket, find_key, make_key, print_key, read_keys, written
+from serve.metrics import Metrics
 from serve.settings import AppArguments
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray
 
@@ -98,7 +103,7 @@ def test_without_keys_only_this_machine_is_answered(tiny_run, client):
     outside = serve_without_ray(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH, max_pending=1), peer="10.1.2.3")
     reply = outside.post("/v1/recommend", json=BODY)
     assert (reply.status_code, reply.json()["type"]) == (401, "unauthorised")
-    assert reply.json()["detail"].startswith("this deployment has no keys, so it answers only on 127.0.0.1; set keys_file")
+    assert reply.json()["detail"].startswith("this deployment has no keys, so it answers only programs and browsers of this")
 
 
 @pytest.mark.parametrize(
@@ -189,3 +194,44 @@ def test_a_key_taken_out_of_the_file_is_of_no_use_any_more(tmp_path):
     os.utime(path, (1, 1))
     ring.refresh()
     assert [record.name for record in ring.records] == ["two"]
+
+
+def _ask_gate(method: str, path: str, key: str, keys_file: str) -> list[dict]:
+    """Ask a gate before one route that reads nothing, with a body that never arrives."""
+    api, sent = FastAPI(openapi_url=None), []
+
+    @api.get("/healthz")
+    @access("public")
+    async def health() -> str:
+        return "ok"
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-length", b"5"), (b"authorization", f"Bearer {key}".encode())]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    arguments = {"keys": KeyRing(keys_file), "metrics": Metrics("one"), "max_body_bytes": 10, "body_seconds": 0.01}
+    asyncio.run(Gate(api, routes=api.routes, **arguments)(scope, receive, send))
+    return sent
+
+
+@pytest.fixture
+def one_key(tmp_path) -> tuple[str, str]:
+    key, record = _record("one", "read")
+    (tmp_path / "keys.toml").write_text(record)
+    return key, str(tmp_path / "keys.toml")
+
+
+def test_a_body_that_does_not_arrive_is_a_problem(one_key):
+    sent = _ask_gate("POST", "/v1/items", *one_key)
+    assert sent[0]["status"] == 408
+    assert b"the body did not arrive within 0.01 seconds" in sent[1]["body"]
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("POST", 405), ("DELETE", 405)])
+def test_a_public_path_answers_before_any_body_arrives(one_key, method, status):
+    """2,100 slow `POST /healthz` held a request with a key for 11 seconds."""
+    assert _ask_gate(method, "/healthz", *one_key)[0]["status"] == status

@@ -10,7 +10,6 @@ import pytest
 
 from digr.policy.decoding.search import Recommendation
 from serve.decoding import Job, decode
-from serve.gate import Gate, KeyRing
 from serve.metrics import Metrics
 from serve.problems import ProblemError
 from serve.service import Service
@@ -34,7 +33,7 @@ class Decoder:
 
 
 def _line(decoder, max_pending: int = 3, seconds: float = CEILING_SECONDS) -> Line:
-    return Line(decoder, max_pending, seconds, Metrics("one", None))
+    return Line(decoder, max_pending, seconds, Metrics("one"))
 
 
 def _jobs(line: Line, *prompts: str) -> list[Job]:
@@ -176,24 +175,3 @@ def test_a_failure_of_the_server_is_a_problem_without_its_secrets(tiny_run):
     reply = client_of(service).post("/v1/recommend", json={"history": ["item01"]})
     assert (reply.status_code, reply.json()["type"]) == (500, "internal-error")
     assert reply.json()["detail"] == "the server failed; its log says why"
-
-
-def test_a_body_that_does_not_arrive_is_a_problem():
-    sent = []
-
-    async def receive():
-        await asyncio.Event().wait()
-
-    async def send(message) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/healthz",
-        "headers": [(b"host", b"localhost")],
-    }
-    gate = Gate(None, KeyRing(""), Metrics("one", None), max_body_bytes=10, body_seconds=0.01)
-    asyncio.run(gate(scope, receive, send))
-    assert sent[0]["status"] == 408
-    assert b"the body did not arrive within 0.01 seconds" in sent[1]["body"]

@@ -19,7 +19,8 @@ from digr.config.policy import PolicyConfig
 from digr.policy.model import build_scratch_policy
 from digr.sids.fitting import save_quantiser
 from digr.sids.rkmeans import RKMeans
-from serve.gate import KeyRing
+from serve.board import Board
+from serve.callers import KeyRing
 from serve.routes import build_api
 from serve.service import Service
 from serve.settings import AppArguments
@@ -109,25 +110,32 @@ def write_canonical(store: Store) -> None:
     put(store, "canonical_interests", rows)
 
 
-def start_service(arguments: AppArguments, replica: str = "one") -> Service:
+def start_service(arguments: AppArguments, replica: str = "one", board: Board | None = None) -> Service:
     """Start what one replica runs, without Ray; with the longest deadline, which no test of answers should reach."""
     arguments = arguments.resolved().model_copy(update={"deadline_seconds": 600.0})
-    service = Service(arguments, replica=replica)
+    service = Service(arguments, replica=replica, board=board)
     asyncio.run(service.configure(arguments.live()))
     return service
 
 
-def serve_without_ray(arguments: AppArguments, replica: str = "one", peer: str = "127.0.0.1") -> TestClient:
+def serve_without_ray(
+    arguments: AppArguments, replica: str = "one", peer: str = "127.0.0.1", board: Board | None = None
+) -> TestClient:
     """Return a client of the endpoint in this process; it seems to ask from the address `peer`."""
-    return client_of(start_service(arguments, replica), peer)
+    return client_of(start_service(arguments, replica, board), peer)
 
 
 def client_of(service: Service, peer: str = "127.0.0.1") -> TestClient:
     """Return a client of a service."""
     api = build_api(service, KeyRing(service.arguments.keys_file))
     client = TestClient(_from(peer, api), base_url="http://127.0.0.1", raise_server_exceptions=False)
-    client.service = service
+    client.service, client.service_api = service, api
     return client
+
+
+def without_id(reply: dict) -> dict:
+    """Return a reply without the id of its list, which is new each time."""
+    return {name: value for name, value in reply.items() if name != "recommendation_id"}
 
 
 def _from(peer: str, api: FastAPI) -> ASGIApp:

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import pyarrow.fs as pafs
 
+from digr.data.event_store import is_store, write_events
 from digr.files import filesystem_of
 
 Report = Callable[[str], None]
@@ -73,7 +74,11 @@ def bring(addresses: Iterable[str], scratch: Path, report: Report) -> list[Given
 
 def _locate(address: str, room: _Scratch, report: Report) -> Iterator[Given]:
     scheme, separator, _ = address.partition("://")
-    if not separator:
+    if (not separator or scheme.lower() == "s3") and is_store(address):
+        target = room.new(".parquet")
+        report(f"{address}: {write_events(address, target):,} events")
+        yield Given("events.parquet", address, target, address)
+    elif not separator:
         yield from _local(address)
     elif scheme.lower() not in SCHEMES:
         raise ValueError(

@@ -15,12 +15,13 @@ from digr.data.importing.joining import join_orders
 from digr.data.importing.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Reading, match
 from digr.data.importing.sniffing import Layout, Written, sniff
 from digr.data.importing.tables import Table, open_tables, stem_of
-from digr.data.readers import amazon, lcrec, merchant, minionerec, movielens, names, recbole, shopify
+from digr.data.readers import amazon, digr_events, lcrec, merchant, minionerec, movielens, names, recbole, shopify
 
 FORMATS = (
     "names", "amazon-2014", "amazon-2018", "amazon-2023", "movielens", "recbole", "minionerec", "lc-rec", "shopify", "merchant",
+    "digr-events",
 )  # fmt: skip
-RULES = (*amazon.RULES, *movielens.RULES, *lcrec.RULES, *minionerec.RULES, *shopify.RULES, *merchant.RULES)
+RULES = (*amazon.RULES, *movielens.RULES, *lcrec.RULES, *minionerec.RULES, *shopify.RULES, *merchant.RULES, *digr_events.RULES)
 LAYOUTS = (*movielens.LAYOUTS, *lcrec.LAYOUTS, *minionerec.LAYOUTS, *recbole.LAYOUTS)
 SHARED = {"minionerec": ("lc-rec", "recbole"), "lc-rec": ("recbole", "minionerec")}
 """Formats whose files also occur in data sets of other formats."""

@@ -92,7 +92,7 @@ def test_a_storage_that_does_not_answer_ends_a_job_with_2_and_a_sentence(monkeyp
 
 
 def test_every_job_is_a_command_of_digr():
-    about_files = {"import_data", "describe_data"}
+    about_files = {"import_data", "describe_data", "evaluate_online"}
     files = {path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("__")}
     assert set(COMMANDS.values()) | about_files == files
     assert len(set(COMMANDS.values())) == len(COMMANDS)

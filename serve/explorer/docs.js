@@ -1,0 +1,7 @@
+// The routes, shown by Swagger UI from this server's own files; a key that is typed in stays in this tab.
+SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#routes",
+  deepLinking: true,
+  validatorUrl: null, // would send this deployment's address to a host of its own
+});
