@@ -9,7 +9,7 @@ const SOURCES = {
 };
 const GROUPS = {
   counts: "what follows what", text: "text", image: "image", interests: "interests", popularity: "recent popularity",
-  repeat: "seen before", request: "the request as a whole", steer: "your wishes",
+  repeat: "seen before", request: "this request", steer: "your wishes",
 };
 const opened = new Set(); // items whose reasons are open, over all lists
 let first = true;
@@ -40,12 +40,12 @@ export function why(item, largest, key) {
     el("caption", { class: "hidden" }, `What adds to the score of ${item.title}`),
     el("tbody", {}, ...parts.map((part) => row(part, largest))));
   const sources = el("ul", { class: "sources", "aria-label": `Sources that proposed ${item.title}` },
-    ...item.sources.map((name) => el("li", { title: name }, SOURCES[name] ?? name.replaceAll("_", " "))));
+    el("li", { class: "by", "aria-hidden": "true" }, "Proposed by"), ...item.sources.map((name) => el("li", { title: name }, SOURCES[name] ?? name.replaceAll("_", " "))));
   const box = el("details", { class: "why", open: opened.has(item.item_id) },
     el("summary", { "data-key": key }, "Why", el("span", { class: "hidden" }, ` ${item.title}`),
       parts.length > 0 && el("span", { class: "note" }, ` most by ${GROUPS[parts[0][0]] ?? parts[0][0]} ${signed(parts[0][1])}`)),
     parts.length ? table : el("p", { class: "note" }, "Added after the run; the ranker does not know it, so it keeps the policy's place."),
-    el("p", { class: "note" }, "Proposed by"), sources);
+    sources);
   box.addEventListener("toggle", () => (box.open ? opened.add(item.item_id) : opened.delete(item.item_id)));
   return box;
 }

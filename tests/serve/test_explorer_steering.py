@@ -165,7 +165,7 @@ def test_every_item_says_why_it_is_listed(page, url):
     parts = sorted(items[1]["contributions"].items(), key=lambda part: -abs(part[1]))
     assert [value for _, value in rows] == [f"{part:+.2f}".replace("-", "−") for _, part in parts if abs(part) >= 0.005]
     assert ("your wishes", "+3.00") in map(tuple, rows)
-    sources = "[...document.querySelectorAll('.card:nth-child(2) .sources li')]"
+    sources = "[...document.querySelectorAll('.card:nth-child(2) .sources li:not(.by)')]"
     assert page.js(f"{sources}.map((source) => source.title)") == items[1]["sources"]
     page.click("#exclude")  # the list is made anew: what was open is open
     settled(page)
