@@ -113,9 +113,9 @@ def _check_wishes(run: ServedRun, request: RecommendRequest) -> None:
     _check_currency(run, [boost.where for boost in request.boosts])
     if request.steer and run.ranker is None:
         raise cannot_steer()
-    for wish in request.steer:
+    for at, wish in enumerate(request.steer):
         if wish.interest is not None and run.ranker and find_interest(run.ranker.ranker.vocabulary, wish.interest) < 0:
-            raise unknown_interest(wish.interest)
+            raise unknown_interest(wish.interest, at)
 
 
 def _check_currency(run: ServedRun, conditions: Sequence[ItemFilter | None]) -> None:

@@ -140,10 +140,10 @@ def no_index(field: str, wanted: str) -> ProblemError:
     return ProblemError("no-ranking-index", 422, "No ranking index", detail, fields=[field])
 
 
-def unknown_interest(name: str) -> ProblemError:
-    """Name the interest that is not canonical in this version."""
+def unknown_interest(name: str, at: int) -> ProblemError:
+    """Name the interest that is not canonical in this version, and its place among the wishes, from 0."""
     detail = f"{name!r} is no canonical interest of this version; send it as text, which is taken for the nearest ones"
-    return ProblemError("unknown-interest", 422, "No such interest", detail, fields=["steer"])
+    return ProblemError("unknown-interest", 422, "No such interest", detail, fields=[f"steer.{at}.interest"])
 
 
 def unknown_item(item_id: str) -> ProblemError:

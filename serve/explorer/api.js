@@ -1,6 +1,6 @@
 // The endpoint: every request of the page goes through here, with the key and with problems as errors.
 
-import { el, sidTile } from "./dom.js";
+import { byId, el, sidTile } from "./dom.js";
 
 // the page may stand below a prefix, and so may the endpoint: both begin where this file's folder lies
 const BASE = new URL("../", import.meta.url);
@@ -49,11 +49,14 @@ export async function get(path, parameters = {}, signal) {
   return response.json();
 }
 
-/** Ask for recommendations. */
-export async function recommend(body, signal) {
-  const asked = { method: "POST", headers: headers({ "Content-Type": "application/json" }), body: JSON.stringify(body), signal };
-  return (await send("v1/recommend", asked)).json();
+/** Send to the endpoint, as JSON. */
+export async function post(path, body, signal) {
+  const sent = { method: "POST", headers: headers({ "Content-Type": "application/json" }), body: JSON.stringify(body), signal };
+  return (await send(path, sent)).json();
 }
+
+/** Ask for recommendations. */
+export const recommend = (body, signal) => post("v1/recommend", body, signal);
 
 /** Read one item. */
 export const getItem = (itemId, model, signal) => get(`v1/items/${encodeURIComponent(itemId)}`, { model }, signal);
@@ -94,7 +97,11 @@ export function problemBox(error, retry) {
   if (unknown?.length) box.append(el("p", {}, `Not in the catalogue: ${unknown.join(", ")}`));
   box.append(el("p", { class: "note" }, el("code", {}, type), status ? ` · status ${status}` : ""));
   if (status === 401 || status === 403) {
-    const open = () => { document.getElementById("key-box").open = true; document.getElementById("key").focus(); };
+    const open = () => {
+      document.querySelector("dialog[open]")?.close();
+      byId("key-box").open = true;
+      byId("key").focus();
+    };
     box.append(el("button", { type: "button", class: "primary", onclick: open }, "Enter an API key"));
   } else if (retry && (status === 0 || status === 429 || status >= 500)) box.append(el("button", { type: "button", class: "primary", onclick: retry }, "Try again"));
   return box;

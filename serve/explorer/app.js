@@ -1,22 +1,57 @@
 // The page: what is chosen, and what is asked of the endpoint when it changes.
 
-import { apiKey, get, getItem, picture, Problem, problemBox, recommend } from "./api.js";
-import { byId, count, el } from "./dom.js";
+import { setUpAdding } from "./adding.js";
+import { addressOf, readAddress } from "./address.js";
+import { apiKey, get, getItem, picture, Problem, problemBox } from "./api.js";
+import { ask } from "./asking.js";
+import { setUpCard } from "./card.js";
+import { byId, count, el, keepFocus, ofKey } from "./dom.js";
 import { setUpFilters } from "./filters.js";
 import { showHistory } from "./history.js";
-import { column, overlapOf } from "./results.js";
+import { column, newIn, overlapOf } from "./results.js";
 import { setUpSearch } from "./search.js";
 import { setUpTree } from "./tree.js";
+import { setUpVersions } from "./versions.js";
+import { setUpVisit } from "./visit.js";
+import { setUpWishes } from "./wishes.js";
 
 const WAIT_MS = 200;
-const state = { items: [], user: "", byUser: false };
+const state = { items: [], user: "", byUser: false, card: "" };
 let running = new AbortController();
 let timer = 0;
+let before = []; // the replies that are shown
+let pressed = ""; // what opened the card
 
-const say = (words) => { byId("status").textContent = words; };
-const model = () => byId("model").value || undefined;
-const tree = setUpTree({ add, say });
-const filters = setUpFilters(refresh);
+/** Tell a screen reader; behind an open dialog nothing is heard, so it has a status of its own. */
+const say = (words) => { (document.querySelector("dialog[open] [role=status]") ?? byId("status")).textContent = words; };
+const versions = setUpVersions({ asked: restart, compared: () => changed() });
+const model = () => versions.chosen() || undefined;
+const canSteer = (name) => versions.canSteer(name);
+const wishes = setUpWishes({ changed, canSteer, say });
+const tree = setUpTree({ add, wishes, canSteer, say });
+const filters = setUpFilters(() => changed());
+const user = () => (state.byUser ? state.user : "");
+const visit = setUpVisit({ user, append, changed: () => changed(), say });
+const actions = { retry: refresh, showPath, interest: wishes.interest, act: visit.act, view };
+const card = setUpCard({ actions, opened: (itemId) => { state.card = itemId; write(); }, closed: cardClosed });
+
+const chosen = (more = {}) => ({
+  items: state.items.map((item) => item.item_id), user: user(), model: versions.chosen(), other: versions.other(),
+  wishes: wishes.list(), filters: filters.read(), item: state.card, ...more,
+});
+const write = () => window.history.replaceState(null, "", addressOf(chosen()));
+
+/** Ask anew, because something was chosen; `words` say what. */
+function changed(words) {
+  write();
+  if (words) say(words);
+  refresh();
+}
+
+function refresh() {
+  clearTimeout(timer);
+  timer = setTimeout(showRecommendations, WAIT_MS);
+}
 
 async function add(itemId) {
   if (state.byUser) switchTo(false);
@@ -31,30 +66,35 @@ async function add(itemId) {
   }
 }
 
+/** Put an item of a list at the end of the history, if it is not there. */
+function append(item) {
+  return state.items.at(-1)?.item_id === item.item_id ? undefined : add(item.item_id);
+}
+
 function changeHistory(items, words) {
   state.items = items;
   showHistory(items, model(), changeHistory);
   filters.offer(items);
-  const ids = items.map((item) => encodeURIComponent(item.item_id)).join(",");
-  window.history.replaceState(null, "", ids ? `#items=${ids}` : "#");
-  if (words) say(words);
-  refresh();
+  changed(words);
 }
 
-function refresh() {
-  clearTimeout(timer);
-  timer = setTimeout(showRecommendations, WAIT_MS);
+/** Look at an item of a list. */
+function view(item, answer) {
+  pressed = document.activeElement.dataset.key;
+  card.open(item.item_id, answer.model, answer.reply);
+  return visit.act("view", item, answer.reply);
 }
 
-async function ask(name, signal) {
-  const whose = state.byUser ? { user_id: state.user } : { history: state.items.map((item) => item.item_id) };
-  try {
-    const reply = await recommend({ ...whose, ...filters.fields(), model: name }, signal);
-    return { model: reply.model, reply };
-  } catch (error) {
-    if (!(error instanceof Problem)) throw error;
-    return { model: name, error };
-  }
+function cardClosed() {
+  state.card = byId("card-status").textContent = "";
+  write();
+  if (!document.activeElement.closest("main, header")) (ofKey(byId("results"), pressed) ?? byId("results")).focus();
+}
+
+function body(name) {
+  const unsent = visit.unsent();
+  const whose = user() ? { user_id: user(), ...(unsent.length ? { seeds: unsent } : {}) } : { history: state.items.map((item) => item.item_id) };
+  return { ...whose, ...filters.fields(), ...(name ? { model: name } : {}) };
 }
 
 async function showRecommendations() {
@@ -63,43 +103,53 @@ async function showRecommendations() {
   const { signal } = running;
   const nothing = state.byUser ? !state.user : !state.items.length;
   byId("start").hidden = !nothing;
-  byId("columns").hidden = nothing;
+  byId("columns").hidden = byId("steer").hidden = nothing;
   byId("overlap").hidden = true;
   if (nothing) {
+    before = [];
     byId("results").setAttribute("aria-busy", "false");
     tree.light([]);
-    await showStart(signal);
-    return;
+    return showStart(signal);
   }
   byId("results").setAttribute("aria-busy", "true");
-  const names = [model(), byId("other").value].filter((name, place) => place === 0 || name);
-  let answers;
+  const names = [versions.chosen(), versions.other()].filter((name, place) => place === 0 || name);
   try {
-    answers = await Promise.all(names.map((name) => ask(name, signal)));
+    const answers = await Promise.all(names.map((name) => ask(body(name), wishes.list(), canSteer(name), signal)));
+    if (!signal.aborted) await showAnswers(answers);
   } catch (error) {
-    if (error.name === "AbortError") return;
-    throw error;
+    if (error.name !== "AbortError") throw error;
   }
-  byId("results").setAttribute("aria-busy", "false");
-  const actions = { add, retry: refresh, showPath };
-  const [one, two] = answers;
-  byId("columns").classList.toggle("two", answers.length === 2);
-  byId("columns").replaceChildren(...answers.map((answer) => column(answer, answer === one ? two : one, actions)));
-  if (one.reply && two?.reply) {
-    byId("overlap").textContent = overlapOf(one, two);
-    byId("overlap").hidden = false;
-  }
-  say(answers.map((answer) => (answer.reply ? `${count(answer.reply.items.length, "recommendation")} of ${answer.model}` : answer.error.problem.title)).join("; "));
-  if (one.reply) {
-    await tree.show(one.model);
-    tree.light(one.reply.items);
-    if (one.reply.items.length) await tree.reveal(one.reply.items[0].sid, false);
-  } else tree.light([]);
+  return undefined;
 }
 
-async function showPath(item, answer) {
-  await tree.show(answer.model);
-  tree.light(answer.reply.items);
+async function showAnswers(answers) {
+  const [one, two] = answers;
+  byId("results").setAttribute("aria-busy", "false");
+  byId("columns").classList.toggle("two", answers.length === 2);
+  keepFocus(byId("results"), () => {
+    byId("columns").replaceChildren(...answers.map((answer, place) => column(answer, answer === one ? two : one, place, actions)));
+  });
+  byId("overlap").hidden = !(one.reply && two?.reply);
+  if (one.reply && two?.reply) byId("overlap").textContent = overlapOf(one, two);
+  wishes.offer(one.model);
+  say(answers.map(told).join("; "));
+  before = answers.map(({ reply }) => reply);
+  if (!one.reply) return tree.light([]);
+  await tree.show(one.model);
+  tree.light(one.reply.items);
+  return one.reply.items.length ? tree.reveal(one.reply.items[0].sid, false) : undefined;
+}
+
+/** What a screen reader is told of an answer. */
+function told({ model: name, reply, error }, place) {
+  if (error) return error.problem.title;
+  const known = before[place];
+  return `${known ? "List updated, " : ""}${count(reply.items.length, "recommendation")} of ${name}${known ? `, ${newIn(reply, known)} new` : ""}`;
+}
+
+async function showPath(item, name, reply) {
+  await tree.show(name);
+  if (reply) tree.light(reply.items);
   await tree.reveal(item.sid, true);
 }
 
@@ -108,19 +158,20 @@ async function showStart(signal) {
     const { items } = await get("v1/items", { limit: 8, model: model() }, signal);
     byId("popular").replaceChildren(...items.map((item) => el("li", {},
       el("button", { type: "button", onclick: () => add(item.item_id) }, picture(item, model()), el("span", { class: "title" }, item.title)))));
-    await tree.show(model());
+    await tree.show(versions.name());
   } catch (error) {
     if (error.name === "AbortError") return;
     byId("popular").replaceChildren(el("li", {}, problemBox(error, begin)));
   }
 }
 
+/** Take the history from the items chosen here, or from a known user. */
 function switchTo(byUser) {
   state.byUser = byUser;
   document.querySelector(`[name="mode"][value="${byUser ? "user" : "items"}"]`).checked = true;
   byId("by-items").hidden = byUser;
   byId("by-user").hidden = !byUser;
-  refresh();
+  visit.begin();
 }
 
 async function itemOrUnknown(itemId) {
@@ -132,44 +183,34 @@ async function itemOrUnknown(itemId) {
   }
 }
 
-/** Decode a part of the address; one that is not encoded stands for itself. */
-function decoded(part) {
-  try {
-    return decodeURIComponent(part);
-  } catch {
-    return part;
-  }
-}
-
+/** Show what the address says. */
 async function restore() {
-  const [, ids] = location.hash.split("#items=");
-  if (!ids) return showRecommendations();
-  return changeHistory(await Promise.all(ids.split(",").slice(0, 200).map(decoded).map(itemOrUnknown)));
+  const said = readAddress();
+  versions.choose(said.model, said.other);
+  filters.set(said.filters);
+  wishes.set(said.wishes);
+  state.user = byId("user").value = said.user;
+  switchTo(Boolean(said.user));
+  if (said.items.length || state.items.length) changeHistory(await Promise.all(said.items.map(itemOrUnknown)));
+  else showRecommendations();
+  if (said.item) card.open(said.item, model());
 }
 
 /** Read the history's items again, which another version may not have, or elsewhere in its tree. */
 async function restart() {
-  if (!state.items.length) return refresh();
   try {
-    return changeHistory(await Promise.all(state.items.map((item) => itemOrUnknown(item.item_id))));
+    changeHistory(await Promise.all(state.items.map((item) => itemOrUnknown(item.item_id))));
   } catch (error) {
-    return byId("columns").replaceChildren(problemBox(error, restart));
+    byId("columns").replaceChildren(problemBox(error, restart));
   }
 }
 
-/** Ask which versions there are, then show what the address or the fields say. */
+/** Ask which versions there are, then show what the address says. */
 async function begin() {
   try {
-    const { data } = await get("v1/models");
-    const chosen = [byId("model").value, byId("other").value];
-    const options = () => data.map((version) => el("option", { value: version.id }, version.default ? `${version.id} (default)` : version.id));
-    byId("model").replaceChildren(...options());
-    byId("model").value = data.some((version) => version.id === chosen[0]) ? chosen[0] : data.find((version) => version.default).id;
-    byId("other").replaceChildren(el("option", { value: "" }, data.length > 1 ? "nothing" : "only one loaded"), ...options());
-    byId("other").value = data.some((version) => version.id === chosen[1]) ? chosen[1] : "";
-    byId("other").disabled = data.length < 2;
-    filters.offerCurrencies(data.flatMap((version) => version.currencies));
-    byId("k").max = Math.min(...data.map((version) => version.beam_width));
+    const loaded = await versions.load();
+    filters.offerCurrencies(loaded.flatMap((version) => version.currencies));
+    byId("k").max = Math.min(...loaded.map((version) => version.beam_width));
     byId("columns").replaceChildren();
     await restore();
   } catch (error) {
@@ -180,14 +221,16 @@ async function begin() {
 }
 
 setUpSearch({ add, model, say });
+setUpAdding({ addressOf: (item) => addressOf(chosen({ item })), added: refresh, say });
 byId("clear").addEventListener("click", () => { changeHistory([], "History cleared"); byId("search").focus(); });
-byId("model").addEventListener("change", restart);
-byId("other").addEventListener("change", refresh);
-for (const choice of document.querySelectorAll('[name="mode"]')) choice.addEventListener("change", () => switchTo(choice.value === "user"));
+for (const choice of document.querySelectorAll('[name="mode"]')) {
+  choice.addEventListener("change", () => { switchTo(choice.value === "user"); changed(); });
+}
 byId("by-user").addEventListener("submit", (event) => {
   event.preventDefault();
   state.user = byId("user").value.trim();
-  refresh();
+  visit.begin();
+  changed();
 });
 byId("key").value = apiKey.get();
 byId("key-form").addEventListener("submit", (event) => {
@@ -196,4 +239,5 @@ byId("key-form").addEventListener("submit", (event) => {
   byId("key-box").open = false;
   begin();
 });
+window.addEventListener("hashchange", begin);
 begin();

@@ -52,3 +52,20 @@ export function money(price, currency) {
 
 /** `1 item`, `2 items`. */
 export const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
+
+/** The element of a key, see `keepFocus`. */
+export const ofKey = (area, key) => (key ? [...area.querySelectorAll("[data-key]")].find((found) => found.dataset.key === key) : undefined);
+
+/** Change what an area shows; what had the focus has it again, by its `data-key`, or else what stands at its item's place now. */
+export function keepFocus(area, change) {
+  const before = document.activeElement;
+  const inside = area.contains(before);
+  const item = before.closest("li[data-item]");
+  const column = [...area.querySelectorAll(".column")].indexOf(before.closest(".column"));
+  const place = item ? [...item.parentElement.children].indexOf(item) : -1;
+  change();
+  if (!inside || area.contains(before)) return;
+  const there = area.querySelectorAll(".column")[column]?.querySelectorAll("li[data-item]");
+  const near = there?.[Math.min(place, there.length - 1)]?.querySelector("[data-key]");
+  (ofKey(area, before.dataset.key) ?? near ?? area).focus();
+}

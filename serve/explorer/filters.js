@@ -7,10 +7,6 @@ export function setUpFilters(changed) {
   const categories = new Map(); // name -> "only" or "never"
   const number = (id) => (byId(id).value === "" ? undefined : byId(id).valueAsNumber);
 
-  const wishes = () => [["more", 1], ["less", -1]]
-    .map(([id, weight]) => ({ text: byId(id).value.trim(), weight }))
-    .filter(({ text }) => text);
-
   function take(kind) {
     const name = byId("category").value.trim();
     if (!name) return byId("category").focus();
@@ -26,24 +22,28 @@ export function setUpFilters(changed) {
   }
 
   function update() {
+    show();
+    changed();
+  }
+
+  function show() {
     byId("chosen-categories").replaceChildren(...[...categories].map(([name, kind]) => el("li", { class: kind },
       el("span", {}, `${kind === "only" ? "only" : "never"} ${name}`),
       el("button", { type: "button", class: "tool", "aria-label": `Remove filter ${name}`, onclick: () => drop(name) }, "×"))));
-    const used = categories.size + wishes().length + (number("min") !== undefined || number("max") !== undefined ? 1 : 0) + (byId("exclude").checked ? 1 : 0);
+    const used = categories.size + (number("min") !== undefined || number("max") !== undefined ? 1 : 0) + (byId("exclude").checked ? 1 : 0);
     byId("filter-count").textContent = `${used} in use`;
     byId("filter-count").hidden = used === 0;
     byId("reset").hidden = used === 0;
-    changed();
   }
 
   byId("only").addEventListener("click", () => take("only"));
   byId("never").addEventListener("click", () => take("never"));
   byId("category").addEventListener("keydown", (event) => { if (event.key === "Enter") take("only"); });
-  for (const id of ["k", "min", "max", "exclude", "more", "less"]) byId(id).addEventListener("input", update);
+  for (const id of ["k", "min", "max", "exclude"]) byId(id).addEventListener("input", update);
   byId("currency").addEventListener("change", update);
   byId("reset").addEventListener("click", () => {
     categories.clear();
-    byId("min").value = byId("max").value = byId("more").value = byId("less").value = "";
+    byId("min").value = byId("max").value = "";
     byId("exclude").checked = false;
     byId("category").focus();
     update();
@@ -63,8 +63,25 @@ export function setUpFilters(changed) {
       const fields = { k: number("k") ?? 10, exclude_history: byId("exclude").checked };
       if (Object.keys(allow).length) fields.allow = allow;
       if (never.length) fields.deny = { categories: never };
-      if (wishes().length) fields.steer = wishes();
       return fields;
+    },
+    /** The filters as the address has them; what is not set is empty. */
+    read() {
+      const k = byId("k").value === byId("k").defaultValue ? "" : byId("k").value;
+      const currency = byId("currency-box").hidden || !(byId("min").value || byId("max").value) ? "" : byId("currency").value;
+      return { k, min: byId("min").value, max: byId("max").value, currency, only: named("only"), never: named("never"), exclude: byId("exclude").checked };
+    },
+    /** Take the filters of an address. */
+    set({ k, min, max, currency, only, never, exclude }) {
+      byId("k").value = k || byId("k").defaultValue;
+      byId("min").value = min;
+      byId("max").value = max;
+      if ([...byId("currency").options].some(({ value }) => value === currency)) byId("currency").value = currency;
+      categories.clear();
+      for (const name of only) categories.set(name, "only");
+      for (const name of never) categories.set(name, "never");
+      byId("exclude").checked = exclude;
+      show();
     },
     /** Offer the currencies of the versions asked, where a price alone would not say which. */
     offerCurrencies(names) {

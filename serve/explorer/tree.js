@@ -3,8 +3,8 @@
 import { get, problemBox } from "./api.js";
 import { byId, codeColour, count, el } from "./dom.js";
 
-/** Make the tree work; `add(itemId)` gets an item that was chosen in it. */
-export function setUpTree({ add, say }) {
+/** Make the tree work; `add(itemId)` gets an item that was chosen in it, `wishes` an interest of a node. */
+export function setUpTree({ add, wishes, canSteer, say }) {
   const root = byId("tree");
   let model;
   let lit = new Map(); // prefix -> how many listed items are below it
@@ -30,19 +30,25 @@ export function setUpTree({ add, say }) {
     const dot = el("span", { class: "dot" });
     dot.style.backgroundColor = codeColour(child.code, level);
     const words = child.item_id ? child.samples[0]?.title : child.interests[0] ?? child.samples[0]?.title ?? "";
+    const wish = !child.item_id && canSteer(model) ? child.interests[0] : undefined;
     const row = el("div", { class: "node" },
       el("span", { class: "twist", "aria-hidden": "true" }),
       el("span", { class: "code" }, dot, String(child.code)),
       el("span", { class: "title", title: [...child.interests, ...child.samples.map((item) => item.title)].join("\n") }, words),
       el("span", { class: "listed" }),
+      wish && wishes.sign(wish),
       child.item_id ? null : el("span", { class: "num" }, el("span", { class: "hidden" }, ", "), String(child.num_items), el("span", { class: "hidden" }, " items")));
     const node = el("li", { role: "treeitem", "data-prefix": child.prefix, "aria-level": level + 1, "aria-label": labelOf(child, words), tabindex: "-1" }, row);
+    if (wish) {
+      node.dataset.wish = wish;
+      node.setAttribute("aria-keyshortcuts", "+");
+    }
     if (child.item_id) node.dataset.item = child.item_id;
     else {
       node.setAttribute("aria-expanded", "false");
       node.append(el("ul", { role: "group", hidden: true }));
     }
-    row.addEventListener("click", () => { focus(node); if (child.item_id) add(child.item_id); else toggle(node); });
+    row.addEventListener("click", (event) => { if (event.target.closest("button")) return; focus(node); if (child.item_id) add(child.item_id); else toggle(node); });
     mark(node);
     return node;
   }
@@ -129,6 +135,7 @@ export function setUpTree({ add, say }) {
       End: () => go(shown[shown.length - 1]),
       ArrowRight: () => (isOpen(node) ? go(shown[place + 1]) : toggle(node, true)),
       ArrowLeft: () => (isOpen(node) ? toggle(node, false) : go(node.parentElement.closest('[role="treeitem"]'))),
+      "+": () => node.dataset.wish && wishes.turn(node.dataset.wish),
       Enter: () => (node.dataset.item ? add(node.dataset.item) : toggle(node)),
     };
     if (!actions[event.key]) return;

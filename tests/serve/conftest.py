@@ -7,6 +7,7 @@ from fastapi.testclient import TestClient
 
 from digr.artifacts import Store
 from serve.settings import AppArguments
+from tests.serve.chromium import Page, chromium
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray, write_run
 
 
@@ -21,3 +22,10 @@ def client(tiny_run) -> Iterator[TestClient]:
     """Serve it."""
     with serve_without_ray(AppArguments(run_dir=tiny_run.root, beam_width=BEAM_WIDTH, max_pending=1)) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory) -> Iterator[Page]:
+    """Start Chromium."""
+    with chromium(tmp_path_factory.mktemp("chromium")) as page:
+        yield page

@@ -4,17 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from serve.keys import make_key, written
-from tests.patience import CEILING_SECONDS
-from tests.serve.chromium import Page, chromium
-from tests.serve.explorer_server import HOSTILE, serve_two_versions
+from serve.keys import make_key
+from tests.serve.chromium import Page
+from tests.serve.explorer_server import HOSTILE, serve_two_versions, write_keys
+from tests.serve.explorer_steps import ids, listed, open_items, settled, shown, wait_for_list, watched
 
 pytestmark = pytest.mark.browser
-
-KEY_FIELDS = ("name", "role", "salt", "hash")
 
 
 @pytest.fixture(scope="module")
@@ -23,43 +20,15 @@ def url(tmp_path_factory) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Page]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as page:
+@pytest.fixture
+def page(browser, url) -> Iterator[Page]:
+    """Open the page anew."""
+    with watched(browser, url) as page:
         yield page
 
 
-@pytest.fixture
-def page(browser, url) -> Iterator[Page]:
-    """Open the page anew; after each test nothing went wrong in it, and it spoke to this server alone."""
-    browser.open(f"{url}/#")
-    browser.wait("document.querySelectorAll('#popular li').length && document.querySelectorAll('#tree li').length")
-    browser.events.clear()
-    yield browser
-    assert [told for told in browser.complaints() if "status of 4" not in told] == []
-    assert {address for address in browser.requested() if not address.startswith((url, "blob:"))} == set()
-
-
-def _open(page: Page, url: str, *items: str) -> None:
-    """Open the page with a history in its address, and wait for the list."""
-    page.open(f"{url}/#items={','.join(items)}")
-    _settled(page)
-
-
-def _settled(page: Page) -> None:
-    page.wait("document.querySelector('.card, .columns .problem') && document.getElementById('results').ariaBusy === 'false'")
-
-
-def _listed(url: str, **body) -> list[dict]:
-    return httpx.post(f"{url}/v1/recommend", json={"k": 10, **body}, timeout=CEILING_SECONDS).json()["items"]
-
-
-def _shown(page: Page, column: int = 1) -> list[str]:
-    return page.js(f"[...document.querySelectorAll('.column:nth-child({column}) .card')].map((card) => card.dataset.item)")
-
-
 def test_a_history_is_searched_chosen_and_answered_by_keyboard_alone(page, url):
-    page.press("Tab", "Tab", "Tab", "Tab", "Tab", "Tab")  # skip link, model, other model, key, the switch, the search
+    page.press(*["Tab"] * 7)  # skip link, model, other model, add an item, key, the switch, the search
     assert page.js("document.activeElement.id") == "search"
     page.type("title item05")
     page.wait("document.querySelectorAll('#found [role=option]').length === 1")
@@ -73,17 +42,20 @@ def test_a_history_is_searched_chosen_and_answered_by_keyboard_alone(page, url):
     page.wait("document.activeElement.ariaExpanded === 'true'")
     page.press("Enter")
     page.wait("document.querySelectorAll('#history li').length === 2 && document.querySelectorAll('.card').length === 10")
-    _settled(page)
-    expected = _listed(url, history=["item05", "item06"])
+    settled(page)
+    expected = listed(url, history=["item05", "item06"])
     page.wait(f"document.querySelector('.card').dataset.item === '{expected[0]['item_id']}'")
-    assert _shown(page) == [item["item_id"] for item in expected]
+    assert shown(page) == [item["item_id"] for item in expected]
     assert page.text(".card:first-child .reasons li") == expected[0]["reasons"]
-    assert page.text("#status") == ["10 recommendations of one"]
     page.press("Tab", "Tab")  # past the first item's "later", to its "remove"
     page.press("Enter")
     page.wait("document.querySelectorAll('#history li').length === 1")
     assert page.js("document.querySelector('#history li').dataset.item") == "item06"
     assert page.js("document.activeElement.getAttribute('aria-label')") == "Remove Title item06"
+    shorter = ids(listed(url, history=["item06"]))
+    wait_for_list(page, shorter)
+    new = len(set(shorter) - set(ids(expected)))
+    assert new and page.text("#status") == [f"List updated, 10 recommendations of one, {new} new"]
 
 
 def test_items_are_found_by_what_they_are_for(page):
@@ -101,23 +73,23 @@ def test_items_are_found_by_what_they_are_for(page):
 
 
 def test_the_history_can_be_put_in_another_order(page, url):
-    _open(page, url, "item01", "item02", "item03")
+    open_items(page, url, "item01", "item02", "item03")
     page.click("#history li:nth-child(3) [data-tool=earlier]")
     page.wait("location.hash === '#items=item01,item03,item02'")
     order = ["item01", "item03", "item02"]
-    expected = [item["item_id"] for item in _listed(url, history=order)]
-    page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
+    expected = ids(listed(url, history=order))
+    wait_for_list(page, expected)
 
 
 def test_titles_are_text_and_images_come_from_this_server(page, url):
-    _open(page, url, "item07", "item05")
+    open_items(page, url, "item07", "item05")
     assert page.text("#history .title")[0] == HOSTILE
     assert page.js("document.title") == "DIGR explorer"
     page.wait("document.querySelector('[data-item=item05] img').naturalWidth === 40")
 
 
 def test_filters_narrow_the_list_and_a_filter_that_leaves_nothing_says_so(page, url):
-    _open(page, url, "item05", "item06")
+    open_items(page, url, "item05", "item06")
     page.click("#max")
     page.type("30")
     page.click("#category")
@@ -125,9 +97,9 @@ def test_filters_narrow_the_list_and_a_filter_that_leaves_nothing_says_so(page, 
     page.click("#only")
     page.click("#exclude")
     only = {"categories": ["c1"], "max_price": 30}
-    expected = [item["item_id"] for item in _listed(url, history=["item05", "item06"], allow=only, exclude_history=True)]
+    expected = ids(listed(url, history=["item05", "item06"], allow=only, exclude_history=True))
     assert expected and "item05" not in expected
-    page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
+    wait_for_list(page, expected)
     assert page.text("#filter-count") == ["3 in use"]
     page.click("#min")
     page.type("29.5")
@@ -139,19 +111,19 @@ def test_filters_narrow_the_list_and_a_filter_that_leaves_nothing_says_so(page, 
 
 
 def test_a_price_is_shown_in_its_currency_and_one_is_chosen_only_where_there_are_several(browser, page, url, tmp_path):
-    _open(page, url, "item05", "item06")
-    shown = dict(zip(_shown(page), page.js("[...document.querySelectorAll('.card')].map((card) => card.innerText)"), strict=True))
-    priced = [item for item in shown if int(item[4:]) % 7]
-    assert priced and all(f"€{int(item[4:])}.00" in shown[item] for item in priced)
+    open_items(page, url, "item05", "item06")
+    told = dict(zip(shown(page), page.js("[...document.querySelectorAll('.card')].map((card) => card.innerText)"), strict=True))
+    priced = [item for item in told if int(item[4:]) % 7]
+    assert priced and all(f"€{int(item[4:])}.00" in told[item] for item in priced)
     assert page.js("document.getElementById('currency-box').hidden")
     with serve_two_versions(tmp_path, currencies=("EUR", "JPY", None)) as several:
-        _open(page, several, "item05", "item06")
+        open_items(page, several, "item05", "item06")
         page.click("#max")
         page.type("30")
         page.choose("#currency", "JPY")
         only = {"max_price": 30, "currency": "JPY"}
-        expected = [item["item_id"] for item in _listed(several, history=["item05", "item06"], allow=only)]
-        page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
+        expected = ids(listed(several, history=["item05", "item06"], allow=only))
+        wait_for_list(page, expected)
         assert page.text(".card .price") == [f"¥{int(item[4:])}" for item in expected]
         page.choose("#currency", "EUR")
         page.wait("document.querySelector('.card .price')?.textContent.startsWith('€')")
@@ -161,20 +133,9 @@ def test_a_price_is_shown_in_its_currency_and_one_is_chosen_only_where_there_are
     page.open(f"{url}/#")
 
 
-def test_wishes_are_sent_and_a_version_without_a_ranker_says_that_it_has_none(page, url):
-    _open(page, url, "item05")
-    page.click("#more")
-    page.type("winter camping")
-    page.wait("document.querySelector('.columns .problem')")
-    assert page.text(".columns .problem code") == ["cannot-steer"]
-    assert page.text("#filter-count") == ["1 in use"]
-    page.click("#reset")
-    page.wait("document.querySelectorAll('.card').length === 10")
-
-
 def test_the_path_of_a_listed_item_is_lit_and_the_tree_is_walked_by_keyboard(page, url):
-    _open(page, url, "item05")
-    item = _listed(url, history=["item05"])[1]
+    open_items(page, url, "item05")
+    item = listed(url, history=["item05"])[1]
     path = [".".join(map(str, item["sid"][: level + 1])) for level in range(3)]
     page.click(".card:nth-child(2) .path")
     page.wait(f"document.activeElement.dataset.prefix === '{path[2]}'")
@@ -192,13 +153,11 @@ def test_the_path_of_a_listed_item_is_lit_and_the_tree_is_walked_by_keyboard(pag
 
 
 def test_two_versions_stand_side_by_side_with_their_differences_marked(page, url):
-    _open(page, url, "item05", "item06")
+    open_items(page, url, "item05", "item06")
     page.choose("#other", "two")
     page.wait("document.querySelectorAll('.column').length === 2")
-    lists = {
-        name: [item["item_id"] for item in _listed(url, history=["item05", "item06"], model=name)] for name in ("one", "two")
-    }
-    assert [_shown(page, 1), _shown(page, 2)] == [lists["one"], lists["two"]]
+    lists = {name: ids(listed(url, history=["item05", "item06"], model=name)) for name in ("one", "two")}
+    assert [shown(page, 1), shown(page, 2)] == [lists["one"], lists["two"]]
     marks = page.text(".column:nth-child(2) .move .hidden")
     for place, item in enumerate(lists["two"]):
         if item not in lists["one"]:
@@ -213,13 +172,13 @@ def test_two_versions_stand_side_by_side_with_their_differences_marked(page, url
 
 def test_an_address_may_name_anything_and_what_is_unknown_is_left_out(page, url):
     page.open("about:blank")
-    _open(page, url, "item05", "%zz", "a%2Cb")
+    open_items(page, url, "item05", "%zz", "a%2Cb")
     assert page.js("[...document.querySelectorAll('#history li')].map((row) => row.dataset.item)") == ["item05", "%zz", "a,b"]
     assert page.text(".notice") == ["Left out, not in the catalogue: %zz, a,b"]
-    assert _shown(page) == [item["item_id"] for item in _listed(url, history=["item05"])]
+    assert shown(page) == ids(listed(url, history=["item05"]))
     page.choose("#model", "two")
-    expected = [item["item_id"] for item in _listed(url, history=["item05"], model="two")]
-    page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
+    expected = ids(listed(url, history=["item05"], model="two"))
+    wait_for_list(page, expected)
 
 
 def test_users_and_the_unknown_get_lists_that_say_where_they_come_from(page, url):
@@ -227,19 +186,18 @@ def test_users_and_the_unknown_get_lists_that_say_where_they_come_from(page, url
     page.click("#user")
     page.type("u1")
     page.press("Enter")
-    expected = [item["item_id"] for item in _listed(url, user_id="u1")]
-    page.wait(f"[...document.querySelectorAll('.card')].map((card) => card.dataset.item).join() === '{','.join(expected)}'")
+    expected = ids(listed(url, user_id="u1"))
+    wait_for_list(page, expected)
     page.js("document.getElementById('user').value = 'nobody'")
     page.click("#by-user button")
     page.wait("document.querySelector('.badge')?.textContent === 'by popularity'")
-    assert _shown(page)[:3] == ["item05", "item06", "item07"]
+    assert shown(page)[:3] == ["item05", "item06", "item07"]
     assert "most popular" in page.text(".notice")[0]
 
 
 def test_a_deployment_with_keys_asks_for_one_which_stays_in_this_tab(browser, tmp_path):
     key, record = make_key("shop", "read")
-    (tmp_path / "keys.toml").write_text("[[keys]]\n" + "".join(f'{name} = "{getattr(record, name)}"\n' for name in KEY_FIELDS))
-    with serve_two_versions(tmp_path, str(tmp_path / "keys.toml")) as url:
+    with serve_two_versions(tmp_path, write_keys(tmp_path / "keys.toml", record)) as url:
         browser.open(url)
         browser.wait("document.querySelector('.problem code')?.textContent === 'unauthorised'")
         browser.click(".problem button")
@@ -261,8 +219,7 @@ def test_a_deployment_with_keys_asks_for_one_which_stays_in_this_tab(browser, tm
 
 def test_the_routes_are_shown_without_another_host_and_asked_with_the_key_that_is_typed_in(browser, tmp_path):
     key, record = make_key("shop", "read")
-    (tmp_path / "keys.toml").write_text(written(record))
-    with serve_two_versions(tmp_path, str(tmp_path / "keys.toml")) as url:
+    with serve_two_versions(tmp_path, write_keys(tmp_path / "keys.toml", record)) as url:
         browser.events.clear()
         browser.open(f"{url}/docs")
         browser.wait("document.querySelector('#operations-default-get_models_v1_models_get')")
@@ -284,7 +241,7 @@ def test_the_routes_are_shown_without_another_host_and_asked_with_the_key_that_i
 
 
 def test_a_server_that_is_gone_is_a_problem_with_a_way_to_try_again(page, url):
-    _open(page, url, "item05")
+    open_items(page, url, "item05")
     page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
     page.click("#exclude")
     page.wait("document.querySelector('.columns .problem code')?.textContent === 'no-connection'")
@@ -295,7 +252,7 @@ def test_a_server_that_is_gone_is_a_problem_with_a_way_to_try_again(page, url):
 
 
 def test_every_control_has_a_name_and_the_page_fits_narrow_screens(page, url, tmp_path):
-    _open(page, url, "item05", "item06")
+    open_items(page, url, "item05", "item06")
     controls = {
         "button",
         "textbox",
@@ -325,7 +282,7 @@ def test_every_control_has_a_name_and_the_page_fits_narrow_screens(page, url, tm
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_what_is_behind_it(page, url, scheme):
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-    _open(page, url, "item05", "item06")
+    open_items(page, url, "item05", "item06")
     contrast = (Path(__file__).parent / "contrast.js").read_text()
     weak = page.js(contrast)
     page.js("document.documentElement.style.setProperty('--muted', '#888')")

@@ -146,6 +146,12 @@ def test_a_wish_that_means_nothing_is_a_problem(client, steer, kind):
     assert reply.json()["type"].endswith(kind)
 
 
+def test_the_problem_of_an_unknown_interest_says_which_wish_it_is(client):
+    steer = [{"text": "cheese"}, {"interest": INTERESTS[0]}, {"interest": "cheese"}]
+    problem = client.post("/v1/recommend", json={"history": HISTORY, "steer": steer}).json()
+    assert (problem["type"], problem["fields"]) == ("unknown-interest", ["steer.2.interest"])
+
+
 def test_a_version_without_a_ranker_cannot_be_steered(store):
     models = {"main": VersionSettings(run_dir=store.root, ranker="off")}
     client = serve_without_ray(AppArguments(models=models, beam_width=BEAM_WIDTH))
