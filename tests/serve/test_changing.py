@@ -343,3 +343,19 @@ def test_the_image_of_a_new_item_is_shown_and_does_not_change_its_vector(argumen
     items = [LAMP | {"description": None, "brand": None, "interests": [], "image_uri": uri} for uri in (None, pixel)]
     with_image, without = (additions.vectors_of([item])["lamp"] for item in items)
     np.testing.assert_array_equal(with_image, without)
+
+
+def test_an_item_that_changes_while_a_version_waits_for_it_comes_changed(arguments, tmp_path, monkeypatch):
+    _write(tmp_path, "items/000000001.json", _put(LAMP))
+    monkeypatch.setattr(service_module, "get_encoder", lambda config: away(config))
+    away = _encoder_that_is_away
+    client = serve_without_ray(arguments)
+    assert client.patch("/v1/items/lamp", json={"title": "A lamp of tin"}).status_code == 404  # as GET says
+    assert len(_files(tmp_path)) == 1
+    lines = b'{"item_id": "lamp", "title": "A lamp of tin"}'
+    client.post("/v1/items/bulk", content=lines, headers={"Content-Type": "application/x-ndjson"})
+    assert len(_files(tmp_path)) == 2
+    _follow(client)
+    away = get_encoder
+    _follow(client)
+    assert client.get("/v1/items/lamp").json()["title"] == "A lamp of tin"
