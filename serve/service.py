@@ -17,6 +17,7 @@ from serve.catalogue import ServedRun, assemble, digests_of, read_run
 from serve.change_problems import not_loaded_everywhere, state_not_reached
 from serve.decoding import decode, warm_up
 from serve.encoders import get_encoder
+from serve.images import ImageLimits, ItemImages
 from serve.item_journal import MAX_NAMED, ItemJournal
 from serve.metrics import Metrics
 from serve.replicas import Replicas
@@ -80,6 +81,8 @@ class Service:
         self.is_ready = False
         self._live = LiveSettings()
         self.line = Line(decode, arguments.max_pending, arguments.deadline_seconds, self.metrics)
+        limits = ImageLimits(arguments.max_image_bytes, arguments.max_image_side, arguments.deadline_seconds)
+        self.images = ItemImages(arguments.images, limits)
         self._device = device
         self.changing, self._configuring = asyncio.Lock(), asyncio.Lock()
         self.replicas = Replicas(state, replica, time.monotonic) if state else None
