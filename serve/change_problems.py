@@ -55,9 +55,9 @@ def too_many_writers() -> ProblemError:
     return ProblemError("too-many-writers", 503, "Too many changes at once", detail, headers={"Retry-After": "1"})
 
 
-def image_not_allowed() -> ProblemError:
+def image_not_allowed(cause: str) -> ProblemError:
     """Say which images an item may have."""
-    detail = "image_uri must be an https:// or a data: address"
+    detail = f"image_uri is not allowed: {cause}"[:1000]
     return ProblemError("image-not-allowed", 422, "This image is not allowed", detail, fields=["image_uri"])
 
 

@@ -68,7 +68,7 @@ def _plan(service: Service, journal: ItemJournal, wishes: Sequence[Wish]) -> Pla
     for wish in wishes:
         before = standings.get(wish.item_id) or standing_of(wish.item_id, journal, run)
         try:
-            outcome, operation, after = decide(wish, before)
+            outcome, operation, after = decide(wish, before, service.arguments.images)
             is_new = operation is not None and operation["op"] == "put" and before.last is None
             if is_new and added >= service.arguments.max_added_items:
                 raise problems.too_many_added(service.arguments.max_added_items)

@@ -1,10 +1,11 @@
 """Decide what one wish about an item changes, given how the item stands; nothing is read or written here."""
 
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from digr.config.images import ImagesConfig
+from digr.images.addresses import RefusedAddress, check_address, scheme_of
 from serve import change_problems as problems
 from serve.catalogue import ServedRun
 from serve.item_journal import FACTS, ItemJournal
@@ -56,12 +57,16 @@ def standing_of(item_id: str, journal: ItemJournal, run: ServedRun) -> Standing:
     return Standing({"item_id": item_id} | facts | {"interests": interests}, item_id in journal.deleted)
 
 
-def decide(wish: Wish, before: Standing) -> tuple[Outcome, Operation | None, Standing]:
+def decide(wish: Wish, before: Standing, images: ImagesConfig) -> tuple[Outcome, Operation | None, Standing]:
     """Return what a wish does, its operation, if there is one, and how the item stands then.
+
+    Args:
+        images: which addresses of images are read.
 
     Raises:
         ProblemError: it cannot be done.
     """
+    _check_image(wish.facts.get("image_uri"), images)
     is_there = before.last is not None and not before.is_deleted
     if wish.op == "delete":
         if before.last is None:
@@ -81,7 +86,6 @@ def _add(wish: Wish, before: Standing) -> tuple[Outcome, Operation | None, Stand
         item = NewItem.model_validate({"item_id": wish.item_id} | wish.facts).model_dump()
     except ValidationError as error:
         raise problems.invalid_line(error) from None
-    _check_image(item["image_uri"])
     if before.last is not None and not before.is_deleted:
         if item != before.last:
             raise problems.item_exists(wish.item_id)
@@ -100,17 +104,22 @@ def _change(wish: Wish, last: dict[str, Any]) -> tuple[Outcome, Operation | None
     except ValidationError as error:
         raise problems.invalid_line(error) from None
     facts = {name: value for name, value in facts.items() if value != last[name]}
-    _check_image(facts.get("image_uri"))
     if not facts:
         return Outcome("unchanged", None, wish.item_id), None, Standing(last)
     operation = {"op": "change", "item_id": wish.item_id, "facts": facts}
     return Outcome("changed", None, wish.item_id), operation, Standing(last | facts)
 
 
-def _check_image(uri: str | None) -> None:
-    """Refuse an address that the server would not fetch for a stranger."""
-    if uri is not None and urlsplit(uri).scheme not in ("https", "data"):
-        raise problems.image_not_allowed()
+def _check_image(uri: Any, images: ImagesConfig) -> None:
+    """Refuse an address that is not read for a stranger: one that is not https or inline, or that the settings forbid."""
+    if not isinstance(uri, str):
+        return  # none, or what the contract refuses
+    try:
+        if scheme_of(uri, images) not in ("https", "data"):
+            raise problems.image_not_allowed("it must be an https:// or a data: address")
+        check_address(uri, images)
+    except RefusedAddress as error:
+        raise problems.image_not_allowed(str(error)) from None
 
 
 def id_of(operation: Operation) -> str:

@@ -27,7 +27,7 @@ def check_parts(store: Store, policy: str, *, has_ranker: bool) -> None:
     if trained_on is None:
         raise ValueError(
             f"{store.uri(policy)}: its manifest does not say on which item_sids it was trained, so it cannot be served with any; "
-            f"run `python -m jobs.{artifacts.JOB_OF[policy]} ... --force`"
+            f"run `{artifacts.command_of(policy)} --force`"
         )
     artifacts.check_lineage(store, policy, ["item_sids"])
     for name, inputs in (MADE_FROM | (OF_THE_RANKER if has_ranker else {})).items():
@@ -37,5 +37,5 @@ def check_parts(store: Store, policy: str, *, has_ranker: bool) -> None:
     if quantiser is not None and quantiser.inputs != sids.inputs:
         raise ValueError(
             f"{store.uri('quantiser')}: made from {quantiser.inputs}, but {store.uri('item_sids')} from {sids.inputs}; "
-            f"run `python -m jobs.build_sids ... --force` to build both"
+            f"run `digr sids build CONFIG --force` to build both"
         )

@@ -112,6 +112,7 @@ async def get_item(request: Request, item_id: ItemPath, model: Model = None) -> 
 async def change_item(request: Request, item_id: ItemPath, body: ItemChange) -> Item:
     """Change facts of an item on all replicas; it keeps its semantic ID and its interests. Needs an admin key."""
     service = service_of(request)
+    find_item(service.version(None)[1], item_id)  # it can be shown then
     await _do(service, Wish("change", item_id, body.model_dump(exclude_unset=True)))
     return show_item(service.version(None)[1], item_id)
 

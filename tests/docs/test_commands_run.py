@@ -31,7 +31,7 @@ from serve.settings import AppArguments, VersionSettings
 from tests.buckets import serve_bucket
 from tests.docs.test_commands import COMMANDS, ROOT
 from tests.serve.http_server import serve_over_http
-from tests.serve.test_ranking import _write_ranker
+from tests.serve.ranked_run import write_ranker
 from tests.serve.tiny_run import BEAM_WIDTH, start_service, write_run
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -116,7 +116,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     """Serve two versions with a ranker."""
     folder = tmp_path_factory.mktemp("served")
     for seed, name in enumerate(("new", "old")):
-        _write_ranker(write_run(str(folder / name), seed=seed))
+        write_ranker(write_run(str(folder / name), seed=seed))
     models = {name: VersionSettings(run_dir=str(folder / name)) for name in ("new", "old")}
     service = start_service(AppArguments(models=models, beam_width=BEAM_WIDTH, state_dir=str(folder / "state")))
     with serve_over_http(build_api(service, KeyRing(""))) as address:

@@ -12,6 +12,7 @@ from serve.gate import KeyRing
 from serve.routes import build_api
 from serve.settings import AppArguments
 from tests.serve.http_server import serve_over_http
+from tests.serve.ranked_run import write_ranker
 from tests.serve.tiny_run import BEAM_WIDTH, start_service, write_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -63,7 +64,7 @@ BLOCKS = [block for page in PAGES for block in python_blocks(page.relative_to(RO
 def folder(tmp_path_factory) -> Path:
     """Return a folder with a small run where the quickstart's is."""
     found = tmp_path_factory.mktemp("here")
-    write_run(str(found / "runs" / "quickstart"))
+    write_ranker(write_run(str(found / "runs" / "quickstart")))
     return found
 
 

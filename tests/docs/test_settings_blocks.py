@@ -8,7 +8,7 @@ import yaml
 
 from digr.config import build_config
 from serve.schemas import RecommendRequest
-from serve.settings import LiveSettings
+from serve.settings import AppArguments, LiveSettings
 from tests.docs.test_python_blocks import FENCE, PAGES, ROOT
 
 
@@ -35,7 +35,10 @@ def test_a_block_of_toml_is_a_part_of_a_config(place, code, tmp_path):
 
 @pytest.mark.parametrize(("place", "code"), _blocks("yaml"), ids=_place)
 def test_a_block_of_yaml_is_a_part_of_a_deployment(place, code):
-    LiveSettings.model_validate(yaml.safe_load(code)["user_config"])
+    parts = yaml.safe_load(code)
+    assert parts.keys() <= {"args", "user_config"}
+    AppArguments.model_validate(parts.get("args", {}))
+    LiveSettings.model_validate(parts.get("user_config", {}))
 
 
 @pytest.mark.parametrize(("place", "code"), _blocks("json"), ids=_place)

@@ -1,6 +1,8 @@
 """The catalogue that changes while it is served: what is written can be applied, and what cannot be read is left out."""
 
 import asyncio
+import base64
+import io
 import json
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from digr import artifacts
 from digr.artifacts import Store
@@ -36,7 +39,7 @@ def _follow(client) -> None:
 def _files(folder: Path) -> dict[str, bytes]:
     """Return the files of the journals."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.json"))}
-    return {name: content for name, content in found.items() if not name.startswith("replicas/")}
+    return {name: content for name, content in found.items() if not name.startswith(("replicas/", "events/"))}
 
 
 def _write(folder: Path, name: str, content: bytes) -> None:
@@ -234,3 +237,125 @@ def test_no_bytes_in_a_journal_stop_the_start_or_what_follows(tables, tiny_run, 
 
 def _constant(texts: list[str]) -> np.ndarray:
     return np.full((len(texts), 384), 384**-0.5, np.float32)
+
+
+def test_a_change_that_another_replica_precedes_is_decided_again_behind_it(arguments, tmp_path, monkeypatch):
+    """The other one writes between the decision and the writing, and gets the semantic ID that this one had thought of."""
+    one, two = serve_without_ray(arguments, "one"), serve_without_ray(arguments, "two")
+    calls = []
+
+    def overtaken(config):
+        encode = get_encoder(config)
+
+        def encode_late(texts):
+            calls.append(len(texts))
+            if len(calls) == 1:
+                two.post("/v1/items", json=LAMP | {"item_id": "other"})
+            return encode(texts)
+
+        return encode_late
+
+    monkeypatch.setattr(one.service.versions["main"].additions, "_get_encoder", overtaken)
+    mine = one.post("/v1/items", json=LAMP)
+    assert mine.status_code == 200
+    assert calls == [1]  # the vector is kept
+    sids = {item: one.get(f"/v1/items/{item}").json()["sid"] for item in ("lamp", "other")}
+    assert sids["lamp"] != sids["other"] and sids["lamp"][:-1] == sids["other"][:-1]
+    entries = [json.loads(content)["operations"] for content in _files(tmp_path).values()]
+    assert [[operation["item"]["item_id"] for operation in each] for each in entries] == [["other"], ["lamp"]]
+    monkeypatch.undo()
+    _follow(two)
+    assert two.get("/v1/items/lamp").json()["sid"] == sids["lamp"]
+
+
+def test_of_two_replicas_that_add_one_id_at_once_the_second_is_refused(arguments, tmp_path, monkeypatch):
+    one, two = serve_without_ray(arguments, "one"), serve_without_ray(arguments, "two")
+    other = LAMP | {"title": "Another lamp"}
+
+    def overtaken(config):
+        two.post("/v1/items", json=other)
+        return get_encoder(config)
+
+    monkeypatch.setattr(one.service.versions["main"].additions, "_get_encoder", overtaken)
+    refused = one.post("/v1/items", json=LAMP)
+    assert (refused.status_code, refused.json()["type"]) == (409, "item-exists")
+    assert one.get("/v1/items/lamp").json()["title"] == "Another lamp"
+    assert len(_files(tmp_path)) == 1
+
+
+def test_semantic_ids_that_an_older_program_wrote_are_kept(arguments, tiny_run, tmp_path):
+    digest = artifacts.require(tiny_run, "item_sids").digest
+    _write(tmp_path, "items/000000001.json", json.dumps({"item": LAMP}).encode())
+    _write(tmp_path, "items/000000002.json", json.dumps({"item": ROPE}).encode())
+    _write(tmp_path, f"sids/{digest}/000000001.json", b'{"codes": [7, 6, 5], "refused": null}')
+    _write(tmp_path, f"sids/{digest}/000000002.json", b'{"codes": null, "refused": "no code was left"}')
+    client = serve_without_ray(arguments)
+    assert client.get("/v1/items/lamp").json()["sid"] == [7, 6, 5]
+    assert client.get("/v1/models").json()["data"][0]["refused_items"] == {"rope": "no code was left"}
+
+
+def test_an_item_for_which_the_default_version_has_no_code_is_not_written(arguments, tmp_path):
+    """All items of equal words share a prefix, below which there are as many codes as the last level has."""
+    client = serve_without_ray(arguments)
+    replies = [client.post("/v1/items", json=LAMP | {"item_id": f"lamp{at}"}) for at in range(12)]
+    refused = [reply for reply in replies if reply.status_code == 409]
+    added = len(replies) - len(refused)
+    assert refused and refused[0].json()["type"] == "no-code-left"
+    assert "is not added, because the default version cannot recommend it" in refused[0].json()["detail"]
+    assert len(_files(tmp_path)) == added
+    assert client.get("/v1/models").json()["data"][0]["num_new_items"] == added
+
+
+def test_a_disk_that_fails_is_a_problem_and_lists_go_on(arguments, monkeypatch):
+    client = serve_without_ray(arguments)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LocalState, "create", full)
+    refused = client.delete("/v1/items/item01")
+    assert (refused.status_code, refused.json()["type"], refused.headers["retry-after"]) == (503, "state-not-reached", "5")
+    assert client.get("/v1/items/item01").status_code == 200
+    assert client.post("/v1/recommend", json={"history": ["item01"]}).status_code == 200
+
+
+@pytest.mark.parametrize("uri", ["http://host/a.png", "file:///etc/passwd", "/etc/passwd", "s3://bucket/a", "https"])
+def test_an_image_of_a_new_item_is_https_or_inline(arguments, tmp_path, uri):
+    client = serve_without_ray(arguments)
+    refused = client.post("/v1/items", json=LAMP | {"image_uri": uri})
+    assert (refused.status_code, refused.json()["type"]) == (422, "image-not-allowed")
+    assert _files(tmp_path) == {}
+
+
+def test_the_image_of_a_new_item_is_shown_and_does_not_change_its_vector(arguments):
+    sink = io.BytesIO()
+    Image.new("RGB", (2, 2), "red").save(sink, "PNG")
+    pixel = f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"
+    client = serve_without_ray(arguments)
+    reply = client.post("/v1/items", json=LAMP | {"image_uri": pixel})
+    assert reply.status_code == 200
+    assert client.get("/v1/items/lamp").json()["image"] == "/v1/items/lamp/image"
+    shown = client.get("/v1/items/lamp/image")
+    assert (shown.status_code, shown.headers["content-type"]) == (200, "image/png")
+    found = client.get("/v1/items", params={"query": "brass"}).json()["items"]
+    assert [item["image"] for item in found] == ["/v1/items/lamp/image"]
+    additions = client.service.versions["main"].additions
+    items = [LAMP | {"description": None, "brand": None, "interests": [], "image_uri": uri} for uri in (None, pixel)]
+    with_image, without = (additions.vectors_of([item])["lamp"] for item in items)
+    np.testing.assert_array_equal(with_image, without)
+
+
+def test_an_item_that_changes_while_a_version_waits_for_it_comes_changed(arguments, tmp_path, monkeypatch):
+    _write(tmp_path, "items/000000001.json", _put(LAMP))
+    monkeypatch.setattr(service_module, "get_encoder", lambda config: away(config))
+    away = _encoder_that_is_away
+    client = serve_without_ray(arguments)
+    assert client.patch("/v1/items/lamp", json={"title": "A lamp of tin"}).status_code == 404  # as GET says
+    assert len(_files(tmp_path)) == 1
+    lines = b'{"item_id": "lamp", "title": "A lamp of tin"}'
+    client.post("/v1/items/bulk", content=lines, headers={"Content-Type": "application/x-ndjson"})
+    assert len(_files(tmp_path)) == 2
+    _follow(client)
+    away = get_encoder
+    _follow(client)
+    assert client.get("/v1/items/lamp").json()["title"] == "A lamp of tin"

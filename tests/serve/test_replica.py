@@ -138,7 +138,7 @@ def test_a_replica_whose_tasks_ended_is_to_be_replaced(tiny_run):
         replica.start()
         replica.check_health()
         await replica.stop()
-        with pytest.raises(RuntimeError, match="the tasks follow, read_keys, report have ended; see the log"):
+        with pytest.raises(RuntimeError, match="the tasks follow, follow_events, read_keys, report have ended; see the log"):
             replica.check_health()
 
     asyncio.run(run())

@@ -71,7 +71,7 @@ def test_a_ranker_from_another_build_does_not_matter_where_none_is_served(tmp_pa
 def test_a_quantiser_of_other_semantic_ids_is_refused(tmp_path):
     store = write_run(str(tmp_path))
     _change(store, "quantiser", inputs={"item_embeddings": "0123456789abcdef"})
-    with pytest.raises(ValueError, match=r"quantiser: made from .*0123456789abcdef.*jobs\.build_sids"):
+    with pytest.raises(ValueError, match=r"quantiser: made from .*0123456789abcdef.*digr sids build CONFIG"):
         check_run(VersionSettings(run_dir=store.root))
 
 

@@ -8,6 +8,7 @@ import torch
 from digr.config.interests import EmbeddingsConfig
 from digr.data.texts import item_texts
 from digr.serving.new_items import Extender, TakenCodes, new_vectors, sid_of_new_item
+from digr.sids.extension import extend_sids
 from digr.sids.fusion import fit_fusion
 from digr.sids.item_vectors import item_vectors
 from digr.sids.rkmeans import RKMeans
@@ -79,3 +80,45 @@ def test_the_vector_of_a_new_item_is_made_as_the_runs_are():
     fusion = fit_fusion(texts, np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32), 0.3)
     fused = new_vectors(_extender(fusion=fusion), table, interests, _encode)
     np.testing.assert_array_equal(fused, fusion(expected, np.full((2, 4), np.nan, np.float32)))
+
+
+@pytest.mark.parametrize("disambiguation", ["colliding", "all", "none"])
+def test_a_semantic_id_is_the_one_that_a_comparison_with_the_whole_catalogue_gives(disambiguation):
+    """Brute force: few of the taken semantic IDs are looked at, and none of the others would change the result."""
+    rng = np.random.default_rng(3)
+    levels, extra = len(SIZES), 2  # two codes for the suffix
+    for trial in range(60):
+        codes = np.stack([rng.integers(0, size, 9) for size in SIZES], 1).astype(np.int32)
+        codes = np.unique(codes, axis=0)
+        suffix = np.where(rng.random(len(codes)) < 0.5, rng.integers(0, extra, len(codes)), -1).astype(np.int32)
+        existing = np.column_stack([codes, suffix])
+        extender = _extender(disambiguation=disambiguation, level_sizes=(*SIZES, 9), retired=np.zeros((0, levels + 1), np.int32))
+        vector = _encode([f"text {trial}"])[0]
+        whole = extend_sids(extender.quantiser, existing, vector[None], disambiguation=disambiguation).codes[0]
+        wanted = np.pad(whole, (0, levels + 1 - len(whole)), constant_values=-1)
+        taken = TakenCodes(existing[:4])
+        for sid in existing[4:]:
+            taken.add(sid)
+        np.testing.assert_array_equal(sid_of_new_item(extender, taken, vector), wanted)
+
+
+def test_a_draft_of_taken_codes_leaves_the_original_as_it_is():
+    taken = TakenCodes(np.array([[1, 2, -1]], np.int32))
+    draft = taken.draft()
+    draft.add(np.array([1, 0, 4], np.int32))
+    draft.add(np.array([9, 0, -1], np.int32))
+    assert draft.below(1).tolist() == [[1, 2, -1], [1, 0, 4]]
+    assert (taken.below(1).tolist(), taken.below(9).tolist()) == ([[1, 2, -1]], [])
+
+
+@pytest.mark.parametrize(
+    ("sid", "fits"), [([1, 2, 0], False), ([1, 2, -1], True), ([1, 0, -1], True), ([0, 2, 0], True), ([1, 1, -1], False)]
+)
+def test_no_semantic_id_begins_another(sid, fits):
+    taken = TakenCodes(np.array([[1, 2, -1], [1, 1, 3]], np.int32))
+    sid = np.array(sid, np.int32)
+    if fits:
+        taken.check(sid, (4, 3, 5))
+    else:
+        with pytest.raises(ValueError, match="begins another semantic ID, or another one begins it"):
+            taken.check(sid, (4, 3, 5))
