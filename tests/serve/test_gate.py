@@ -236,7 +236,7 @@ def test_a_public_path_answers_before_any_body_arrives(two_keys, method, status)
 )
 def test_no_more_of_a_large_body_is_read_than_may_come(two_keys, length, parts, num_received):
     asked = Asked("POST", "/v1/recommend", two_keys[1], parts, length)
-    status, problem = asked.answer(_gate(two_keys[0]))
+    status, problem = asked.answer(_gate(two_keys[0], 30))
     assert (status, problem["type"], asked.num_received) == (413, "body-too-large", num_received)
     assert problem["detail"] == "a body may have 2000 bytes; send less at once"
 

@@ -23,8 +23,9 @@ from tests.serve.tiny_run import BEAM_WIDTH, client_of, serve_without_ray, start
 
 
 async def _until(holds) -> None:
-    while not holds():
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(CEILING_SECONDS):
+        while not holds():
+            await asyncio.sleep(0.001)
 
 
 class Work:

@@ -152,8 +152,9 @@ def test_a_decoder_with_too_few_results_fails_its_batch_and_the_line_goes_on():
 
 
 async def _until(holds) -> None:
-    while not holds():
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(CEILING_SECONDS):
+        while not holds():
+            await asyncio.sleep(0.001)
 
 
 async def _decode_at_last(line: Line, prompt: str) -> list[list[str]]:
