@@ -2,6 +2,8 @@
 
 import ipaddress
 import logging
+import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -53,10 +55,11 @@ class KeyRing:
     The rate of a key is that of the whole deployment: each replica allows its part of it.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = Path(path) if path else None
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._clock = Path(path) if path else None, clock
         self._content: bytes | None = None
-        self._num_replicas = 1
+        self.num_replicas = 1
+        """Replicas that share the rates."""
         self.records: list[KeyRecord] = []
         self._buckets: dict[str, TokenBucket] = {}
         self.refresh()
@@ -78,15 +81,15 @@ class KeyRing:
 
     def share_rates(self, num_replicas: int) -> None:
         """Allow a part of each rate, for this many replicas that each get about as many requests."""
-        if num_replicas != self._num_replicas:
-            self._num_replicas = num_replicas
+        if num_replicas != self.num_replicas:
+            self.num_replicas = num_replicas
             self._set_rates()
 
     def _set_rates(self) -> None:
         buckets = dict[str, TokenBucket]()
         for key in self.records:
-            rate, burst = key.requests_per_second / self._num_replicas, max(1.0, key.burst / self._num_replicas)
-            buckets[key.name] = self._buckets.get(key.name) or TokenBucket(rate, burst)
+            rate, burst = key.requests_per_second / self.num_replicas, max(1.0, key.burst / self.num_replicas)
+            buckets[key.name] = self._buckets.get(key.name) or TokenBucket(rate, burst, self._clock)
             buckets[key.name].change(rate, burst)
         self._buckets = buckets
 

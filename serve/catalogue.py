@@ -15,6 +15,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.data.ids import build_id_index
 from digr.data.transitions import count_items, read_sequences
+from digr.images.showing import run_folders
 from digr.interests.canonical import CanonicalInterests, load_canonical
 from digr.policy.model import SidPolicy, load_policy
 from digr.policy.reasons import ItemInterests, index_interests, shared_interests
@@ -56,6 +57,8 @@ class RunTables(NamedTuple):
     """The interests of each user that prompts show, null for none."""
     max_history: int
     ranker: RunRanker | None
+    image_folders: tuple[str, ...]
+    """Local folders below which images of its items may be read."""
     loaded_at: float
 
 
@@ -160,6 +163,7 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
         user_interests=shown.of_users(users.users.ids),
         max_history=max_history,
         ranker=load_run_ranker(store) if version.ranker == "on" else None,
+        image_folders=run_folders(store),
         loaded_at=time.time(),
     )
 

@@ -116,6 +116,7 @@ def serve_until_interrupt(arguments: AppArguments, host: str, port: int) -> None
     from ray import serve as ray_serve
 
     from serve.app import app
+    from serve.callers import NO_KEYS
 
     ray.init(address="local", include_dashboard=False)
     try:
@@ -124,6 +125,8 @@ def serve_until_interrupt(arguments: AppArguments, host: str, port: int) -> None
         tell(
             f"serving {arguments.models['main'].run_dir} at http://{f'[{host}]' if ':' in host else host}:{port}; Ctrl-C stops it"
         )
+        if not arguments.keys_file:
+            tell(NO_KEYS)
         threading.Event().wait()
     except KeyboardInterrupt:
         tell("stopping")

@@ -16,6 +16,7 @@ from serve.decoding import decode, warm_up
 from serve.encoders import get_encoder
 from serve.events import Events
 from serve.experiments import ShadowSettings
+from serve.images import ImageLimits, ItemImages
 from serve.impressions import Impressions
 from serve.item_schemas import AddedItem, NewItem
 from serve.metrics import Metrics
@@ -72,6 +73,8 @@ class Service:
         is_logged = arguments.events_dir and arguments.impressions == "on"
         self.impressions = Impressions(arguments.events_dir, self.metrics) if is_logged else None
         self.shadows = Shadows(self.metrics)
+        limits = ImageLimits(arguments.max_image_bytes, arguments.max_image_side, arguments.deadline_seconds)
+        self.images = ItemImages(arguments.images, limits)
         self._device = device
         self._changing, self._configuring = asyncio.Lock(), asyncio.Lock()
         state_dir = Path(arguments.state_dir) if arguments.state_dir else None

@@ -1,11 +1,13 @@
 """Settings of the application: those of its start, and those that may change while it runs."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from digr.config.images import ImagesConfig
 from serve.event_schemas import EventType
 from serve.experiments import ExperimentSettings, ShadowSettings
 from serve.schemas import Contract, VersionName
@@ -81,7 +83,7 @@ class AppArguments(LiveSettings):
     max_state_events: int = Field(200_000, ge=1)
     """Newest events kept in the memory of a replica, about 400 bytes each."""
     keys_file: str = ""
-    """TOML file of API keys, see `python -m serve.keys`; without one only this machine itself is answered."""
+    """TOML file of API keys, see `digr keys`; without one only this machine is answered, and no proxy may stand before it."""
     beam_width: int = Field(50, ge=1, le=1000)
     """Beams kept, and the largest k a request may ask for."""
     num_threads: int = Field(0, ge=0)
@@ -89,7 +91,7 @@ class AppArguments(LiveSettings):
     deadline_seconds: float = Field(10.0, gt=0, le=600)
     """A request without an answer after this time gets a problem (504)."""
     max_pending: int = Field(128, ge=1, le=100_000)
-    """Requests that wait or are decoded in a replica; one more gets a problem (429) with Retry-After."""
+    """Lists that wait or are decoded in a replica, in equal shares of those who ask at once; one more gets a problem (429)."""
     max_body_bytes: int = Field(1_000_000, ge=1000)
     """Largest body of a request."""
     max_added_items: int = Field(10_000, ge=0)
@@ -98,8 +100,15 @@ class AppArguments(LiveSettings):
     """Images are served as PNG of at most this side, pixels."""
     max_image_bytes: int = Field(10_000_000, ge=1000)
     """Largest file read for an image."""
+    images: ImagesConfig = ImagesConfig()
+    """Where images may be read from, with the keys of `[images]` in a run's config; from a command line as JSON."""
     follow_seconds: float = Field(0.5, gt=0, le=60)
     """How often a replica looks for what other replicas added or changed."""
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _images_of_a_word(cls, images: Any) -> Any:
+        return json.loads(images) if isinstance(images, str) else images
 
     def resolved(self) -> "AppArguments":
         """Return the same with the versions spelled out and absolute paths.

@@ -3,10 +3,10 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import Query, Request, Response
+from fastapi import Header, Query, Request, Response
 
 from serve.browsing import find_item, search, show_item, show_level
-from serve.images import item_image
+from serve.images import FRESH_SECONDS
 from serve.item_schemas import MAX_SEARCH, AddedItem, FoundItems, Item, NewItem, SidLevel
 from serve.routes.shared import ItemPath, Model, access, new_router, service_of
 
@@ -38,17 +38,28 @@ async def add_item(request: Request, body: NewItem) -> AddedItem:
 @router.get(
     "/v1/items/{item_id:path}/image",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}, "description": "PNG"}},
+    responses={
+        200: {"content": {"image/png": {}}, "description": "PNG"},
+        304: {"description": "The image is still the one of If-None-Match"},
+    },
 )
 @access("read")
-async def get_image(request: Request, item_id: ItemPath, model: Model = None) -> Response:
+async def get_image(
+    request: Request,
+    item_id: ItemPath,
+    model: Model = None,
+    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
+) -> Response:
     """Return the item's own image as PNG."""
     service = service_of(request)
     _, run = service.version(model)
     uri = run.facts.table["image_uri"][find_item(run, item_id)].as_py()
-    sizes = service.arguments.max_image_bytes, service.arguments.max_image_side
-    content = await asyncio.to_thread(item_image, item_id, uri, *sizes)
-    return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
+    image = await service.images.get(item_id, uri, run.tables.image_folders)
+    headers = {"Cache-Control": f"private, max-age={FRESH_SECONDS}", "ETag": image.etag}
+    known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+    if image.etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(image.content, media_type="image/png", headers=headers)
 
 
 @router.get("/v1/items/{item_id:path}")

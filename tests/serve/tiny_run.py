@@ -125,9 +125,9 @@ def serve_without_ray(
     return client_of(start_service(arguments, replica, board), peer)
 
 
-def client_of(service: Service, peer: str = "127.0.0.1") -> TestClient:
+def client_of(service: Service, peer: str = "127.0.0.1", keys: KeyRing | None = None) -> TestClient:
     """Return a client of a service."""
-    api = build_api(service, KeyRing(service.arguments.keys_file))
+    api = build_api(service, keys or KeyRing(service.arguments.keys_file))
     client = TestClient(_from(peer, api), base_url="http://127.0.0.1", raise_server_exceptions=False)
     client.service, client.service_api = service, api
     return client
