@@ -40,7 +40,7 @@ class Replica:
             raise RuntimeError(trouble)
 
     async def stop(self) -> None:
-        """End what is repeated, the decoder and the logs."""
+        """End what is repeated, and the decoder; write what waits to be logged."""
         await self._background.stop()
         self.service.line.close()
         await asyncio.to_thread(self.service.close_logs)

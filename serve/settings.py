@@ -81,8 +81,8 @@ class AppArguments(LiveSettings):
     """Types of events that become part of a user's history; on the command line with commas between."""
     impressions: Literal["on", "off"] = "on"
     """Whether lists are logged, where there is an events_dir."""
-    max_state_events: int = Field(500_000, ge=1)
-    """Newest events kept in the memory of a replica, about 200 bytes each."""
+    max_state_events: int = Field(200_000, ge=1)
+    """Newest events kept in the memory of a replica, about 400 bytes each."""
     keys_file: str = ""
     """TOML file of API keys, see `digr keys`; without one only this machine is answered, and no proxy may stand before it."""
     beam_width: int = Field(50, ge=1, le=1000)

@@ -2,15 +2,23 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter
 
 import duckdb
 import pytest
 from pydantic import ValidationError
 
-from digr.data.event_store import IMPRESSIONS, impressions_log, load_log
+from digr.data.event_store import IMPRESSIONS, impressions_log, list_segments, load_log
 from digr.files import digest_of
+from digr.serving.event_parts import build_parts
+from serve.callers import KeyRing
+from serve.decoding import decode
 from serve.experiments import ExperimentSettings, ShadowSettings
+from serve.recommending import _offer_shadow, answer_request
+from serve.replica import Replica
+from serve.schemas import RecommendReply, RecommendRequest
+from serve.service import Service
 from serve.settings import AppArguments, LiveSettings, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray, start_service, without_id, write_canonical, write_run
 
@@ -174,10 +182,17 @@ def test_a_log_that_is_full_or_fails_delays_no_reply_and_is_counted(arguments, m
         assert f'digr_impressions_total{{outcome="{outcome}",replica="one"}} 1.0' in text
 
 
+def test_a_replica_that_stops_writes_what_waits_and_closes_its_segments(arguments):
+    service = start_service(arguments)
+    asyncio.run(answer_request(service, RecommendRequest(history=["item01"])))
+    asyncio.run(Replica(service, KeyRing("")).stop())
+    log = impressions_log(service.arguments.events_dir)
+    assert len(list_segments(log)) == 1
+    assert build_parts(log, time.time() + 3600) == 1
+
+
 def shadowed(service, bodies: list[dict]) -> list:
     """Answer requests one after the other and wait for the shadow."""
-    from serve.recommending import answer_request
-    from serve.schemas import RecommendRequest
 
     async def ask() -> list:
         replies = [await answer_request(service, RecommendRequest(**body)) for body in bodies]
@@ -224,9 +239,6 @@ def test_a_shadow_that_cannot_answer_or_has_too_much_to_do_is_counted_and_nobody
 
 def test_a_request_is_not_refused_because_the_shadow_decodes(arguments):
     """max_pending is 1: were the shadow's list counted, the next request would find the line full."""
-    from serve.decoding import decode
-    from serve.service import Service
-
     began, gate = threading.Event(), threading.Event()
 
     def slow(jobs):
@@ -239,9 +251,6 @@ def test_a_request_is_not_refused_because_the_shadow_decodes(arguments):
     service = Service(resolved, replica="one", decode=slow)
 
     async def ask() -> list:
-        from serve.recommending import answer_request
-        from serve.schemas import RecommendRequest
-
         await service.configure(resolved.live())
         first = await answer_request(service, RecommendRequest(history=["item01"]))
         await asyncio.to_thread(began.wait)
@@ -254,9 +263,6 @@ def test_a_request_is_not_refused_because_the_shadow_decodes(arguments):
 
 
 def test_a_share_of_the_requests_is_shadowed(arguments):
-    from serve.recommending import _offer_shadow
-    from serve.schemas import RecommendReply, RecommendRequest
-
     service = start_service(arguments.model_copy(update={"shadow": ShadowSettings(model="new", share=0.25)}))
     offered = []
     service.shadows.offer = offered.append

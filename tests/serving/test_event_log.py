@@ -197,11 +197,14 @@ def test_a_line_that_is_no_row_is_set_aside_and_the_rest_goes_on(tmp_path, caplo
 def test_of_rows_with_one_id_the_first_received_counts(tmp_path):
     log = events_log(str(tmp_path))
     writer = SegmentWriter(log, Clock())
-    rows = [row("a", received=5, item_id="late"), row("a", received=2, item_id="early"), row("b", received=1)]
+    rows = [row("a", received=5, item_id="a late one"), row("a", received=2, item_id="the first"), row("b", received=1)]
     writer.append(b"".join(json.dumps(each).encode() + b"\n" for each in rows))
     with duckdb.connect() as connection:
         load_log(connection, log, "events", EVENTS.names)
-        assert connection.execute("SELECT event_id, item_id FROM events ORDER BY 1").fetchall() == [("a", "early"), ("b", "ib")]
+        assert connection.execute("SELECT event_id, item_id FROM events ORDER BY 1").fetchall() == [
+            ("a", "the first"),
+            ("b", "ib"),
+        ]
 
 
 def test_a_store_is_known_by_its_mark(tmp_path):
