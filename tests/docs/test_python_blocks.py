@@ -13,7 +13,7 @@ from serve.routes import build_api
 from serve.settings import AppArguments
 from tests.serve.http_server import serve_over_http
 from tests.serve.ranked_run import write_ranker
-from tests.serve.tiny_run import BEAM_WIDTH, start_service, write_run
+from tests.serve.tiny_run import start_service, write_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FENCE = re.compile(
@@ -70,7 +70,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder) -> Iterator[str]:
-    service = start_service(AppArguments(run_dir=str(folder / "runs" / "quickstart"), beam_width=BEAM_WIDTH))
+    service = start_service(AppArguments(run_dir=str(folder / "runs" / "quickstart"), beam_width=50))
     with serve_over_http(build_api(service, KeyRing(""))) as url:
         yield url
 
