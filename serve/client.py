@@ -34,6 +34,7 @@ from serve.answers import (
     read_reply,
     retry_seconds,
 )
+from serve.event_schemas import Event, EventsReply
 from serve.item_schemas import AddedItem, BulkResult, FoundItem, Item, ItemChange, NewItem
 from serve.questions import ListOptions, Question, Reply, SimilarOptions
 from serve.schemas import ChangeDefault, Problem, RecommendedItem, RecommendReply, RecommendRequest, Versions
@@ -154,6 +155,14 @@ class Client:
         """Do as `change_items` with JSON lines as they are sent."""
         return self._ask(questions.send_lines(content)).lines
 
+    def send_event(self, event: Event) -> EventsReply:
+        """Tell what a user did; it is durable when this returns, and telling it again changes nothing."""
+        return self._ask(questions.send_events([event]))
+
+    def send_events(self, events: Iterable[Event]) -> EventsReply:
+        """Tell up to `serve.event_schemas.MAX_EVENTS` events; the reply's `errors` are those that were not taken."""
+        return self._ask(questions.send_events(events))
+
     def models(self) -> Versions:
         """List the loaded versions."""
         return self._ask(questions.ask_models())
@@ -265,6 +274,14 @@ class AsyncClient:
     async def send_lines(self, content: bytes) -> list[BulkResult]:
         """Do as `change_items` with JSON lines as they are sent."""
         return (await self._ask(questions.send_lines(content))).lines
+
+    async def send_event(self, event: Event) -> EventsReply:
+        """Tell what a user did; it is durable when this returns, and telling it again changes nothing."""
+        return await self._ask(questions.send_events([event]))
+
+    async def send_events(self, events: Iterable[Event]) -> EventsReply:
+        """Tell up to `serve.event_schemas.MAX_EVENTS` events; the reply's `errors` are those that were not taken."""
+        return await self._ask(questions.send_events(events))
 
     async def models(self) -> Versions:
         """List the loaded versions."""

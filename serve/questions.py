@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
+from serve.event_schemas import Event, EventsReply
 from serve.item_schemas import AddedItem, BulkResult, FoundItems, Item, ItemChange, NewItem
 from serve.schemas import (
     ChangeDefault,
@@ -173,3 +174,9 @@ def _path_of(item_id: str) -> str:
 
 def _body(request: Contract) -> dict[str, Any]:
     return request.model_dump(mode="json", exclude_unset=True)
+
+
+def send_events(events: Iterable[Event]) -> Question[EventsReply]:
+    """Tell what users did."""
+    lines = "".join(f"{event.model_dump_json(exclude_unset=True)}\n" for event in events)
+    return Question(EventsReply, "POST", "/v1/events", lines=lines.encode())

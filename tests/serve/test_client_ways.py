@@ -23,6 +23,7 @@ from serve.client import (
     ServerError,
 )
 from serve.command_line import app, read_boost
+from serve.event_schemas import Event
 from serve.gate import KeyRing
 from serve.item_schemas import ItemChange, NewItem
 from serve.routes import build_api
@@ -124,6 +125,12 @@ def test_every_route_is_asked(way, url):
         assert client.delete_item(added.item_id) is None
         with pytest.raises(NotFoundError, match="is not in the catalogue"):
             client.item(added.item_id)
+        told = Event(event_id=f"first {way.__name__}", type="view", user_id=way.__name__, item_id="item20")
+        rated = told.model_copy(update={"event_id": f"second {way.__name__}", "type": "rating", "rating": 4.0})
+        assert client.send_event(told).accepted == 1
+        reply = client.send_events([told, rated])
+        assert (reply.accepted, reply.duplicates, reply.errors) == (1, 1, [])
+        assert client.answer(RecommendRequest(user_id=way.__name__, k=3)).source == "ranker"
         assert client.promote("two").data[1].default
         assert client.roll_back().data[0].default
         assert [version.id for version in client.models().data] == ["one", "two"]
