@@ -12,13 +12,15 @@ from duckdb import DuckDBPyConnection
 from typer import Argument, Option
 
 from digr.config import build_config
+from digr.config.images import ImagesConfig
 from digr.config.run import DataConfig
 from digr.data import describing
 from digr.data.common_form import count_rows, has_official_splits, open_folder
 from digr.data.database import open_database
 from digr.data.histories import HistoryBuilder
+from digr.data.importing.writing import image_folders
 from digr.data.preparing import Prepared, iter_users, prepare
-from digr.interests.images import show_images
+from digr.images.showing import ImageRules, show_images
 from digr.sids.sizes import auto_level_sizes
 from jobs.runtime.command_line import JsonOption, Summary, run_and_exit, run_command
 from jobs.runtime.session import log
@@ -67,7 +69,7 @@ def run(folder: str, split: str, memory_gib: float) -> dict[str, Any]:
         histories = _history_facts(connection, data, prepared)
         items = describing.describe_items(connection)
         examples = describing.example_histories(connection)
-        images = _open_images(describing.sample_images(connection, OPENED_IMAGES))
+        images = _open_images(describing.sample_images(connection, OPENED_IMAGES), folder)
     left_out = dict(prepared.rejected_items) | dict(prepared.rejected_interactions) | histories.pop("left_out")
     choices = suggested._asdict() | {"level_sizes": list(auto_level_sizes(prepared.num_items))}
     facts: dict[str, Any] = {"users": prepared.num_users, "items": prepared.num_items, "interactions": prepared.num_interactions}
@@ -102,11 +104,12 @@ def _history_facts(connection: DuckDBPyConnection, data: DataConfig, prepared: P
     return {"left_out": left_out, "split": data.split} | {name: facts[name] for name in told}
 
 
-def _open_images(uris: Sequence[str]) -> dict[str, Any]:
+def _open_images(uris: Sequence[str], folder: str) -> dict[str, Any]:
     """Really open some images, also those of other servers."""
     if not uris:
         return {}
-    shown = show_images(uris, MAX_IMAGE_BYTES, MAX_IMAGE_SIDE)
+    rules = ImageRules(ImagesConfig(), image_folders(folder), MAX_IMAGE_BYTES, MAX_IMAGE_SIDE)
+    shown = show_images(uris, rules)
     reasons = Counter(image.reason.replace(uri, "...") for uri, image in zip(uris, shown, strict=True) if image.reason)
     opened = f"{sum(image.url is not None for image in shown)} of {len(uris)} tried"
     return {"images_opened": opened} | ({"images_not_opened": dict(reasons.most_common(3))} if reasons else {})

@@ -12,7 +12,7 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.config.models import ModelConfig
 from digr.data.texts import item_texts
-from digr.interests.images import show_images
+from digr.images.showing import image_rules, show_images
 from digr.interests.summary import found_without
 from digr.models.encoders import Encode, load_encoder, load_image_encoder
 from digr.partitions import STARTS, Part, iter_aligned, part_starts, parts_of
@@ -37,7 +37,7 @@ class Embed:
         self.encode = self.load_encoder()
         images = self.config.image_encoder
         self.encode_images = load_image_encoder(images, self.device) if images.name else None
-        self.limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
+        self.image_rules = image_rules(config, store)
 
     def load_encoder(self) -> Encode:
         """Load what turns texts into vectors."""
@@ -75,7 +75,7 @@ class Embed:
             "text_embedding": _lists(vectors.text, np.ones(len(items), bool)),
         }
         if self.encode_images:
-            shown = show_images(items["image_uri"].to_pylist(), **self.limits)
+            shown = show_images(items["image_uri"].to_pylist(), self.image_rules)
             columns["image_embedding"] = _lists(*image_vectors([image.url for image in shown], self.encode_images))
         return conform(STAGE, pa.table(columns), STAGE)
 

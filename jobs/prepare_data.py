@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from digr import artifacts, partitions
@@ -21,8 +20,9 @@ from digr.data.common_form import Source, open_folder, source_files, table_sourc
 from digr.data.database import open_database
 from digr.data.describing import describe_interactions, describe_items, example_histories
 from digr.data.histories import HistoryBuilder
+from digr.data.importing.writing import image_folders
 from digr.data.preparing import iter_items, iter_users, losses, prepare
-from digr.interests.images import count_images
+from digr.images.showing import FOLDERS, NO_IMAGES, count_images, own_folders
 from digr.partitions import Part
 from digr.tables import conform
 from jobs.runtime.choices import Counts, check_choices
@@ -54,11 +54,12 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
         for note in prepared.notes:
             log("items", note)
         starts = {"items": prepared.item_starts, "interactions": prepared.user_starts, "histories": prepared.user_starts}
-        rows, images = Counter[str](), np.zeros(3, np.int64)
+        rows, images = Counter[str](), NO_IMAGES
+        folders = image_folders(data.path) if data.source == "parquet" else ()
         for number, table in enumerate(iter_items(connection, prepared)):
             _write(store, "items", number, table, rows)
-            uris = table["image_uri"]
-            images += (len(uris) - uris.null_count, *count_images(uris.to_pylist()))
+            uris = table["image_uri"].to_pylist()
+            images = images.plus(count_images(uris, config.images, (*own_folders(store), *folders)))
         log("items", f"{rows['items']:,} items")
         builder = HistoryBuilder(data.split, data.max_history, prepared.item_ids, prepared.num_targets)
         for number, (interactions, histories) in enumerate(iter_users(connection, prepared, builder)):
@@ -71,12 +72,14 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
         users = describe_interactions(connection)
         examples = example_histories(connection)
     left_out, facts = builder.finish()
-    counts = Counts(prepared.num_items, facts["split_rows"], num_images=int(images[1:].sum()))
+    counts = Counts(prepared.num_items, facts["split_rows"], num_images=images.opened + images.remote)
     for note in check_choices(config, counts):
         log("items", note)
     for line in (*losses(prepared, left_out, data.core), f"split rows {facts['split_rows']}"):
         log("histories", line)
-    known |= _image_facts(*images.tolist())
+    for note in images.notes():
+        log("items", note)
+    known |= images.facts() | ({FOLDERS: list(folders)} if folders and images.opened else {})
     users |= {"num_users": prepared.num_users, "num_items": prepared.num_items, "ordered_by": prepared.ordered_by}
     told = {"items": known, "interactions": users, "histories": facts | {"examples": examples}}
     rejected = {"items": prepared.rejected_items, "interactions": prepared.rejected_interactions, "histories": left_out}
@@ -108,13 +111,6 @@ def _write(store: Store, name: str, number: int, table: pa.Table, rows: Counter[
     with artifacts.open_part(uri, table.schema) as writer:
         writer.write_table(table, row_group_size=65_536)
     rows[name] += len(table)
-
-
-def _image_facts(uris: int, opened: int, remote: int) -> dict[str, int]:
-    """Count the items with an image address, and those whose image opens; remote images are checked only in later stages."""
-    if broken := uris - opened - remote:
-        log("items", f"{broken} of {uris} images do not open; their items have their text only")
-    return {"num_image_uris": uris, "num_images": opened} | ({"num_remote_images": remote} if remote else {})
 
 
 if __name__ == "__main__":

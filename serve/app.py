@@ -1,6 +1,5 @@
 """The Ray Serve application: `serve run serve.app:app run_dir=runs/quickstart`, or `serve deploy serve/config.yaml`."""
 
-import asyncio
 from typing import Any
 
 import torch
@@ -8,9 +7,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig
 
-from serve.background import Background, in_own_thread
 from serve.callers import KeyRing
 from serve.ray_board import RayBoard
+from serve.replica import Replica
 from serve.routes import build_api
 from serve.service import Service
 from serve.settings import AppArguments, LiveSettings
@@ -34,41 +33,27 @@ class Recommender:
             torch.set_num_threads(arguments.num_threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         context = serve.get_replica_context()
-        self.keys = KeyRing(arguments.keys_file)
         board = RayBoard(f"digr-board-{context.app_name}")
-        self.service = Service(arguments, device, context.replica_id.unique_id, board=board)
-        self._background = Background(arguments.follow_seconds)
+        service = Service(arguments, device, context.replica_id.unique_id, board=board)
+        self.replica = Replica(service, KeyRing(arguments.keys_file))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Give Ray Serve the routes of this replica."""
-        return build_api(self.service, self.keys)
+        return build_api(self.replica.service, self.replica.keys)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the versions of a new configuration; until they are loaded, the old ones answer."""
-        await self.service.configure(LiveSettings.model_validate(user_config))
-        keys, events = in_own_thread(self.keys.refresh), self.service.follow_events
-        self._background.start(follow=self.service.follow, follow_events=events, read_keys=keys, report=self._report)
-
-    async def _report(self) -> None:
-        self.keys.share_rates(await self.service.report())
+        await self.replica.service.configure(LiveSettings.model_validate(user_config))
+        self.replica.start()
 
     async def check_health(self) -> None:
-        """Tell Ray Serve to replace this replica if it makes no lists or cannot follow the others any more.
-
-        Raises:
-            RuntimeError: it says why.
-        """
-        if ended := self._background.ended():
-            raise RuntimeError(f"the tasks {', '.join(ended)} have ended; see the log")
-        if trouble := self.service.line.trouble():
-            raise RuntimeError(trouble)
+        """Tell Ray Serve to replace this replica if it makes no lists or cannot follow the others any more."""
+        self.replica.check_health()
 
     async def __del__(self) -> None:
-        """End what runs beside the requests before Ray Serve takes its threads away."""
-        if hasattr(self, "_background"):  # not where the start failed
-            await self._background.stop()
-            self.service.line.close()
-            await asyncio.to_thread(self.service.close_logs)
+        """End what runs beside the requests before Ray Serve takes the threads away."""
+        if hasattr(self, "replica"):  # not where the start failed
+            await self.replica.stop()
 
 
 def app(arguments: AppArguments) -> serve.Application:

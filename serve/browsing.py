@@ -10,8 +10,8 @@ from digr.serving.interest_search import search_interests
 from digr.serving.tree import children_of, common_interests
 from serve.catalogue import ServedRun, places_array
 from serve.item_schemas import MAX_CHILDREN, FoundItem, FoundItems, Item, SidChild, SidLevel
+from serve.listing import image_path
 from serve.problems import ProblemError, unknown_item
-from serve.recommending import image_path
 
 SAMPLES, INTERESTS = 3, 3
 """Number of items and interests that are shown for each child of a prefix."""
@@ -34,6 +34,7 @@ def show_item(run: ServedRun, item_id: str) -> Item:
         categories=[category for category in row["categories"] or [] if category],
         price=row["price"],
         currency=row["currency"],
+        available=run.listed is None or bool(run.listed[place]),
         image=image_path(row["item_id"], row["image_uri"]),
         sid=[code for code in codes if code >= 0],
         sid_text=sid_texts(np.array([codes]))[0],
@@ -60,10 +61,11 @@ def search(run: ServedRun, query: str, limit: int) -> FoundItems:
     """
     if not query.strip():
         return FoundItems(items=_found(run, run.popular[:limit]))
-    places = search_titles(run.facts, query, limit)
+    places = search_titles(run.facts, query, limit, run.listed)
     items = _found(run, places)
     if len(places) < limit and run.tables.canonical:
-        more, named = search_interests(run.interests, run.tables.phrase_words, run.facts.popularity, query, limit)
+        words, popularity = run.tables.phrase_words, run.facts.popularity
+        more, named = search_interests(run.interests, words, popularity, query, limit, listed=run.listed)
         new = np.flatnonzero(~np.isin(more, places))[: limit - len(places)]
         names = run.tables.canonical.names.take(pa.array(named[new])).to_pylist()
         served = zip(_found(run, more[new]), names, strict=True)
@@ -86,14 +88,15 @@ def show_level(run: ServedRun, prefix: str) -> SidLevel:
     interests = common_interests(run.interests, found.spans[shown], INTERESTS)
     children = []
     for code, (start, end), leaf, common in zip(found.codes, found.spans, found.is_leaf, interests, strict=False):
-        best = start + np.argsort(run.facts.popularity[start:end])[:SAMPLES]
+        best = start + np.argsort(run.facts.popularity[start:end])
+        best = (best if run.listed is None else best[run.listed[best]])[:SAMPLES]
         samples = _found(run, best)
         children.append(
             SidChild(
                 code=code,
                 prefix=".".join(map(str, [*codes, code])),
                 num_items=end - start,
-                item_id=samples[0].item_id if leaf and end - start == 1 else None,
+                item_id=samples[0].item_id if leaf and end - start == 1 and samples else None,
                 samples=samples,
                 interests=common,
             )

@@ -2,6 +2,8 @@
 
 import ipaddress
 import logging
+import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -53,10 +55,11 @@ class KeyRing:
     The rate of a key is that of the whole deployment: each replica allows its part of it.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = Path(path) if path else None
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._clock = Path(path) if path else None, clock
         self._content: bytes | None = None
-        self._num_replicas = 1
+        self.num_replicas = 1
+        """Replicas that share the rates."""
         self.records: list[KeyRecord] = []
         self._buckets: dict[str, TokenBucket] = {}
         self.refresh()
@@ -64,29 +67,38 @@ class KeyRing:
             logger.warning(NO_KEYS)
 
     def refresh(self) -> None:
-        """Read the file; keys that stay keep what is left of their rates.
+        """Read the file and use what it says.
 
         Raises:
             ValueError: it is missing or not one; the keys before stay.
         """
-        if self._path is None:
-            return
-        content = self._path.read_bytes() if self._path.exists() else None
-        if content is None or content != self._content:
+        self.use(self.read_file())
+
+    def read_file(self) -> bytes | None:
+        """Return what the file holds; None if there is none. It changes nothing, so it may run in any thread."""
+        return self._path.read_bytes() if self._path and self._path.exists() else None
+
+    def use(self, content: bytes | None) -> None:
+        """Let in the keys of a file's content; those that stay keep what is left of their rates.
+
+        Raises:
+            ValueError: there is no file, or it is no key file; the keys before stay.
+        """
+        if self._path and (content is None or content != self._content):
             self.records, self._content = parse_keys(self._path, content), content
             self._set_rates()
 
     def share_rates(self, num_replicas: int) -> None:
         """Allow a part of each rate, for this many replicas that each get about as many requests."""
-        if num_replicas != self._num_replicas:
-            self._num_replicas = num_replicas
+        if num_replicas != self.num_replicas:
+            self.num_replicas = num_replicas
             self._set_rates()
 
     def _set_rates(self) -> None:
         buckets = dict[str, TokenBucket]()
         for key in self.records:
-            rate, burst = key.requests_per_second / self._num_replicas, max(1.0, key.burst / self._num_replicas)
-            buckets[key.name] = self._buckets.get(key.name) or TokenBucket(rate, burst)
+            rate, burst = key.requests_per_second / self.num_replicas, max(1.0, key.burst / self.num_replicas)
+            buckets[key.name] = self._buckets.get(key.name) or TokenBucket(rate, burst, self._clock)
             buckets[key.name].change(rate, burst)
         self._buckets = buckets
 

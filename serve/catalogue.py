@@ -15,6 +15,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.data.ids import build_id_index
 from digr.data.transitions import count_items, read_sequences
+from digr.images.showing import run_folders
 from digr.interests.canonical import CanonicalInterests, load_canonical
 from digr.policy.model import SidPolicy, load_policy
 from digr.policy.reasons import ItemInterests, index_interests, shared_interests
@@ -24,7 +25,9 @@ from digr.serving.facts import ItemFacts, index_facts, matching_items, words_of
 from digr.serving.users import UserHistories, index_histories
 from digr.sids.trie import SidTrie, build_trie, codes_of
 from digr.tables import Owner, flat_interests, table_spec
-from serve.ranking import RunRanker, ServedRanker, load_run_ranker, serve_ranker
+from serve.indexing import RunIndex, ServedIndex, load_run_index, serve_index
+from serve.lineage import check_parts
+from serve.ranking import RunRanker, ServedRanker, load_run_ranker
 from serve.schemas import ItemFilter
 from serve.settings import VersionSettings
 
@@ -56,6 +59,10 @@ class RunTables(NamedTuple):
     """The interests of each user that prompts show, null for none."""
     max_history: int
     ranker: RunRanker | None
+    image_folders: tuple[str, ...]
+    """Local folders below which images of its items may be read."""
+    item_index: RunIndex | None
+    """Neighbours and vectors of items; None if the run has no ranking index."""
     loaded_at: float
 
 
@@ -65,6 +72,15 @@ class Additions(NamedTuple):
     items: pa.Table
     codes: Int32[np.ndarray, "M L"]
     labels: pa.Table
+
+
+class Changes(NamedTuple):
+    """What has changed about items of the run or the additions."""
+
+    rows: pa.Table
+    """Rows of `items`, which replace those of the same ids."""
+    hidden: list[str]
+    """Ids of items that may not be listed; some may be unknown here."""
 
 
 class ServedRun(NamedTuple):
@@ -77,12 +93,16 @@ class ServedRun(NamedTuple):
     interests: ItemInterests
     users: UserHistories
     popular: Int[np.ndarray, " N"]
-    """Items, the most popular first."""
+    """Items that may be listed, the most popular first."""
+    listed: Bool[np.ndarray, " N"] | None
+    """Items that may be listed; None for all."""
     max_history: int
     """Newest items of a history that the policy was trained to see."""
     num_new_items: int
     ranker: ServedRanker | None
     """The ranker of the lists; None if the policy's own lists are served."""
+    item_index: ServedIndex | None
+    """Neighbours and vectors of items; None if the run has no ranking index."""
 
     def shown_interests(self, user_id: str | None) -> str | None:
         """Return the interests of a user that a prompt shows; None for none."""
@@ -112,13 +132,13 @@ def check_run(version: VersionSettings) -> None:
     """Refuse a run that cannot be served, before anything but its manifests is read.
 
     Raises:
-        ValueError: an artifact is missing, or the policy was trained on other SIDs; the message names the job to run.
+        ValueError: an artifact is missing, or parts of the run were not made from each other; the message names the job to run.
     """
     store = Store(version.run_dir, version.variant)
     name = _policy_name(store, version.policy)
     for needed in (name, "item_sids", "items", "interest_labels", "interactions", "histories"):
         artifacts.require(store, needed)
-    artifacts.check_lineage(store, name, ["item_sids"])
+    check_parts(store, name, has_ranker=version.ranker == "on")
 
 
 def read_run(version: VersionSettings, device: str) -> RunTables:
@@ -143,6 +163,7 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     interactions = artifacts.read_table(store, "interactions", ["user_id", "position", "item_id"])
     users = index_histories(interactions, index, max_history)
     canonical = load_canonical(store)
+    ranker = load_run_ranker(store) if version.ranker == "on" else None
     shown = shown_interests(manifest.config, partial(_read_labels, store, "user"))
     return RunTables(
         policy_name=name,
@@ -159,7 +180,9 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
         users=users,
         user_interests=shown.of_users(users.users.ids),
         max_history=max_history,
-        ranker=load_run_ranker(store) if version.ranker == "on" else None,
+        ranker=ranker,
+        item_index=RunIndex(ranker.lists.view, ranker.item_ids) if ranker else load_run_index(store),
+        image_folders=run_folders(store),
         loaded_at=time.time(),
     )
 
@@ -172,27 +195,37 @@ def digests_of(version: VersionSettings) -> tuple[str, ...]:
     """Return the digests that distinguish builds of a run in the same folder."""
     store = Store(version.run_dir, version.variant)
     names = (_policy_name(store, version.policy), "item_sids", "items", "interest_labels")
-    optional = ("canonical_interests", *(["ranker"] if version.ranker == "on" else []))
+    optional = ("canonical_interests", "ranking_index", *(["ranker"] if version.ranker == "on" else []))
     found = (artifacts.read_manifest(store, name) for name in optional)
     return (*(artifacts.require(store, name).digest for name in names), *(each.digest for each in found if each))
 
 
-def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
-    """Index a run and the items that came after it; no SID of the run changes."""
+def assemble(tables: RunTables, added: Additions | None = None, changes: Changes | None = None) -> ServedRun:
+    """Index a run with the items that came after it and what has changed about items; no SID changes."""
     items, codes, labels, counts = tables.items, tables.codes, tables.labels, tables.counts
     if added is not None:
         items, labels = pa.concat_tables([items, added.items]), pa.concat_tables([labels, added.labels])
         codes = np.concatenate([codes, added.codes])
         counts = np.concatenate([counts, np.zeros(len(added.codes), np.int64)])
     ids = items["item_id"].combine_chunks()
+    index, listed, hidden = build_id_index(ids), None, np.zeros(0, np.int64)
+    if changes is not None:
+        row_of = np.arange(len(items))
+        row_of[index.find(changes.rows["item_id"])] = np.arange(len(changes.rows)) + len(items)
+        items = pa.concat_tables([items, changes.rows]).take(pa.array(row_of))
+        hidden = index.find(changes.hidden)
     trie = build_trie(ids, codes, tables.level_sizes)
-    order = build_id_index(ids).find(trie.item_ids)
+    order = index.find(trie.item_ids)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     shuffled = np.random.default_rng(0).permutation(len(counts))  # ties are never broken by id
     popular = place[np.lexsort((shuffled, -counts))]
     standing = np.empty_like(popular)
     standing[popular] = np.arange(len(popular))
+    if (hidden >= 0).any():
+        listed = np.ones(len(place), bool)
+        listed[place[hidden[hidden >= 0]]] = False
+    served_index = serve_index(tables.item_index, trie.item_ids)
     return ServedRun(
         tables=tables,
         policy=tables.policy,
@@ -200,10 +233,12 @@ def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
         facts=index_facts(items.take(pa.array(order)), standing),
         interests=index_interests(labels, trie.item_ids, tables.canonical),
         users=tables.users._replace(places=place[tables.users.places]),
-        popular=popular,
+        popular=popular if listed is None else popular[listed[popular]],
+        listed=listed,
         max_history=tables.max_history,
         num_new_items=len(codes) - len(tables.codes),
-        ranker=serve_ranker(tables.ranker, trie.item_ids),
+        ranker=ServedRanker(tables.ranker, served_index) if tables.ranker and served_index else None,
+        item_index=served_index,
     )
 
 

@@ -5,163 +5,288 @@ from serve.client import Client
 client = Client("http://127.0.0.1:8000")
 for item in client.recommend(history=["item-17", "item-4"], k=5):
     print(item.title, item.score, item.reasons)
+
+`AsyncClient` has the same methods, which are awaited. What they send is built by `serve.questions`, what comes back is read by
+`serve.answers`.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
-from urllib.parse import quote
+import asyncio
+import time
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
 
 import httpx
-from pydantic import ValidationError
 
-from serve.item_schemas import AddedItem, FoundItem, FoundItems, Item, NewItem
-from serve.schemas import (
-    ChangeDefault,
-    Contract,
-    ItemFilter,
-    Problem,
-    RecommendedItem,
-    RecommendReply,
-    RecommendRequest,
-    Steer,
-    Versions,
+from serve import questions
+from serve.answers import (
+    DEFAULT_URL,
+    BusyError,
+    ConflictError,
+    EndpointError,
+    InvalidRequestError,
+    NotAllowedError,
+    NotFoundError,
+    ServerError,
+    key_headers,
+    naming_failures,
+    read_reply,
+    retry_seconds,
 )
+from serve.item_schemas import AddedItem, BulkResult, FoundItem, Item, ItemChange, NewItem
+from serve.questions import ListOptions, Question, Reply, SimilarOptions
+from serve.schemas import ChangeDefault, Problem, RecommendedItem, RecommendReply, RecommendRequest, Versions
+from serve.similar_schemas import SimilarItem, SimilarReply, SimilarRequest
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
-Reply = TypeVar("Reply", bound=Contract)
-
-
-class EndpointError(RuntimeError):
-    """The endpoint refused a request or failed at it; its text is the title and the detail."""
-
-    def __init__(self, title: str, detail: str, status: int | None = None, problem: Problem | None = None) -> None:
-        super().__init__(f"{title}: {detail}")
-        self.title, self.detail = title, detail
-        self.status = status
-        """HTTP status; None where the answer did not come."""
-        self.problem = problem
-        """What the endpoint said, with the items and fields it means; None where the answer is of something else."""
+__all__ = [
+    "DEFAULT_URL",
+    "AsyncClient",
+    "BusyError",
+    "Client",
+    "ConflictError",
+    "EndpointError",
+    "InvalidRequestError",
+    "NotAllowedError",
+    "NotFoundError",
+    "ServerError",
+]
 
 
 class Client:
-    """Speaks to one endpoint; every method waits for the answer.
+    """Speaks to one endpoint over connections that stay open; every method waits for the answer. Threads may share one.
 
-    All of them raise `EndpointError` for an answer that is a problem, `ConnectionError` where no server listens, and `ValueError`
-    for what the contract does not allow.
+    All methods raise an `EndpointError` for an answer that is a problem, by its status one of `InvalidRequestError`,
+    `NotAllowedError`, `NotFoundError`, `ConflictError`, `BusyError` and `ServerError`; `ConnectionError` where no server listens;
+    and `ValueError` for what the contract does not allow. `with` closes the connections, as the end of the program does.
+
+    Args:
+        key: API key; "" for none.
+        timeout_seconds: longest wait for one answer.
+        retries: how often a request is sent again that was answered by 429 or 503 with a `Retry-After`.
+        max_wait_seconds: longest `Retry-After` that is waited for; where the endpoint asks for more, the error comes at once.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, key: str = "", timeout_seconds: float = 30.0) -> None:
-        if not (key.isascii() and key.isprintable()):  # or the error of a lower layer would show the key
-            raise ValueError(
-                "the API key has characters that no key has, such as a line break; keys are of ASCII letters and signs"
-            )
-        self.url = url.rstrip("/")
-        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._timeout = timeout_seconds
-
-    def recommend(
+    def __init__(
         self,
-        history: Sequence[str] | None = None,
+        url: str = DEFAULT_URL,
+        key: str = "",
+        timeout_seconds: float = 30.0,
         *,
-        user_id: str | None = None,
-        seeds: Sequence[str] | None = None,
-        k: int = 10,
-        allow: ItemFilter | None = None,
-        deny: ItemFilter | None = None,
-        steer: Sequence[Steer] = (),
-        exclude_history: bool = False,
-        unknown: Literal["ignore", "refuse"] = "ignore",
-        model: str | None = None,
-    ) -> list[RecommendedItem]:
-        """List what comes next after a history, best first; the arguments are those of `RecommendRequest`."""
-        request = RecommendRequest(
-            history=None if history is None else list(history),
-            user_id=user_id,
-            seeds=None if seeds is None else list(seeds),
-            k=k,
-            allow=allow,
-            deny=deny,
-            steer=list(steer),
-            exclude_history=exclude_history,
-            unknown=unknown,
-            model=model,
-        )
-        return self.answer(request).items
+        retries: int = 2,
+        max_wait_seconds: float = 10.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url, self.headers = url.rstrip("/"), key_headers(key)
+        self._timeout, self._retries, self._max_wait, self._sleep = timeout_seconds, retries, max_wait_seconds, sleep
+        self._http = httpx.Client(headers=self.headers, timeout=timeout_seconds, follow_redirects=False)
+        self._close = weakref.finalize(self, self._http.close)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the connections."""
+        self.close()
+
+    def recommend(self, history: Sequence[str] | None = None, **options: Unpack[ListOptions]) -> list[RecommendedItem]:
+        """List what comes next after a history, best first; the options are those of `RecommendRequest`."""
+        return self.answer(questions.list_request(history, options)).items
 
     def answer(self, request: RecommendRequest) -> RecommendReply:
         """Return the whole reply to a request: the list, who made it, and which items are not known."""
-        return self._ask(RecommendReply, "POST", "/v1/recommend", request.model_dump(exclude_none=True))
+        return self._ask(questions.ask_list(request))
+
+    def answers(self, requests: Sequence[RecommendRequest]) -> list[RecommendReply | Problem]:
+        """Return the replies to several requests; the problem of one that cannot be answered stands in its place."""
+        return self._ask(questions.ask_lists(requests)).replies
+
+    def pages(self, request: RecommendRequest) -> Iterator[RecommendReply]:
+        """Yield the pages of a list, until no allowed item is left."""
+        cursor: str | None = request.cursor or ""
+        while cursor is not None:
+            page = self.answer(request.model_copy(update={"cursor": cursor}))
+            yield page
+            cursor = page.cursor
+
+    def similar(self, item_id: str, **options: Unpack[SimilarOptions]) -> list[SimilarItem]:
+        """List the neighbours of an item, the most similar first; the options are those of `SimilarRequest`."""
+        return self.answer_similar(questions.similar_request(item_id, options)).items
+
+    def answer_similar(self, request: SimilarRequest) -> SimilarReply:
+        """Return the whole reply to a request for similar items, with the sources that were asked."""
+        return self._ask(questions.ask_similar(request))
 
     def find_items(self, query: str = "", limit: int = 10, model: str | None = None) -> list[FoundItem]:
         """Search titles and canonical interests by the beginnings of words; without a query, list the most popular items."""
-        return self._ask(FoundItems, "GET", "/v1/items", query=query, limit=limit, model=model).items
+        return self._ask(questions.ask_items(query, limit, model)).items
 
     def item(self, item_id: str, model: str | None = None) -> Item:
         """Return everything that is known about an item."""
-        return self._ask(Item, "GET", f"/v1/items/{quote(item_id, safe='')}", model=model)
+        return self._ask(questions.ask_item(item_id, model))
 
     def add_item(self, item: NewItem) -> AddedItem:
         """Add an item to the catalogue; needs an admin key."""
-        return self._ask(AddedItem, "POST", "/v1/items", item.model_dump())
+        return self._ask(questions.add_item(item))
+
+    def change_item(self, item_id: str, change: ItemChange) -> Item:
+        """Change the given facts of an item; needs an admin key."""
+        return self._ask(questions.change_item(item_id, change))
+
+    def delete_item(self, item_id: str) -> None:
+        """Take an item out of all lists; needs an admin key."""
+        self._ask(questions.delete_item(item_id))
+
+    def change_items(self, items: Iterable[NewItem | Mapping[str, Any]]) -> list[BulkResult]:
+        """Add, change or delete up to `serve.item_schemas.MAX_BULK` items; return what became of each. Needs an admin key.
+
+        Args:
+            items: new items, or for known ones an `item_id` with the facts that change, or with `"delete": True`.
+        """
+        return self._ask(questions.change_items(items)).lines
+
+    def send_lines(self, content: bytes) -> list[BulkResult]:
+        """Do as `change_items` with JSON lines as they are sent."""
+        return self._ask(questions.send_lines(content)).lines
 
     def models(self) -> Versions:
         """List the loaded versions."""
-        return self._ask(Versions, "GET", "/v1/models")
+        return self._ask(questions.ask_models())
 
     def promote(self, model: str) -> Versions:
         """Make a loaded version the default; needs an admin key."""
-        change = ChangeDefault(action="promote", model=model)
-        return self._ask(Versions, "POST", "/v1/models", change.model_dump())
+        return self._ask(questions.change_default(ChangeDefault(action="promote", model=model)))
 
     def roll_back(self) -> Versions:
         """Return to the default version before the last promotion; needs an admin key."""
-        return self._ask(Versions, "POST", "/v1/models", ChangeDefault(action="roll_back").model_dump())
+        return self._ask(questions.change_default(ChangeDefault(action="roll_back")))
 
-    def _ask(self, form: type[Reply], method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Reply:
-        """Send one request and read the reply."""
-        given = {name: value for name, value in query.items() if value is not None}
-        response = self._send(method, path, body, given)
-        if response.headers.get("content-type", "").startswith("application/problem+json"):
-            problem = _read(Problem, response)
-            raise EndpointError(problem.title, problem.detail, response.status_code, problem)
-        if not response.is_success:
-            detail = f"{response.url} answered {response.status_code} in a form that is not DIGR's; is the address right?"
-            raise EndpointError(f"{response.status_code} {response.reason_phrase}".strip(), detail, response.status_code)
-        return _read(form, response)
-
-    def _send(self, method: str, path: str, body: dict[str, Any] | None, query: dict[str, Any]) -> httpx.Response:
-        """Send one request; redirects are not followed, so that a key goes to no other server."""
-        try:
-            return httpx.request(
-                method,
-                self.url + path,
-                json=body,
-                params=query,
-                headers=self.headers,
-                timeout=self._timeout,
-                follow_redirects=False,
-            )
-        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise ValueError(f"{self.url}: not an address of a server ({error}); give one such as {DEFAULT_URL}") from None
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            message = f"{self.url}: no server listens there ({error}); start one with `digr serve RUN`, or give another address"
-            raise ConnectionError(message) from None
-        except httpx.TimeoutException:
-            detail = f"{self.url} did not answer within {self._timeout:g} seconds; it may be busy, try again later"
-            raise EndpointError("No answer", detail) from None
-        except httpx.TransportError as error:
-            raise EndpointError("No answer", f"{self.url}: the connection was lost: {error}") from None
+    def _ask(self, question: Question[Reply]) -> Reply:
+        for tries_left in range(self._retries, -1, -1):
+            with naming_failures(self.url, self._timeout):
+                response = self._http.request(**question.arguments(self.url))
+            seconds = retry_seconds(response)
+            if not tries_left or seconds is None or seconds > self._max_wait:
+                break
+            self._sleep(seconds)
+        return read_reply(question, response)
 
 
-def _read(form: type[Reply], response: httpx.Response) -> Reply:
-    try:
-        return form.model_validate_json(response.content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole answer"
-        detail = f"{response.url} answered what is no {form.__name__} ({where}: {first['msg']}); is the address right?"
-        raise EndpointError("Not an answer of DIGR's endpoint", detail, response.status_code) from None
+class AsyncClient:
+    """Speaks to one endpoint as `Client` does; every method is awaited. It is of one event loop, and `async with` closes it."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        key: str = "",
+        timeout_seconds: float = 30.0,
+        *,
+        retries: int = 2,
+        max_wait_seconds: float = 10.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.url, self.headers = url.rstrip("/"), key_headers(key)
+        self._timeout, self._retries, self._max_wait, self._sleep = timeout_seconds, retries, max_wait_seconds, sleep
+        self._http = httpx.AsyncClient(headers=self.headers, timeout=timeout_seconds, follow_redirects=False)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the connections."""
+        await self.close()
+
+    async def recommend(self, history: Sequence[str] | None = None, **options: Unpack[ListOptions]) -> list[RecommendedItem]:
+        """List what comes next after a history, best first; the options are those of `RecommendRequest`."""
+        return (await self.answer(questions.list_request(history, options))).items
+
+    async def answer(self, request: RecommendRequest) -> RecommendReply:
+        """Return the whole reply to a request: the list, who made it, and which items are not known."""
+        return await self._ask(questions.ask_list(request))
+
+    async def answers(self, requests: Sequence[RecommendRequest]) -> list[RecommendReply | Problem]:
+        """Return the replies to several requests; the problem of one that cannot be answered stands in its place."""
+        return (await self._ask(questions.ask_lists(requests))).replies
+
+    async def pages(self, request: RecommendRequest) -> AsyncIterator[RecommendReply]:
+        """Yield the pages of a list, until no allowed item is left."""
+        cursor: str | None = request.cursor or ""
+        while cursor is not None:
+            page = await self.answer(request.model_copy(update={"cursor": cursor}))
+            yield page
+            cursor = page.cursor
+
+    async def similar(self, item_id: str, **options: Unpack[SimilarOptions]) -> list[SimilarItem]:
+        """List the neighbours of an item, the most similar first; the options are those of `SimilarRequest`."""
+        return (await self.answer_similar(questions.similar_request(item_id, options))).items
+
+    async def answer_similar(self, request: SimilarRequest) -> SimilarReply:
+        """Return the whole reply to a request for similar items, with the sources that were asked."""
+        return await self._ask(questions.ask_similar(request))
+
+    async def find_items(self, query: str = "", limit: int = 10, model: str | None = None) -> list[FoundItem]:
+        """Search titles and canonical interests by the beginnings of words; without a query, list the most popular items."""
+        return (await self._ask(questions.ask_items(query, limit, model))).items
+
+    async def item(self, item_id: str, model: str | None = None) -> Item:
+        """Return everything that is known about an item."""
+        return await self._ask(questions.ask_item(item_id, model))
+
+    async def add_item(self, item: NewItem) -> AddedItem:
+        """Add an item to the catalogue; needs an admin key."""
+        return await self._ask(questions.add_item(item))
+
+    async def change_item(self, item_id: str, change: ItemChange) -> Item:
+        """Change the given facts of an item; needs an admin key."""
+        return await self._ask(questions.change_item(item_id, change))
+
+    async def delete_item(self, item_id: str) -> None:
+        """Take an item out of all lists; needs an admin key."""
+        await self._ask(questions.delete_item(item_id))
+
+    async def change_items(self, items: Iterable[NewItem | Mapping[str, Any]]) -> list[BulkResult]:
+        """Add, change or delete up to `serve.item_schemas.MAX_BULK` items; return what became of each. Needs an admin key.
+
+        Args:
+            items: new items, or for known ones an `item_id` with the facts that change, or with `"delete": True`.
+        """
+        return (await self._ask(questions.change_items(items))).lines
+
+    async def send_lines(self, content: bytes) -> list[BulkResult]:
+        """Do as `change_items` with JSON lines as they are sent."""
+        return (await self._ask(questions.send_lines(content))).lines
+
+    async def models(self) -> Versions:
+        """List the loaded versions."""
+        return await self._ask(questions.ask_models())
+
+    async def promote(self, model: str) -> Versions:
+        """Make a loaded version the default; needs an admin key."""
+        return await self._ask(questions.change_default(ChangeDefault(action="promote", model=model)))
+
+    async def roll_back(self) -> Versions:
+        """Return to the default version before the last promotion; needs an admin key."""
+        return await self._ask(questions.change_default(ChangeDefault(action="roll_back")))
+
+    async def _ask(self, question: Question[Reply]) -> Reply:
+        for tries_left in range(self._retries, -1, -1):
+            with naming_failures(self.url, self._timeout):
+                response = await self._http.request(**question.arguments(self.url))
+            seconds = retry_seconds(response)
+            if not tries_left or seconds is None or seconds > self._max_wait:
+                break
+            await self._sleep(seconds)
+        return read_reply(question, response)
 
 
 if __name__ == "__main__":

@@ -6,47 +6,22 @@ Exit codes: 0, 2 for what the caller can mend (a refused request, a wrong option
 
 import asyncio
 import math
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
-from serve.client import DEFAULT_URL, Client, EndpointError
-from serve.item_schemas import MAX_SEARCH, FoundItems, NewItem
-from serve.schemas import MAX_K, RecommendRequest, Steer, Versions
+from serve import item_commands
+from serve.client import DEFAULT_URL, Client
+from serve.item_schemas import MAX_SEARCH
+from serve.options import AsJson, Model, Url, ask_endpoint
+from serve.schemas import MAX_K, ItemBoost, RecommendRequest, Steer, Versions
 from serve.terminal import print_json, print_table, tell
 
 if TYPE_CHECKING:
     from serve.load import Second, Summary
 
 PANEL = "A running endpoint"
-
-Answer = TypeVar("Answer")
-Url = Annotated[str, typer.Option("--url", envvar="DIGR_URL", help="Address of the endpoint.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the whole reply as one line of JSON.")]
-Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Version to ask; the default one if not given.")]
-
-
-def _ask(url: str, question: Callable[[Client], Answer], timeout_seconds: float = 30.0) -> Answer:
-    """Return what the endpoint answers; where it does not, say why on stderr and end with the exit code for it."""
-    try:
-        return question(Client(url, os.environ.get("DIGR_API_KEY", ""), timeout_seconds))
-    except EndpointError as error:
-        items = error.problem.unknown_items if error.problem else None
-        named = f": {', '.join(items)}" if items else ""
-        tell(f"error: {error}{named}")
-        raise typer.Exit(2 if error.status is not None and error.status < 500 else 1) from None
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"])) or error.title
-        tell(f"error: {where}: {wrong['msg']}, found {wrong['input']!r}")
-        raise typer.Exit(2) from None
-    except (ConnectionError, ValueError) as error:
-        tell(f"error: {error}")
-        raise typer.Exit(2) from None
 
 
 def ask(
@@ -62,6 +37,15 @@ def ask(
         list[str] | None,
         typer.Option(metavar="WORDS[=WEIGHT]", help="More of this, or less: 'hiking' or 'hiking=-1'; may be repeated."),
     ] = None,
+    boost: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHERE=WEIGHT", help="More of these items, or less: item:ID, category:NAME or brand:NAME; may be repeated."
+        ),
+    ] = None,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="How much items differ from those before them, from 0 to 1.")
+    ] = 0.0,
     exclude_history: Annotated[bool, typer.Option("--exclude-history", help="Leave out the history's own items.")] = False,
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="Leave out items that are not in the catalogue.")
@@ -73,7 +57,7 @@ def ask(
     """Print what comes next after a history, or for a user."""
     if bool(item_ids) == (user is not None) or (history and not item_ids):
         raise typer.BadParameter("give either --history ITEM ITEM ... (oldest first) or --user USER")
-    reply = _ask(
+    reply = ask_endpoint(
         url,
         lambda client: client.answer(
             RecommendRequest(
@@ -81,6 +65,8 @@ def ask(
                 user_id=user,
                 k=k,
                 steer=[read_steer(words) for words in steer or []],
+                boosts=[read_boost(words) for words in boost or []],
+                diversity=diversity,
                 exclude_history=exclude_history,
                 unknown="ignore" if ignore_unknown else "refuse",
                 model=model,
@@ -108,82 +94,20 @@ def read_steer(text: str) -> Steer:
     return Steer(text=words, weight=weight) if separator else Steer(text=text)
 
 
-items = typer.Typer(help="Search, show or add items of the catalogue.", no_args_is_help=True, rich_markup_mode=None)
+def read_boost(text: str) -> ItemBoost:
+    """Read a boost such as `category:Lamps=2`.
 
-
-@items.command("search")
-def search_items(
-    words: Annotated[list[str] | None, typer.Argument(metavar="WORD", help="Beginnings of words.")] = None,
-    *,
-    limit: Annotated[int, typer.Option(min=1, max=MAX_SEARCH, help="Items listed at most.")] = 10,
-    model: Model = None,
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """List items by words of their titles or interests; the most popular ones without any."""
-    found = _ask(url, lambda client: client.find_items(" ".join(words or []), limit, model))
-    if as_json:
-        print_json(FoundItems(items=found))
-    else:
-        print_table(("item", "title", "interest"), [(item.item_id, item.title, item.interest) for item in found])
-
-
-@items.command("show")
-def show_item(
-    item: Annotated[str, typer.Argument(metavar="ITEM", help="Its id; one with - in front needs -- before it.")],
-    *,
-    model: Model = None,
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """Print everything that is known about an item."""
-    found = _ask(url, lambda client: client.item(item, model))
-    if as_json:
-        print_json(found)
-        return
-    shown = {name: value for name, value in found if value not in (None, [])}
-    shown |= {name: ", ".join(map(str, value)) for name, value in shown.items() if isinstance(value, list)}
-    print_table(("field", "value"), [(name, str(value)) for name, value in shown.items()])
-
-
-@items.command("add")
-def add_item(
-    item: Annotated[str, typer.Argument(metavar="ITEM", help="Its id; one with - in front needs -- before it.")],
-    *,
-    title: Annotated[str, typer.Option(metavar="TEXT", help="Its title.")],
-    description: Annotated[str | None, typer.Option(metavar="TEXT", help="Its description.")] = None,
-    brand: Annotated[str | None, typer.Option(metavar="NAME", help="Its brand.")] = None,
-    category: Annotated[list[str] | None, typer.Option(metavar="NAME", help="One of its categories; may be repeated.")] = None,
-    price: Annotated[float | None, typer.Option(metavar="NUMBER", help="Its price.")] = None,
-    currency: Annotated[
-        str | None, typer.Option(metavar="CODE", help="ISO 4217 code of the price's currency, such as EUR.")
-    ] = None,
-    interest: Annotated[
-        list[str] | None, typer.Option(metavar="PHRASE", help="A trusted interest, strongest first; may be repeated.")
-    ] = None,
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """Add an item to the catalogue; print its semantic ID in each version. Needs an admin key."""
-    added = _ask(
-        url,
-        lambda client: client.add_item(
-            NewItem(
-                item_id=item,
-                title=title,
-                description=description,
-                brand=brand,
-                categories=category or [],
-                price=price,
-                currency=currency,
-                interests=interest or [],
-            )
-        ),
-    )
-    if as_json:
-        print_json(added)
-    else:
-        print_table(("model", "semantic ID"), [(name, " ".join(map(str, sid))) for name, sid in added.sids.items()])
+    Raises:
+        ValueError: there is no condition, or no weight behind it.
+    """
+    where, _, number = text.rpartition("=")
+    kind, separator, name = where.partition(":")
+    fields = {"item": "item_ids", "category": "categories", "brand": "brands"}
+    if not separator or kind not in fields:
+        raise ValueError(
+            f"--boost {text!r}: expected item:ID=WEIGHT, category:NAME=WEIGHT or brand:NAME=WEIGHT, as category:Lamps=2"
+        )
+    return ItemBoost.model_validate({"where": {fields[kind]: [name]}, "weight": number})
 
 
 models = typer.Typer(help="List the loaded versions, or change the default one.", no_args_is_help=True, rich_markup_mode=None)
@@ -192,7 +116,7 @@ models = typer.Typer(help="List the loaded versions, or change the default one."
 @models.command("list")
 def list_models(*, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the loaded versions; the default one is marked by a star."""
-    _print_versions(_ask(url, Client.models), as_json)
+    _print_versions(ask_endpoint(url, Client.models), as_json)
 
 
 @models.command("promote")
@@ -203,13 +127,13 @@ def promote_model(
     as_json: AsJson = False,
 ) -> None:
     """Make a loaded version the default. Needs an admin key."""
-    _print_versions(_ask(url, lambda client: client.promote(name)), as_json)
+    _print_versions(ask_endpoint(url, lambda client: client.promote(name)), as_json)
 
 
 @models.command("roll-back")
 def roll_back_models(*, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Return to the default version before the last promotion. Needs an admin key."""
-    _print_versions(_ask(url, Client.roll_back), as_json)
+    _print_versions(ask_endpoint(url, Client.roll_back), as_json)
 
 
 def _print_versions(versions: Versions, as_json: bool) -> None:
@@ -262,8 +186,8 @@ def load(
             lines = random_bodies(ids, history_length, k, model, rng)
         return Load(f"{client.url}/v1/recommend", lines, rate, seconds, timeout, client.headers, retries)
 
-    planned = _ask(url, send)
-    summary = _ask(url, lambda _: asyncio.run(send_load(planned, rng, _tell_second)))
+    planned = ask_endpoint(url, send)
+    summary = ask_endpoint(url, lambda _: asyncio.run(send_load(planned, rng, _tell_second)))
     if as_json:
         typer.echo(summary.json())
     else:
@@ -294,7 +218,7 @@ def _rows_of(summary: "Summary") -> list[tuple[str, object]]:
 def add_commands(app: typer.Typer) -> None:
     """Put the commands that ask an endpoint into a command line."""
     app.command("ask", rich_help_panel=PANEL)(ask)
-    app.add_typer(items, name="items", rich_help_panel=PANEL)
+    app.add_typer(item_commands.items, name="items", rich_help_panel=PANEL)
     app.add_typer(models, name="models", rich_help_panel=PANEL)
     app.command("load", rich_help_panel=PANEL)(load)
 

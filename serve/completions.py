@@ -29,7 +29,7 @@ async def complete(service: Service, request: CompletionRequest) -> CompletionRe
         raise k_too_large(request.n, beam_width, run.trie.num_items)
     written = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     prompts = [newest_sids(run, prompt) for prompt in written]
-    ranked = await service.line.decode([service.line.job(run, history_prompt(sids), beam_width) for sids in prompts])
+    ranked = await service.line.decode([service.line.job(run, history_prompt(sids), beam_width, run.listed) for sids in prompts])
     choices = [choice for found in ranked for choice in _choices(run, found, request.n)]
     read = sum(sid.count("<") for sids in prompts for sid in sids)
     wrote = sum(choice.text.count("<") for choice in choices)

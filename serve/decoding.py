@@ -10,8 +10,9 @@ from jaxtyping import Bool
 
 from digr.policy.decoding.search import Recommendation, recommend
 from serve.catalogue import ServedRun
-from serve.ranking import ServedList, rank, wishes_of
-from serve.schemas import Steer
+from serve.ranking import rank, wishes_of
+from serve.reordering import Reordering, ServedList, reorder_policy, reordering_of
+from serve.schemas import ItemBoost, Steer
 
 BATCH_SIZE = 32
 """Requests decoded together."""
@@ -39,8 +40,14 @@ class Job:
     """Whether the ranker says what its scores are made of."""
     steer: Sequence[Steer] = ()
     """Wishes that steer the ranker's list."""
-    ranked: ServedList | None = None
-    """The ranker's list over the policy's list and other sources; set after decoding."""
+    boosts: Sequence[ItemBoost] = ()
+    """Items of which the list shall have more, or less."""
+    diversity: float = 0.0
+    """How much items shall differ in their interests from those before them."""
+    earlier: Sequence[int] = ()
+    """Places of the items of earlier pages, for diversity; `allowed` leaves them out."""
+    made: ServedList | None = None
+    """The list in another order than the policy's: the ranker's, or one with boosts or diversity; set after decoding."""
 
 
 def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
@@ -61,27 +68,57 @@ def decode(jobs: Sequence[Job]) -> list[Recommendation | Exception]:
         try:
             found.update(zip(rows, _decode_alike([jobs[row] for row in rows]), strict=True))
             for row in rows:
-                _rank(jobs[row], found[row])
+                _make_list(jobs[row], found[row])
         except Exception as error:  # noqa: BLE001  it is raised where the request is answered
             found.update(dict.fromkeys(rows, error))
     return [found[row] for row in range(len(jobs))]
 
 
-def _rank(job: Job, found: Recommendation | Exception) -> None:
-    if job.run.ranker is not None and isinstance(found, Recommendation):
-        newest = np.asarray(job.history[-job.run.max_history :], np.int64)
-        wishes = wishes_of(job.run.ranker.ranker, job.steer)
-        job.ranked = rank(job.run.ranker, newest, found, job.k, job.allowed, explain=job.explain, wishes=wishes)
+def _make_list(job: Job, found: Recommendation | Exception) -> None:
+    """Set the list of a job, if it is not the policy's own."""
+    run = job.run
+    if not isinstance(found, Recommendation):
+        return
+    reordering = reordering_of(run, job.boosts, job.diversity, job.allowed, np.array(job.earlier, np.int64))
+    boosted = _find_boosted(job, found, reordering) if reordering is not None else None
+    if run.ranker is not None:
+        newest = np.asarray(job.history[-run.max_history :], np.int64)
+        job.made = rank(
+            run.ranker,
+            newest,
+            found,
+            job.k,
+            job.allowed,
+            explain=job.explain,
+            wishes=wishes_of(run.ranker.ranker, job.steer),
+            reordering=reordering,
+            later=boosted.places.tolist() if boosted else (),
+        )
+    elif reordering is not None:
+        job.made = reorder_policy(found, boosted, reordering, job.k, explain=job.explain)
+
+
+def _find_boosted(job: Job, found: Recommendation, reordering: Reordering) -> Recommendation | None:
+    """Find the policy's scores of boosted items that its list lacks; with a ranker only of those that its index lacks."""
+    run, wanted = job.run, np.setdiff1d(reordering.boosted, found.places)
+    if run.ranker is not None:
+        wanted = wanted[run.ranker.item_index.row_of[wanted] < 0]
+    if not len(wanted):
+        return None
+    mask = torch.zeros(1, run.trie.num_items, dtype=torch.bool, device=run.trie.codes.device)
+    mask[0, torch.from_numpy(wanted).to(mask.device)] = True
+    return recommend(run.policy, run.trie, [job.prompt], len(wanted), len(wanted), allowed=mask)[0]
 
 
 def warm_up(run: ServedRun, beam_width: int, max_pending: int) -> None:
     """Decode a batch of 1, 2, 4, ... up to the largest that may come, so that the first request is no slower than the others."""
-    prompt, size = run.prompt(run.popular[: run.max_history].tolist()), 1
+    history = run.popular[: run.max_history] if len(run.popular) else np.zeros(1, np.int64)
+    prompt, size = run.prompt(history.tolist()), 1
     while size <= min(BATCH_SIZE, max_pending):
         found = recommend(run.policy, run.trie, [prompt] * size, min(beam_width, run.trie.num_items), beam_width)
         size *= 2
     if run.ranker is not None:
-        rank(run.ranker, run.popular[: run.max_history], found[0], 1, None, explain=True)
+        rank(run.ranker, history, found[0], 1, None, explain=True)
 
 
 def _decode_alike(jobs: Sequence[Job]) -> list[Recommendation]:

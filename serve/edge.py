@@ -9,7 +9,7 @@ the proxy itself refuses (too busy, not ready, too slow) comes in the form of al
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,10 +38,12 @@ def middlewares() -> list[Middleware]:
 class Edge:
     """ASGI middleware of the proxy."""
 
-    def __init__(self, app: ASGIApp, pauses_seconds: Sequence[float] = PAUSES_SECONDS) -> None:
-        self._app, self._pauses = app, pauses_seconds
+    def __init__(
+        self, app: ASGIApp, pauses_seconds: Sequence[float] = PAUSES_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._app, self._pauses, self._clock = app, pauses_seconds, clock
         self._full_until = dict[tuple[str, bytes], float]()
-        """By path and key, on the clock of time.monotonic."""
+        """By path and key."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have a request answered, by another replica if the first one dies."""
@@ -49,7 +51,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         asked = (scope["path"], dict(scope["headers"]).get(b"authorization", b""))
-        if time.monotonic() < self._full_until.get(asked, 0.0):
+        if self._clock() < self._full_until.get(asked, 0.0):
             await overloaded(None).response()(scope, receive, send)
             return
         kept, routed = _Kept(receive), dict(scope)
@@ -71,7 +73,7 @@ class Edge:
         await not_ready().response()(scope, receive, send)
 
     def _remember_full(self, asked: tuple[str, bytes]) -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._full_until = {one: until for one, until in self._full_until.items() if now < until} | {asked: now + FULL_SECONDS}
 
 

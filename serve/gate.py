@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.access import access_of, find_route
 from serve.callers import Caller, KeyRing, set_caller
-from serve.headers import REPLY_HEADERS, read_headers
+from serve.headers import read_headers
 from serve.metrics import Metrics
-from serve.problems import ProblemError, body_too_large, too_many_bodies
+from serve.problems import REPLY_HEADERS, ProblemError, body_too_large, too_many_bodies
 
 MAX_BODIES, MAX_BODIES_OF_CALLER = 512, 128
 """Bodies that may be on their way to a replica at once. Ray Serve gives a replica at most 1,000 requests at once."""
@@ -39,6 +39,9 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or let the routes answer it."""
+        if scope["type"] == "websocket":  # no route has one
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

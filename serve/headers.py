@@ -1,4 +1,4 @@
-"""Headers of requests, read once and strictly, and those that every reply has."""
+"""Headers of requests, read once and strictly."""
 
 import ipaddress
 import re
@@ -8,12 +8,6 @@ from starlette.types import Scope
 
 from serve.problems import ProblemError
 
-REPLY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-}
-"""What a browser is told about a reply that says nothing else: show it as what it is, run nothing in it, name it to nobody."""
 _SINGLE = frozenset({b"host", b"origin", b"referer", b"authorization", b"content-length", b"content-type"})
 _HOST = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.+)")

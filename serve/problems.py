@@ -12,6 +12,12 @@ from starlette.exceptions import HTTPException
 from serve.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
+REPLY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
+"""What a browser is told about a reply that says nothing else: show it as what it is, run nothing in it, name it to nobody."""
 LINE_IS_FULL = "Digr-Line-Is-Full"
 """Header by which serve.edge tells a full line from a key that has used up its rate."""
 
@@ -34,7 +40,7 @@ class ProblemError(Exception):
     def response(self) -> Response:
         """Write it as application/problem+json."""
         content = json.dumps(self.problem.model_dump(exclude_none=True))
-        return Response(content, self.problem.status, headers=self.headers, media_type=MEDIA_TYPE)
+        return Response(content, self.problem.status, headers=REPLY_HEADERS | (self.headers or {}), media_type=MEDIA_TYPE)
 
 
 async def _answer_problem(request: Request, error: ProblemError) -> Response:
@@ -125,6 +131,13 @@ def cannot_steer() -> ProblemError:
     """Say that there is no ranker to steer."""
     detail = "this version has no ranker, so its lists cannot be steered; leave steer out or ask another version"
     return ProblemError("cannot-steer", 422, "Nothing to steer", detail, fields=["steer"])
+
+
+def no_index(field: str, wanted: str) -> ProblemError:
+    """Say that the version has no ranking index, and what needs one."""
+    missing = f"the run of this version has no ranking index, which is needed for {wanted}"
+    detail = f"{missing}; ask another version, or build it with `digr neighbours CONFIG`"
+    return ProblemError("no-ranking-index", 422, "No ranking index", detail, fields=[field])
 
 
 def unknown_interest(name: str, at: int) -> ProblemError:
@@ -234,21 +247,3 @@ def nothing_to_choose(action: str) -> ProblemError:
     """Say why the default version cannot change."""
     detail = "promote needs a model" if action == "promote" else "there is no earlier default version to go back to"
     return ProblemError("nothing-to-choose", 422, "No version to make the default", detail, fields=["model"])
-
-
-def item_exists(item_id: str) -> ProblemError:
-    """Say that another item has this id."""
-    detail = f"item {item_id!r} is in the catalogue with other content; choose another id, or build the run again to change it"
-    return ProblemError("item-exists", 409, "The item exists", detail, fields=["item_id"])
-
-
-def too_many_added(limit: int) -> ProblemError:
-    """Say that the run must be built again before more items can be added."""
-    detail = f"{limit} items were added since the run; run the pipeline again with them (sids.keep_from keeps all semantic IDs)"
-    return ProblemError("too-many-added", 409, "Too many new items", detail)
-
-
-def no_code_left(item_id: str, reason: str) -> ProblemError:
-    """Say why the default version cannot recommend the new item."""
-    detail = f"item {item_id!r} is kept for later versions, but the default one cannot recommend it: {reason}"
-    return ProblemError("no-code-left", 409, "No semantic ID left", detail)

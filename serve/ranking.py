@@ -8,22 +8,23 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config.models import EncoderConfig
-from digr.data.ids import build_id_index
 from digr.interests.canonical import group_names
 from digr.policy.decoding.search import Recommendation
 from digr.ranking.features import group_of
-from digr.ranking.lists import ListRanker, load_list_ranker, source_names
-from digr.ranking.neighbours import HistoryItems, Neighbours
-from digr.ranking.sources import STEER
+from digr.ranking.lists import ListRanker, RankedLists, load_list_ranker, source_names
+from digr.ranking.neighbours import HistoryItems, Neighbours, one_list
+from digr.ranking.sources import ASKED, BOOST, STEER
 from digr.ranking.steering import Vocabulary, Wish, find_interest, steer_scores, wish_of_interest, wish_of_words
 from digr.ranking.systems import SERVED, feature_names, sources_of
 from digr.ranking.views import load_array, load_arrays
 from serve.encoders import get_encoder
+from serve.indexing import ServedIndex
+from serve.reordering import Order, Reordering, ServedList
 from serve.schemas import Steer
 
 
@@ -41,24 +42,10 @@ class RunRanker(NamedTuple):
 
 
 class ServedRanker(NamedTuple):
-    """A run's ranker, with the mapping between its items and the served ones (in the order of `trie.item_ids`)."""
+    """A run's ranker, with the index in which it finds the served items."""
 
     ranker: RunRanker
-    index_of: Int[np.ndarray, " N"]
-    """Row of each served item in the index; -1 for an item added later."""
-    place_of: Int[np.ndarray, " I"]
-    """Place of each item of the index among the served items; -1 if it is not served."""
-
-
-class ServedList(NamedTuple):
-    """A list in the ranker's order."""
-
-    places: Int[np.ndarray, " M"]
-    scores: list[float]
-    sources: list[list[str]]
-    """Which sources proposed each item."""
-    contributions: list[dict[str, float]]
-    """What each group of features adds to an item's score, apart from a constant; empty if the request did not ask."""
+    item_index: ServedIndex
 
 
 def load_run_ranker(store: Store) -> RunRanker | None:
@@ -81,13 +68,6 @@ def load_run_ranker(store: Store) -> RunRanker | None:
     next(lists.rank(HistoryItems(np.zeros(1, np.int64), np.array([0, 1])), None, 1))
     lists.rankers[SERVED].contributions(np.zeros((1, len(names)), np.float32))
     return RunRanker(lists, item_ids, names, vocabulary, EncoderConfig.model_validate(chosen))
-
-
-def serve_ranker(ranker: RunRanker | None, item_ids: pa.Array) -> ServedRanker | None:
-    """Match the items of a ranker with the served items."""
-    if ranker is None:
-        return None
-    return ServedRanker(ranker, build_id_index(ranker.item_ids).find(item_ids), build_id_index(item_ids).find(ranker.item_ids))
 
 
 def wishes_of(ranker: RunRanker, steer: Sequence[Steer]) -> list[Wish]:
@@ -119,6 +99,8 @@ def rank(
     *,
     explain: bool,
     wishes: Sequence[Wish] = (),
+    reordering: Reordering | None = None,
+    later: Sequence[int] = (),
 ) -> ServedList:
     """Rank the candidates that all sources propose for a history.
 
@@ -129,36 +111,84 @@ def rank(
         allowed: items that may be listed; None for all.
         explain: whether to compute contributions.
         wishes: the request's, already translated.
+        reordering: boosts and diversity of the request; None for neither.
+        later: places of boosted items that came after the run, of those that `found` does not have; best first.
     """
-    ranker = served.ranker
-    known, generated = served.index_of[history], served.index_of[found.places]
-    known, proposed = known[known >= 0], generated[generated >= 0]
-    mask = None if allowed is None else (served.place_of >= 0) & allowed[served.place_of]
-    if mask is None and (served.place_of < 0).any():
-        mask = served.place_of >= 0
+    depth = k if reordering is None else reordering.depth(k)
+    made = _ranked(served, history, found, depth, allowed=allowed, wishes=wishes, reordering=reordering)
+    places, scores, rows = _with_later_items(served.item_index, made, [*found.places[:depth].tolist(), *later])
+    order = reordering.order(places, scores, k) if reordering else Order(np.arange(len(places))[:k], scores[:k], np.zeros(0))
+    places, rows = places[order.rows], rows[order.rows]
+    known = rows[rows >= 0]
+    sources = iter(source_names(made.candidates.take(known), [*sources_of(SERVED), *ASKED]).to_pylist())
+    asked = np.isin(places, later).tolist()
+    named = [
+        next(sources) if row >= 0 else [BOOST if boosted else "generation"] for row, boosted in zip(rows, asked, strict=True)
+    ]
+    parts: list[dict[str, float]] = [{} for _ in rows]
+    if explain:
+        known_parts = iter(_explained(served, made, known, wishes))
+        parts = [next(known_parts) if row >= 0 else {} for row in rows]
+        parts = reordering.explain(parts, order) if reordering else parts
+    return ServedList(places, order.scores.tolist(), named, parts)
+
+
+def _ranked(
+    served: ServedRanker,
+    history: Int[np.ndarray, " T"],
+    found: Recommendation,
+    depth: int,
+    *,
+    allowed: Bool[np.ndarray, " N"] | None,
+    wishes: Sequence[Wish],
+    reordering: Reordering | None,
+) -> RankedLists:
+    """Return the best items of the index by the ranker's scores."""
+    ranker, index = served.ranker, served.item_index
+    known, proposed = index.row_of[history], index.row_of[found.places]
+    known, mask = known[known >= 0], index.served(allowed)
+    boosted = None if reordering is None else index.row_of[reordering.boosted]
     lists = ranker.lists.rank(
         HistoryItems(known, np.array([0, len(known)])),
-        Neighbours(np.array([0, len(proposed)]), proposed.astype(np.int32), np.ones(len(proposed), np.float32)),
-        k,
+        one_list(proposed[proposed >= 0]),
+        depth,
         allowed=None if mask is None else mask[None],
         wishes=wishes,
         carriers=ranker.vocabulary.carriers if wishes else None,
+        boosted=boosted[boosted >= 0] if boosted is not None and len(boosted) else None,
     )
     ((_, by_system),) = lists
-    made = by_system[SERVED]
-    sources = source_names(made.candidates, [*sources_of(SERVED), STEER]).to_pylist()
-    parts = _contributions(ranker, made.features) if explain else [{}] * len(sources)
-    if wishes and explain:
-        groups = ranker.lists.view.families[SERVED.family].groups[0]
-        added = steer_scores(wishes, groups, made.candidates.item).round(4).tolist()
-        parts = [part | {STEER: score} for part, score in zip(parts, added, strict=True)]
-    listed = list(zip(served.place_of[made.candidates.item].tolist(), made.score.tolist(), sources, parts, strict=True))
-    for at, (place, index) in enumerate(zip(found.places[:k].tolist(), generated[:k].tolist(), strict=True)):
-        if index < 0:
-            score = listed[min(at, len(listed) - 1)][1] if listed else 0.0
-            listed.insert(at, (place, score, ["generation"], {}))
-    columns = [list(column) for column in zip(*listed[:k], strict=True)] or [[], [], [], []]
-    return ServedList(np.array(columns[0], np.int64), columns[1], columns[2], columns[3])
+    return by_system[SERVED]
+
+
+def _with_later_items(
+    item_index: ServedIndex, made: RankedLists, generated: Sequence[int]
+) -> tuple[Int[np.ndarray, " C"], Float[np.ndarray, " C"], Int[np.ndarray, " C"]]:
+    """Return the places, scores and rows of a ranked list, with the policy's items that the index does not know.
+
+    Such an item keeps its place in the policy's list, has the score of the item that stood there, and the row -1.
+    """
+    places, scores = item_index.place_of[made.candidates.item].tolist(), made.score.tolist()
+    rows = list(range(len(places)))
+    for at, place in enumerate(generated):
+        if item_index.row_of[place] < 0:
+            scores.insert(at, scores[min(at, len(scores) - 1)] if scores else 0.0)
+            places.insert(at, place)
+            rows.insert(at, -1)
+    return np.array(places, np.int64), np.array(scores, np.float64), np.array(rows, np.int64)
+
+
+def _explained(
+    served: ServedRanker, made: RankedLists, rows: Int[np.ndarray, " k"], wishes: Sequence[Wish]
+) -> list[dict[str, float]]:
+    """Return what each group of features, and the wishes, add to the scores of some rows, without groups that add nothing."""
+    ranker = served.ranker
+    parts = _contributions(ranker, made.features[rows])
+    if not wishes:
+        return parts
+    groups = ranker.lists.view.families[SERVED.family].groups[0]
+    added = steer_scores(wishes, groups, made.candidates.item[rows]).round(4).tolist()
+    return [part | {STEER: score} for part, score in zip(parts, added, strict=True)]
 
 
 def _contributions(ranker: RunRanker, features: np.ndarray) -> list[dict[str, float]]:

@@ -1,50 +1,17 @@
-"""From a request to its list: check history and filters, search or take popular items, add reasons."""
+"""From a request to its reply: check it, have it decoded, and build the list with its reasons."""
 
 import uuid
 from functools import partial
-from typing import NamedTuple
-from urllib.parse import quote
 
 import numpy as np
-from jaxtyping import Bool, Int
 
-from digr.policy.decoding.search import Recommendation
-from digr.ranking.steering import find_interest
-from serve.catalogue import ServedRun, places_array
+from serve.checking import CheckedRequest, check_request
 from serve.decoding import Job
 from serve.impressions import Shown
-from serve.problems import (
-    ProblemError,
-    beam_too_wide,
-    cannot_steer,
-    currency_needed,
-    empty_history,
-    k_too_large,
-    no_items_left,
-    two_histories,
-    unknown_interest,
-    unknown_items,
-)
-from serve.schemas import ExperimentArm, Problem, RecommendedItem, RecommendReply, RecommendRequest, Source
+from serve.listing import MadeList, list_items, make_list, next_cursor
+from serve.problems import ProblemError
+from serve.schemas import Problem, RecommendReply, RecommendRequest
 from serve.service import Service
-
-
-class CheckedRequest(NamedTuple):
-    """A request after its checks, with items and filters resolved."""
-
-    model: str
-    run: ServedRun
-    request: RecommendRequest
-    places: list[int]
-    """Known items of the history, oldest first."""
-    ignored: list[str]
-    beam_width: int
-    allowed: Bool[np.ndarray, " N"] | None
-    interests: str | None
-    """Interests of a known user, as the prompt shows them."""
-    arm: ExperimentArm | None
-    shadow_of: str | None = None
-    """Id of the list that was shown, if this one is for the shadow."""
 
 
 async def answer_request(service: Service, request: RecommendRequest) -> RecommendReply:
@@ -55,9 +22,9 @@ async def answer_request(service: Service, request: RecommendRequest) -> Recomme
     """
     await _catch_up(service, [request])
     checked = check_request(service, request)
-    job = _job(service, checked) if checked.places else None
+    job = _job(service, checked) if checked.is_decoded else None
     found = await service.line.decode([job] if job else [])
-    reply = _reply(service, checked, job, found[0] if found else None)
+    reply = _reply(service, checked, await make_list(checked, job, found[0] if found else None))
     _offer_shadow(service, request, reply)
     return reply
 
@@ -78,11 +45,13 @@ async def answer_requests(service: Service, requests: list[RecommendRequest]) ->
     jobs = {
         row: _job(service, checked)
         for row, checked in enumerate(outcomes)
-        if isinstance(checked, CheckedRequest) and checked.places
+        if isinstance(checked, CheckedRequest) and checked.is_decoded
     }
     found = dict(zip(jobs, await service.line.decode(list(jobs.values())), strict=True))
     replies = [
-        _reply(service, checked, jobs.get(row), found.get(row)) if isinstance(checked, CheckedRequest) else checked
+        _reply(service, checked, await make_list(checked, jobs.get(row), found.get(row)))
+        if isinstance(checked, CheckedRequest)
+        else checked
         for row, checked in enumerate(outcomes)
     ]
     for request, reply in zip(requests, replies, strict=True):
@@ -108,8 +77,9 @@ def _offer_shadow(service: Service, request: RecommendRequest, reply: RecommendR
 
 async def _answer_shadow(service: Service, request: RecommendRequest, model: str, recommendation_id: str) -> None:
     checked = check_request(service, request.model_copy(update={"model": model}))._replace(shadow_of=recommendation_id)
-    job = _job(service, checked) if checked.places else None
-    _reply(service, checked, job, await service.line.decode_when_idle(job) if job else None)
+    job = _job(service, checked) if checked.is_decoded else None
+    found = await service.line.decode_when_idle(job) if job else None
+    _reply(service, checked, await make_list(checked, job, found))
 
 
 def _job(service: Service, checked: CheckedRequest) -> Job:
@@ -117,39 +87,30 @@ def _job(service: Service, checked: CheckedRequest) -> Job:
     prompt = run.prompt(checked.places, checked.interests)
     ranking = {"history": checked.places, "k": request.k, "explain": request.explain}
     ranking |= {"steer": [wish for wish in request.steer if wish.weight]}
+    ranking |= {"boosts": request.boosts, "diversity": request.diversity, "earlier": checked.earlier}
     return service.line.job(run, prompt, checked.beam_width, checked.allowed, **ranking)
 
 
-def _reply(service: Service, checked: CheckedRequest, job: Job | None, found: Recommendation | None) -> RecommendReply:
-    """Build the reply from the ranker's list, else from the policy's, else from the most popular items."""
-    run, k = checked.run, checked.request.k
-    ranked = job.ranked if job else None
-    source: Source
-    if ranked is not None:
-        source, places, scores = "ranker", ranked.places, list[float | None](ranked.scores)
-    elif found is not None:
-        source, places, scores = "policy", found.places[:k], list[float | None](found.scores)
-    else:
-        listed = run.popular if checked.allowed is None else run.popular[checked.allowed[run.popular]]
-        source, places, scores = "popularity", listed[:k], [None] * k
-    reasons = run.explain(checked.places, places, checked.interests) if checked.request.explain else [[]] * len(places)
-    proven = found.is_proven(k) if source == "policy" and found is not None else None
+def _reply(service: Service, checked: CheckedRequest, made: MadeList) -> RecommendReply:
+    run, explain = checked.run, checked.request.explain
+    reasons = run.explain(checked.places, made.places, checked.interests) if explain else [[]] * len(made.places)
     if checked.shadow_of is None:
-        service.metrics.count_list(checked.model, source, bool(proven))
-    items = _items(run, places, scores, reasons)
-    if ranked is not None:
-        told = zip(items, ranked.sources, ranked.contributions, strict=True)
-        items = [item.model_copy(update={"sources": names, "contributions": parts}) for item, names, parts in told]
+        service.metrics.count_list(checked.model, made.source, bool(made.proven))
+    items = list_items(run, made.places, made.scores, reasons)
+    for name, told in (("sources", made.sources), ("contributions", made.contributions)):
+        if told is not None:
+            items = [item.model_copy(update={name: each}) for item, each in zip(items, told, strict=True)]
     reply = RecommendReply(
         items=items,
-        source=source,
+        source=made.source,
         model=checked.model,
         ignored_items=checked.ignored,
         recommendation_id=checked.shadow_of or uuid.uuid4().hex,
         experiment=checked.arm,
-        proven=proven,
+        proven=made.proven,
+        cursor=next_cursor(checked, made.places, [item.item_id for item in items]) if checked.page else None,
     )
-    _log(service, checked, reply, np.asarray(places).tolist())
+    _log(service, checked, reply, np.asarray(made.places).tolist())
     return reply
 
 
@@ -167,83 +128,3 @@ def _log(service: Service, checked: CheckedRequest, reply: RecommendReply, liste
             is_shadow=checked.shadow_of is not None,
         )
         service.impressions.add(shown)
-
-
-def check_request(service: Service, request: RecommendRequest) -> CheckedRequest:
-    """Check a request and resolve its items and filters in its version.
-
-    Raises:
-        ProblemError: it cannot be answered.
-    """
-    largest_beam = service.arguments.beam_width
-    arm = service.arm_of(request.user_id) if request.model is None else None
-    model, run = service.version(arm.arm if arm else request.model)
-    beam_width = request.beam_width or largest_beam
-    if beam_width > largest_beam:
-        raise beam_too_wide(beam_width, largest_beam)
-    if request.k > min(beam_width, run.trie.num_items):
-        raise k_too_large(request.k, beam_width, run.trie.num_items)
-    _check_steer(run, request)
-    if request.history and request.user_id is not None:
-        raise two_histories()
-    named = [*(request.history or []), *(request.seeds or [])]
-    if not named and request.user_id is None:
-        raise empty_history()
-    found = run.facts.ids.find(named).tolist()
-    ignored = list(dict.fromkeys(item for item, place in zip(named, found, strict=True) if place < 0))
-    if ignored and request.unknown == "refuse":
-        raise unknown_items(ignored)
-    places = [place for place in found if place >= 0]
-    if request.user_id is not None:
-        places = (run.users.find(request.user_id) or []) + service.recent_places(model, request.user_id) + places
-    interests = run.shown_interests(request.user_id)
-    return CheckedRequest(model, run, request, places, ignored, beam_width, _allowed(run, request, places), interests, arm)
-
-
-def _check_steer(run: ServedRun, request: RecommendRequest) -> None:
-    if request.steer and run.ranker is None:
-        raise cannot_steer()
-    for at, wish in enumerate(request.steer):
-        if wish.interest is not None and run.ranker and find_interest(run.ranker.ranker.vocabulary, wish.interest) < 0:
-            raise unknown_interest(wish.interest, at)
-
-
-def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:
-    if request.allow is None and request.deny is None and not request.exclude_history:
-        return None
-    priced = any(wanted is not None and wanted.lacks_currency() for wanted in (request.allow, request.deny))
-    if priced and len(run.facts.currencies) > 1:
-        raise currency_needed(run.facts.currencies)
-    allowed = np.ones(run.trie.num_items, bool) if request.allow is None else run.matching(request.allow)
-    for condition in request.deny.conditions() if request.deny else ():
-        allowed &= ~run.matching(condition)
-    if request.exclude_history:
-        allowed[places] = False
-    if not allowed.any():
-        raise no_items_left(run.trie.num_items)
-    return allowed
-
-
-def image_path(item_id: str, image_uri: str | None) -> str | None:
-    """Return the path of an item's image on this server."""
-    return f"/v1/items/{quote(item_id, safe='')}/image" if image_uri else None
-
-
-def _items(
-    run: ServedRun, places: Int[np.ndarray, " M"], scores: list[float | None], reasons: list[list[str]]
-) -> list[RecommendedItem]:
-    rows = run.facts.table.select(["item_id", "title", "price", "currency", "image_uri"]).take(places_array(places)).to_pylist()
-    codes = run.trie.codes[np.asarray(places, np.int64)].tolist()
-    return [
-        RecommendedItem(
-            item_id=row["item_id"],
-            score=score,
-            title=row["title"],
-            reasons=why,
-            sid=[code for code in sid if code >= 0],
-            price=row["price"],
-            currency=row["currency"],
-            image=image_path(row["item_id"], row["image_uri"]),
-        )
-        for row, sid, score, why in zip(rows, codes, scores, reasons, strict=False)
-    ]

@@ -4,12 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-MAX_HISTORY, MAX_K, MAX_BATCH, MAX_FILTER = 1000, 1000, 64, 1000
+MAX_HISTORY, MAX_K, MAX_BATCH, MAX_FILTER, MAX_BOOSTS = 1000, 1000, 64, 1000, 8
+MAX_CURSOR = 600_000
+"""Characters of a cursor; one has a few thousand unless ids are very long."""
 
 _PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]
 UserId = ItemId
 Category = ItemId
+Brand = ItemId
 VersionName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Currency = Annotated[str, StringConstraints(max_length=3, pattern=r"^[A-Z]{3}$")]
@@ -25,12 +28,14 @@ class Contract(BaseModel):
 
 
 class ItemFilter(Contract):
-    """Items by their ids, categories and prices; one without any condition has no effect."""
+    """Items by their ids, categories, brands and prices; one without any condition has no effect."""
 
     item_ids: list[ItemId] | None = Field(None, max_length=MAX_FILTER)
     """Only these items; unknown ids are ignored."""
     categories: list[Category] | None = Field(None, max_length=MAX_FILTER)
     """Items with at least one of these categories."""
+    brands: list[Brand] | None = Field(None, max_length=MAX_FILTER)
+    """Items of one of these brands, written as the catalogue writes them."""
     min_price: Price | None = None
     """Items of at least this price; an item without a price has none."""
     max_price: Price | None = None
@@ -47,6 +52,7 @@ class ItemFilter(Contract):
         parts = [
             ItemFilter(item_ids=self.item_ids),
             ItemFilter(categories=self.categories),
+            ItemFilter(brands=self.brands),
             ItemFilter(min_price=self.min_price, max_price=self.max_price, currency=self.currency),
         ]
         return [part for part in parts if part != ItemFilter()]
@@ -69,6 +75,21 @@ class Steer(Contract):
         return self
 
 
+class ItemBoost(Contract):
+    """A weight on all items that meet a condition."""
+
+    where: ItemFilter
+    """Items that meet all of these conditions, of which there is at least one."""
+    weight: float = Field(ge=-10, le=10, allow_inf_nan=False)
+    """Strength, in the unit of the weights of `steer`; negative to bury, 0 for no effect."""
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> "ItemBoost":
+        if not self.where.conditions():
+            raise ValueError("a boost needs a condition in where: item_ids, categories, brands, min_price or max_price")
+        return self
+
+
 class RecommendRequest(Contract):
     """Ask what comes next after a history."""
 
@@ -88,6 +109,12 @@ class RecommendRequest(Contract):
     """Items that meet any of these conditions may not come out; a price range with its currency is one condition."""
     steer: list[Steer] = Field([], max_length=8)
     """Wishes for more of an interest, or less; only if the version has a ranker."""
+    boosts: list[ItemBoost] = Field([], max_length=MAX_BOOSTS)
+    """Items of which the list shall have more, or less, by their attributes."""
+    diversity: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    """How much items shall differ in their interests from those before them; 0 for no effect. Needs a ranking index."""
+    cursor: str | None = Field(None, max_length=MAX_CURSOR, pattern=r"^[A-Za-z0-9_-]*$")
+    """Page of a longer list: empty for the first one, then the `cursor` of the reply before."""
     exclude_history: bool = False
     """Leave out the items of the history and the seeds."""
     explain: bool = True
@@ -103,7 +130,8 @@ class RecommendedItem(Contract):
 
     item_id: str
     score: float | None
-    """Score of the ranker; in a list of the policy's own the item's log-probability, at most 0; null in a list by popularity."""
+    """Score of the ranker; in a list of the policy's own the item's log-probability, at most 0 without boosts; null in a list by
+    popularity."""
     title: str
     reasons: list[str]
     """Trusted interests that the item shares with the history or the user, strongest first, in the item's own words: of the same
@@ -118,7 +146,8 @@ class RecommendedItem(Contract):
     sources: list[str] = []
     """Which sources proposed the item to the ranker."""
     contributions: dict[str, float] = {}
-    """Contribution of each group of features to the ranker's score, up to a constant; with `explain`."""
+    """Contribution of each group of features, and of the request's wishes and boosts, to the score, up to a constant; with
+    `explain`."""
 
 
 class ExperimentArm(Contract):
@@ -146,7 +175,9 @@ class RecommendReply(Contract):
     """The experiment that the user takes part in; null outside of one."""
     proven: bool | None = None
     """Whether the list is proven to hold the allowed items that are most probable to the policy; null for lists of the ranker or
-    of the counts."""
+    of the counts, and for those with boosts or diversity."""
+    cursor: str | None = None
+    """Where the next page begins, if the request had a `cursor`; null behind the last item."""
 
 
 class RecommendBatch(Contract):
@@ -211,6 +242,12 @@ class Version(Contract):
     num_items: int
     num_new_items: int
     """Items that were added by `POST /v1/items` since the run."""
+    num_hidden_items: int = 0
+    """Items that may not be listed, because they were deleted or are not available."""
+    waiting: str | None = None
+    """Why the version does not have all added items yet; null if it has."""
+    refused_items: dict[str, str] = Field(default_factory=dict)
+    """Added items, at most 100, that the version cannot recommend, and why."""
     level_sizes: list[int]
     """Codes per level of the semantic IDs."""
     currencies: list[str]
@@ -230,6 +267,8 @@ class Versions(Contract):
     """Version that `roll_back` would make the default."""
     failed: dict[str, str] = Field(default_factory=dict)
     """Configured versions that could not be loaded, and why."""
+    set_aside: dict[str, str] = Field(default_factory=dict)
+    """Files of the state, at most 100, that could not be read and are left out, and why."""
 
 
 class ChangeDefault(Contract):

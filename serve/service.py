@@ -1,24 +1,30 @@
 """What one replica serves: its versions, the items added to them, and the line of requests that it decodes."""
 
 import asyncio
+import itertools
 import logging
-from pathlib import Path
-from typing import Any, NamedTuple
+import math
+import time
+from typing import NamedTuple
 
-from digr.artifacts import Store
-from digr.serving.journal import Journal
+from digr.artifacts import Store, digest_of
+from digr.serving.journal import Entry, Journal
+from digr.serving.state import open_state
 from digr.serving.users import newest_interaction
 from serve import problems
-from serve.additions import ItemList, VersionAdditions
+from serve.additions import VersionAdditions
 from serve.board import Board, MemoryBoard
 from serve.catalogue import ServedRun, assemble, digests_of, read_run
+from serve.change_problems import not_loaded_everywhere, state_not_reached
 from serve.decoding import decode, warm_up
 from serve.encoders import get_encoder
 from serve.events import Events
 from serve.experiments import ShadowSettings
+from serve.images import ImageLimits, ItemImages
 from serve.impressions import Impressions
-from serve.item_schemas import AddedItem, NewItem
+from serve.item_journal import MAX_NAMED, ItemJournal
 from serve.metrics import Metrics
+from serve.replicas import Replicas
 from serve.schemas import ChangeDefault, ExperimentArm, Version, Versions
 from serve.settings import AppArguments, LiveSettings, VersionSettings
 from serve.shadows import Shadows
@@ -36,13 +42,25 @@ class Loaded(NamedTuple):
     additions: VersionAdditions | None
     newest: int | None
     """Time of the run's newest interaction, milliseconds since 1970; later events come on top."""
+    revision: tuple[int, int] = (0, 0)
+    """That of the additions in the run."""
 
 
-def _extended(loaded: Loaded, items: list[dict[str, Any]]) -> Loaded:
-    """Return a version with the added items; the same object if there are no new ones."""
-    if loaded.additions is None or not loaded.additions.follow(items):
+def _build_of(loaded: Loaded) -> str:
+    """Return what tells a version's build from others."""
+    return digest_of(list(loaded.digests))
+
+
+def _extended(loaded: Loaded, items: ItemJournal) -> Loaded:
+    """Return a version with the added and changed items; the same object if there is nothing new."""
+    additions = loaded.additions
+    if additions is None:
         return loaded
-    return loaded._replace(run=assemble(loaded.run.tables, loaded.additions.additions()))
+    additions.follow(items)
+    if additions.revision == loaded.revision:
+        return loaded
+    run = assemble(loaded.run.tables, additions.additions(), additions.changes(items))
+    return loaded._replace(run=run, revision=additions.revision)
 
 
 class Service:
@@ -58,6 +76,8 @@ class Service:
         board: Board | None = None,
     ) -> None:
         self.arguments = arguments
+        state = open_state(arguments.state_dir) if arguments.state_dir else None
+        self.state = state
         self.metrics = Metrics(replica)
         self.board: Board = board or MemoryBoard()
         """Where replicas report; without one given, this replica is alone."""
@@ -68,21 +88,24 @@ class Service:
         self.is_ready = False
         self._live = LiveSettings()
         self.line = Line(decode, arguments.max_pending, arguments.deadline_seconds, self.metrics)
+        limits = ImageLimits(arguments.max_image_bytes, arguments.max_image_side, arguments.deadline_seconds)
+        self.images = ItemImages(arguments.images, limits)
         self.events = Events(arguments, self.metrics) if arguments.events_dir else None
         is_logged = arguments.events_dir and arguments.impressions == "on"
         self.impressions = Impressions(arguments.events_dir, self.metrics) if is_logged else None
         self.shadows = Shadows(self.metrics)
         self._device = device
-        self._changing, self._configuring = asyncio.Lock(), asyncio.Lock()
-        state_dir = Path(arguments.state_dir) if arguments.state_dir else None
-        self._state_dir = state_dir
-        self._items: ItemList | None = ItemList(state_dir) if state_dir else None
-        self._choices = Journal(state_dir / "default") if state_dir else None
+        self.changing, self._configuring = asyncio.Lock(), asyncio.Lock()
+        self.replicas = Replicas(state, replica, time.monotonic) if state else None
+        self.items = ItemJournal(state) if state else None
+        """The journal of the catalogue; None where nothing can be changed."""
+        self._choices = Journal(state, "default") if state else None
         self._num_choices = 0
         self._choice: dict[str, str] = {}
+        self._set_aside: dict[str, str] = {}
 
     async def configure(self, live: LiveSettings) -> None:
-        """Load versions that are new or were built again, then drop those that are no longer configured.
+        """Load versions that are new, then drop those that are no longer configured.
 
         Meanwhile, the previous versions answer requests. A version that cannot be loaded is named in `failed`; its earlier
         load, if there is one, stays in use.
@@ -99,7 +122,7 @@ class Service:
                 except (ValueError, OSError) as error:
                     logger.error("version %s cannot be loaded: %s", name, error)
                     failed[name] = str(error)
-            async with self._changing:
+            async with self.changing:
                 kept = {name: loaded for name, loaded in self.versions.items() if name in live.models}
                 versions = {name: found for name in live.models if (found := fresh.get(name) or kept.get(name))}
                 if live.default not in versions:
@@ -115,16 +138,28 @@ class Service:
     def _load(self, settings: VersionSettings, before: Loaded | None) -> Loaded | None:
         """Load a version; return None if it is loaded already."""
         digests = digests_of(settings)
-        if before and (before.settings, before.digests) == (settings, digests):
-            return None
-        tables, additions = read_run(settings, self._device), None
-        if self._state_dir and self._items:
-            additions = VersionAdditions(tables, settings, self._state_dir, get_encoder)
-            additions.follow(self._items.items)
-        run = assemble(tables, additions.additions() if additions else None)
-        warm_up(run, self.arguments.beam_width, self.arguments.max_pending)
+        if before and before.settings == settings:
+            if before.digests == digests:
+                return None
+            raise ValueError(
+                f"{settings.run_dir}: was built again in place while it is served, and the build that was loaded stays in use; "
+                f"build every run in a folder of its own, and name that folder as a version"
+            )
+        tables = read_run(settings, self._device)
         newest = newest_interaction(Store(settings.run_dir, settings.variant)) if self.events else None
-        return Loaded(settings, digests, run, additions, newest)
+        if digests_of(settings) != digests:
+            raise ValueError(
+                f"{settings.run_dir}: was built again while it was read; wait until the build has ended, then try again"
+            )
+        if self.state and self.items:
+            additions = VersionAdditions(tables, settings, self.state, get_encoder)
+            additions.follow(self.items)
+            run = assemble(tables, additions.additions(), additions.changes(self.items))
+            loaded = Loaded(settings, digests, run, additions, newest, additions.revision)
+        else:
+            loaded = Loaded(settings, digests, assemble(tables), None, newest)
+        warm_up(loaded.run, self.arguments.beam_width, self.arguments.max_pending)
+        return loaded
 
     @property
     def default(self) -> str:
@@ -174,16 +209,32 @@ class Service:
         return [place for place in loaded.run.facts.ids.find(items).tolist() if place >= 0] if items else []
 
     async def follow(self) -> None:
-        """Apply what other replicas added or chose."""
-        if self._items is None or self._choices is None:
+        """Apply what other replicas changed or chose."""
+        async with self.changing:
+            await self.follow_locked()
+
+    async def follow_locked(self) -> None:
+        """Do as `follow`; the caller holds `changing`."""
+        if self.items is None or self._choices is None:
             return
-        async with self._changing:
-            await asyncio.to_thread(self._items.read)
-            for name, loaded in self.versions.items():
-                self.versions = self.versions | {name: await asyncio.to_thread(_extended, loaded, self._items.items)}
-            choices = await asyncio.to_thread(self._choices.read, self._num_choices)
-            self._num_choices += len(choices)
-            self._choice = choices[-1] if choices else self._choice
+        await asyncio.to_thread(self.items.read)
+        for name, loaded in self.versions.items():
+            self.versions = self.versions | {name: await asyncio.to_thread(_extended, loaded, self.items)}
+        for entry in await asyncio.to_thread(self._choices.read, self._num_choices):
+            self._num_choices = entry.number
+            self._choice = self._read_choice(entry) or self._choice
+        if self.replicas is not None:
+            await asyncio.to_thread(self.replicas.tell, {name: _build_of(loaded) for name, loaded in self.versions.items()})
+
+    def _read_choice(self, entry: Entry) -> dict[str, str] | None:
+        """Return a choice of the default version; set aside what is none."""
+        value = entry.value or {}
+        choice = {name: value.get(name) for name in ("model", "previous", "configured")}
+        if all(isinstance(name, str) for name in choice.values()):
+            return {name: str(chosen) for name, chosen in choice.items()}
+        if len(self._set_aside) < MAX_NAMED:
+            self._set_aside[entry.name] = entry.reason or "it names no default version"
+        return None
 
     async def report(self) -> int:
         """Report what this replica counts; return how many replicas there are."""
@@ -204,9 +255,16 @@ class Service:
         """Choose the default version for all replicas; the choice survives restarts.
 
         Raises:
-            ProblemError: there is no such version, or none to go back to.
+            ProblemError: there is no such version, or none to go back to; a live replica does not have it after
+                `promote_seconds`; or the state cannot be reached.
         """
-        if self._choices is None:
+        try:
+            return await self._change_default(change)
+        except OSError as error:
+            raise state_not_reached() from error
+
+    async def _change_default(self, change: ChangeDefault) -> Versions:
+        if self._choices is None or self.replicas is None:
             raise problems.no_state_dir()
         await self.follow()
         name = change.model if change.action == "promote" else self.previous
@@ -214,36 +272,24 @@ class Service:
             raise problems.nothing_to_choose(change.action)
         self.version(name)
         if name != self.default:
+            await self._wait_for_all(name, self.replicas)
             choice = {"model": name, "previous": self.default, "configured": self._live.default}
             await asyncio.to_thread(self._choices.append, choice, self._num_choices)
             await self.follow()
         return self.describe()
 
-    async def add_item(self, item: NewItem) -> AddedItem:
-        """Add an item to all versions; adding the same item again changes nothing.
-
-        Raises:
-            ProblemError: another item has this id, too many items were added, or the default version has no code left.
-        """
-        if self._items is None:
-            raise problems.no_state_dir()
-        await self.follow()
-        wanted, earlier = item.model_dump(), self._items.by_id.get(item.item_id)
-        name, run = self.version(None)
-        if (earlier is not None and earlier != wanted) or (earlier is None and run.facts.ids.find([item.item_id])[0] >= 0):
-            raise problems.item_exists(item.item_id)
-        if earlier is None:
-            if len(self._items.items) >= self.arguments.max_added_items:
-                raise problems.too_many_added(self.arguments.max_added_items)
-            await asyncio.to_thread(self._items.add, wanted)
-            await self.follow()
-            if self._items.by_id[item.item_id] != wanted:  # another replica was faster
-                raise problems.item_exists(item.item_id)
-        sids = {name: loaded.additions.sid_of(item.item_id) for name, loaded in self.versions.items() if loaded.additions}
-        additions = self.versions[name].additions
-        if sids.get(name) is None and additions:
-            raise problems.no_code_left(item.item_id, additions.refused.get(item.item_id, ""))
-        return AddedItem(item_id=item.item_id, sids={name: sid for name, sid in sids.items() if sid}, is_new=earlier is None)
+    async def _wait_for_all(self, name: str, replicas: Replicas) -> None:
+        """Wait until every live replica has a version."""
+        limit, pause = self.arguments.promote_seconds, self.arguments.follow_seconds
+        for left in reversed(range(math.ceil(limit / pause) + 1)):
+            self.version(name)  # a new configuration may have taken it away meanwhile
+            lacking = await asyncio.to_thread(replicas.lacking, name, _build_of(self.versions[name]))
+            if not lacking:
+                return
+            if left:
+                await asyncio.sleep(pause)
+                await self.follow()
+        raise not_loaded_everywhere(name, lacking, limit)
 
     def describe(self) -> Versions:
         """List the versions.
@@ -253,10 +299,11 @@ class Service:
         """
         self.version(None)
         versions = [self._describe(name, loaded) for name, loaded in self.versions.items()]
-        return Versions(data=versions, previous=self.previous, failed=self.failed)
+        set_aside = self._set_aside | (self.items.set_aside if self.items else {})
+        return Versions(data=versions, previous=self.previous, failed=self.failed, set_aside=set_aside)
 
     def _describe(self, name: str, loaded: Loaded) -> Version:
-        run = loaded.run
+        run, additions = loaded.run, loaded.additions
         return Version(
             id=name,
             created=int(run.tables.loaded_at),
@@ -266,6 +313,9 @@ class Service:
             ranker="missing" if loaded.settings.ranker == "on" and run.ranker is None else loaded.settings.ranker,
             num_items=run.trie.num_items,
             num_new_items=run.num_new_items,
+            num_hidden_items=0 if run.listed is None else int((~run.listed).sum()),
+            waiting=additions.waiting if additions else None,
+            refused_items=dict(itertools.islice(additions.refused.items(), MAX_NAMED)) if additions else {},
             level_sizes=list(run.trie.level_sizes),
             currencies=list(run.facts.currencies),
             max_history=run.max_history,

@@ -20,7 +20,7 @@ from serve.callers import current_caller
 from serve.catalogue import ServedRun
 from serve.decoding import BATCH_SIZE, Job
 from serve.metrics import Metrics
-from serve.problems import deadline_passed, overloaded
+from serve.problems import deadline_passed, decoder_down, overloaded
 
 Decode = Callable[[list[Job]], list[Recommendation | Exception]]
 
@@ -130,18 +130,23 @@ class Line:
         """Decode in the decoder's thread.
 
         Raises:
-            RuntimeError: it takes no more work.
+            ProblemError: it takes no more work.
             ValueError: it gave another number of results.
         """
         try:
             decoding = asyncio.get_running_loop().run_in_executor(self._thread, self._decode, jobs)
         except RuntimeError as error:
             self._failure = f"the decoder takes no more work: {error}"
-            raise
+            raise decoder_down(self._failure) from None
         found = await decoding
         if len(found) != len(jobs):
             raise ValueError(f"the decoder gave {len(found)} results for {len(jobs)} jobs")
         return found
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch is being decoded."""
+        return self._busy_since is not None
 
     def trouble(self) -> str | None:
         """Say why no more lists can be made here; None if they can."""

@@ -1,7 +1,7 @@
 """Every choice of a run, as frozen pydantic models read from one TOML file and `section.key=value` overrides.
 
 Facts (level sizes with the suffix, dimensions, counts) are never here: the manifest of the artifact that measured them
-holds them. `cluster` changes only speed, so no stage's digest includes it.
+holds them. `cluster` changes only speed and `images` only what may be read, so no stage's digest includes them.
 """
 
 from digr.config.presets import find_config, preset_names

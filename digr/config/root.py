@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from digr.config.base import Section
 from digr.config.fields import models_inside
+from digr.config.images import ImagesConfig
 from digr.config.interests import ClassifierConfig, EmbeddingsConfig, InterestsConfig, LabelsConfig
 from digr.config.policy import DecodingConfig, GrpoConfig, PolicyConfig, SftConfig, TasksConfig, TrainConfig
 from digr.config.presets import find_config
@@ -23,6 +24,7 @@ class Config(Section):
 
     run: RunConfig
     data: DataConfig = DataConfig()
+    images: ImagesConfig = ImagesConfig()
     interests: InterestsConfig = InterestsConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     labels: LabelsConfig = LabelsConfig()

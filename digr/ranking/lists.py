@@ -9,9 +9,9 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from digr.ranking.features import pool_lists
-from digr.ranking.neighbours import HistoryItems, Neighbours
+from digr.ranking.neighbours import HistoryItems, Neighbours, one_list
 from digr.ranking.ranker import Ranker, best_of, load_ranker
-from digr.ranking.sources import Candidates, propose
+from digr.ranking.sources import BOOST, STEER, Candidates, propose
 from digr.ranking.steering import Wish, proposals, steer_scores
 from digr.ranking.systems import System, build_features, candidates_of, families_of
 from digr.ranking.views import View, load_view
@@ -47,6 +47,7 @@ class ListRanker(NamedTuple):
         allowed: Bool[np.ndarray, "B N"] | None = None,
         wishes: Sequence[Wish] = (),
         carriers: Neighbours | None = None,
+        boosted: Int[np.ndarray, " p"] | None = None,
     ) -> Iterator[tuple[slice, dict[System, RankedLists]]]:
         """Yield each system's k best items for `BATCH_REQUESTS` requests at a time, with the slice of these requests.
 
@@ -57,15 +58,17 @@ class ListRanker(NamedTuple):
             allowed: items that may be listed; None for all.
             wishes: wishes of the request, which must be the only one.
             carriers: items of each canonical interest, needed with wishes.
+            boosted: items that the boosts of the request, which must be the only one, propose; None for none.
         """
         num_requests = len(histories.start) - 1
         for first in range(0, num_requests, BATCH_REQUESTS):
             end = min(first + BATCH_REQUESTS, num_requests)
             bounds = histories.start[first : end + 1]
             batch = HistoryItems(histories.item[bounds[0] : bounds[-1]], bounds - bounds[0])
-            steered = proposals(wishes, carriers, self.view.num_items) if wishes and carriers is not None else None
+            asked = {STEER: proposals(wishes, carriers, self.view.num_items)} if wishes and carriers is not None else {}
+            asked |= {} if boosted is None else {BOOST: one_list(boosted)}
             pooled = pool_lists(self.view, batch)
-            candidates = propose(self.view, batch, pooled, slice_lists(generated, first, end) if generated else None, steered)
+            candidates = propose(self.view, batch, pooled, slice_lists(generated, first, end) if generated else None, asked)
             if allowed is not None:
                 candidates = candidates.take(allowed[first:end][candidates.request, candidates.item])
             features = build_features(self.view, batch, pooled, candidates)

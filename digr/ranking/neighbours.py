@@ -73,6 +73,11 @@ def join_lists(parts: Sequence[Neighbours]) -> Neighbours:
     return Neighbours(np.concatenate(starts), items, np.concatenate([np.zeros(0, np.float32), *(part.weight for part in parts)]))
 
 
+def one_list(items: Int[np.ndarray, " P"]) -> Neighbours:
+    """Return the list of one request, best first, with equal weights."""
+    return Neighbours(np.array([0, len(items)]), items.astype(np.int32), np.ones(len(items), np.float32))
+
+
 def from_lists(lists: pa.ListArray) -> Neighbours:
     """Read the column of a source in `item_neighbours`."""
     start = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))])

@@ -1,6 +1,7 @@
 """Named sources of candidates: each proposes a bounded list for a request, and a ranker orders their union."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ MOST = {"history": 50, "transitions": 50, "next": 20, "cooccurrence": 50, "text"
 """Most items that a source proposes."""
 SOURCES = (*MOST, "generation")
 """Sources of every request; the policy's list is as long as its beam."""
-STEER = "steer"
-"""The source of a request's wishes."""
+STEER, BOOST = "steer", "boost"
+"""The sources of a request's wishes, and of its boosts."""
+ASKED = (STEER, BOOST)
+"""Sources that only some requests have."""
 MOST_OF_FAMILY, MOST_OF_STEPS = 30, 20
 CONTENT_DECAY = 0.6
 """Base of the weight of a history's item for neighbours by text and by interests; the exponent is its place from the end."""
@@ -57,7 +60,7 @@ def propose(
     histories: HistoryItems,
     pooled: Pooled,
     generated: Neighbours | None = None,
-    steered: Neighbours | None = None,
+    asked: Mapping[str, Neighbours] = MappingProxyType({}),
 ) -> Candidates:
     """Return the union of all sources' lists.
 
@@ -66,7 +69,7 @@ def propose(
         histories: histories of B requests.
         pooled: pooled weights of items after the histories, see `pool_lists`.
         generated: the policy's list of each request, best first; None for no list.
-        steered: items proposed by each request's wishes; None if there are no wishes.
+        asked: items proposed by what the requests ask for, by the sources of `ASKED`.
     """
     num_requests = len(histories.start) - 1
     lists = dict.fromkeys(SOURCES, _same_for_all(np.zeros(0, np.int64), num_requests))
@@ -82,9 +85,7 @@ def propose(
     for name, family in view.families.items():
         lists[name] = pool_neighbours(family.neighbours, histories, CONTENT_DECAY).best(num_requests, MOST_OF_FAMILY)
         lists[steps_of(name)] = pooled.steps[name].best(num_requests, MOST_OF_STEPS)
-    if steered is not None:
-        lists[STEER] = steered
-    return union(lists, view.num_items)
+    return union({**lists, **asked}, view.num_items)
 
 
 def union(lists: dict[str, Neighbours], num_items: int) -> Candidates:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Int
 from digr.config.ranking import Ablation
 from digr.ranking.features import Pooled, base_features, base_names, interest_features, interest_names
 from digr.ranking.neighbours import HistoryItems
-from digr.ranking.sources import SOURCES, STEER, Candidates, choose, sources_of_families
+from digr.ranking.sources import ASKED, SOURCES, Candidates, choose, sources_of_families
 from digr.ranking.views import View
 
 SHUFFLES = 3
@@ -95,5 +95,6 @@ def sources_of(system: System) -> list[str]:
 
 
 def candidates_of(system: System, candidates: Candidates, k: int = 0) -> Bool[np.ndarray, " C"]:
-    """Mark the candidates of a system, including those of a request's wishes; at least k if so many are proposed."""
-    return choose(candidates, [*sources_of(system), *([STEER] if STEER in candidates.sources else [])], k)
+    """Mark the candidates of a system, including those that a request asks for; at least k if so many are proposed."""
+    asked = [name for name in ASKED if name in candidates.sources]
+    return choose(candidates, [*sources_of(system), *asked], k)

@@ -72,14 +72,15 @@ def matching_items(
     *,
     item_ids: Sequence[str] | None = None,
     categories: Sequence[str] | None = None,
+    brands: Sequence[str] | None = None,
     min_price: float | None = None,
     max_price: float | None = None,
     currency: str | None = None,
 ) -> Bool[np.ndarray, " N"]:
     """Mark the items that meet all given conditions; without conditions, all items.
 
-    Unknown ids, categories and currencies match no item, and an item without a price is in no price range. Without a currency
-    only the numbers are compared, which is correct if `facts.currencies` has at most one.
+    Unknown ids, categories, brands and currencies match no item, and an item without a price is in no price range. Without a
+    currency only the numbers are compared, which is correct if `facts.currencies` has at most one.
     """
     match = np.ones(len(facts.ids), bool)
     if item_ids is not None:
@@ -93,6 +94,8 @@ def matching_items(
             if category >= 0:
                 within[facts.category_rows[facts.category_offsets[category] : facts.category_offsets[category + 1]]] = True
         match &= within
+    if brands is not None:
+        match &= np.asarray(pc.is_in(facts.table["brand"], value_set=pa.array(brands, pa.string())))
     if min_price is not None:
         match &= facts.price >= min_price
     if max_price is not None:
@@ -103,12 +106,19 @@ def matching_items(
     return match
 
 
-def search_titles(facts: ItemFacts, query: str, limit: int) -> Int[np.ndarray, " M"]:
+def search_titles(
+    facts: ItemFacts, query: str, limit: int, listed: Bool[np.ndarray, " N"] | None = None
+) -> Int[np.ndarray, " M"]:
     """Find items whose title has words that begin with every word of the query, in any order.
 
     Titles that begin with the query come first, then more popular items. A query without letters or digits finds nothing.
+
+    Args:
+        listed: items that may be found; None for all.
     """
     found, whole = find_words(facts.words, query)
+    if listed is not None:
+        found, whole = found[listed[found]], whole[listed[found]]
     return found[np.lexsort((facts.popularity[found], ~whole))][:limit]
 
 

@@ -2,14 +2,20 @@
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from digr.policy.reasons import ItemInterests
 from digr.serving.facts import find_words
 
 
 def search_interests(
-    interests: ItemInterests, words: pa.Array, popularity: Int[np.ndarray, " N"], query: str, limit: int
+    interests: ItemInterests,
+    words: pa.Array,
+    popularity: Int[np.ndarray, " N"],
+    query: str,
+    limit: int,
+    *,
+    listed: Bool[np.ndarray, " N"] | None = None,
 ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
     """Return the first `limit` items with a canonical interest that matches a query, and the matching interest of each.
 
@@ -20,6 +26,7 @@ def search_interests(
     Args:
         words: words of the run's phrases, see `words_of`.
         popularity: rank of each item, 0 for the most popular.
+        listed: items that may be found; None for all.
     """
     canonical = interests.canonical
     phrase, whole = find_words(words, query)
@@ -31,6 +38,8 @@ def search_interests(
     level = named[np.minimum(interests.keys, num)]
     rows = np.flatnonzero(level)
     item = np.searchsorted(interests.offsets, rows, side="right") - 1
+    if listed is not None:
+        rows, item = rows[listed[item]], item[listed[item]]
     place = popularity[item] - level[rows] * np.int64(len(popularity))
     most = limit * int(np.diff(interests.offsets).max())  # rows of at least `limit` items
     some = np.argpartition(place, most - 1)[:most] if 0 < most < len(rows) else np.arange(len(rows))

@@ -69,7 +69,9 @@ def image_vectors(urls: list[str | None], encode: EncodeImages) -> tuple[Float[n
 
     Returns one row per item (undefined for items without an image), and a mask of the items that have one.
     """
-    images = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB") for url in urls if url]
+    images = [
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])), formats=["PNG"]).convert("RGB") for url in urls if url
+    ]
     has = np.array([bool(url) for url in urls], bool)
     found = encode(images) if images else np.zeros((0, 1), np.float32)
     vectors = np.zeros((len(urls), found.shape[1]), np.float32)

@@ -18,8 +18,8 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from digr.artifacts import Store
 from digr.config.interests import EndpointModel, InterestsConfig, LanguageModel
+from digr.images.showing import ImageRules, show_images
 from digr.interests import ledger
-from digr.interests.images import show_images
 from digr.interests.spending import Spending, cost_usd, progress_text, worst_case
 from digr.models.answers import Answer, AnswerForm
 from digr.models.endpoint import Endpoint
@@ -80,7 +80,7 @@ def count_rows(rows: pa.Table) -> pa.Table:
 
 
 def add_chats(
-    requests: pa.Table, shows_image: Sequence[bool], chat: Callable[[dict, str | None], Any], limits: dict[str, int]
+    requests: pa.Table, shows_image: Sequence[bool], chat: Callable[[dict, str | None], Any], rules: ImageRules
 ) -> pa.Table:
     """Add chats as JSON to requests, whether an image is shown (`with_image`), and why one is missing.
 
@@ -89,11 +89,11 @@ def add_chats(
     Args:
         shows_image: for each request, whether the image of its `image_uri` is to be shown.
         chat: makes the messages from a request and the `data:` address of its image.
-        limits: `max_bytes` and `max_side` of images.
+        rules: which images may be read.
     """
     rows = requests.to_pylist()
     uris = [row["image_uri"] if wanted else None for row, wanted in zip(rows, shows_image, strict=True)]
-    images = show_images(uris, **limits) if any(shows_image) else [None] * len(rows)
+    images = show_images(uris, rules) if any(shows_image) else [None] * len(rows)
     shown = [image if wanted else None for image, wanted in zip(images, shows_image, strict=True)]
     urls = [image.url if image else None for image in shown]
     late = [bool(image and image.transient) for image in shown]

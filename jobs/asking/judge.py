@@ -14,6 +14,7 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config
 from digr.config.interests import OpenAIJudge, OpenAIMiner, VllmJudge, VllmMiner
+from digr.images.showing import ImageRules, image_rules
 from digr.interests import ledger
 from digr.models.answers import Answer
 from digr.models.endpoint import api_key
@@ -57,9 +58,8 @@ def ask_judge(config: Config, store: Store, work: str, items: Any) -> Output:
     num_done = plan.num_wanted - plan.num_missing
     log(STAGE, f"{judge.name}: {plan.num_wanted} interests, {num_done} judged, {plan.num_missing} to ask")
     if plan.num_missing:
-        limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
         missing = map_tables(requests, filter_requests, numbers=plan.missing)
-        prompts = map_tables(missing, judge_prompts, judge=judge, limits=limits)
+        prompts = map_tables(missing, judge_prompts, judge=judge, rules=image_rules(config, store))
         key = api_key(judge) if isinstance(judge, OpenAIJudge) else ""
         counts = asker.ask(judge, prompts, judge_form(judge), partial(verdict_rows, judge=judge), sink, key=key)
         made: Future[Plan] = Future()
@@ -126,14 +126,14 @@ def _has_caption(interests: pa.Table | pa.RecordBatch, flat: pa.Table) -> np.nda
     return np.asarray(interests["caption"].is_valid())[np.asarray(flat["row"])]
 
 
-def judge_prompts(requests: pa.Table, judge: Judge, limits: dict[str, int]) -> pa.Table:
+def judge_prompts(requests: pa.Table, judge: Judge, rules: ImageRules) -> pa.Table:
     """Add the judge's chats to requests; if the image is broken, the text alone is judged, as in mining."""
     form = judge_form(judge)
 
     def chat(row: dict, url: str | None) -> list[dict[str, Any]]:
         return judge_messages(row["owner"], row["interest"], row["text"], form, url)
 
-    return asker.add_chats(requests, [bool(uri) for uri in requests["image_uri"].to_pylist()], chat, limits)
+    return asker.add_chats(requests, [bool(uri) for uri in requests["image_uri"].to_pylist()], chat, rules)
 
 
 def verdict_rows(prompts: pa.Table, answers: Sequence[Answer], judge: Judge) -> pa.Table:

@@ -15,6 +15,7 @@ from digr.artifacts import Store
 from digr.config import Config
 from digr.config.interests import ExtractiveMiner, InterestsConfig, Miner, OpenAIMiner, ReplayMiner, VllmMiner
 from digr.config.models import ModelConfig
+from digr.images.showing import ImageRules, image_rules
 from digr.interests import ledger
 from digr.interests.item_lines import read_item_lines
 from digr.interests.prompts import (
@@ -106,6 +107,7 @@ def ask_miners(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[
 
     ray.data.DataContext.get_current().execution_options.preserve_order = False  # a slow batch must not delay others
     items = item_lines_of(config, store) if owner == "user" else None
+    ask = partial(_ask_model, owner, sink=sink, rules=image_rules(config, store))
     plans: list[Future[Plan]] = []
     nodes = [node for node in ray.nodes() if node["Alive"]]
     num_gpus = sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
@@ -118,10 +120,13 @@ def ask_miners(config: Config, store: Store, owner: Owner, sink: Sink) -> tuple[
                 plans.append(made)
                 if isinstance(miner, VllmMiner) and not artifacts.list_parts(sink.uri):
                     # an empty ledger lacks all requests, so the engine can start while the plan is made
-                    runs.append(ModelRun(miner.name, _ask_model(config, owner, miner, requests, sink), made))
+                    runs.append(ModelRun(miner.name, ask(miner, requests), made))
                 elif (found := made.result()).num_missing:
                     missing = map_tables(requests, filter_requests, numbers=found.missing)
-                    counts = _answer(config, owner, miner, missing, sink, everything=requests, num_owners=found.num_wanted)
+                    if isinstance(miner, VllmMiner | OpenAIMiner):
+                        counts = ask(miner, missing)
+                    else:
+                        counts = _answer(config, owner, miner, missing, sink, everything=requests, num_owners=found.num_wanted)
                     runs.append(ModelRun(miner.name, counts, made))
             if runs:
                 asker.follow_runs(STAGE, runs, sink, config.interests)
@@ -180,15 +185,20 @@ def check_yield(interests: InterestsConfig, uri: str, outcomes: pa.Table, facts:
 
 
 def _answer(
-    config: Config, owner: Owner, miner: Miner, missing: Dataset, sink: Sink, *, everything: Dataset, num_owners: int
+    config: Config,
+    owner: Owner,
+    miner: ReplayMiner | ExtractiveMiner,
+    missing: Dataset,
+    sink: Sink,
+    *,
+    everything: Dataset,
+    num_owners: int,
 ) -> Dataset:
-    """Write a miner's responses to the missing requests, batch by batch; return their counts.
+    """Write the responses of a miner without a language model to the missing requests, batch by batch; return their counts.
 
     Args:
         everything: all requests of the miner, `num_owners` of them; key phrases are counted over all owners.
     """
-    if isinstance(miner, VllmMiner | OpenAIMiner):
-        return _ask_model(config, owner, miner, missing, sink)
     if isinstance(miner, ReplayMiner):
         open_recording(miner.recording)
         raw = map_tables(missing, replay, path=miner.recording, miner=miner.name, recorded_miner=miner.recorded_miner)
@@ -201,23 +211,22 @@ def _write_raw(raw: pa.Table, sink: Sink) -> pa.Table:
     return asker.write_rows(ledger.finish_responses(raw), sink)
 
 
-def _ask_model(config: Config, owner: Owner, miner: VllmMiner | OpenAIMiner, missing: Dataset, sink: Sink) -> Dataset:
-    limits = {"max_bytes": config.interests.max_image_bytes, "max_side": config.interests.max_image_side}
+def _ask_model(owner: Owner, miner: VllmMiner | OpenAIMiner, missing: Dataset, sink: Sink, rules: ImageRules) -> Dataset:
     if miner.modality != "text":  # images are fetched in small batches
         missing = missing.repartition(target_num_rows_per_block=64)
-    prompts = map_tables(missing, miner_prompts, miner=miner, limits=limits)
+    prompts = map_tables(missing, miner_prompts, miner=miner, rules=rules)
     key = api_key(miner) if isinstance(miner, OpenAIMiner) else ""
     return asker.ask(miner, prompts, FORM, partial(_response_rows, owner=owner, miner=miner), sink, key=key)
 
 
-def miner_prompts(requests: pa.Table, miner: VllmMiner | OpenAIMiner, limits: dict[str, int]) -> pa.Table:
+def miner_prompts(requests: pa.Table, miner: VllmMiner | OpenAIMiner, rules: ImageRules) -> pa.Table:
     """Add a miner's chats to requests."""
 
     def chat(row: dict, url: str | None) -> list[dict[str, Any]]:
         return chat_messages(row["owner"], miner.modality, row["text"], url)
 
     sees = [prompt_modality(owner, miner.modality) != "text" for owner in requests["owner"].to_pylist()]
-    return asker.add_chats(requests, sees, chat, limits)
+    return asker.add_chats(requests, sees, chat, rules)
 
 
 def _response_rows(prompts: pa.Table, answers: Sequence[Answer], owner: Owner, miner: VllmMiner | OpenAIMiner) -> pa.Table:

@@ -2,6 +2,5 @@
 SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#routes",
-  deepLinking: true,
   validatorUrl: null, // would send this deployment's address to a host of its own
 });

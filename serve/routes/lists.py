@@ -1,12 +1,17 @@
-"""Routes of lists: recommendations, and completions in OpenAI's form."""
+"""Routes of lists: recommendations, similar items, and completions in OpenAI's form."""
+
+import asyncio
 
 from fastapi import Request
 
+from serve.changing import check_not_deleted
 from serve.completion_schemas import CompletionReply, CompletionRequest
 from serve.completions import complete
 from serve.recommending import answer_request, answer_requests
 from serve.routes.shared import access, charge, new_router, service_of
 from serve.schemas import RecommendBatch, RecommendBatchReply, RecommendReply, RecommendRequest
+from serve.similar import find_similar
+from serve.similar_schemas import SimilarReply, SimilarRequest
 
 router = new_router()
 
@@ -25,6 +30,16 @@ async def recommend_batch(request: Request, body: RecommendBatch) -> RecommendBa
     """Answer several requests; each has its own reply or problem."""
     charge(len(body.requests))
     return RecommendBatchReply(replies=await answer_requests(service_of(request), body.requests))
+
+
+@router.post("/v1/similar")
+@access("read")
+async def similar(request: Request, body: SimilarRequest) -> SimilarReply:
+    """List the neighbours of an item by texts, images, interests and counts, with the interests that they share."""
+    service = service_of(request)
+    name, run = service.version(body.model)
+    check_not_deleted(service, body.item_id)
+    return await asyncio.to_thread(find_similar, name, run, body)
 
 
 @router.post("/v1/completions")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from digr.data.importing.writing import image_folders
 from tests.data.readers.importing import ITEMS, all_rows, imported, write_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -317,6 +318,19 @@ def test_of_a_file_and_an_address_of_a_picture_the_file_is_taken(tmp_path):
         (None, str(tmp_path / "pics/a.jpg")),
         ("http://x/b.jpg", None),
     ]
+
+
+def test_the_folders_of_files_with_images_are_told_for_those_who_read_the_images(tmp_path):
+    (tmp_path / "raw" / "lists").mkdir(parents=True)
+    orders = "user_id,item_id\nu,a\n"
+    files = write_files(tmp_path / "raw" / "lists", log__csv=orders, items__csv="item_id,title,image\na,Pan,../pics/a.jpg\n")
+    imported(tmp_path / "files", *files)
+    imported(tmp_path / "folder", str(tmp_path / "raw"))
+    assert image_folders(str(tmp_path / "files")) == (str(tmp_path / "files"), str(tmp_path / "raw" / "lists"))
+    assert image_folders(str(tmp_path / "folder")) == (str(tmp_path / "folder"), str(tmp_path / "raw"))
+    plain = write_files(tmp_path, log__csv=orders, items__csv="item_id,title\na,Pan\n")
+    imported(tmp_path / "plain", *plain)
+    assert image_folders(str(tmp_path / "plain")) == (str(tmp_path / "plain"),)
 
 
 def test_the_common_form_with_splits_comes_back_as_it_was(tmp_path):

@@ -21,7 +21,9 @@ from digr.artifacts import COMMANDS as JOBS
 from digr.config.run import SyntheticConfig
 from digr.data.synthetic import build_shop
 from jobs.__main__ import app
+from serve.client import Client
 from serve.gate import KeyRing
+from serve.item_schemas import NewItem
 from serve.recommending import answer_request
 from serve.routes import build_api
 from serve.schemas import RecommendRequest
@@ -118,11 +120,15 @@ def url(tmp_path_factory) -> Iterator[str]:
     models = {name: VersionSettings(run_dir=str(folder / name)) for name in ("new", "old")}
     service = start_service(AppArguments(models=models, beam_width=BEAM_WIDTH, state_dir=str(folder / "state")))
     with serve_over_http(build_api(service, KeyRing(""))) as address:
+        Client(address).add_item(NewItem(item_id="kettle-7", title="Pour-over kettle", price=31.5, currency="EUR"))
         yield address
 
 
 @pytest.mark.parametrize("command", sorted(ENDPOINT_COMMANDS, key=ENDPOINT_COMMANDS.index))
-def test_a_question_of_the_documentation_is_answered(command, url):
+def test_a_question_of_the_documentation_is_answered(command, url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/guide/changing_items.md").read_text()
+    Path("items.jsonl").write_text(re.search(r'```jsonl title="items.jsonl"\n(.*?)```', page, re.DOTALL)[1])
     words = [OF_THE_RUN.get(word, word) for word in _words(command)]
     if "--seconds=1" in words:
         words.pop(words.index("--seconds=1") + 1)

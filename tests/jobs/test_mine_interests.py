@@ -176,7 +176,8 @@ def endpoints(tmp_path, monkeypatch):
         common = {"kind": "openai", "base_url": server.url, "api_key_env": "DIGR_TEST_KEY", "max_retries": 1, "max_tokens": 50}
         text = common | {"name": "text", "model": "x", "usd_per_million_input_tokens": 1.0, "usd_per_million_output_tokens": 10.0}
         both = common | {"name": "both", "model": "y", "modality": "both"}
-        yield build_config({"run": {"dir": store.root}, "interests": {"miners": [text, both]}}, where="test"), server
+        tree = {"run": {"dir": store.root}, "interests": {"miners": [text, both]}, "images": {"folders": [str(tmp_path)]}}
+        yield build_config(tree, where="test"), server
 
 
 def test_a_miner_that_finds_no_interest_stops_the_job_and_shows_three_answers(endpoints, ray_local):

@@ -45,6 +45,10 @@ def _write_items(store, folder):
     artifacts.commit(store, Manifest(name="items", rows=len(items)))
 
 
+def _tree(store, folder, **sections):
+    return {"run": {"dir": store.root}, "images": {"folders": [str(folder)]}} | sections
+
+
 def _check(item, row):
     """Only the text that is too long is an error; an answer that was not cut off keeps to the schema."""
     assert (row["status"] == "error") == (item == "e")
@@ -92,7 +96,7 @@ def test_an_endpoint_that_vllm_itself_serves_loses_no_row_and_keeps_to_the_schem
     with _vllm_server(make_text_model(tmp_path / "text"), tmp_path / "server.log") as url:
         miner = {"kind": "openai", "name": "served", "base_url": url, "model": "tiny", "api_key_env": "DIGR_TEST_KEY"}
         interests = {"miners": [miner | {"max_tokens": 192}], "max_text_chars": 5000, "min_yield_rate": 0.0}
-        mine_interests.run(build_config({"run": {"dir": store.root}, "interests": interests}, where="test"), Options())
+        mine_interests.run(build_config(_tree(store, tmp_path, interests=interests), where="test"), Options())
         asked = {"kind": "openai", "base_url": url, "model": "tiny", "api_key_env": "DIGR_TEST_KEY"}
         judged = _judge(tmp_path / "judged", asked | {"logprobs": False, "max_tokens": 64})
     rows = {row["owner_id"]: row for row in artifacts.read_table(store, "interest_responses").to_pylist()}
@@ -115,7 +119,7 @@ def test_tiny_random_models_with_and_without_images_lose_no_row_and_keep_to_the_
     with serve_endpoint() as server:
         endpoint = {"kind": "openai", "name": "endpoint", "base_url": server.url, "model": "x", "api_key_env": "DIGR_TEST_KEY"}
         interests = {"miners": [text, both, endpoint], "max_text_chars": 5000, "min_yield_rate": 0.0}
-        mine_interests.run(build_config({"run": {"dir": store.root}, "interests": interests}, where="test"), Options())
+        mine_interests.run(build_config(_tree(store, tmp_path, interests=interests), where="test"), Options())
 
     responses = artifacts.open_parts(store.uri("interest_responses")).to_table()["miner"].to_pylist()
     # endpoints came last, after every engine: now the first engine and they are asked side by side
@@ -141,7 +145,7 @@ def _judge(folder: Path, judge: dict) -> list[dict]:
     artifacts.write_table(store, "interests", nest_rows("interests", rows, "abcdef"))
     artifacts.commit(store, Manifest(name="interests", rows=6))
     labels = {"labelers": ["judge"], "judge": judge}
-    label_interests.run(build_config({"run": {"dir": store.root}, "labels": labels}, where="test"), Options())
+    label_interests.run(build_config(_tree(store, folder, labels=labels), where="test"), Options())
     return flat_interests(artifacts.read_table(store, "interest_labels")).to_pylist()
 
 

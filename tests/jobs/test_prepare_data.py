@@ -9,6 +9,8 @@ from PIL import Image
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config, build_config
+from digr.data.importing.writing import import_data
+from digr.images.showing import image_rules
 from jobs import prepare_data
 from jobs.runtime.session import Options
 from tests.data.test_common_form import write
@@ -49,6 +51,32 @@ def test_the_embedded_shop_becomes_three_artifacts_and_its_images(tmp_path):
     assert artifacts.read_table(store, "histories").num_rows == 180
     # the truth is for people who read the manifest; no table carries it
     assert not any("interest" in name for name in items.column_names)
+
+
+def test_images_of_imported_files_are_found_without_a_setting_and_others_with_one(tmp_path, capsys):
+    """Any path of this disk was read, and would have been sent to whoever answers for a model."""
+    for folder in ("raw", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    titles = f"item_id,title,image\na,Pan,a.png\nb,Pot,{tmp_path}/elsewhere/a.png\nc,Cup,https://shop.example/c.png\n"
+    (tmp_path / "raw" / "items.csv").write_text(titles)
+    (tmp_path / "raw" / "log.csv").write_text(
+        "user_id,item_id,position\n" + "".join(f"u,{i},{n}\n" for n, i in enumerate("abcab"))
+    )
+    import_data([str(tmp_path / "raw")], str(tmp_path / "data"), report=lambda line: None)
+    tree = {"data": {"source": "parquet", "path": str(tmp_path / "data")}} | FEW_ITEMS
+    found = {}
+    for name, folders in {"closed": [], "open": [str(tmp_path / "elsewhere")]}.items():
+        config = build_config(tree | {"run": {"dir": str(tmp_path / name)}, "images": {"folders": folders}}, "here")
+        prepare_data.run(config, Options())
+        store = Store(str(tmp_path / name))
+        facts = artifacts.require(store, "items").facts
+        found[name] = {key: facts[key] for key in facts if key.startswith("num_") and key.endswith(("images", "uris"))}
+        assert image_rules(config, store).folders == (store.root, str(tmp_path / "data"), str(tmp_path / "raw"))
+    assert found["closed"] == {"num_image_uris": 3, "num_images": 1, "num_remote_images": 1, "num_refused_images": 1}
+    assert found["open"] == {"num_image_uris": 3, "num_images": 2, "num_remote_images": 1}
+    told = capsys.readouterr().out
+    assert f"1 of 3 images are not read; the first: {tmp_path}/elsewhere/a.png: in no folder that is read" in told
 
 
 def test_a_second_run_does_nothing_and_another_seed_is_refused(tmp_path):

@@ -7,8 +7,9 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from digr.config import build_config
+from digr.config.images import ImagesConfig
 from digr.config.models import EncoderConfig, ModelConfig, PairEncoderConfig
-from digr.interests.images import show_images
+from digr.images.showing import ImageRules, show_images
 from digr.models.encoders import load_encoder, load_image_encoder
 from digr.models.loading import model_path, torch_dtype
 from digr.sids.item_vectors import image_vectors, item_vectors
@@ -169,7 +170,9 @@ def test_images_become_unit_vectors_and_an_item_without_one_has_none(tmp_path, k
     Image.new("RGB", (32, 32), "blue").save(tmp_path / "blue.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
     uris = [str(tmp_path / f"{name}.png") for name in ("red", "broken", "blue", "red")]
-    vectors, has = image_vectors([shown.url for shown in show_images(uris, max_bytes=10_000, max_side=64)], encode)
+    vectors, has = image_vectors(
+        [shown.url for shown in show_images(uris, ImageRules(ImagesConfig(), (str(tmp_path),), 10_000, 64))], encode
+    )
     assert vectors.shape == (4, dim) and has.tolist() == [True, False, True, True]
     np.testing.assert_allclose(np.linalg.norm(vectors[has], axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(vectors[0], vectors[3], atol=1e-6)

@@ -15,7 +15,7 @@ from digr.ranking.features import CONTEXT, group_of
 from digr.ranking.ranker import RankingExamples, fit_trees
 from digr.ranking.steering import carriers_of
 from digr.ranking.systems import SERVED, feature_names
-from digr.ranking.views import save_arrays
+from digr.ranking.views import View, save_arrays
 from digr.tables import conform
 from serve.encoders import get_encoder
 from tests.ranking.tiny_view import GRAINS, random_view, save_view
@@ -25,8 +25,8 @@ INTERESTS = ["weekend trout fishing", "home espresso brewing", "indoor bonsai ca
 """Of the fine grain of the view."""
 
 
-def write_ranker(store: Store) -> None:
-    """Write the arrays of random sources, and trees that like some of the features."""
+def write_ranker(store: Store, view: View | None = None) -> None:
+    """Write the arrays of a view, by default of random sources, and trees that like some of the features."""
     names = feature_names(SERVED, GRAINS)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6000, len(names))).astype(np.float32)
@@ -35,7 +35,7 @@ def write_ranker(store: Store) -> None:
     is_target = (np.arange(20) == wish.argmax(1)[:, None]).ravel()
     config = RankingConfig(rounds=10, min_leaf_candidates=20)
     ranker = fit_trees(RankingExamples(features, np.arange(0, 6001, 20), is_target), names, config, seed=0, num_threads=1)
-    view = random_view(5, num_items=NUM_ITEMS)
+    view = view or random_view(5, num_items=NUM_ITEMS)
     for name, inner, fill in (("ranking_index", ".", partial(save_view, view)), ("ranker", "ranked/test", ranker.save)):
         folder = Path(artifacts.begin(store, name), inner)
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,12 @@ ROUTES = """
     GET    /readyz                       public
     POST   /recommend                    read
     POST   /v1/completions               read
+    POST   /v1/events                    read
     GET    /v1/items                     read
     POST   /v1/items                     admin
+    POST   /v1/items/bulk                admin
+    PATCH  /v1/items/{item_id:path}       admin
+    DELETE /v1/items/{item_id:path}       admin
     GET    /v1/items/{item_id:path}       read
     GET    /v1/items/{item_id:path}/image read
     GET    /v1/models                    read
@@ -32,9 +36,10 @@ ROUTES = """
     POST   /v1/recommend                 read
     POST   /v1/recommend/batch           read
     GET    /v1/sids                      read
+    POST   /v1/similar                   read
 """
 """Method, path, and who may use it: all there are. Whoever adds a route adds it here too."""
-NO_ROUTES = ["/v1", "/v1/items/", "/V1/models", "//v1/models", "/healthz/", "/explorer/a/b", "/docs/oauth2-redirect", "/redoc"]
+NO_ROUTES = ["/v1", "/v1/models/", "/V1/models", "//v1/models", "/healthz/", "/explorer/a/b", "/docs/oauth2-redirect", "/redoc"]
 PREFIXES = ["", "/shop", "/shop/v1", "/v1/items"]
 
 

@@ -25,7 +25,9 @@ from digr.artifacts import Store
 from digr.policy.decoding.search import recommend
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import load_trie
+from serve.app import app
 from serve.catalogue import assemble, read_run
+from serve.keys import make_key, written
 from serve.settings import AppArguments, VersionSettings
 from tests.patience import CEILING_SECONDS, POLL_SECONDS, wait_until
 from tests.serve.tiny_run import BEAM_WIDTH, MAX_HISTORY, write_run
@@ -304,3 +306,29 @@ def test_a_replica_that_is_taken_away_under_load_finishes_what_it_began(store):
         clients.wait_for(lambda answers: len(answers) > asked + 20)
     assert clients.errors == []
     assert set(clients.statuses()) == {200}
+
+
+def test_under_a_prefix_a_read_key_changes_nothing_and_all_else_works(store, tmp_path):
+    """A read key could promote and add items under any `route_prefix` but `/`."""
+    made = {role: make_key(role, role) for role in ("read", "admin")}
+    (tmp_path / "keys.toml").write_text("".join(written(record) for _, record in made.values()))
+    arguments = AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH, num_threads=1, keys_file=str(tmp_path / "keys.toml"))
+    arguments = arguments.model_copy(update={"state_dir": str(tmp_path / "state")})
+    serve.run(app(arguments), name="shop", route_prefix="/shop")
+
+    def ask(role: str | None, method: str, path: str, body: dict | None = None) -> tuple[int, str]:
+        headers = {"Authorization": f"Bearer {made[role][0]}"} if role else {}
+        reply = httpx.request(method, f"{URL}/shop{path}", json=body, headers=headers, timeout=CEILING_SECONDS)
+        return reply.status_code, reply.json().get("type", "") if reply.headers["content-type"].endswith("json") else reply.text
+
+    item, lists = {"item_id": "brush", "title": "A brush"}, {"history": ["item01"], "k": 1}
+    assert ask("read", "POST", "/v1/models", {"action": "roll_back"}) == (403, "forbidden")
+    assert ask("read", "POST", "/v1/items", item) == (403, "forbidden")
+    assert ask(None, "POST", "/v1/recommend", lists) == (401, "unauthorised")
+    assert ask("read", "POST", "/v1/recommend", lists)[0] == 200
+    assert ask("admin", "POST", "/v1/items", item)[0] == 200
+    assert [ask(None, "GET", path)[0] for path in ("/", "/docs", "/explorer/app.js", "/healthz", "/readyz")] == [200] * 5
+    wait_until(lambda: 'route="/v1/recommend",status="200"' in ask("read", "GET", "/metrics")[1])
+    (tmp_path / "keys.toml").write_text(written(made["read"][1]))
+    wait_until(lambda: ask("admin", "GET", "/v1/models") == (401, "unauthorised"))
+    serve.delete("shop")

@@ -12,10 +12,11 @@ from serve.app import app
 from serve.command_line import app as commands
 from serve.completion_schemas import CompletionRequest
 from serve.item_schemas import NewItem
-from serve.run import read_arguments
+from serve.run import check_servable, read_arguments
 from serve.run import serve as serve_command
 from serve.schemas import ChangeDefault, RecommendBatch, RecommendRequest
 from serve.settings import AppArguments, VersionSettings
+from serve.similar_schemas import SimilarRequest
 
 
 def test_a_run_directory_is_needed(monkeypatch):
@@ -37,7 +38,7 @@ def test_the_deployed_arguments_are_known_ones(request):
 
 def test_a_request_cannot_be_without_bounds():
     """Every list, text and number of every request body has a largest size."""
-    for model in (RecommendRequest, RecommendBatch, NewItem, ChangeDefault, CompletionRequest):
+    for model in (RecommendRequest, RecommendBatch, SimilarRequest, NewItem, ChangeDefault, CompletionRequest):
         schema = model.model_json_schema()
         unbounded = list(_unbounded(schema, schema, model.__name__))
         assert unbounded == []
@@ -75,6 +76,11 @@ def test_the_client_says_that_there_is_no_server():
         (["ask", "--history", "-x"], "No such option: -x"),
         (["ask", "a", "--k", "0"], "Invalid value for '--k': Input should be greater than or equal to 1"),
         (["ask", "a", "--k", "[red]x"], "Invalid value for '--k': Input should be a valid integer, unable to parse"),
+        (["ask", "a", "--boost", "Lamps=2"], "error: --boost 'Lamps=2': expected item:ID=WEIGHT, category:NAME=WEIGHT or brand"),
+        (["ask", "a", "--boost", "brand:x"], "error: --boost 'brand:x': expected item:ID=WEIGHT"),
+        (["ask", "a", "--boost", "brand:x=much"], "error: weight: Input should be a valid number"),
+        (["ask", "a", "--diversity", "2"], "Invalid value for '--diversity': Input should be less than or equal to 1"),
+        (["items", "similar", "a", "--source", "smell"], "error: sources.0: Input should be 'text'"),
         (["ask", "--user", ""], "error: user_id: String should have at least 1 character, found ''"),
         (["ask", "a\x1b[31m"], "error: history.0: String should match pattern"),
         (["ask", "a", "--history=b"], "Option '--history' does not take a value"),
@@ -102,7 +108,15 @@ def test_names_that_look_like_options_can_be_asked_for(words):
 
 def test_every_command_has_help_that_names_the_environment():
     assert CliRunner().invoke(commands, ["--help"]).stdout.count("DIGR_API_KEY") == 1
-    for words in (["ask"], ["load"], ["items", "search"], ["items", "show"], ["items", "add"], ["models", "list"]):
+    for words in (
+        ["ask"],
+        ["load"],
+        ["items", "search"],
+        ["items", "show"],
+        ["items", "similar"],
+        ["items", "add"],
+        ["models", "list"],
+    ):
         shown = CliRunner().invoke(commands, [*words, "--help"])
         assert shown.exit_code == 0 and "DIGR_URL" in shown.stdout and "--json" in shown.stdout
 
@@ -110,10 +124,10 @@ def test_every_command_has_help_that_names_the_environment():
 def test_words_behind_a_run_are_settings_of_the_application_and_its_version():
     arguments = read_arguments("runs/x", ["ranker=off", "beam_width=20", "keys_file=keys.toml"])
     assert arguments.models == {"main": VersionSettings(run_dir="runs/x", ranker="off")}
-    assert (arguments.beam_width, arguments.keys_file, arguments.state_dir) == (20, "keys.toml", "runs/x/serving")
+    assert (arguments.beam_width, arguments.keys_file, arguments.state_dir) == (20, "keys.toml", "")
     assert arguments.resolved() == AppArguments(
-        run_dir="", models={"main": VersionSettings(run_dir="runs/x", ranker="off")}, state_dir="runs/x/serving", beam_width=20,
-        keys_file="keys.toml",
+        run_dir="runs/x", models={"main": VersionSettings(run_dir="runs/x", ranker="off")}, beam_width=20,
+        keys_file="keys.toml", state_dir="runs/x/serving",
     ).resolved()  # fmt: skip
     assert read_arguments("runs/x", ["state_dir=/state"]).state_dir == "/state"
     assert read_arguments("s3://bucket/x", []).state_dir == ""
@@ -167,6 +181,16 @@ def test_replicas_get_absolute_paths_and_a_local_run_a_place_for_its_state(tmp_p
     far = AppArguments(run_dir="s3://bucket/x").resolved()
     assert (far.models["main"].run_dir, far.state_dir) == ("s3://bucket/x", "")
     assert AppArguments(models={"a": VersionSettings(run_dir="y")}).resolved().state_dir == ""
+    assert AppArguments(run_dir="x", models={"a": VersionSettings(run_dir="y")}).resolved().state_dir == ""
+    assert AppArguments(run_dir="x", state_dir="s3://bucket/state/").resolved().state_dir == "s3://bucket/state"
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/state", "s3:///state", "https://host/state", "file://host/state"])
+def test_a_state_of_an_unsupported_kind_is_an_error_at_the_start(address):
+    with pytest.raises(ValueError, match=f"state_dir = '{address}': expected a folder .* or s3://bucket/prefix"):
+        AppArguments(run_dir="x", state_dir=address).resolved()
+    with pytest.raises(ValueError, match="expected a folder"):
+        check_servable(read_arguments("runs/x", [f"state_dir={address}"]))
 
 
 def test_a_change_of_versions_alone_changes_nothing_that_needs_new_replicas():

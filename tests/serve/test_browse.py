@@ -5,12 +5,9 @@ import re
 from collections import Counter
 
 import pytest
-from PIL import Image
 
 from digr import artifacts
 from serve.board import MemoryBoard
-from serve.images import item_image
-from serve.problems import ProblemError
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, LEVEL_SIZES, MAX_HISTORY, put, serve_without_ray, write_canonical, write_run
 
@@ -25,6 +22,7 @@ def test_an_item_says_everything_that_is_known(client, tiny_run):
         "categories": ["all", "c0"],
         "price": 4.0,
         "currency": "EUR",
+        "available": True,
         "image": None,
         "sid": codes,
         "sid_text": f"<a_{codes[0]}><b_{codes[1]}><c_{codes[2]}>",
@@ -156,29 +154,6 @@ def test_a_prefix_that_nothing_begins_with_is_a_problem(client, prefix, status):
         assert f"prefix {prefix}: no semantic ID of the catalogue begins with it; start at the root" in reply.json()["detail"]
 
 
-def test_an_image_goes_out_as_a_small_png(tmp_path):
-    Image.new("RGB", (300, 100), "red").save(tmp_path / "wide.jpg")
-    content = item_image("x", str(tmp_path / "wide.jpg"), max_bytes=100_000, max_side=64)
-    (tmp_path / "small.png").write_bytes(content)
-    with Image.open(tmp_path / "small.png") as image:
-        assert (image.format, image.size) == ("PNG", (64, 21))
-
-
-def test_a_file_that_is_no_image_never_goes_out(tmp_path):
-    (tmp_path / "secret").write_text("root:x:0:0")
-    with pytest.raises(ProblemError, match="the image of item 'x' cannot be read"):
-        item_image("x", str(tmp_path / "secret"), max_bytes=1000, max_side=64)
-    Image.new("RGB", (300, 100)).save(tmp_path / "large.bmp")
-    with pytest.raises(ProblemError, match="the image of item 'x' cannot be read"):
-        item_image("x", str(tmp_path / "large.bmp"), max_bytes=1000, max_side=64)
-
-
-def test_an_image_whose_server_is_away_is_a_problem_that_may_pass():
-    with pytest.raises(ProblemError, match="the image of item 'x' is not given out now; try again later") as raised:
-        item_image("x", "http://127.0.0.1:1/x.png", max_bytes=1000, max_side=64)
-    assert raised.value.problem.status == 503
-
-
 def test_an_item_without_image_is_a_problem(client):
     reply = client.get("/v1/items/item04/image")
     assert (reply.status_code, reply.json()["type"]) == (404, "no-image")
@@ -252,7 +227,9 @@ def test_every_route_of_the_contract_is_documented(client):
         "/v1/recommend",
         "/v1/recommend/batch",
         "/v1/events",
+        "/v1/similar",
         "/v1/items",
+        "/v1/items/bulk",
         "/v1/items/{item_id}",
         "/v1/items/{item_id}/image",
         "/v1/sids",

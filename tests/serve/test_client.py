@@ -8,13 +8,16 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from typer.testing import CliRunner, Result
 
+from serve import item_commands
 from serve.client import Client, EndpointError
 from serve.command_line import app, read_steer
+from serve.item_schemas import NewItem
 from serve.schemas import ItemFilter, Steer
 from serve.terminal import plain
 from tests.patience import CEILING_SECONDS
 from tests.serve.explorer_server import HOSTILE, serve_two_versions
 from tests.serve.http_server import serve_over_http
+from tests.serve.tiny_run import without_id
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +224,42 @@ def test_add_puts_an_item_into_every_version(run):
     assert item["interests"] == ["warm light"]
     sids = dict(_rows(added.stdout))
     assert sids.keys() == {"one", "two"} and sids["one"].split() == [str(code) for code in item["sid"]]
+
+
+def test_an_item_is_changed_removed_and_brought_back(run, url):
+    run("items", "add", "rope 1", "--title", "A hemp rope")
+    changed = run("items", "change", "rope 1", "--title", "A jute rope", "--price", "3", "--currency", "EUR", "--unavailable")
+    assert changed.exit_code == 0
+    assert {"title": "A jute rope", "price": "3.0", "available": "False"}.items() <= dict(_rows(changed.stdout)).items()
+    assert run("items", "search", "jute", "--json").stdout == '{"items": []}\n'
+    run("items", "change", "rope 1", "--available")
+    assert [row[0] for row in _rows(run("items", "search", "jute").stdout)] == ["rope 1"]
+    removed = run("items", "remove", "rope 1")
+    assert (removed.exit_code, _rows(removed.stdout)) == (0, [["rope 1", "in no list any more"]])
+    assert run("items", "show", "rope 1").exit_code == 2
+    Client(url).add_item(NewItem(item_id="rope 1", title="A rope again"))
+    assert Client(url).item("rope 1").title == "A rope again"
+    nothing = run("items", "change", "rope 1")
+    assert nothing.exit_code == 2 and "give at least one option" in nothing.stderr
+    assert run("items", "remove", "ghost").exit_code == 2
+
+
+def test_a_file_of_json_lines_is_imported_in_chunks_and_each_line_that_fails_is_named(run, url, tmp_path, monkeypatch):
+    monkeypatch.setattr(item_commands, "CHUNK", 2)
+    lines = ['{"item_id": "i1", "title": "One"}', "", "{", '{"item_id": "i2"}', '{"item_id": "i1", "price": 2}']
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    done = run("items", "import", str(tmp_path / "items.jsonl"))
+    assert done.exit_code == 2
+    assert _rows(done.stdout) == [["added", "1"], ["changed", "1"], ["failed", "2"]]
+    broken, lacking = done.stderr.splitlines()
+    assert broken.startswith("line 3: The line is not a JSON object with an item_id: it cannot be read as JSON: ")
+    assert lacking == "line 4 i2: The request does not follow the contract: title: Field required"
+    assert Client(url).item("i1").price == 2
+    missing = run("items", "import", str(tmp_path / "none.jsonl"))
+    assert missing.exit_code == 2 and "none.jsonl: no such file" in missing.stderr
+    (tmp_path / "good.jsonl").write_text('{"item_id": "i1", "delete": true}\n')
+    assert _rows(run("items", "import", str(tmp_path / "good.jsonl")).stdout) == [["changed", "1"]]
+    assert [each.status for each in Client(url).change_items([{"item_id": "i1", "title": "Again"}])] == ["added"]
 
 
 def test_load_counts_answers_and_fails_if_any_request_does(run, tmp_path):

@@ -67,6 +67,7 @@ def test_when_all_replicas_are_dead_the_client_is_told_to_come_again():
         ("POST", "/v1/recommend/", 1),
         ("PATCH", "/v1/items/lamp", 1),
         ("DELETE", "/v1/items/lamp", 1),
+        ("PATCH", "/v1/items", 1),
         ("POST", "/v1/recommend", 2),
         ("POST", "/v1/items", 2),
         ("GET", "/v1/models", 2),
@@ -102,6 +103,7 @@ def test_refusals_of_the_proxy_are_problems(status, cause, detail):
     reply = _post(Replicas(answer=(status, b"text/plain", b"dropped")))
     assert reply.json()["type"] == cause
     assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.headers["x-content-type-options"] == "nosniff"
     assert detail in reply.json()["detail"]
     assert reply.headers.get("retry-after") == (None if status == 404 else "1")
 
@@ -112,22 +114,33 @@ def test_problems_of_a_replica_pass_as_they_are():
     assert (reply.status_code, reply.content) == (429, content)
 
 
-def test_after_a_full_line_lists_are_refused_for_a_moment_without_asking_a_replica():
+def test_after_a_full_line_the_same_lists_of_the_same_key_are_refused_for_a_moment_without_asking_a_replica():
+    """One client that filled the line had everyone's lists refused here."""
+
     class Full:
-        asked = 0
+        def __init__(self) -> None:
+            self.asked = list[tuple[str, bytes]]()
 
         async def __call__(self, scope, receive, send) -> None:
-            self.asked += 1
+            self.asked.append((scope["path"], dict(scope["headers"]).get(b"authorization", b"")))
             await overloaded(64).response()(scope, receive, send)
 
-    async def ask(paths: list[str], app: Full) -> list[int]:
-        edge = Edge(app)
+    async def ask() -> None:
+        now, full = [0.0], Full()
+        edge = Edge(full, clock=lambda: now[0])
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=edge), base_url="http://x") as client:
-            return [(await client.post(path)).status_code for path in paths]
+            for now[0], path, key in (
+                (0.0, "/v1/recommend", "a"),
+                (0.0, "/v1/recommend", "a"),
+                (0.09, "/v1/recommend", "a"),
+                (0.09, "/v1/recommend", "b"),
+                (0.09, "/v1/items", "a"),
+                (0.11, "/v1/recommend", "a"),
+            ):
+                assert (await client.post(path, headers={"Authorization": key})).status_code == 429
+        assert full.asked == [("/v1/recommend", b"a"), ("/v1/recommend", b"b"), ("/v1/items", b"a"), ("/v1/recommend", b"a")]
 
-    full = Full()
-    assert asyncio.run(ask(["/v1/recommend", "/v1/recommend", "/v1/recommend", "/v1/items"], full)) == [429] * 4
-    assert full.asked == 2  # the first list, and the other route
+    asyncio.run(ask())
 
 
 def test_a_key_that_used_up_its_rate_stops_nobody_else():

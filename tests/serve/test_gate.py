@@ -1,7 +1,8 @@
 """Keys, rate limits and bounded bodies, before any route."""
 
 import asyncio
-import os
+import json
+from collections.abc import Sequence
 
 import pytest
 import typer
@@ -10,10 +11,11 @@ from typer.testing import CliRunner
 
 from serve.access import access
 from serve.callers import KeyRing
-from serve.gate import Gate
+from serve.gate import MAX_BODIES_OF_CALLER, Gate
 from serve.keys import TokenBucket, find_key, make_key, print_key, read_keys, written
 from serve.metrics import Metrics
 from serve.settings import AppArguments
+from tests.patience import CEILING_SECONDS
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray
 
 BODY = {"history": ["item01"], "k": 1}
@@ -70,6 +72,8 @@ def test_changes_need_an_admin_key(keyed):
         assert (refused.status_code, refused.json()["type"]) == (403, "forbidden")
         assert refused.json()["detail"] == "this route needs an admin key, 'reader' is one for read"
         assert client.post(path, json={}, headers=_with(keys["boss"])).status_code == 422
+    for method, path in (("PATCH", "/v1/items/item01"), ("DELETE", "/v1/items/item01"), ("POST", "/v1/items/bulk")):
+        assert client.request(method, path, headers=_with(keys["reader"])).json()["type"] == "forbidden"
 
 
 def test_health_and_readiness_need_no_key(keyed):
@@ -112,22 +116,6 @@ def test_without_keys_only_this_machine_is_answered(tiny_run, client):
 def test_without_keys_a_page_of_another_site_is_not_answered(client, headers):
     assert client.post("/v1/recommend", json=BODY, headers=headers).status_code == 401
     assert client.post("/v1/recommend", json=BODY, headers={"Origin": "http://localhost:8000"}).status_code == 200
-
-
-def test_a_large_body_is_refused_by_its_declared_length_and_while_it_arrives(keyed):
-    client, keys = keyed
-    declared = client.post("/v1/recommend", content=b"x" * 2001, headers=_with(keys["boss"]))
-    sent = []
-
-    def stream():
-        for _ in range(1000):
-            sent.append(1)
-            yield b"x" * 1000
-
-    arriving = client.post("/v1/recommend", content=stream(), headers=_with(keys["boss"]))
-    for reply in (declared, arriving):
-        assert (reply.status_code, reply.json()["type"]) == (413, "body-too-large")
-        assert reply.json()["detail"] == "a body may have 2000 bytes; send less at once"
 
 
 def test_a_stored_key_cannot_be_used_as_a_key():
@@ -185,53 +173,149 @@ def test_a_wrong_key_file_is_an_error(tmp_path, text, message):
         KeyRing(str(tmp_path / "keys.toml"))
 
 
-def test_a_key_taken_out_of_the_file_is_of_no_use_any_more(tmp_path):
-    (_, first), (_, second) = _record("one", "read"), _record("two", "read")
-    path = tmp_path / "keys.toml"
-    path.write_text(first + second)
-    ring = KeyRing(str(path))
-    path.write_text(second)
-    os.utime(path, (1, 1))
-    ring.refresh()
-    assert [record.name for record in ring.records] == ["two"]
+class Asked:
+    """One request to a gate before a route that reads nothing, with a body that comes in parts."""
+
+    def __init__(self, method: str, path: str, key: str, parts: Sequence[bytes] = (), length: int | None = None) -> None:
+        self.headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {key}".encode())]
+        self.headers += [(b"content-length", str(length).encode())] if length is not None else []
+        self.scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": self.headers}
+        self.parts, self.num_received, self.sent = list(parts), 0, list[dict]()
+
+    async def receive(self) -> dict:
+        self.num_received += 1
+        if not self.parts:
+            await asyncio.Event().wait()  # the rest never comes
+        return {"type": "http.request", "body": self.parts.pop(0), "more_body": True}
+
+    async def send(self, message: dict) -> None:
+        self.sent.append(message)
+
+    def answer(self, gate: Gate) -> tuple[int, dict]:
+        asyncio.run(gate(self.scope, self.receive, self.send))
+        return self.told()
+
+    def told(self) -> tuple[int, dict]:
+        return self.sent[0]["status"], json.loads(self.sent[1]["body"])
 
 
-def _ask_gate(method: str, path: str, key: str, keys_file: str) -> list[dict]:
-    """Ask a gate before one route that reads nothing, with a body that never arrives."""
-    api, sent = FastAPI(openapi_url=None), []
+def _gate(keys_file: str, body_seconds: float = CEILING_SECONDS) -> Gate:
+    api = FastAPI(openapi_url=None)
 
     @api.get("/healthz")
     @access("public")
-    async def health() -> str:
-        return "ok"
+    async def health() -> dict[str, str]:
+        return {}
 
-    async def receive():
-        await asyncio.Event().wait()
-
-    async def send(message) -> None:
-        sent.append(message)
-
-    headers = [(b"host", b"localhost"), (b"content-length", b"5"), (b"authorization", f"Bearer {key}".encode())]
-    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
-    arguments = {"keys": KeyRing(keys_file), "metrics": Metrics("one"), "max_body_bytes": 10, "body_seconds": 0.01}
-    asyncio.run(Gate(api, routes=api.routes, **arguments)(scope, receive, send))
-    return sent
+    arguments = {"keys": KeyRing(keys_file), "metrics": Metrics("one"), "max_body_bytes": 2000, "body_seconds": body_seconds}
+    return Gate(api, routes=api.routes, **arguments)
 
 
 @pytest.fixture
-def one_key(tmp_path) -> tuple[str, str]:
-    key, record = _record("one", "read")
-    (tmp_path / "keys.toml").write_text(record)
-    return key, str(tmp_path / "keys.toml")
+def two_keys(tmp_path) -> tuple[str, str, str]:
+    (one, first), (two, second) = _record("one", "read", burst=1000), _record("two", "read")
+    (tmp_path / "keys.toml").write_text(first + second)
+    return str(tmp_path / "keys.toml"), one, two
 
 
-def test_a_body_that_does_not_arrive_is_a_problem(one_key):
-    sent = _ask_gate("POST", "/v1/items", *one_key)
-    assert sent[0]["status"] == 408
-    assert b"the body did not arrive within 0.01 seconds" in sent[1]["body"]
+def test_a_body_that_does_not_arrive_is_a_problem(two_keys):
+    status, problem = Asked("POST", "/v1/items", two_keys[1], length=5).answer(_gate(two_keys[0], 0.01))
+    assert (status, problem["detail"]) == (408, "the body did not arrive within 0.01 seconds")
 
 
 @pytest.mark.parametrize(("method", "status"), [("GET", 200), ("POST", 405), ("DELETE", 405)])
-def test_a_public_path_answers_before_any_body_arrives(one_key, method, status):
+def test_a_public_path_answers_before_any_body_arrives(two_keys, method, status):
     """2,100 slow `POST /healthz` held a request with a key for 11 seconds."""
-    assert _ask_gate(method, "/healthz", *one_key)[0]["status"] == status
+    asked = Asked(method, "/healthz", "", length=5)
+    assert asked.answer(_gate(two_keys[0]))[0] == status
+    assert asked.num_received == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "parts", "num_received"), [(2001, [b"x"], 0), (None, [b"x" * 1000] * 9, 3), (5, [b"x" * 2001] * 2, 1)]
+)
+def test_no_more_of_a_large_body_is_read_than_may_come(two_keys, length, parts, num_received):
+    asked = Asked("POST", "/v1/recommend", two_keys[1], parts, length)
+    status, problem = asked.answer(_gate(two_keys[0]))
+    assert (status, problem["type"], asked.num_received) == (413, "body-too-large", num_received)
+    assert problem["detail"] == "a body may have 2000 bytes; send less at once"
+
+
+def test_slow_bodies_of_one_key_are_bounded_and_leave_room_for_other_keys(two_keys):
+    keys_file, one, two = two_keys
+
+    async def run() -> None:
+        gate = _gate(keys_file)
+        slow = [Asked("POST", "/v1/recommend", one) for _ in range(MAX_BODIES_OF_CALLER)]
+        reading = [asyncio.ensure_future(gate(asked.scope, asked.receive, asked.send)) for asked in slow]
+        while not all(asked.num_received for asked in slow):
+            await asyncio.sleep(0)
+        more, other = (Asked("GET", "/nowhere", key, [b""]) for key in (one, two))
+        other.parts, other.receive = [], _empty
+        for asked in (more, other):
+            await gate(asked.scope, asked.receive, asked.send)
+        assert (more.told()[0], more.told()[1]["type"], other.told()[0]) == (429, "too-many-bodies", 404)
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+        again = Asked("GET", "/nowhere", one)
+        await gate(again.scope, _empty, again.send)
+        assert again.told()[0] == 404
+
+    asyncio.run(run())
+
+
+async def _empty() -> dict:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def _headers(*more: tuple[bytes, bytes], host: bytes = b"127.0.0.1") -> list[tuple[bytes, bytes]]:
+    return [(b"host", host), *more]
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        (_headers(host=b"["), "host"),
+        (_headers(host=b"[::zz]"), "host"),
+        (_headers(host=b"[1.2.3.4]"), "host"),
+        (_headers(host=b"a b"), "host"),
+        (_headers(host=b"a@b"), "host"),
+        (_headers(host=b"a/b"), "host"),
+        (_headers(host=b"a:99999"), "host"),
+        (_headers(host=b"a:x"), "host"),
+        (_headers(host="ä".encode()), "host"),
+        (_headers((b"host", b"localhost")), "host"),
+        (_headers((b"origin", b"http://[")), "origin"),
+        (_headers((b"origin", b"evil.example")), "origin"),
+        (_headers((b"origin", b"\xff\xfe")), "origin"),
+        (_headers((b"origin", b"http://a"), (b"origin", b"http://b")), "origin"),
+        (_headers((b"authorization", b"Bearer \xff")), "authorization"),
+        (_headers((b"authorization", b"Bearer a"), (b"authorization", b"Bearer b")), "authorization"),
+        (_headers((b"content-length", b"-1")), "content-length"),
+        (_headers((b"content-length", b"\xb2")), "content-length"),
+        (_headers((b"content-length", b"1"), (b"content-length", b"2")), "content-length"),
+        (_headers((b"content-type", b"application/\xe9")), "content-type"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/healthz", "/nowhere"])
+def test_a_malformed_header_is_a_problem_that_names_it(client, headers, named, path):
+    """A malformed Host or Origin was a 500."""
+    asked = Asked("GET", path, "")
+    scope = asked.scope | {"headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "root_path": ""}
+    asyncio.run(client.service_api(scope, _empty, asked.send))
+    status, problem = asked.told()
+    assert (status, problem["type"]) == (400, "malformed-header")
+    assert problem["detail"].startswith(f"the header {named} cannot be read: ")
+
+
+def test_a_query_of_raw_bytes_is_a_problem(client):
+    asked = Asked("GET", "/nowhere", "")
+    asyncio.run(client.service_api(asked.scope | {"query_string": b"\xff", "root_path": ""}, _empty, asked.send))
+    assert asked.told()[0] == 400
+
+
+def test_no_websocket_is_opened(client):
+    asked = Asked("GET", "/v1/models", "")
+    asyncio.run(client.service_api(asked.scope | {"type": "websocket", "root_path": ""}, _empty, asked.send))
+    assert asked.sent == [{"type": "websocket.close", "code": 1008}]

@@ -1,68 +1,30 @@
 """A run with a ranker is answered in the ranker's order over all sources."""
 
-from functools import partial
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from digr import artifacts
-from digr.artifacts import Manifest, Store
-from digr.config.interests import EmbeddingsConfig
-from digr.config.models import EncoderConfig
-from digr.config.ranking import RankingConfig
+from digr.artifacts import Manifest
 from digr.policy.decoding.search import Recommendation, recommend
-from digr.ranking.features import CONTEXT, group_of
 from digr.ranking.neighbours import HistoryItems, Neighbours
-from digr.ranking.ranker import RankingExamples, fit_trees
 from digr.ranking.sources import SOURCES, sources_of_families
-from digr.ranking.steering import carriers_of
-from digr.ranking.systems import SERVED, feature_names
-from digr.ranking.views import save_arrays
-from digr.tables import conform
+from digr.ranking.systems import SERVED
 from serve.catalogue import assemble, digests_of, read_run
-from serve.encoders import get_encoder
-from serve.ranking import load_run_ranker, rank, serve_ranker
+from serve.indexing import RunIndex, serve_index
+from serve.ranking import ServedRanker, load_run_ranker, rank
 from serve.settings import AppArguments, VersionSettings
-from tests.ranking.tiny_view import GRAINS, random_view, save_view
-from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, put, serve_without_ray, without_id, write_run
+from tests.ranking.tiny_view import random_view
+from tests.serve.ranked_run import INTERESTS, write_ranker
+from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray, without_id, write_run
 
 HISTORY = ["item03", "item40"]
-INTERESTS = ["weekend trout fishing", "home espresso brewing", "indoor bonsai care", "winter camping trips", "marathon running"]
-"""Of the fine grain of the view."""
-
-
-def _write_ranker(store: Store) -> None:
-    """Write the arrays of random sources, and trees that like some of the features."""
-    names = feature_names(SERVED, GRAINS)
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(6000, len(names))).astype(np.float32)
-    features[:, [group_of(name) == "image" for name in names]] = 0  # as in a run without images
-    wish = features[:, [name not in CONTEXT for name in names]].sum(1).reshape(-1, 20)
-    is_target = (np.arange(20) == wish.argmax(1)[:, None]).ravel()
-    config = RankingConfig(rounds=10, min_leaf_candidates=20)
-    ranker = fit_trees(RankingExamples(features, np.arange(0, 6001, 20), is_target), names, config, seed=0, num_threads=1)
-    view = random_view(5, num_items=NUM_ITEMS)
-    for name, inner, fill in (("ranking_index", ".", partial(save_view, view)), ("ranker", "ranked/test", ranker.save)):
-        folder = Path(artifacts.begin(store, name), inner)
-        folder.mkdir(parents=True, exist_ok=True)
-        fill(folder)
-        if name == "ranking_index":
-            save_arrays(folder, carriers_of(view.families["interests"].groups[0]), "interests.carriers")
-            save_arrays(folder, get_encoder(EncoderConfig())(INTERESTS), "interests.centroids")
-        config = {"ranking": {"interest_cosines": [0.7, 0.45]}, "embeddings": EmbeddingsConfig().model_dump(mode="json")}
-        artifacts.commit(store, Manifest(name=name, config=config))
-    numbers = [[group, 0] for group in range(len(INTERESTS))]
-    names = [[name, INTERESTS[0]] for name in INTERESTS]
-    table = pa.table({"interest": INTERESTS, "num_items": [1] * len(INTERESTS), "groups": numbers, "names": names})
-    put(store, "canonical_interests", conform("canonical_interests", table, "test"))
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     found = write_run(str(tmp_path_factory.mktemp("run")))
-    _write_ranker(found)
+    write_ranker(found)
     return found
 
 
@@ -207,7 +169,8 @@ def test_lists_of_a_batch_are_those_of_each_request(client):
 
 def test_an_item_that_came_later_keeps_the_place_that_the_policy_gives_it(store, run):
     ids = pa.concat_arrays([run.trie.item_ids, pa.array(["new"])])
-    served, new = serve_ranker(load_run_ranker(store), ids), len(ids) - 1
+    ranker = load_run_ranker(store)
+    served, new = ServedRanker(ranker, serve_index(RunIndex(ranker.lists.view, ranker.item_ids), ids)), len(ids) - 1
     found = _policy_list(run)
     history = run.facts.ids.find(HISTORY)
     without = rank(served, history, found, 10, None, explain=True)
@@ -224,9 +187,21 @@ def test_a_changed_ranker_is_loaded_anew(tmp_path):
     store = write_run(str(tmp_path))
     settings = VersionSettings(run_dir=store.root)
     own, before = settings.model_copy(update={"ranker": "off"}), digests_of(settings)
-    _write_ranker(store)
+    write_ranker(store)
     without = digests_of(own)
     assert digests_of(settings) not in (before, without)
     assert without != before  # reasons are by canonical interests with or without a ranker
     artifacts.commit(store, Manifest(name="ranker", seed=1))
     assert digests_of(own) == without
+
+
+def test_an_item_that_was_taken_out_is_in_no_list_of_the_ranker(store, tmp_path):
+    client = serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH, state_dir=str(tmp_path)))
+    before = _ask(client, k=BEAM_WIDTH)
+    assert before["source"] == "ranker"
+    gone = before["items"][0]["item_id"]
+    client.delete(f"/v1/items/{gone}")
+    after = _ask(client, k=BEAM_WIDTH)
+    assert after["source"] == "ranker"
+    assert gone not in [item["item_id"] for item in after["items"]]
+    assert len(after["items"]) == BEAM_WIDTH

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from digr import artifacts
-from digr.artifacts import Manifest
 from digr.policy.decoding.search import recommend
 from digr.policy.vocabulary import sid_texts
 from serve.catalogue import assemble, read_run
@@ -148,7 +147,7 @@ def test_a_known_users_interests_stand_before_the_history_and_are_reasons(tmp_pa
     labels += [{"owner": "user", "owner_id": "u2", "interest": text} for text in ("Interest 1", "Interest 7", "Interest 0")]
     put(store, "interest_labels", nest_rows("interest_labels", labels, ids, ["u2"]))
     trained = {"policy": {"prompt_interests": 2}, "tasks": {"max_text_chars": 100}}
-    artifacts.commit(store, Manifest(name="policy_sft", config=trained))
+    artifacts.commit(store, artifacts.require(store, "policy_sft").model_copy(update={"config": trained}))
     client = serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH))
     run = assemble(read_run(VersionSettings(run_dir=store.root), "cpu"))
     prompt = run.prompt(run.facts.ids.find(["item05"]).tolist(), run.shown_interests("u2"))
@@ -271,7 +270,6 @@ def test_unknown_routes_and_wrong_methods_are_problems(client):
 def test_a_policy_is_not_served_with_other_semantic_ids_than_those_it_was_trained_on(tmp_path):
     store = write_run(str(tmp_path))
     trained_on = artifacts.require(store, "item_sids").digest
-    artifacts.commit(store, artifacts.require(store, "policy_sft").model_copy(update={"inputs": {"item_sids": trained_on}}))
     version = VersionSettings(run_dir=store.root)
     assert read_run(version, "cpu").sids_digest == trained_on
     artifacts.commit(store, artifacts.require(store, "item_sids").model_copy(update={"seed": 5}))

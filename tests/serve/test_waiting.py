@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from digr.policy.decoding.search import Recommendation
+from serve.callers import Caller, set_caller
 from serve.decoding import Job, decode
 from serve.metrics import Metrics
 from serve.problems import ProblemError
@@ -88,6 +89,71 @@ def test_a_late_answer_is_a_problem_and_its_place_in_the_line_is_free_only_when_
         assert await _decode_at_last(line, "c") == [["c"]]
 
     asyncio.run(run())
+
+
+async def _decode_as(name: str, line: Line, *prompts: str) -> list[Recommendation]:
+    set_caller(Caller(name))
+    return await line.decode(_jobs(line, *prompts))
+
+
+def test_a_caller_who_fills_the_line_leaves_room_for_others_and_everyone_has_a_turn():
+    """One client's batches kept the line full, and everyone else was told to come again."""
+
+    async def run() -> None:
+        decoder = Decoder()
+        line = _line(decoder, max_pending=100)
+        first = asyncio.ensure_future(_decode_as("busy", line, "first"))
+        await _until(lambda: decoder.batches)
+        asked = [asyncio.ensure_future(_decode_as("busy", line, *(f"busy{number}" for number in range(99))))]
+        await asyncio.sleep(0)
+        with pytest.raises(ProblemError, match="100 lists wait already"):
+            await _decode_as("busy", line, "one more")
+        asked.append(asyncio.ensure_future(_decode_as("calm", line, *(f"calm{number}" for number in range(49)))))
+        asked.append(asyncio.ensure_future(_decode_as("calm", line, "calm49")))
+        await asyncio.sleep(0)
+        with pytest.raises(ProblemError, match="50 lists wait already"):  # two share 100
+            await _decode_as("calm", line, "one more")
+        asked.append(asyncio.ensure_future(_decode_as("rare", line, "rare0")))
+        await asyncio.sleep(0)
+        decoder.go.set()
+        await asyncio.gather(first, *asked)
+        assert decoder.batches[1][:5] == ["busy0", "calm0", "rare0", "busy1", "calm1"]
+        assert [len([prompt for prompt in batch if prompt.startswith("calm")]) for batch in decoder.batches[1:4]] == [15, 16, 16]
+        assert (await _decode_as("busy", line, "again"))[0].item_ids == ["again"]
+
+    asyncio.run(run())
+
+
+def test_a_large_request_of_a_caller_who_waits_for_nothing_gets_in_while_others_fill_the_line():
+    async def run() -> None:
+        decoder = Decoder()
+        line = _line(decoder, max_pending=8)
+        asked = [asyncio.ensure_future(_decode_as(name, line, *"abcdefgh")) for name in ("one", "two", "three")]
+        await _until(lambda: decoder.batches)
+        asked.append(asyncio.ensure_future(_decode_as("batch", line, *"abcdefghijklmnop")))
+        await asyncio.sleep(0)
+        decoder.go.set()
+        assert [len(found) for found in await asyncio.gather(*asked)] == [8, 8, 8, 16]
+
+    asyncio.run(run())
+
+
+def test_a_decoder_with_too_few_results_fails_its_batch_and_the_line_goes_on():
+    """Whoever waited for that batch waited until the deadline."""
+
+    async def run() -> None:
+        line = _line(lambda jobs: [Recommendation([job.prompt], [0.0], None) for job in jobs if job.prompt != "bad"])
+        with pytest.raises(ValueError, match="the decoder gave 0 results for 1 jobs"):
+            await line.decode(_jobs(line, "bad"))
+        assert [one.item_ids for one in await line.decode(_jobs(line, "a"))] == [["a"]]
+        assert line.trouble() is None
+
+    asyncio.run(run())
+
+
+async def _until(holds) -> None:
+    while not holds():
+        await asyncio.sleep(0.001)
 
 
 async def _decode_at_last(line: Line, prompt: str) -> list[list[str]]:

@@ -99,7 +99,8 @@ def write_run(
     chosen = PolicyConfig(hidden_dim=32, num_layers=2, num_heads=2, max_tokens=max_tokens)
     model = build_scratch_policy(chosen, LEVEL_SIZES, seed=seed)
     model.save(store.uri(policy))
-    artifacts.commit(store, Manifest(name=policy, seed=seed))
+    trained_on = {"item_sids": artifacts.require(store, "item_sids").digest}
+    artifacts.commit(store, Manifest(name=policy, seed=seed, inputs=trained_on))
     return store
 
 
@@ -125,9 +126,9 @@ def serve_without_ray(
     return client_of(start_service(arguments, replica, board), peer)
 
 
-def client_of(service: Service, peer: str = "127.0.0.1") -> TestClient:
+def client_of(service: Service, peer: str = "127.0.0.1", keys: KeyRing | None = None) -> TestClient:
     """Return a client of a service."""
-    api = build_api(service, KeyRing(service.arguments.keys_file))
+    api = build_api(service, keys or KeyRing(service.arguments.keys_file))
     client = TestClient(_from(peer, api), base_url="http://127.0.0.1", raise_server_exceptions=False)
     client.service, client.service_api = service, api
     return client

@@ -30,6 +30,8 @@ from digr.files import filesystem_of, is_remote
 from digr.tables import SPLITS
 
 FACTS = "import.json"
+IMAGE_FOLDERS = "image_folders"
+"""Fact of an import: local folders of its files, where their images lie too."""
 MEMORY_GIB = 2.0
 """Memory for sorts and joins; larger ones spill to disk."""
 INTERACTION_ROWS, ITEM_ROWS = 500_000, 5_000
@@ -73,7 +75,7 @@ def import_data(
             plan = make_plan(con, given, scratch, report, format=format, columns=columns, events=events)
             for line in describe(plan, events):
                 report(line)
-            facts = _facts(plan)
+            facts = _facts(plan) | {IMAGE_FOLDERS: _image_folders(plan, addresses)}
             if check:
                 return facts | {"rows": plan.rows, "dropped": plan.dropped}
             draft = scratch / "draft"
@@ -82,6 +84,16 @@ def import_data(
         (draft / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n")
         _publish(draft, out, force)
         return facts
+
+
+def image_folders(folder: str) -> tuple[str, ...]:
+    """Return the local folders below which a folder's images may lie: itself, and those of the files imported into it."""
+    fs, path = filesystem_of(folder)
+    own = () if is_remote(folder) else (path,)
+    if not fs.get_file_info(f"{path}/{FACTS}").is_file:
+        return own
+    with fs.open_input_stream(f"{path}/{FACTS}") as stream:
+        return (*own, *json.loads(stream.read()).get(IMAGE_FOLDERS, ()))
 
 
 def check_out(out: str, force: bool) -> None:
@@ -114,6 +126,14 @@ def _scratch(out: str) -> Iterator[Path]:
         parent = str(next(folder for folder in Path(filesystem_of(out)[1]).parents if folder.is_dir()))
     with tempfile.TemporaryDirectory(prefix=".import-", dir=parent) as folder:
         yield Path(folder)
+
+
+def _image_folders(plan: Plan, addresses: Sequence[str]) -> list[str]:
+    """Return the local folders that hold the imported files, if these name images."""
+    if not any("image" in (part.reading.shown or part.reading.columns) for part in plan.items):
+        return []
+    given = [Path(address).expanduser().absolute() for address in addresses if "://" not in address]
+    return sorted({str(path if path.is_dir() else path.parent) for path in given})
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

@@ -13,8 +13,11 @@ import pytest
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.config import build_config
+from digr.config.images import ImagesConfig
 from digr.config.interests import OpenAIMiner
-from digr.interests import images, ledger
+from digr.images import showing
+from digr.images.showing import ImageRules
+from digr.interests import ledger
 from digr.interests.prompts import item_requests
 from digr.tables import conform
 from jobs.asking import miners
@@ -22,7 +25,7 @@ from jobs.asking.asker import Sink, _Asker
 from tests.models.endpoint_server import serve_endpoint
 from tests.patience import wait_until
 
-LIMITS = {"max_bytes": 1024, "max_side": 16}
+IMAGE_RULES = ImageRules(ImagesConfig(private_networks=("127.0.0.0/8",), folders=("/",)), (), max_bytes=1024, max_side=16)
 
 
 def _miner(server, **changes):
@@ -35,7 +38,7 @@ def _prompts(miner, titles, uris=None):
     ids = [f"{index:03d}" for index in range(len(titles))]
     items = pa.table({"item_id": ids, "title": titles, "image_uri": uris or [None] * len(ids)})
     requests = item_requests(conform("items", items, where="test"), "k", miner.modality, 100)
-    return miners.miner_prompts(requests, miner, LIMITS)
+    return miners.miner_prompts(requests, miner, IMAGE_RULES)
 
 
 def _wait_for_rows(uri, rows):
@@ -68,7 +71,7 @@ def test_an_answer_is_in_the_ledger_while_another_of_its_batch_is_still_to_come(
 
 def test_a_row_whose_image_may_come_is_an_error_that_was_not_asked_and_a_broken_image_is_asked_in_text(tmp_path, monkeypatch):
     # a server that was busy for a moment made an item mined from its text only, with status "ok", for ever
-    monkeypatch.setattr(images, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(showing, "_FIRST_PAUSE_SECONDS", 0.01)
     uri = ledger.open_ledger(Store(str(tmp_path)))
     uris = ["http://127.0.0.1:1/busy.png", str(tmp_path / "absent.png")]
     with serve_endpoint() as server:

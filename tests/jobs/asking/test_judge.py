@@ -1,6 +1,7 @@
 """Verdicts have a ledger as answers do: they are paid for once, within the budget, and the judge sees what the miner saw."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -47,7 +48,13 @@ def _config(store, url, judge={}, **interests):
     endpoint = {"kind": "openai", "base_url": url, "model": "m", "api_key_env": "DIGR_TEST_KEY", "max_retries": 0}
     miners = [endpoint | {"name": "text"}, endpoint | {"name": "vision", "modality": "image"}]
     labels = {"labelers": ["judge"], "judge": endpoint | judge}
-    tree = {"run": {"dir": store.root}, "interests": {"miners": miners} | interests, "labels": labels}
+    folders = [str(Path(store.root).parent)]
+    tree = {
+        "run": {"dir": store.root},
+        "images": {"folders": folders},
+        "interests": {"miners": miners} | interests,
+        "labels": labels,
+    }
     return build_config(tree, where="test")
 
 
