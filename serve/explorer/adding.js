@@ -4,7 +4,7 @@ import { post, Problem, problemBox } from "./api.js";
 import { byId, count, el } from "./dom.js";
 import { codesOf } from "./results.js";
 
-const FIELDS = ["title", "item_id", "description", "brand", "categories", "price", "currency", "interests"];
+const FIELDS = ["title", "item_id", "description", "brand", "categories", "price", "currency", "interests", "image_uri"];
 const LISTS = ["categories", "interests"];
 const control = (name) => byId(`new-${name}`);
 

@@ -49,11 +49,19 @@ export async function get(path, parameters = {}, signal) {
   return response.json();
 }
 
-/** Send to the endpoint, as JSON. */
-export async function post(path, body, signal) {
-  const sent = { method: "POST", headers: headers({ "Content-Type": "application/json" }), body: JSON.stringify(body), signal };
+async function sendJson(method, path, body, signal) {
+  const sent = { method, headers: headers({ "Content-Type": "application/json" }), body: JSON.stringify(body), signal };
   return (await send(path, sent)).json();
 }
+
+/** Send something new to the endpoint, as JSON. */
+export const post = (path, body, signal) => sendJson("POST", path, body, signal);
+
+/** Change an item. Returns it. */
+export const changeItem = (itemId, change) => sendJson("PATCH", `v1/items/${encodeURIComponent(itemId)}`, change);
+
+/** Take an item out. */
+export const deleteItem = (itemId) => send(`v1/items/${encodeURIComponent(itemId)}`, { method: "DELETE", headers: headers() });
 
 /** Ask for recommendations. */
 export const recommend = (body, signal) => post("v1/recommend", body, signal);

@@ -33,7 +33,7 @@ const filters = setUpFilters(() => changed());
 const user = () => (state.byUser ? state.user : "");
 const visit = setUpVisit({ user, append, changed: () => changed(), say });
 const actions = { retry: refresh, showPath, interest: wishes.interest, act: visit.act, view };
-const card = setUpCard({ actions, opened: (itemId) => { state.card = itemId; write(); }, closed: cardClosed });
+const card = setUpCard({ actions, opened: (itemId) => { state.card = itemId; write(); }, closed: cardClosed, say });
 
 const chosen = (more = {}) => ({
   items: state.items.map((item) => item.item_id), user: user(), model: versions.chosen(), other: versions.other(),

@@ -178,6 +178,34 @@ def test_an_item_is_added_by_a_form_that_shows_its_semantic_id_and_leads_to_its_
         assert [told for told in browser.complaints() if "status of 4" not in told] == []
 
 
+def test_an_item_is_made_unavailable_and_taken_out_by_its_card(browser, tmp_path):
+    key, record = make_key("owner", "admin")
+    with (
+        serve_two_versions(tmp_path, write_keys(tmp_path / "keys.toml", record)) as url,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=CEILING_SECONDS) as client,
+    ):
+        browser.open(url)
+        browser.wait("document.querySelector('.problem code')?.textContent === 'unauthorised'")
+        _use_key(browser, key)
+        browser.open("about:blank")
+        browser.events.clear()
+        browser.open(f"{url}/#items=item05,item06&item=item30")
+        button = "document.querySelector('.changes button')?.textContent"
+        browser.wait(f"{button} === 'Not available'")
+        for now, offered, available in ((["no, not available"], "Available again", False), ([], "Not available", True)):
+            browser.click(".changes summary")
+            browser.click(".changes button")
+            browser.wait(f"{button} === '{offered}'")
+            assert [word for word in browser.text("#card-body dd") if word.startswith("no, ")] == now
+            assert client.get("/v1/items/item30").json()["available"] == available
+        browser.click(".changes summary")
+        browser.click(".changes .danger")
+        browser.wait("!document.getElementById('card').open")
+        browser.wait("location.hash === '#items=item05,item06'")
+        assert client.get("/v1/items/item30").status_code == 404
+        assert browser.complaints() == []
+
+
 def _use_key(page: Page, key: str) -> None:
     page.js("document.getElementById('key-box').open = true; document.getElementById('key').value = ''")
     page.js("document.getElementById('key').focus()")
