@@ -14,11 +14,10 @@ import pyarrow as pa
 
 from digr.artifacts import Store
 from digr.config.models import EncoderConfig
-from digr.data.ids import build_id_index
 from digr.models.encoders import Encode
 from digr.serving.journal import Journal
 from digr.serving.new_items import Extender, load_extender, new_vectors, sid_of_new_item
-from serve.catalogue import ITEM_SCHEMA, LABEL_COLUMNS, Additions, RunTables
+from serve.catalogue import ITEM_SCHEMA, LABEL_SCHEMA, Additions, RunTables
 from serve.settings import VersionSettings
 
 GetEncoder = Callable[[EncoderConfig], Encode]
@@ -64,7 +63,6 @@ class VersionAdditions:
         self.refused: dict[str, str] = {}
         """Items for which the version has no code left, with the reason."""
         self._tables, self._version, self._get_encoder = tables, version, get_encoder
-        self._ids = build_id_index(tables.items["item_id"])
         self._extender: Extender | None = None
         self._num_read = 0
         self._seen: set[str] = set()
@@ -76,7 +74,7 @@ class VersionAdditions:
         before = len(self._items)
         for number, item in enumerate(items[self._num_read :], self._num_read + 1):
             # a later run has it already, or two replicas added it at once
-            is_known = self._ids.find([item["item_id"]])[0] >= 0 or item["item_id"] in self._seen
+            is_known = self._tables.ids.find([item["item_id"]])[0] >= 0 or item["item_id"] in self._seen
             if not is_known:
                 given = self.journal.get(number) or self.journal.claim(number, self._give_sid(item))
                 if given["refused"]:
@@ -97,9 +95,8 @@ class VersionAdditions:
             for item in self._items
             for rank, interest in enumerate(item["interests"])
         ]
-        schema = pa.schema([self._tables.labels.schema.field(name) for name in LABEL_COLUMNS])
         codes = np.array(self._codes, np.int32).reshape(len(self._codes), len(self._tables.level_sizes))
-        return Additions(item_table(self._items), codes, pa.Table.from_pylist(labels, schema=schema))
+        return Additions(item_table(self._items), codes, pa.Table.from_pylist(labels, schema=LABEL_SCHEMA))
 
     def sid_of(self, item_id: str) -> list[int] | None:
         """Return an added item's codes."""
@@ -111,9 +108,9 @@ class VersionAdditions:
         extender = self._extender = self._extender or load_extender(Store(self._version.run_dir, self._version.variant))
         encode = self._get_encoder(extender.embeddings.encoder)
         vector = new_vectors(extender, item_table([item]), [item["interests"]], encode)[0]
-        existing = np.concatenate([self._tables.codes, np.array(self._codes, np.int32).reshape(-1, self._tables.codes.shape[1])])
+        added = np.array(self._codes, np.int32).reshape(-1, self._tables.codes.shape[1])
         try:
-            return {"codes": sid_of_new_item(extender, existing, vector).tolist(), "refused": None}
+            return {"codes": sid_of_new_item(extender, [self._tables.codes, added], vector).tolist(), "refused": None}
         except ValueError as error:
             return {"codes": None, "refused": str(error)}
 

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Bool, Int
+from jaxtyping import Int, Int64
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config.models import EncoderConfig
-from digr.data.ids import build_id_index
 from digr.interests.canonical import group_names
 from digr.policy.decoding.search import Recommendation
 from digr.ranking.features import group_of
@@ -23,6 +21,7 @@ from digr.ranking.sources import STEER
 from digr.ranking.steering import Vocabulary, Wish, find_interest, steer_scores, wish_of_interest, wish_of_words
 from digr.ranking.systems import SERVED, feature_names, sources_of
 from digr.ranking.views import load_array, load_arrays
+from digr.serving.facts import unpack
 from serve.encoders import get_encoder
 from serve.schemas import Steer
 
@@ -31,8 +30,6 @@ class RunRanker(NamedTuple):
     """A run's `ranking_index` and `ranker`; loaded once and kept when items are added."""
 
     lists: ListRanker
-    item_ids: pa.Array
-    """Items of the index, in its order."""
     features: list[str]
     vocabulary: Vocabulary
     """Interests that a wish may name."""
@@ -75,19 +72,11 @@ def load_run_ranker(store: Store) -> RunRanker | None:
     named = artifacts.read_table(store, "canonical_interests", ["groups", "names"])
     vocabulary = Vocabulary(group_names(named, 0), centroids, carriers)
     chosen = artifacts.require(store, "ranking_index").config["embeddings"]["encoder"]
-    item_ids = artifacts.read_table(store, "items", ["item_id"])["item_id"].combine_chunks()
     names = feature_names(SERVED, grains)
     # compile Numba's functions now, so that no request waits for it
     next(lists.rank(HistoryItems(np.zeros(1, np.int64), np.array([0, 1])), None, 1))
     lists.rankers[SERVED].contributions(np.zeros((1, len(names)), np.float32))
-    return RunRanker(lists, item_ids, names, vocabulary, EncoderConfig.model_validate(chosen))
-
-
-def serve_ranker(ranker: RunRanker | None, item_ids: pa.Array) -> ServedRanker | None:
-    """Match the items of a ranker with the served items."""
-    if ranker is None:
-        return None
-    return ServedRanker(ranker, build_id_index(ranker.item_ids).find(item_ids), build_id_index(item_ids).find(ranker.item_ids))
+    return RunRanker(lists, names, vocabulary, EncoderConfig.model_validate(chosen))
 
 
 def wishes_of(ranker: RunRanker, steer: Sequence[Steer]) -> list[Wish]:
@@ -115,7 +104,7 @@ def rank(
     history: Int[np.ndarray, " T"],
     found: Recommendation,
     k: int,
-    allowed: Bool[np.ndarray, " N"] | None,
+    allowed: Int64[np.ndarray, " W"] | None,
     *,
     explain: bool,
     wishes: Sequence[Wish] = (),
@@ -126,14 +115,16 @@ def rank(
         history: places of its items, oldest first.
         found: the policy's list, as long as its beam.
         k: items listed, as many as the policy found at least.
-        allowed: items that may be listed; None for all.
+        allowed: items that may be listed, as bits of words; None for all.
         explain: whether to compute contributions.
         wishes: the request's, already translated.
     """
     ranker = served.ranker
     known, generated = served.index_of[history], served.index_of[found.places]
     known, proposed = known[known >= 0], generated[generated >= 0]
-    mask = None if allowed is None else (served.place_of >= 0) & allowed[served.place_of]
+    mask = None
+    if allowed is not None:
+        mask = (served.place_of >= 0) & unpack(allowed, len(served.index_of))[served.place_of]
     if mask is None and (served.place_of < 0).any():
         mask = served.place_of >= 0
     lists = ranker.lists.rank(

@@ -4,11 +4,12 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int, Int64
 
 from digr.policy.decoding.search import Recommendation
 from digr.ranking.steering import find_interest
-from serve.catalogue import ServedRun, places_array
+from digr.serving.facts import pack, pack_places, unpack
+from serve.catalogue import ServedRun
 from serve.decoding import Job
 from serve.problems import (
     ProblemError,
@@ -36,7 +37,7 @@ class CheckedRequest(NamedTuple):
     """Known items of the history, oldest first."""
     ignored: list[str]
     beam_width: int
-    allowed: Bool[np.ndarray, " N"] | None
+    allowed: Int64[np.ndarray, " W"] | None
     interests: str | None
     """Interests of a known user, as the prompt shows them."""
 
@@ -95,7 +96,9 @@ def _reply(service: Service, checked: CheckedRequest, job: Job | None, found: Re
     elif found is not None:
         source, places, scores = "policy", found.places[:k], list[float | None](found.scores)
     else:
-        listed = run.popular if checked.allowed is None else run.popular[checked.allowed[run.popular]]
+        listed = run.popular
+        if checked.allowed is not None:
+            listed = listed[unpack(checked.allowed, len(listed))[listed]]
         source, places, scores = "popularity", listed[:k], [None] * k
     reasons = run.explain(checked.places, places, checked.interests) if checked.request.explain else [[]] * len(places)
     proven = found.is_proven(k) if source == "policy" and found is not None else None
@@ -145,19 +148,20 @@ def _check_steer(run: ServedRun, request: RecommendRequest) -> None:
             raise unknown_interest(wish.interest)
 
 
-def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Bool[np.ndarray, " N"] | None:
+def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Int64[np.ndarray, " W"] | None:
     if request.allow is None and request.deny is None and not request.exclude_history:
         return None
     priced = any(wanted is not None and wanted.lacks_currency() for wanted in (request.allow, request.deny))
     if priced and len(run.facts.currencies) > 1:
         raise currency_needed(run.facts.currencies)
-    allowed = np.ones(run.trie.num_items, bool) if request.allow is None else run.matching(request.allow)
+    num = run.trie.num_items
+    allowed = pack(np.ones(num, bool)) if request.allow is None else run.matching(request.allow)
     for condition in request.deny.conditions() if request.deny else ():
         allowed &= ~run.matching(condition)
     if request.exclude_history:
-        allowed[places] = False
+        allowed &= ~pack_places(np.asarray(places, np.int64), num)
     if not allowed.any():
-        raise no_items_left(run.trie.num_items)
+        raise no_items_left(num)
     return allowed
 
 
@@ -169,7 +173,7 @@ def image_path(item_id: str, image_uri: str | None) -> str | None:
 def _items(
     run: ServedRun, places: Int[np.ndarray, " M"], scores: list[float | None], reasons: list[list[str]]
 ) -> list[RecommendedItem]:
-    rows = run.facts.table.select(["item_id", "title", "price", "currency", "image_uri"]).take(places_array(places)).to_pylist()
+    rows = run.facts.table.take(places, ["item_id", "title", "price", "currency", "image_uri"]).to_pylist()
     codes = run.trie.codes[np.asarray(places, np.int64)].tolist()
     return [
         RecommendedItem(

@@ -13,7 +13,7 @@ from digr.artifacts import Store
 from digr.config.interests import EmbeddingsConfig
 from digr.data.texts import item_texts
 from digr.models.encoders import Encode
-from digr.sids.assignment import Disambiguation
+from digr.sids.assignment import Disambiguation, nearest_codes
 from digr.sids.building import RETIRED
 from digr.sids.extension import extend_sids
 from digr.sids.fitting import Quantiser, load_quantiser
@@ -85,15 +85,21 @@ def new_vectors(
 
 
 def sid_of_new_item(
-    extender: Extender, existing: Int32[np.ndarray, "N L"], vector: Float[np.ndarray, " D"]
+    extender: Extender, existing: Sequence[Int32[np.ndarray, "_ L"]], vector: Float[np.ndarray, " D"]
 ) -> Int32[np.ndarray, " L"]:
     """Assign a semantic ID to one new item.
+
+    Only SIDs that begin like the item's nearest codes, all but the last, can be equal to its SID or in its way.
+
+    Args:
+        existing: all SIDs of the version, in some tables one after another.
 
     Raises:
         ValueError: no free code is left that the policy knows.
     """
     levels = len(extender.level_sizes)
-    taken = np.concatenate([existing, extender.retired])
+    begin = nearest_codes(extender.quantiser, vector[None])[0][0, :-1]
+    taken = np.concatenate([_that_begin(codes, begin) for codes in (*existing, extender.retired)])
     added = extend_sids(extender.quantiser, taken, vector[None], disambiguation=extender.disambiguation, seed=extender.seed)
     if added.codes.shape[1] > levels or (added.codes[0] >= extender.level_sizes[: added.codes.shape[1]]).any():
         raise ValueError(
@@ -101,3 +107,10 @@ def sid_of_new_item(
             f"{list(extender.level_sizes)}); run the pipeline again with the item in the catalogue"
         )
     return np.pad(added.codes[0], (0, levels - added.codes.shape[1]), constant_values=-1)
+
+
+def _that_begin(codes: Int32[np.ndarray, "N L"], begin: Int32[np.ndarray, " P"]) -> Int32[np.ndarray, "M L"]:
+    """Return the SIDs that begin with some codes."""
+    for level, code in enumerate(begin):
+        codes = codes[codes[:, level] == code]
+    return codes

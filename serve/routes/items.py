@@ -42,7 +42,7 @@ async def get_image(request: Request, item_id: ItemPath, model: Model = None) ->
     """Return the item's own image as PNG."""
     service = service_of(request)
     _, run = service.version(model)
-    uri = run.facts.table["image_uri"][find_item(run, item_id)].as_py()
+    uri = run.facts.table.take([find_item(run, item_id)], ["image_uri"])["image_uri"][0].as_py()
     sizes = service.arguments.max_image_bytes, service.arguments.max_image_side
     content = await asyncio.to_thread(item_image, item_id, uri, *sizes)
     return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
