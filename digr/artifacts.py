@@ -78,6 +78,25 @@ JOB_OF = {
     "report": "evaluate",
     "seed_comparison": "compare_runs",
 }
+COMMANDS = {
+    "run": "pipeline",
+    "data prepare": "prepare_data",
+    "interests mine": "mine_interests",
+    "interests label": "label_interests",
+    "train classifier": "train_classifier",
+    "embed": "embed_items",
+    "neighbours": "build_neighbours",
+    "sids build": "build_sids",
+    "sids tune": "tune_codebooks",
+    "train sft": "train_sft",
+    "train grpo": "train_grpo",
+    "train ranker": "train_ranker",
+    "train towers": "train_towers",
+    "recommend": "recommend",
+    "evaluate": "evaluate",
+    "compare": "compare_runs",
+}
+"""Words of `digr` -> the job that they run, which is `python -m jobs.<job>` too."""
 
 
 class StaleArtifact(ValueError):
@@ -156,13 +175,15 @@ def read_manifest(store: Store, name: str) -> Manifest | None:
     if manifest.schema_version != expected:
         raise StaleArtifact(
             f"{store.uri(name)}: found version {manifest.schema_version} of the schema of {manifest.name}, this program expects "
-            f"{expected}; run `python -m jobs.{_job_of(manifest.name)} ... --force` to rebuild it"
+            f"{expected}; run `{command_of(manifest.name)} --force` to rebuild it"
         )
     return manifest
 
 
-def _job_of(name: str) -> str:
-    return JOB_OF.get(name.split("/")[0], "pipeline")
+def command_of(name: str) -> str:
+    """Return the command that makes an artifact, for messages."""
+    job = JOB_OF.get(name.split("/")[0], "pipeline")
+    return f"digr {next(words for words, made in COMMANDS.items() if made == job)} CONFIG"
 
 
 def require(store: Store, name: str) -> Manifest:
@@ -173,9 +194,7 @@ def require(store: Store, name: str) -> Manifest:
     """
     manifest = read_manifest(store, name)
     if manifest is None:
-        raise ValueError(
-            f"{store.uri(name)}: artifact {name} does not exist; run `python -m jobs.{_job_of(name)}` with this config first"
-        )
+        raise ValueError(f"{store.uri(name)}: artifact {name} does not exist; run `{command_of(name)}` first")
     return manifest
 
 
@@ -200,7 +219,7 @@ def check_lineage(store: Store, name: str, inputs: Iterable[str] | None = None) 
         if there is not None and there.digest != manifest.inputs.get(item, there.digest):
             raise ValueError(
                 f"{store.uri(name)}: made from {item} {manifest.inputs[item]}, but {store.uri(item)} is now {there.digest}; "
-                f"run `python -m jobs.{JOB_OF.get(name.split('/')[0], 'pipeline')} ... --force` to rebuild it from that"
+                f"run `{command_of(name)} --force` to rebuild it from that"
             )
 
 
@@ -348,7 +367,7 @@ def is_current(store: Store, wanted: Manifest) -> bool:
         return True
     raise StaleArtifact(
         f"{store.uri(wanted.name)}: has digest {found.request}, but this config and these inputs give {wanted.request} "
-        f"(different: {', '.join(_differences(found, wanted))}); run `python -m jobs.{_job_of(wanted.name)} ... --force` to "
+        f"(different: {', '.join(_differences(found, wanted))}); run `{command_of(wanted.name)} --force` to "
         f"rebuild it, or choose another run.dir"
     )
 

@@ -127,6 +127,5 @@ def _opened(store: Store, name: str, part: Part) -> pq.ParquetFile:
     uri = part_uri(store, name, part)
     fs, path = artifacts.filesystem_of(uri)
     if not fs.get_file_info(path).is_file:
-        job = artifacts.JOB_OF.get(name.split("/")[0], "pipeline")
-        raise ValueError(f"{uri}: no such part of {name}; run `python -m jobs.{job} ... --force` to rebuild it")
+        raise ValueError(f"{uri}: no such part of {name}; run `{artifacts.command_of(name)} --force` to rebuild it")
     return pq.ParquetFile(path, filesystem=fs, pre_buffer=True)

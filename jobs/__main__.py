@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from digr.artifacts import COMMANDS
 from jobs.describe_data import describe_command
 from jobs.import_data import import_command
 from jobs.runtime.command_line import fields_help, job_command
@@ -18,25 +19,6 @@ from serve.command_line import PANEL, add_commands
 from serve.keys import print_key
 from serve.run import serve
 
-JOBS = {
-    "run": "pipeline",
-    "data prepare": "prepare_data",
-    "interests mine": "mine_interests",
-    "interests label": "label_interests",
-    "train classifier": "train_classifier",
-    "embed": "embed_items",
-    "neighbours": "build_neighbours",
-    "sids build": "build_sids",
-    "sids tune": "tune_codebooks",
-    "train sft": "train_sft",
-    "train grpo": "train_grpo",
-    "train ranker": "train_ranker",
-    "train towers": "train_towers",
-    "recommend": "recommend",
-    "evaluate": "evaluate",
-    "compare": "compare_runs",
-}
-"""Words of a command -> the job that it runs."""
 GROUPS = {
     "data": "Import, describe and prepare interactions and items.",
     "interests": "Mine interests with language models, and label which to trust.",
@@ -49,7 +31,7 @@ def build_app() -> typer.Typer:
     """Return the whole command; a job on a config is imported when it runs, so that help and completion need no Ray."""
     app = typer.Typer(name="digr", help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
     groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
-    for words, job in JOBS.items():
+    for words, job in COMMANDS.items():
         group, _, verb = words.rpartition(" ")
         command = job_command(f"jobs.{job}", partial(_load, job), "stale" if job == "pipeline" else "all", "none")
         (groups[group] if group else app).command(verb, cls=fields_help(job), help=_doc(job))(command)

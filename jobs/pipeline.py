@@ -72,7 +72,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         done.append({"job": step.job, "variant": step.config.run.variant, "status": status, "seconds": seconds})
     total = round(time.monotonic() - start, 1)
     log("pipeline", f"all {len(steps)} jobs in {total:.1f} s")
-    if "report" in summary:
+    if "report" in summary and not options.dry_run:
         print(f"report: {summary['report']}")
     status = "would build" if options.dry_run else "done"
     return {"status": status, "seconds": total, "run_dir": config.run.dir, "report": summary.get("report"), "jobs": done}

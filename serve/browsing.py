@@ -34,6 +34,7 @@ def show_item(run: ServedRun, item_id: str) -> Item:
         categories=[category for category in row["categories"] or [] if category],
         price=row["price"],
         currency=row["currency"],
+        available=run.listed is None or bool(run.listed[place]),
         image=image_path(row["item_id"], row["image_uri"]),
         sid=[code for code in codes if code >= 0],
         sid_text=sid_texts(np.array([codes]))[0],
@@ -60,10 +61,11 @@ def search(run: ServedRun, query: str, limit: int) -> FoundItems:
     """
     if not query.strip():
         return FoundItems(items=_found(run, run.popular[:limit]))
-    places = search_titles(run.facts, query, limit)
+    places = search_titles(run.facts, query, limit, run.listed)
     items = _found(run, places)
     if len(places) < limit and run.tables.canonical and run.interest_index:
-        more, named = search_interests(run.interest_index, run.interests, run.facts.popularity, query, limit)
+        popularity = run.facts.popularity
+        more, named = search_interests(run.interest_index, run.interests, popularity, query, limit, listed=run.listed)
         new = np.flatnonzero(~np.isin(more, places))[: limit - len(places)]
         names = run.tables.canonical.names.take(pa.array(named[new])).to_pylist()
         served = zip(_found(run, more[new]), names, strict=True)
@@ -92,7 +94,7 @@ def show_level(run: ServedRun, prefix: str) -> SidLevel:
                 code=code,
                 prefix=".".join(map(str, [*codes, code])),
                 num_items=num_items,
-                item_id=samples[0].item_id if leaf and num_items == 1 else None,
+                item_id=samples[0].item_id if leaf and num_items == 1 and samples else None,
                 samples=samples,
                 interests=common,
             )
@@ -102,7 +104,7 @@ def show_level(run: ServedRun, prefix: str) -> SidLevel:
 
 def _shown_of(run: ServedRun, spans: Sequence[Spans]) -> list[tuple[Int[np.ndarray, " M"], list[str]]]:
     """Return the most popular items and the most frequent interests of each child."""
-    below = [places_below(one) for one in spans]
+    below = [_listed(run, places_below(one)) for one in spans]
     best = [places[np.argsort(run.facts.popularity[places])[:SAMPLES]] for places in below]
     return list(zip(best, common_interests(run.interests, spans, INTERESTS), strict=True))
 
@@ -115,10 +117,17 @@ def _shown_of_root(run: ServedRun, found: PrefixChildren) -> list[tuple[Int[np.n
     new = [place for place, code in enumerate(found.codes) if code not in run.tables.root]
     counted = dict(zip(new, _shown_of(run, [found.spans[place] for place in new]), strict=True))
     known = run.tables.root
-    return [
-        counted[place] if place in counted else (np.array(known[code]["samples"], np.int64), known[code]["interests"])
-        for place, code in enumerate(found.codes[:MAX_CHILDREN])
-    ]
+    shown = []
+    for place, code in enumerate(found.codes[:MAX_CHILDREN]):
+        if place not in counted:
+            samples = _listed(run, np.array(known[code]["samples"], np.int64))
+            counted[place] = samples, known[code]["interests"]
+        shown.append(counted[place])
+    return shown
+
+
+def _listed(run: ServedRun, places: Int[np.ndarray, " M"]) -> Int[np.ndarray, " m"]:
+    return places if run.listed is None else places[run.listed[places]]
 
 
 def _found(run: ServedRun, places: Int[np.ndarray, " M"]) -> list[FoundItem]:

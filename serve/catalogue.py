@@ -9,19 +9,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.data.ids import IdIndex
+from digr.data.ids import IdIndex, build_id_index
 from digr.interests.canonical import CanonicalInterests
 from digr.policy.model import SidPolicy, load_policy
 from digr.policy.reasons import ItemInterests, keys_of, shared_interests, sort_interests
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.serving.build import Build, BuildRequest, default_cache, open_build
-from digr.serving.facts import ItemFacts, map_facts, matching_items
-from digr.serving.grown_trie import map_grown_trie
+from digr.serving.facts import ItemFacts, map_facts, matching_items, pack
+from digr.serving.grown_trie import map_grown_trie, shortest_sid
 from digr.serving.interest_search import InterestIndex, map_interest_index
+from digr.serving.item_rows import ItemRows, map_rows
 from digr.serving.mapped import map_array, map_id_index, map_texts
 from digr.serving.users import UserHistories, map_histories
 from digr.sids.trie import SidTrie
@@ -56,6 +57,7 @@ class RunTables(NamedTuple):
     build: Build
     """The mapped files of the run's N items."""
     ids: IdIndex
+    rows: ItemRows
     codes: Int32[np.ndarray, "N L"]
     canonical: CanonicalInterests | None
     users: UserHistories
@@ -76,6 +78,15 @@ class Additions(NamedTuple):
     labels: pa.Table
 
 
+class Changes(NamedTuple):
+    """What has changed about items of the run or the additions."""
+
+    rows: pa.Table
+    """Rows of `items`, which replace those of the same ids."""
+    hidden: list[str]
+    """Ids of items that may not be listed; some may be unknown here."""
+
+
 class ServedRun(NamedTuple):
     """One version: a policy with its catalogue; everything about items is in the order of `trie.item_ids`."""
 
@@ -88,10 +99,14 @@ class ServedRun(NamedTuple):
     """For the search; None if the run has no canonical interests."""
     users: UserHistories
     popular: Int[np.ndarray, " N"]
-    """Items, the most popular first."""
+    """Items that may be listed, the most popular first."""
+    listed: Bool[np.ndarray, " N"] | None
+    """Items that may be listed; None for all."""
     max_history: int
     """Newest items of a history that the policy was trained to see."""
     num_new_items: int
+    shortest_sid: int
+    """Number of codes of the shortest semantic ID."""
     ranker: ServedRanker | None
     """The ranker of the lists; None if the policy's own lists are served."""
 
@@ -108,6 +123,11 @@ class ServedRun(NamedTuple):
     def explain(self, history: Sequence[int], items: Int[np.ndarray, " M"], interests: str | None = None) -> list[list[str]]:
         """Return the reasons for each item."""
         return shared_interests(self.interests, history[-self.max_history :], items, interests)
+
+    @property
+    def listed_words(self) -> Int64[np.ndarray, " W"] | None:
+        """Items that may be listed, as bits of words; None for all."""
+        return None if self.listed is None else pack(self.listed)
 
     def matching(self, wanted: ItemFilter) -> Int64[np.ndarray, " W"]:
         """Mark the items that match a filter as bits of words, see `digr.sids.filters`."""
@@ -158,6 +178,7 @@ def read_run(version: VersionSettings, device: str, cache: Path | None = None) -
         level_sizes=level_sizes,
         build=build,
         ids=map_id_index(files, "ids"),
+        rows=map_rows(files / "items.arrow", np.zeros(0, np.int64), ITEM_SCHEMA.empty_table()),
         codes=map_array(files, "trie-codes").reshape(-1, len(level_sizes)),
         canonical=_map_canonical(files),
         users=map_histories(files),
@@ -185,21 +206,26 @@ def digests_of(version: VersionSettings) -> tuple[str, ...]:
     return (*(artifacts.require(store, name).digest for name in names), *(each.digest for each in found if each))
 
 
-def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
-    """Map a run with the items that came after it; no SID and no place of the run changes.
+def assemble(tables: RunTables, added: Additions | None = None, changes: Changes | None = None) -> ServedRun:
+    """Map a run with the items that came after it and what has changed about items; no SID and no place of the run changes.
 
-    It costs what the added items cost: the run's files are mapped again, and only the pages that they change are copied.
+    It costs what these items cost: the run's files are mapped again, and only the pages that they change are copied.
     """
     if added is None:
         no_codes = np.zeros((0, len(tables.level_sizes)), np.int32)
         added = Additions(ITEM_SCHEMA.empty_table(), no_codes, LABEL_SCHEMA.empty_table())
     files, num = tables.build.folder, len(tables.codes)
     order = np.lexsort(added.codes.T[::-1])
-    rows = added.items.take(pa.array(order)).combine_chunks()
-    ids = rows["item_id"].combine_chunks() if len(rows) else pa.array([], pa.string())
+    items = added.items.take(pa.array(order)).combine_chunks()
+    ids = items["item_id"].combine_chunks() if len(items) else pa.array([], pa.string())
     trie = map_grown_trie(files, ids, added.codes[order])
-    facts = map_facts(files, num + np.arange(len(rows)), rows)
+    facts = map_facts(files, *_changed_rows(tables.ids, items, ids, changes))
     interests = _map_interests(files, tables.canonical, added.labels, ids)
+    hidden = facts.ids.find(changes.hidden) if changes else np.zeros(0, np.int64)
+    listed = None
+    if (hidden >= 0).any():
+        listed = np.ones(len(facts.ids), bool)
+        listed[hidden[hidden >= 0]] = False
     return ServedRun(
         tables=tables,
         policy=tables.policy,
@@ -208,11 +234,27 @@ def assemble(tables: RunTables, added: Additions | None = None) -> ServedRun:
         interests=interests,
         interest_index=map_interest_index(files, interests, num),
         users=tables.users,
-        popular=facts.popular,
+        popular=facts.popular if listed is None else facts.popular[listed[facts.popular]],
+        listed=listed,
         max_history=tables.max_history,
-        num_new_items=len(rows),
-        ranker=None if tables.ranker is None else _map_ranker(files, tables.ranker, len(rows)),
+        num_new_items=len(items),
+        shortest_sid=min(shortest_sid(files), int((added.codes >= 0).sum(1).min(initial=len(tables.level_sizes)))),
+        ranker=None if tables.ranker is None else _map_ranker(files, tables.ranker, len(items)),
     )
+
+
+def _changed_rows(
+    ids: IdIndex, items: pa.Table, added_ids: pa.Array, changes: Changes | None
+) -> tuple[Int[np.ndarray, " C"], pa.Table]:
+    """Return the places, ascending, and the rows of the items that were added or changed."""
+    places = len(ids) + np.arange(len(items))
+    if changes is None or not len(changes.rows):
+        return places, items
+    index = IdIndex(ids.ids, ids.ordered, ids.places, build_id_index(added_ids) if len(added_ids) else None)
+    every = np.concatenate([places, index.find(changes.rows["item_id"])])
+    newest = len(every) - 1 - np.unique(every[::-1], return_index=True)[1]
+    newest = newest[every[newest] >= 0]
+    return every[newest], pa.concat_tables([items, changes.rows]).take(pa.array(newest)).combine_chunks()
 
 
 def _map_interests(files: Path, canonical: CanonicalInterests | None, labels: pa.Table, added_ids: pa.Array) -> ItemInterests:

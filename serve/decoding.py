@@ -77,12 +77,13 @@ def _rank(job: Job, found: Recommendation | Exception) -> None:
 
 def warm_up(run: ServedRun, beam_width: int, max_pending: int) -> None:
     """Decode a batch of 1, 2, 4, ... up to the largest that may come, so that the first request is no slower than the others."""
-    prompt, size = run.prompt(run.popular[: run.max_history].tolist()), 1
+    history = run.popular[: run.max_history] if len(run.popular) else np.zeros(1, np.int64)
+    prompt, size = run.prompt(history.tolist()), 1
     while size <= min(BATCH_SIZE, max_pending):
         found = recommend(run.policy, run.trie, [prompt] * size, min(beam_width, run.trie.num_items), beam_width)
         size *= 2
     if run.ranker is not None:
-        rank(run.ranker, run.popular[: run.max_history], found[0], 1, None, explain=True)
+        rank(run.ranker, history, found[0], 1, None, explain=True)
 
 
 def _decode_alike(jobs: Sequence[Job]) -> list[Recommendation]:

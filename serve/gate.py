@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
 """Public paths, which reveal nothing about the catalogue; so are those below /explorer/, the files of the page."""
-ADMIN = frozenset({("POST", "/v1/items"), ("POST", "/v1/models")})
+ADMIN = frozenset({("POST", "/v1/items"), ("POST", "/v1/items/bulk"), ("POST", "/v1/models")})
+CHANGING = frozenset({"PATCH", "DELETE"})
+"""Methods that need an admin key on every path."""
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -61,7 +63,8 @@ class KeyRing:
         record = find_key(self.records, key.strip()) if kind.lower() == "bearer" else None
         if record is None:
             raise unauthorised("send `Authorization: Bearer <key>` with a key of this deployment")
-        if (scope["method"], scope["path"]) in ADMIN and record.role != "admin":
+        needs_admin = (scope["method"], scope["path"]) in ADMIN or scope["method"] in CHANGING
+        if needs_admin and record.role != "admin":
             raise forbidden(record.name, record.role)
         if wait := self._buckets[record.name].take():
             raise rate_limited(record.name, wait)

@@ -51,7 +51,7 @@ def read_keys(path: Path) -> list[KeyRecord]:
     try:
         return KeyFile.model_validate(tomllib.loads(path.read_text())).keys
     except FileNotFoundError:
-        raise ValueError(f"keys_file = {str(path)!r}: no such file; make keys with `python -m serve.keys NAME`") from None
+        raise ValueError(f"keys_file = {str(path)!r}: no such file; make keys with `digr keys NAME`") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"keys_file = {str(path)!r}: not valid TOML: {error}") from None
     except ValidationError as error:

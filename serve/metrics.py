@@ -4,14 +4,14 @@ Each replica has its own counters, labelled by its name, and writes them regular
 those of the other replicas. Without a state folder it returns only the metrics of the replica that answers.
 """
 
-import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.parser import text_string_to_metric_families
+
+from digr.serving.state import StateStore
 
 FRESH_SECONDS, KEPT_SECONDS = 15.0, 3600.0
 """Files of replicas that wrote nothing for longer are not shown, then removed."""
@@ -22,9 +22,9 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 class Metrics:
     """What one replica counts."""
 
-    def __init__(self, replica: str, folder: Path | None) -> None:
+    def __init__(self, replica: str, state: StateStore | None) -> None:
         own = CollectorRegistry()
-        self._own, self._replica, self._folder = own, replica, folder
+        self._own, self._replica, self._state = own, replica, state
         labels = ["replica"]
         self._requests = Counter("digr_requests", "Requests answered", [*labels, "route", "status"], registry=own)
         self._seconds = Histogram(
@@ -54,27 +54,23 @@ class Metrics:
 
     def write(self) -> None:
         """Leave the numbers for the other replicas to read."""
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        draft = self._folder / f".{self._replica}"
-        draft.write_bytes(generate_latest(self._own))
-        draft.replace(self._folder / f"{self._replica}.prom")
+        if self._state is not None:
+            self._state.write(f"metrics/{self._replica}.prom", generate_latest(self._own))
 
     def text(self) -> bytes:
         """Return the numbers of all replicas in Prometheus' text format."""
         return generate_latest(_Families(_merge([generate_latest(self._own).decode(), *self._others()])))
 
     def _others(self) -> Iterator[str]:
-        for path in sorted(self._folder.glob("*.prom")) if self._folder and self._folder.is_dir() else []:
-            try:
-                age = time.time() - path.stat().st_mtime
-                if age > KEPT_SECONDS:
-                    path.unlink()
-                elif age <= FRESH_SECONDS and path.stem != self._replica:
-                    yield path.read_text()
-            except FileNotFoundError:  # another replica removed it
-                continue
+        if self._state is None:
+            return
+        for file in self._state.list_files("metrics"):
+            if file.age_seconds > KEPT_SECONDS:
+                self._state.remove(file.name)
+            elif file.age_seconds <= FRESH_SECONDS and file.name != f"metrics/{self._replica}.prom":
+                content = self._state.read(file.name)
+                if content is not None:  # another replica may have removed it
+                    yield content.decode()
 
 
 class _Families(CollectorRegistry):

@@ -215,21 +215,3 @@ def nothing_to_choose(action: str) -> ProblemError:
     """Say why the default version cannot change."""
     detail = "promote needs a model" if action == "promote" else "there is no earlier default version to go back to"
     return ProblemError("nothing-to-choose", 422, "No version to make the default", detail, fields=["model"])
-
-
-def item_exists(item_id: str) -> ProblemError:
-    """Say that another item has this id."""
-    detail = f"item {item_id!r} is in the catalogue with other content; choose another id, or build the run again to change it"
-    return ProblemError("item-exists", 409, "The item exists", detail, fields=["item_id"])
-
-
-def too_many_added(limit: int) -> ProblemError:
-    """Say that the run must be built again before more items can be added."""
-    detail = f"{limit} items were added since the run; run the pipeline again with them (sids.keep_from keeps all semantic IDs)"
-    return ProblemError("too-many-added", 409, "Too many new items", detail)
-
-
-def no_code_left(item_id: str, reason: str) -> ProblemError:
-    """Say why the default version cannot recommend the new item."""
-    detail = f"item {item_id!r} is kept for later versions, but the default one cannot recommend it: {reason}"
-    return ProblemError("no-code-left", 409, "No semantic ID left", detail)

@@ -98,7 +98,7 @@ def _reply(service: Service, checked: CheckedRequest, job: Job | None, found: Re
     else:
         listed = run.popular
         if checked.allowed is not None:
-            listed = listed[unpack(checked.allowed, len(listed))[listed]]
+            listed = listed[unpack(checked.allowed, run.trie.num_items)[listed]]
         source, places, scores = "popularity", listed[:k], [None] * k
     reasons = run.explain(checked.places, places, checked.interests) if checked.request.explain else [[]] * len(places)
     proven = found.is_proven(k) if source == "policy" and found is not None else None
@@ -150,7 +150,9 @@ def _check_steer(run: ServedRun, request: RecommendRequest) -> None:
 
 def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> Int64[np.ndarray, " W"] | None:
     if request.allow is None and request.deny is None and not request.exclude_history:
-        return None
+        if not len(run.popular):
+            raise no_items_left(run.trie.num_items)
+        return run.listed_words
     priced = any(wanted is not None and wanted.lacks_currency() for wanted in (request.allow, request.deny))
     if priced and len(run.facts.currencies) > 1:
         raise currency_needed(run.facts.currencies)
@@ -160,6 +162,8 @@ def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> In
         allowed &= ~run.matching(condition)
     if request.exclude_history:
         allowed &= ~pack_places(np.asarray(places, np.int64), num)
+    if run.listed is not None:
+        allowed &= pack(run.listed)
     if not allowed.any():
         raise no_items_left(num)
     return allowed

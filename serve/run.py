@@ -63,13 +63,11 @@ def read_arguments(run_folder: str, settings: Sequence[str]) -> AppArguments:
                 f"{word!r}: there is no setting {name!r}; the nearest one is {nearest}, all are in serve/settings.py"
             )
         values[name] = value
-    if "://" not in run_folder:  # the place of a run with a version of its own, see `AppArguments.resolved`
-        values = {"state_dir": f"{run_folder}/serving"} | values
     try:
         version = VersionSettings.model_validate(
             {"run_dir": run_folder} | {name: values.pop(name) for name in of_version & set(values)}
         )
-        return AppArguments.model_validate({"models": {"main": version}} | values)
+        return AppArguments.model_validate({"run_dir": run_folder, "models": {"main": version}} | values)
     except ValidationError as error:
         wrong = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, wrong['loc']))} = {wrong['input']!r}: {wrong['msg']}") from None
@@ -81,6 +79,7 @@ def check_servable(arguments: AppArguments) -> None:
     Raises:
         ValueError: the message says what is missing and which command makes it.
     """
+    arguments.resolved()  # refuses a state_dir that cannot be one
     for version in arguments.models.values():
         if "://" not in version.run_dir and not Path(version.run_dir).is_dir():
             raise ValueError(

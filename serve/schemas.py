@@ -199,6 +199,12 @@ class Version(Contract):
     num_items: int
     num_new_items: int
     """Items that were added by `POST /v1/items` since the run."""
+    num_hidden_items: int = 0
+    """Items that may not be listed, because they were deleted or are not available."""
+    waiting: str | None = None
+    """Why the version does not have all added items yet; null if it has."""
+    refused_items: dict[str, str] = Field(default_factory=dict)
+    """Added items, at most 100, that the version cannot recommend, and why."""
     level_sizes: list[int]
     """Codes per level of the semantic IDs."""
     currencies: list[str]
@@ -218,6 +224,8 @@ class Versions(Contract):
     """Version that `roll_back` would make the default."""
     failed: dict[str, str] = Field(default_factory=dict)
     """Configured versions that could not be loaded, and why."""
+    set_aside: dict[str, str] = Field(default_factory=dict)
+    """Files of the state, at most 100, that could not be read and are left out, and why."""
 
 
 class ChangeDefault(Contract):

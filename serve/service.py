@@ -1,18 +1,19 @@
 """What one replica serves: its versions, the items added to them, and the line of requests that it decodes."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from digr.serving.journal import Journal
+from digr.serving.journal import Entry, Journal
+from digr.serving.state import open_state
 from serve import problems
-from serve.additions import ItemList, VersionAdditions
+from serve.additions import VersionAdditions
 from serve.catalogue import ServedRun, assemble, digests_of, read_run
 from serve.decoding import decode, warm_up
 from serve.encoders import get_encoder
-from serve.item_schemas import AddedItem, NewItem
+from serve.item_journal import MAX_NAMED, ItemJournal
 from serve.metrics import Metrics
 from serve.schemas import ChangeDefault, Version, Versions
 from serve.settings import AppArguments, LiveSettings, VersionSettings
@@ -28,13 +29,20 @@ class Loaded(NamedTuple):
     digests: tuple[str, ...]
     run: ServedRun
     additions: VersionAdditions | None
+    revision: tuple[int, int] = (0, 0)
+    """That of the additions in the run."""
 
 
-def _extended(loaded: Loaded, items: list[dict[str, Any]]) -> Loaded:
-    """Return a version with the added items; the same object if there are no new ones."""
-    if loaded.additions is None or not loaded.additions.follow(items):
+def _extended(loaded: Loaded, items: ItemJournal) -> Loaded:
+    """Return a version with the added and changed items; the same object if there is nothing new."""
+    additions = loaded.additions
+    if additions is None:
         return loaded
-    return loaded._replace(run=assemble(loaded.run.tables, loaded.additions.additions()))
+    additions.follow(items)
+    if additions.revision == loaded.revision:
+        return loaded
+    run = assemble(loaded.run.tables, additions.additions(), additions.changes(items))
+    return loaded._replace(run=run, revision=additions.revision)
 
 
 class Service:
@@ -42,7 +50,9 @@ class Service:
 
     def __init__(self, arguments: AppArguments, device: str = "cpu", replica: str = "0", decode: Decode = decode) -> None:
         self.arguments = arguments
-        self.metrics = Metrics(replica, Path(arguments.state_dir) / "metrics" if arguments.state_dir else None)
+        state = open_state(arguments.state_dir) if arguments.state_dir else None
+        self.state = state
+        self.metrics = Metrics(replica, state)
         self.versions: dict[str, Loaded] = {}
         self.failed: dict[str, str] = {}
         """Versions that could not be loaded, with the reason; an earlier load of the same version stays in use."""
@@ -50,13 +60,13 @@ class Service:
         self._live = LiveSettings()
         self.line = Line(decode, arguments.max_pending, arguments.deadline_seconds, self.metrics)
         self._device = device
-        self._changing, self._configuring = asyncio.Lock(), asyncio.Lock()
-        state_dir = Path(arguments.state_dir) if arguments.state_dir else None
-        self._state_dir = state_dir
-        self._items: ItemList | None = ItemList(state_dir) if state_dir else None
-        self._choices = Journal(state_dir / "default") if state_dir else None
+        self.changing, self._configuring = asyncio.Lock(), asyncio.Lock()
+        self.items = ItemJournal(state) if state else None
+        """The journal of the catalogue; None where nothing can be changed."""
+        self._choices = Journal(state, "default") if state else None
         self._num_choices = 0
         self._choice: dict[str, str] = {}
+        self._set_aside: dict[str, str] = {}
 
     async def configure(self, live: LiveSettings) -> None:
         """Load versions that are new or were built again, then drop those that are no longer configured.
@@ -76,7 +86,7 @@ class Service:
                 except (ValueError, OSError) as error:
                     logger.error("version %s cannot be loaded: %s", name, error)
                     failed[name] = str(error)
-            async with self._changing:
+            async with self.changing:
                 kept = {name: loaded for name, loaded in self.versions.items() if name in live.models}
                 versions = {name: found for name in live.models if (found := fresh.get(name) or kept.get(name))}
                 if live.default not in versions:
@@ -92,13 +102,16 @@ class Service:
         digests = digests_of(settings)
         if before and (before.settings, before.digests) == (settings, digests):
             return None
-        tables, additions = read_run(settings, self._device), None
-        if self._state_dir and self._items:
-            additions = VersionAdditions(tables, settings, self._state_dir, get_encoder)
-            additions.follow(self._items.items)
-        run = assemble(tables, additions.additions() if additions else None)
-        warm_up(run, self.arguments.beam_width, self.arguments.max_pending)
-        return Loaded(settings, digests, run, additions)
+        tables = read_run(settings, self._device)
+        if self.state and self.items:
+            additions = VersionAdditions(tables, settings, self.state, get_encoder)
+            additions.follow(self.items)
+            run = assemble(tables, additions.additions(), additions.changes(self.items))
+            loaded = Loaded(settings, digests, run, additions, additions.revision)
+        else:
+            loaded = Loaded(settings, digests, assemble(tables), None)
+        warm_up(loaded.run, self.arguments.beam_width, self.arguments.max_pending)
+        return loaded
 
     @property
     def default(self) -> str:
@@ -128,16 +141,30 @@ class Service:
         return name, self.versions[name].run
 
     async def follow(self) -> None:
-        """Apply what other replicas added or chose."""
-        if self._items is None or self._choices is None:
+        """Apply what other replicas changed or chose."""
+        async with self.changing:
+            await self.follow_locked()
+
+    async def follow_locked(self) -> None:
+        """Do as `follow`; the caller holds `changing`."""
+        if self.items is None or self._choices is None:
             return
-        async with self._changing:
-            await asyncio.to_thread(self._items.read)
-            for name, loaded in self.versions.items():
-                self.versions = self.versions | {name: await asyncio.to_thread(_extended, loaded, self._items.items)}
-            choices = await asyncio.to_thread(self._choices.read, self._num_choices)
-            self._num_choices += len(choices)
-            self._choice = choices[-1] if choices else self._choice
+        await asyncio.to_thread(self.items.read)
+        for name, loaded in self.versions.items():
+            self.versions = self.versions | {name: await asyncio.to_thread(_extended, loaded, self.items)}
+        for entry in await asyncio.to_thread(self._choices.read, self._num_choices):
+            self._num_choices = entry.number
+            self._choice = self._read_choice(entry) or self._choice
+
+    def _read_choice(self, entry: Entry) -> dict[str, str] | None:
+        """Return a choice of the default version; set aside what is none."""
+        value = entry.value or {}
+        choice = {name: value.get(name) for name in ("model", "previous", "configured")}
+        if all(isinstance(name, str) for name in choice.values()):
+            return {name: str(chosen) for name, chosen in choice.items()}
+        if len(self._set_aside) < MAX_NAMED:
+            self._set_aside[entry.name] = entry.reason or "it names no default version"
+        return None
 
     async def follow_for_ever(self, also: Callable[[], None]) -> None:
         """Follow every `follow_seconds`; log a failure and try again the next time."""
@@ -169,32 +196,6 @@ class Service:
             await self.follow()
         return self.describe()
 
-    async def add_item(self, item: NewItem) -> AddedItem:
-        """Add an item to all versions; adding the same item again changes nothing.
-
-        Raises:
-            ProblemError: another item has this id, too many items were added, or the default version has no code left.
-        """
-        if self._items is None:
-            raise problems.no_state_dir()
-        await self.follow()
-        wanted, earlier = item.model_dump(), self._items.by_id.get(item.item_id)
-        name, run = self.version(None)
-        if (earlier is not None and earlier != wanted) or (earlier is None and run.facts.ids.find([item.item_id])[0] >= 0):
-            raise problems.item_exists(item.item_id)
-        if earlier is None:
-            if len(self._items.items) >= self.arguments.max_added_items:
-                raise problems.too_many_added(self.arguments.max_added_items)
-            await asyncio.to_thread(self._items.add, wanted)
-            await self.follow()
-            if self._items.by_id[item.item_id] != wanted:  # another replica was faster
-                raise problems.item_exists(item.item_id)
-        sids = {name: loaded.additions.sid_of(item.item_id) for name, loaded in self.versions.items() if loaded.additions}
-        additions = self.versions[name].additions
-        if sids.get(name) is None and additions:
-            raise problems.no_code_left(item.item_id, additions.refused.get(item.item_id, ""))
-        return AddedItem(item_id=item.item_id, sids={name: sid for name, sid in sids.items() if sid}, is_new=earlier is None)
-
     def describe(self) -> Versions:
         """List the versions.
 
@@ -203,10 +204,11 @@ class Service:
         """
         self.version(None)
         versions = [self._describe(name, loaded) for name, loaded in self.versions.items()]
-        return Versions(data=versions, previous=self.previous, failed=self.failed)
+        set_aside = self._set_aside | (self.items.set_aside if self.items else {})
+        return Versions(data=versions, previous=self.previous, failed=self.failed, set_aside=set_aside)
 
     def _describe(self, name: str, loaded: Loaded) -> Version:
-        run = loaded.run
+        run, additions = loaded.run, loaded.additions
         return Version(
             id=name,
             created=int(run.tables.loaded_at),
@@ -216,6 +218,9 @@ class Service:
             ranker="missing" if loaded.settings.ranker == "on" and run.ranker is None else loaded.settings.ranker,
             num_items=run.trie.num_items,
             num_new_items=run.num_new_items,
+            num_hidden_items=0 if run.listed is None else int((~run.listed).sum()),
+            waiting=additions.waiting if additions else None,
+            refused_items=dict(itertools.islice(additions.refused.items(), MAX_NAMED)) if additions else {},
             level_sizes=list(run.trie.level_sizes),
             currencies=list(run.facts.currencies),
             max_history=run.max_history,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from digr.serving.state import state_address
 from serve.schemas import Contract, VersionName
 
 
@@ -52,8 +53,8 @@ class AppArguments(LiveSettings):
     run_dir: str = Field(default_factory=lambda: os.environ.get("DIGR_RUN_DIR", ""))
     """Folder of a trained run, served as version `main` unless there are `models`; the variable DIGR_RUN_DIR if not given."""
     state_dir: str = ""
-    """Folder on a disk that all replicas see, for added items and the chosen default version; the run's own folder `serving`
-    if not given and the run is local. Without one the deployment takes no additions."""
+    """Folder on a disk that all replicas see, or s3://bucket/prefix, for changes of the catalogue and the chosen default version;
+    if not given, the folder `serving` of run_dir where all versions are of it and it is local. Else nothing can be changed."""
     keys_file: str = ""
     """TOML file of API keys, see `python -m serve.keys`; without one only this machine itself is answered."""
     beam_width: int = Field(50, ge=1, le=1000)
@@ -68,6 +69,8 @@ class AppArguments(LiveSettings):
     """Largest body of a request."""
     max_added_items: int = Field(10_000, ge=0)
     """Items that may be added before the run must be built again with them."""
+    max_changed_items: int = Field(100_000, ge=0)
+    """Items that may be changed or deleted before the run must be built again."""
     max_image_side: int = Field(512, ge=16, le=2048)
     """Images are served as PNG of at most this side, pixels."""
     max_image_bytes: int = Field(10_000_000, ge=1000)
@@ -79,18 +82,17 @@ class AppArguments(LiveSettings):
         """Return the same with the versions spelled out and absolute paths.
 
         Raises:
-            ValueError: no run is given.
+            ValueError: no run is given, or state_dir is of an unsupported kind.
         """
         if not self.models and not self.run_dir:
             raise ValueError("serve: no run to serve; pass run_dir=<folder of a trained run> or set DIGR_RUN_DIR")
         models = self.models or {"main": VersionSettings(run_dir=self.run_dir)}
-        state_dir = self.state_dir
-        if not state_dir and not self.models and "://" not in self.run_dir:
-            state_dir = f"{self.run_dir}/serving"
+        is_own = "://" not in self.run_dir and all(version.run_dir == self.run_dir for version in models.values())
+        state_dir = self.state_dir or (f"{self.run_dir}/serving" if is_own else "")
         return self.model_copy(
             update={
                 "models": {name: version.absolute() for name, version in models.items()},
-                "state_dir": str(Path(state_dir).absolute()) if state_dir else "",
+                "state_dir": state_address(state_dir) if state_dir else "",
                 "keys_file": str(Path(self.keys_file).absolute()) if self.keys_file else "",
             }
         )

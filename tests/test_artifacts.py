@@ -15,7 +15,7 @@ def test_an_artifact_without_a_manifest_does_not_exist(tmp_path):
     store = Store(str(tmp_path))
     artifacts.write_table(store, "items", _items("a", "b"))
     assert artifacts.read_manifest(store, "items") is None
-    with pytest.raises(ValueError, match=r"artifact items does not exist; run `python -m jobs\.prepare_data`"):
+    with pytest.raises(ValueError, match=r"artifact items does not exist; run `digr data prepare CONFIG`"):
         artifacts.read_table(store, "items")
 
 
@@ -71,9 +71,7 @@ def test_a_stale_artifact_names_what_differs_and_the_command(tmp_path):
     same = Manifest(name="item_sids", config={"sids": {"lr": 0.1, "epochs": 3}}, inputs={"item_embeddings": "aa"})
     assert artifacts.is_current(store, same)
     other = same.model_copy(update={"config": {"sids": {"lr": 0.2, "epochs": 3}}, "inputs": {"item_embeddings": "bb"}})
-    with pytest.raises(
-        StaleArtifact, match=r"different: input item_embeddings, config sids\.lr\); run `python -m jobs\.build_sids"
-    ):
+    with pytest.raises(StaleArtifact, match=r"different: input item_embeddings, config sids\.lr\); run `digr sids build CONFIG"):
         artifacts.is_current(store, other)
 
 
@@ -121,7 +119,9 @@ def test_what_was_made_from_an_input_that_was_made_anew_is_refused_with_both_dig
     artifacts.commit(store, Manifest(name="policy_sft", inputs=inputs | {"file table.json": "0", "items": "gone"}))
     artifacts.check_lineage(store, "policy_sft")
     artifacts.commit(store, Manifest(name="item_sids", rows=7))
-    message = f"policy_sft: made from item_sids {inputs['item_sids']}, but .*variants/plain/item_sids is now .*; .*jobs.train_sft"
+    message = (
+        f"policy_sft: made from item_sids {inputs['item_sids']}, but .*variants/plain/item_sids is now .*; run `digr train sft"
+    )
     for where, name in ((store, "policy_sft"), (Store(str(tmp_path)), "variants/plain/policy_sft")):
         with pytest.raises(ValueError, match=message):
             artifacts.check_lineage(where, name)

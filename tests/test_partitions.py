@@ -68,7 +68,7 @@ def test_tables_of_other_owners_are_not_read_side_by_side(store):
     artifacts.write_table(store, "interests", nest_rows("interests", [], IDS[:3]))
     with pytest.raises(ValueError, match=r"interests/item/part-00000\.parquet: not the same owners as in .*items/part-00000"):
         list(iter_aligned(store, ("items", "interests"), Part("item", 0), 10))
-    with pytest.raises(ValueError, match=r"part-00000\.parquet: no such part of item_sids; run `python -m jobs\.build_sids"):
+    with pytest.raises(ValueError, match=r"part-00000\.parquet: no such part of item_sids; run `digr sids build CONFIG"):
         read_part(store, "item_sids", Part("item", 0))
 
 
@@ -127,12 +127,12 @@ def test_an_interest_without_its_words_is_an_error(tmp_path):
         nest_rows("interests", [{"owner_id": "a", "interest": None}], ["a"])
 
 
-@pytest.mark.parametrize(("name", "job"), [("interests", "mine_interests"), ("interest_labels", "label_interests")])
-def test_a_table_of_an_older_schema_names_the_job_that_rebuilds_it_and_others_stay_readable(store, name, job):
+@pytest.mark.parametrize(("name", "command"), [("interests", "interests mine"), ("interest_labels", "interests label")])
+def test_a_table_of_an_older_schema_names_the_job_that_rebuilds_it_and_others_stay_readable(store, name, command):
     # interests once had a row each; all other tables of such a run are as they were
     for old in (name, "item_sids"):
         artifacts.begin(store, old)
         artifacts.commit(store, Manifest(name=old, rows=1, schema_version=1))
-    with pytest.raises(StaleArtifact, match=rf"{name}: found version 1 .*expects 2; run `python -m jobs\.{job} \.\.\. --force"):
+    with pytest.raises(StaleArtifact, match=rf"{name}: found version 1 .*expects 2; run `digr {command} CONFIG --force"):
         artifacts.read_table(store, name)
     assert artifacts.require(store, "items").schema_version == 2 and artifacts.require(store, "item_sids").schema_version == 1

@@ -57,6 +57,24 @@ def test_the_numbers_of_the_table_of_systems_are_those_of_the_files_that_it_link
     assert checked == 16
 
 
+SPEEDS = {
+    "decoder": lambda figures: f"{figures['1000000_items_beam_50_batch_32_speedup']:.0f} times as fast",
+    "sft": lambda figures: f"{figures['scratch_speedup']} times as many tokens",
+    "mining": lambda figures: f"{figures['mining_job_seconds'] / figures['bare_chat_seconds']:.2f} times the time",
+    "prepare": lambda figures: f"{figures['seconds_at_10000000']:.0f} s, {figures['gigabytes_at_10000000']} GB",
+}
+"""Name of a link in the README's table of speeds -> the words of its cell, from the figures of the file."""
+
+
+def test_the_numbers_of_the_table_of_speeds_are_those_of_the_files_that_it_links():
+    table = README.partition("| speed, against")[2].partition("\n\n")[0]
+    shown = {name: (cell, path) for cell, name, path in re.findall(r"\| ([^|]+) \| \[(\w+)\]\((\S+)\) \|", table)}
+    files = {name: json.loads((ROOT / path).with_suffix(".json").read_text()) for name, (_, path) in shown.items()}
+    assert {name: cell for name, (cell, _) in shown.items()} == {
+        name: say(files[name]["figures"]) for name, say in SPEEDS.items()
+    }
+
+
 @pytest.mark.parametrize("page", ["README.md", "cluster/README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
 def test_links_and_named_files_exist(page):
     text = (ROOT / page).read_text()

@@ -102,7 +102,7 @@ def source_files(folder: str, official: bool) -> dict[str, str]:
     if missing:
         raise ValueError(
             f"data.path: {folder} lacks {', '.join(missing)}; expected there: {', '.join(names)}. "
-            f"`python -m jobs.import_data FILES --out FOLDER` makes such a folder from CSV, JSON and other files"
+            f"`digr data import FILES --out FOLDER` makes such a folder from CSV, JSON and other files"
         )
     return {name: f"{folder.rstrip('/')}/{name}" for name in names}
 
@@ -210,7 +210,7 @@ def _check_columns(uri: str, kind: str) -> list[str]:
         if missing:
             raise ValueError(
                 f"{part}: lacks column {', '.join(missing)}; found {', '.join(schema.names)}. "
-                f"`python -m jobs.import_data` reads files with other names, see data.columns"
+                f"`digr data import` reads files with other names, see data.columns"
             )
         unread |= dict.fromkeys(name for name in schema.names if name not in known)
     if not unread:
@@ -289,7 +289,7 @@ def _ids(raw: pa.Table, name: str, uri: str, table: str, column: str = "") -> pa
     if not _is_text(found.type):
         raise ValueError(
             f"{uri}: table {table}, column {name}: expected string, found {found.type}; "
-            f"`python -m jobs.import_data` turns ids of any type into text"
+            f"`digr data import` turns ids of any type into text"
         )
     ids = found.cast(pa.string())
     empty = pc.sum(pc.equal(pc.fill_null(ids, ""), "")).as_py() or 0
@@ -299,7 +299,7 @@ def _ids(raw: pa.Table, name: str, uri: str, table: str, column: str = "") -> pa
     if len(padded):
         raise ValueError(
             f"{uri}: table {table}, column {name}: {len(padded)} ids begin or end with white space (first: "
-            f"{padded[0].as_py()!r}); `python -m jobs.import_data` removes it everywhere"
+            f"{padded[0].as_py()!r}); `digr data import` removes it everywhere"
         )
     return ids
 

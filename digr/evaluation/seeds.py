@@ -44,7 +44,7 @@ def common_systems(runs: Sequence[Store]) -> list[str]:
     found = [name for name in names if all(artifacts.read_manifest(run, each) for run in runs for each in lists[name])]
     if not found:
         places = ", ".join(run.root for run in runs)
-        raise ValueError(f"{places}: no system has lists in every run; run `python -m jobs.recommend` for each of them")
+        raise ValueError(f"{places}: no system has lists in every run; run `digr recommend CONFIG` for each of them")
     return found
 
 

@@ -66,9 +66,8 @@ def weights_digest(model: ModelConfig, where: str) -> str:
 
 @lru_cache(maxsize=64)
 def _commit(name: str, revision: str, where: str) -> str:
-    import httpx
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # of the HTTP library that the hub's client uses
 
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
@@ -79,7 +78,7 @@ def _commit(name: str, revision: str, where: str) -> str:
         return HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT_SECONDS).sha or revision or "main"
     except HFValidationError as error:
         raise ValueError(f"{where} = {name!r}: no such folder, and not a hub name (owner/model); give one of them") from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, HTTPError) as error:
         known = revision or "main"
         logger.warning(
             "%s = %r: no answer from the hub (%s); new weights under %r would not be noticed", where, name, error, known

@@ -186,7 +186,7 @@ def read_content_vectors(store: Store, content: Content) -> Iterator[Float32[np.
         if content == "text" and lists.null_count:
             raise ValueError(
                 f"{store.uri('item_embeddings')}: has no text_embedding, so an older version built it; run "
-                f"`python -m jobs.embed_items ... --force` to rebuild it"
+                f"`digr embed CONFIG --force` to rebuild it"
             )
         vectors = np.zeros((len(lists), dim), np.float32)
         vectors[np.asarray(lists.is_valid())] = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, max(dim, 1))

@@ -109,7 +109,7 @@ def load_ranker(folder: Path) -> Ranker:
         return Gate(**{name: np.array(values) for name, values in json.loads((folder / GATE).read_text()).items()})
     files = sorted(folder.glob("trees_*.txt"))
     if not files:
-        raise ValueError(f"{folder}: no ranker; run `python -m jobs.train_ranker ... --force` to make it")
+        raise ValueError(f"{folder}: no ranker; run `digr train ranker CONFIG --force` to make it")
     return trees_of([lgb.Booster(model_file=str(file)) for file in files])
 
 

@@ -235,26 +235,36 @@ def _of_categories(facts: ItemFacts, categories: Sequence[str]) -> Int64[np.ndar
     return within
 
 
-def search_titles(facts: ItemFacts, query: str, limit: int) -> Int[np.ndarray, " M"]:
+def search_titles(
+    facts: ItemFacts, query: str, limit: int, listed: Bool[np.ndarray, " N"] | None = None
+) -> Int[np.ndarray, " M"]:
     """Find items whose title has words that begin with every word of the query, in any order.
 
     Titles that begin with the query come first, then more popular items. A query without letters or digits finds nothing.
+
+    Args:
+        listed: items that may be found; None for all.
     """
     words = query_words(query)
-    begins, has = (_first_titles(facts, words, limit, whole=whole) for whole in (True, False))
+    begins, has = (_first_titles(facts, words, limit, listed, whole=whole) for whole in (True, False))
     at, whole = find_words(facts.changed_words, query)
     changed = facts.table.changed[at]
+    if listed is not None:
+        changed, whole = changed[listed[changed]], whole[listed[changed]]
     found = np.unique(np.concatenate([begins, has, changed]))
     other = ~np.isin(found, np.concatenate([begins, changed[whole]]))
     return found[np.lexsort((facts.popularity[found], other))][:limit]
 
 
-def _first_titles(facts: ItemFacts, words: list[str], limit: int, *, whole: bool) -> Int[np.ndarray, " M"]:
+def _first_titles(
+    facts: ItemFacts, words: list[str], limit: int, listed: Bool[np.ndarray, " N"] | None, *, whole: bool
+) -> Int[np.ndarray, " M"]:
     """Find the most popular items of the run whose title, which has not changed, matches."""
     found = np.zeros(0, np.int64)
     for ranks in facts.titles.pages(words, whole=whole, size=limit + 8):
         places = facts.popular[ranks].astype(np.int64)
-        found = np.concatenate([found, places[~np.isin(places, facts.table.changed)]])
+        places = places[~np.isin(places, facts.table.changed)]
+        found = np.concatenate([found, places if listed is None else places[listed[places]]])
         if len(found) >= limit:
             break
     return found[:limit]

@@ -62,6 +62,11 @@ def save_trie_arrays(folder: Path, trie: SidTrie) -> None:
     (folder / _FACTS).write_text(json.dumps(facts))
 
 
+def shortest_sid(folder: Path) -> int:
+    """Return the number of codes of the shortest semantic ID of a trie of `save_trie_arrays`."""
+    return json.loads((folder / _FACTS).read_text())["shortest"]
+
+
 def map_grown_trie(folder: Path, added_ids: pa.Array, added_codes: Int[np.ndarray, "M L"]) -> SidTrie:
     """Map a trie, with items added to it; the added item i has the place N + i, N that of the mapped items.
 

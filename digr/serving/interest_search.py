@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from digr.policy.reasons import ItemInterests, rows_of
 from digr.serving.mapped import map_array, save_array
@@ -77,7 +77,13 @@ def map_interest_index(folder: Path, interests: ItemInterests, num_items: int) -
 
 
 def search_interests(
-    index: InterestIndex, interests: ItemInterests, popularity: Int[np.ndarray, " N"], query: str, limit: int
+    index: InterestIndex,
+    interests: ItemInterests,
+    popularity: Int[np.ndarray, " N"],
+    query: str,
+    limit: int,
+    *,
+    listed: Bool[np.ndarray, " N"] | None = None,
 ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
     """Return the first `limit` items with a canonical interest that matches a query, and the matching interest of each.
 
@@ -87,15 +93,18 @@ def search_interests(
 
     Args:
         popularity: rank of each item, 0 for the most popular.
+        listed: items that may be found; None for all.
     """
     words = query_words(query)
     later, later_whole = find_words(index.later_words, query)
+    most = limit if listed is None else limit + int((~listed).sum())  # so that enough are left
     found, named = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for whole in (True, False):
         of_later = index.later_group[later[later_whole] if whole else later]
-        groups, items = _first_items(index, popularity, words, limit, whole=whole)
+        groups, items = _first_items(index, popularity, words, most, whole=whole)
         items = np.concatenate([items, _added_items(index, interests, of_later)])
         items = np.unique(items[~np.isin(items, found)])
+        items = items if listed is None else items[listed[items]]
         items = items[np.argsort(popularity[items])][: limit - len(found)]
         matching = np.concatenate([groups, of_later])
         found = np.concatenate([found, items])

@@ -19,7 +19,7 @@ from digr.sids.extension import extend_sids
 from digr.sids.fitting import Quantiser, load_quantiser
 from digr.sids.fusion import Fusion, load_fusion
 from digr.sids.item_vectors import item_vectors
-from digr.sids.trie import codes_of
+from digr.sids.trie import check_codes, codes_of
 
 
 class Extender(NamedTuple):
@@ -84,33 +84,60 @@ def new_vectors(
     return extender.fusion(vectors, missing)
 
 
-def sid_of_new_item(
-    extender: Extender, existing: Sequence[Int32[np.ndarray, "_ L"]], vector: Float[np.ndarray, " D"]
-) -> Int32[np.ndarray, " L"]:
+class TakenCodes:
+    """Semantic IDs of a catalogue by their first code, so that a new one is compared with few of them."""
+
+    def __init__(self, codes: Int32[np.ndarray, "N L"]) -> None:
+        """Index the semantic IDs of N items, -1 after the end of a shorter one."""
+        self._codes = codes
+        self._order = np.argsort(codes[:, 0], kind="stable").astype(np.int32)
+        self._starts = np.searchsorted(codes[self._order, 0], np.arange(int(codes[:, 0].max(initial=-1)) + 2))
+        self._added: dict[int, list[Int32[np.ndarray, " L"]]] = {}
+
+    def draft(self) -> "TakenCodes":
+        """Return a copy to which others can be added without a change of this one; the index is shared."""
+        copy = TakenCodes.__new__(TakenCodes)
+        copy._codes, copy._order, copy._starts = self._codes, self._order, self._starts
+        copy._added = {first: list(rows) for first, rows in self._added.items()}
+        return copy
+
+    def add(self, sid: Int32[np.ndarray, " L"]) -> None:
+        """Add the semantic ID of one more item."""
+        self._added.setdefault(int(sid[0]), []).append(sid)
+
+    def below(self, first: int) -> Int32[np.ndarray, "M L"]:
+        """Return the semantic IDs that begin with a code."""
+        added = self._added.get(first, [])
+        rows = self._order[slice(*self._starts[first : first + 2])] if first + 1 < len(self._starts) else self._order[:0]
+        return np.concatenate([self._codes[rows], np.array(added, np.int32).reshape(-1, self._codes.shape[1])])
+
+    def check(self, sid: Int32[np.ndarray, " L"], level_sizes: Sequence[int]) -> None:
+        """Refuse a semantic ID that cannot stand beside the others.
+
+        Raises:
+            ValueError: a code is outside its level, or one semantic ID is the beginning of the other.
+        """
+        check_codes(sid[None], 1, level_sizes)
+        others = self.below(int(sid[0]))
+        ends = (others == -1) != (sid == -1)
+        if (((others == sid) | (others == -1) | (sid == -1)).all(1) & ends.any(1)).any():
+            raise ValueError(f"item_sids: {sid.tolist()} begins another semantic ID, or another one begins it")
+
+
+def sid_of_new_item(extender: Extender, taken: TakenCodes, vector: Float[np.ndarray, " D"]) -> Int32[np.ndarray, " L"]:
     """Assign a semantic ID to one new item.
-
-    Only SIDs that begin like the item's nearest codes, all but the last, can be equal to its SID or in its way.
-
-    Args:
-        existing: all SIDs of the version, in some tables one after another.
 
     Raises:
         ValueError: no free code is left that the policy knows.
     """
-    levels = len(extender.level_sizes)
-    begin = nearest_codes(extender.quantiser, vector[None])[0][0, :-1]
-    taken = np.concatenate([_that_begin(codes, begin) for codes in (*existing, extender.retired)])
-    added = extend_sids(extender.quantiser, taken, vector[None], disambiguation=extender.disambiguation, seed=extender.seed)
+    levels, books = len(extender.level_sizes), len(extender.quantiser.codebooks)
+    # an item never leaves its nearest prefix, which is all codes but the last; with one codebook that is the whole catalogue
+    firsts = nearest_codes(extender.quantiser, vector[None])[0][0, :1].tolist() if books > 1 else range(extender.level_sizes[0])
+    existing = np.concatenate([*(taken.below(first) for first in firsts), extender.retired])
+    added = extend_sids(extender.quantiser, existing, vector[None], disambiguation=extender.disambiguation, seed=extender.seed)
     if added.codes.shape[1] > levels or (added.codes[0] >= extender.level_sizes[: added.codes.shape[1]]).any():
         raise ValueError(
             f"item_sids: the policy knows no code for the new item's semantic ID {added.codes[0].tolist()} (level sizes "
             f"{list(extender.level_sizes)}); run the pipeline again with the item in the catalogue"
         )
     return np.pad(added.codes[0], (0, levels - added.codes.shape[1]), constant_values=-1)
-
-
-def _that_begin(codes: Int32[np.ndarray, "N L"], begin: Int32[np.ndarray, " P"]) -> Int32[np.ndarray, "M L"]:
-    """Return the SIDs that begin with some codes."""
-    for level, code in enumerate(begin):
-        codes = codes[codes[:, level] == code]
-    return codes

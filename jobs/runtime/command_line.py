@@ -206,13 +206,18 @@ def run_and_exit(name: str, run: Callable[[], dict[str, Any] | None], summary: S
 
 
 def _user_error(error: BaseException | None) -> str | None:
-    """Return the message of the ValueError, which a user can mend, behind an error of the driver, Ray Data or Ray Train."""
+    """Return the message of what a user can mend behind an error of the driver, Ray Data or Ray Train.
+
+    That is a ValueError, or an S3 storage that does not answer or refuses.
+    """
     while error:
         inner = _behind_ray(error) if "ray" in sys.modules else None
         if inner:
             error = inner
         elif isinstance(error, ValueError):
             return str(error).partition("\nFailed to apply UDF transform")[0]  # Ray Data adds advice of its own
+        elif isinstance(error, OSError) and "AWS Error" in str(error):  # Arrow's error names the bucket and what was tried
+            return f"{error}; check the address, the credentials and AWS_ENDPOINT_URL"
         else:
             error = error.__cause__
     return None

@@ -48,7 +48,7 @@ def trained_policies(config: Config, options: Options, evidence: Sequence[str] =
     if grpo and (options.dry_run or any(artifacts.read_manifest(store, name) for name in evidence)):
         return ["sft", "grpo"]
     if grpo:
-        log("policy_grpo", f"left out: {store.uri('policy_grpo')} does not exist; run `python -m jobs.train_grpo` to train it")
+        log("policy_grpo", f"left out: {store.uri('policy_grpo')} does not exist; run `digr train grpo CONFIG` to train it")
     elif not config.run.variant:
         log("policy_grpo", "left out: grpo.enabled = false")
     return ["sft"]

@@ -116,7 +116,7 @@ def read_prompts(config: Config, store: Store, split: str) -> Dataset:
     if wanted != found:
         raise ValueError(
             f"policy.prompt_interests = {wanted}, but the prompts of {store.uri('policy_sft')} had {found}; set it to {found}, "
-            f"or run `python -m jobs.train_sft ... --force`"
+            f"or run `digr train sft CONFIG --force`"
         )
 
     def convert(parts: pa.Table) -> Iterator[pa.Table]:
@@ -146,7 +146,7 @@ def reward_inputs(config: Config, options: Options) -> list[str]:
     if weight and not options.dry_run and artifacts.read_manifest(store, "canonical_interests") is None:
         raise ValueError(
             f"grpo.reward.canonical = {weight:g} reads canonical interests, but {store.uri('canonical_interests')} does not "
-            f"exist; run `python -m jobs.build_neighbours` with this config first, or set grpo.reward.canonical = 0"
+            f"exist; run `digr neighbours CONFIG` first, or set grpo.reward.canonical = 0"
         )
     return ["items", "ranking_index"] if weight else []
 

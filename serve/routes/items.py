@@ -6,9 +6,14 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 
 from serve.browsing import find_item, search, show_item, show_level
+from serve.bulk import JSON_LINES, change_lines
+from serve.change_problems import not_json_lines
+from serve.changing import change_catalogue, check_not_deleted, sids_of
+from serve.deciding import Outcome, Wish
 from serve.images import item_image
-from serve.item_schemas import MAX_SEARCH, AddedItem, FoundItems, Item, NewItem, SidLevel
+from serve.item_schemas import MAX_SEARCH, AddedItem, BulkResult, FoundItems, Item, ItemChange, NewItem, SidLevel
 from serve.routes.shared import ItemPath, Model, new_router, service_of
+from serve.service import Service
 
 router = new_router()
 
@@ -30,7 +35,49 @@ async def find_items(
 @router.post("/v1/items")
 async def add_item(request: Request, body: NewItem) -> AddedItem:
     """Add an item: the frozen quantiser gives it a semantic ID, and no other item's changes. Needs an admin key."""
-    return await service_of(request).add_item(body)
+    service = service_of(request)
+    outcome = await _do(service, Wish("add", body.item_id, body.model_dump(exclude={"item_id"})))
+    return AddedItem(item_id=body.item_id, sids=sids_of(service, body.item_id), is_new=outcome.status == "added")
+
+
+async def _do(service: Service, wish: Wish) -> Outcome:
+    (outcome,) = await change_catalogue(service, [wish])
+    if outcome.problem is not None:
+        raise outcome.problem
+    return outcome
+
+
+@router.post(
+    "/v1/items/bulk",
+    response_class=Response,
+    responses={200: {"model": BulkResult, "content": {JSON_LINES: {}}, "description": "One result per line, in order"}},
+    openapi_extra={"requestBody": {"required": True, "content": {JSON_LINES: {"schema": {"type": "string"}}}}},
+)
+async def add_items(request: Request) -> Response:
+    """Add or change an item per JSON line; a line that fails stops no other. Needs an admin key.
+
+    A line of an unknown item is a whole new item; one of a known item has the facts that change; with `"delete": true` it is
+    deleted.
+    """
+    form = request.headers.get("content-type", "none")
+    if form.partition(";")[0].strip().lower() not in (JSON_LINES, "application/jsonl"):
+        raise not_json_lines(form)
+    results = await change_lines(service_of(request), await request.body())
+    return Response("".join(f"{result.model_dump_json(exclude_none=True)}\n" for result in results), media_type=JSON_LINES)
+
+
+@router.patch("/v1/items/{item_id:path}")
+async def change_item(request: Request, item_id: ItemPath, body: ItemChange) -> Item:
+    """Change facts of an item on all replicas; it keeps its semantic ID and its interests. Needs an admin key."""
+    service = service_of(request)
+    await _do(service, Wish("change", item_id, body.model_dump(exclude_unset=True)))
+    return show_item(service.version(None)[1], item_id)
+
+
+@router.delete("/v1/items/{item_id:path}", status_code=204)
+async def delete_item(request: Request, item_id: ItemPath) -> None:
+    """Take an item out of all lists; histories that contain it still work. Deleting again changes nothing. Needs an admin key."""
+    await _do(service_of(request), Wish("delete", item_id, {}))
 
 
 @router.get(
@@ -42,6 +89,7 @@ async def get_image(request: Request, item_id: ItemPath, model: Model = None) ->
     """Return the item's own image as PNG."""
     service = service_of(request)
     _, run = service.version(model)
+    check_not_deleted(service, item_id)
     uri = run.facts.table.take([find_item(run, item_id)], ["image_uri"])["image_uri"][0].as_py()
     sizes = service.arguments.max_image_bytes, service.arguments.max_image_side
     content = await asyncio.to_thread(item_image, item_id, uri, *sizes)
@@ -51,7 +99,9 @@ async def get_image(request: Request, item_id: ItemPath, model: Model = None) ->
 @router.get("/v1/items/{item_id:path}")
 async def get_item(request: Request, item_id: ItemPath, model: Model = None) -> Item:
     """Return all facts about an item."""
-    return show_item(service_of(request).version(model)[1], item_id)
+    service = service_of(request)
+    check_not_deleted(service, item_id)
+    return show_item(service.version(model)[1], item_id)
 
 
 @router.get("/v1/sids")

@@ -11,8 +11,9 @@ import pytest
 from typer.exceptions import TyperException
 from typer.main import get_command
 
+from digr.artifacts import COMMANDS as JOBS
 from digr.config import load_config
-from jobs.__main__ import JOBS, app
+from jobs.__main__ import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

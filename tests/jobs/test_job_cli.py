@@ -82,7 +82,7 @@ def test_a_wrong_key_exits_with_2_and_a_summary_that_names_it(job):
 def test_a_missing_input_names_the_job_that_makes_it(job, tmp_path):
     result = job("embed_items", f"run.dir={tmp_path}/run")
     assert result.code == 2
-    assert "run `python -m jobs.prepare_data`" in result.summary["error"]
+    assert "run `digr data prepare CONFIG`" in result.summary["error"]
     assert not (tmp_path / "run").exists()
 
 

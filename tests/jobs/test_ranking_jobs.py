@@ -216,5 +216,5 @@ def test_towers_know_nothing_of_test_targets_and_list_items_for_each_held_out_hi
 
 
 def test_embeddings_of_an_older_build_name_the_job_that_rebuilds_them(tmp_path, encoder, ray_local):
-    with pytest.raises(ValueError, match=r"no text_embedding, so an older version built it; run `python -m jobs\.embed_items"):
+    with pytest.raises(ValueError, match=r"no text_embedding, so an older version built it; run `digr embed CONFIG"):
         _build(tmp_path, encoder, _histories(0), texts=False)

@@ -77,6 +77,13 @@ def test_a_hub_model_is_its_commit_where_that_is_known_and_its_revision_where_no
     assert weights_digest(ModelConfig(name="some/model"), "x") == f"some/model@{commit}"
 
 
+def test_a_hub_that_cannot_be_reached_is_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert weights_digest(ModelConfig(name="some/unseen-model"), "policy.base") == "some/unseen-model@main"
+    assert "policy.base = 'some/unseen-model': no answer from the hub" in caplog.text
+
+
 def test_what_is_no_model_is_named_with_its_key(tmp_path):
     with pytest.raises(ValueError, match=r"policy.base = '/no/such/folder': no such folder, and not a hub name"):
         _digest(Path("/no/such/folder"))

@@ -176,7 +176,7 @@ def test_groups_are_kept_of_the_same_grains_and_encoder_alone(tmp_path):
     other = _commit(str(tmp_path / "other"), chosen, encoder, "0123456789abcdef")
     with pytest.raises(ValueError, match=r": digest of embeddings\.encoder is \w+, there 0123456789abcdef; canonical"):
         check_same_choices(other, here, chosen, encoder)
-    with pytest.raises(ValueError, match=r"artifact canonical_interests does not exist; run `python -m jobs\.build_neighbours`"):
+    with pytest.raises(ValueError, match=r"artifact canonical_interests does not exist; run `digr neighbours CONFIG`"):
         check_same_choices(Store(str(tmp_path / "nothing")), here, chosen, encoder)
     with pytest.raises(ValueError, match=r"ranking\.keep_from = .* is this run itself"):
         check_same_choices(earlier, earlier, chosen, encoder)

@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_trees(tmp_path):
 
 
 def test_a_folder_without_a_ranker_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"no ranker; run `python -m jobs\.train_ranker"):
+    with pytest.raises(ValueError, match=r"no ranker; run `digr train ranker CONFIG"):
         load_ranker(tmp_path)
 
 

@@ -12,7 +12,7 @@ from serve.app import app
 from serve.command_line import app as commands
 from serve.completion_schemas import CompletionRequest
 from serve.item_schemas import NewItem
-from serve.run import read_arguments
+from serve.run import check_servable, read_arguments
 from serve.run import serve as serve_command
 from serve.schemas import ChangeDefault, RecommendBatch, RecommendRequest
 from serve.settings import AppArguments, VersionSettings
@@ -110,10 +110,10 @@ def test_every_command_has_help_that_names_the_environment():
 def test_words_behind_a_run_are_settings_of_the_application_and_its_version():
     arguments = read_arguments("runs/x", ["ranker=off", "beam_width=20", "keys_file=keys.toml"])
     assert arguments.models == {"main": VersionSettings(run_dir="runs/x", ranker="off")}
-    assert (arguments.beam_width, arguments.keys_file, arguments.state_dir) == (20, "keys.toml", "runs/x/serving")
+    assert (arguments.beam_width, arguments.keys_file, arguments.state_dir) == (20, "keys.toml", "")
     assert arguments.resolved() == AppArguments(
-        run_dir="", models={"main": VersionSettings(run_dir="runs/x", ranker="off")}, state_dir="runs/x/serving", beam_width=20,
-        keys_file="keys.toml",
+        run_dir="runs/x", models={"main": VersionSettings(run_dir="runs/x", ranker="off")}, beam_width=20,
+        keys_file="keys.toml", state_dir="runs/x/serving",
     ).resolved()  # fmt: skip
     assert read_arguments("runs/x", ["state_dir=/state"]).state_dir == "/state"
     assert read_arguments("s3://bucket/x", []).state_dir == ""
@@ -137,7 +137,7 @@ def test_a_wrong_setting_or_folder_is_an_error_before_anything_starts(words, mes
 
 
 def test_a_run_without_a_policy_a_missing_key_file_and_a_taken_port_are_errors_before_anything_starts(tmp_path, tiny_run):
-    assert "artifact policy_sft does not exist; run `python -m jobs.train_sft`" in _serve(str(tmp_path)).stderr
+    assert "artifact policy_sft does not exist; run `digr train sft CONFIG`" in _serve(str(tmp_path)).stderr
     assert "no such file; make keys with" in _serve(tiny_run.root, f"keys_file={tmp_path}/keys.toml").stderr
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -167,6 +167,16 @@ def test_replicas_get_absolute_paths_and_a_local_run_a_place_for_its_state(tmp_p
     far = AppArguments(run_dir="s3://bucket/x").resolved()
     assert (far.models["main"].run_dir, far.state_dir) == ("s3://bucket/x", "")
     assert AppArguments(models={"a": VersionSettings(run_dir="y")}).resolved().state_dir == ""
+    assert AppArguments(run_dir="x", models={"a": VersionSettings(run_dir="y")}).resolved().state_dir == ""
+    assert AppArguments(run_dir="x", state_dir="s3://bucket/state/").resolved().state_dir == "s3://bucket/state"
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/state", "s3:///state", "https://host/state", "file://host/state"])
+def test_a_state_of_an_unsupported_kind_is_an_error_at_the_start(address):
+    with pytest.raises(ValueError, match=f"state_dir = '{address}': expected a folder .* or s3://bucket/prefix"):
+        AppArguments(run_dir="x", state_dir=address).resolved()
+    with pytest.raises(ValueError, match="expected a folder"):
+        check_servable(read_arguments("runs/x", [f"state_dir={address}"]))
 
 
 def test_a_change_of_versions_alone_changes_nothing_that_needs_new_replicas():

@@ -24,6 +24,7 @@ def test_an_item_says_everything_that_is_known(client, tiny_run):
         "categories": ["all", "c0"],
         "price": 4.0,
         "currency": "EUR",
+        "available": True,
         "image": None,
         "sid": codes,
         "sid_text": f"<a_{codes[0]}><b_{codes[1]}><c_{codes[2]}>",

@@ -167,7 +167,7 @@ def test_a_wrong_name_or_role_makes_no_key(words, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no such file; make keys with `python -m serve.keys NAME`"),
+        (None, "no such file; make keys with `digr keys NAME`"),
         ("keys = 3 3", "not valid TOML"),
         ("keys = []", "keys: List should have at least 1 item"),
         ('[[keys]]\nname = "x"\nrole = "owner"', "keys.0.role: Input should be 'read' or 'admin'"),

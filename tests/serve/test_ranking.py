@@ -23,7 +23,7 @@ from digr.ranking.views import save_arrays
 from digr.tables import conform
 from serve.catalogue import assemble, digests_of, read_run
 from serve.encoders import get_encoder
-from serve.ranking import load_run_ranker, rank, serve_ranker
+from serve.ranking import load_run_ranker, rank
 from serve.settings import AppArguments, VersionSettings
 from tests.ranking.tiny_view import GRAINS, random_view, save_view
 from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, put, serve_without_ray, write_run
@@ -89,7 +89,8 @@ def _policy_list(run, allowed=None) -> Recommendation:
 
 def test_the_list_is_that_of_the_ranker_over_all_sources(client, run, store):
     ranker, items = load_run_ranker(store), [f"item{index:02d}" for index in range(NUM_ITEMS)]
-    assert ranker.item_ids.to_pylist() == items
+    assert run.trie.item_ids.take(pa.array(run.ranker.place_of)).to_pylist() == items
+    assert run.ranker.index_of[run.ranker.place_of].tolist() == list(range(NUM_ITEMS))
     beams = [items.index(item) for item in _policy_list(run).item_ids]
     generated = Neighbours(np.array([0, len(beams)]), np.array(beams, np.int32), np.ones(len(beams), np.float32))
     ((_, found),) = ranker.lists.rank(HistoryItems(np.array([3, 40]), np.array([0, 2])), generated, 10)
@@ -198,9 +199,8 @@ def test_lists_of_a_batch_are_those_of_each_request(client):
     assert replies == [client.post("/v1/recommend", json=body).json() for body in bodies]
 
 
-def test_an_item_that_came_later_keeps_the_place_that_the_policy_gives_it(store, run):
-    ids = pa.concat_arrays([run.trie.item_ids, pa.array(["new"])])
-    served, new = serve_ranker(load_run_ranker(store), ids), len(ids) - 1
+def test_an_item_that_came_later_keeps_the_place_that_the_policy_gives_it(run):
+    served, new = run.ranker._replace(index_of=np.append(run.ranker.index_of, -1)), run.trie.num_items
     found = _policy_list(run)
     history = run.facts.ids.find(HISTORY)
     without = rank(served, history, found, 10, None, explain=True)
@@ -223,3 +223,15 @@ def test_a_changed_ranker_is_loaded_anew(tmp_path):
     assert without != before  # reasons are by canonical interests with or without a ranker
     artifacts.commit(store, Manifest(name="ranker", seed=1))
     assert digests_of(own) == without
+
+
+def test_an_item_that_was_taken_out_is_in_no_list_of_the_ranker(store, tmp_path):
+    client = serve_without_ray(AppArguments(run_dir=store.root, beam_width=BEAM_WIDTH, state_dir=str(tmp_path)))
+    before = _ask(client, k=BEAM_WIDTH)
+    assert before["source"] == "ranker"
+    gone = before["items"][0]["item_id"]
+    client.delete(f"/v1/items/{gone}")
+    after = _ask(client, k=BEAM_WIDTH)
+    assert after["source"] == "ranker"
+    assert gone not in [item["item_id"] for item in after["items"]]
+    assert len(after["items"]) == BEAM_WIDTH

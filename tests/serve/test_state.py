@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from digr.serving.journal import Journal
+from digr.serving.state import LocalState
 from serve.settings import AppArguments, LiveSettings, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray, write_run
 
@@ -85,7 +86,7 @@ def test_two_replicas_that_add_at_once_give_two_semantic_ids(arguments):
 
 def test_an_item_that_was_added_when_prices_were_in_usd_stays_what_it_is(arguments, tmp_path):
     old = {name: value for name, value in NEW.items() if name not in ("price", "currency")}
-    Journal(tmp_path / "items").append({"item": old | {"price_usd": 9.5, "description": None, "brand": None}}, 0)
+    Journal(LocalState(tmp_path), "items").append({"item": old | {"price_usd": 9.5, "description": None, "brand": None}}, 0)
     client = serve_without_ray(arguments)
     item = client.get("/v1/items/new1").json()
     assert (item["price"], item["currency"]) == (9.5, "USD")
@@ -175,7 +176,7 @@ def test_a_version_that_cannot_be_loaded_is_named_and_the_others_go_on(models, t
 
 
 def test_a_default_version_that_cannot_be_loaded_at_the_start_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"serve: main: .*artifact policy_sft does not exist; run `python -m jobs.train_sft`"):
+    with pytest.raises(ValueError, match=r"serve: main: .*artifact policy_sft does not exist; run `digr train sft CONFIG`"):
         serve_without_ray(AppArguments(run_dir=str(tmp_path)))
 
 
@@ -191,7 +192,7 @@ def test_versions_come_and_go_with_the_configuration(models, tmp_path):
 
 def test_a_journal_keeps_what_all_its_writers_wrote_in_one_order(tmp_path):
     def write(writer: int) -> list[int]:
-        journal, last = Journal(tmp_path / "j"), 0
+        journal, last = Journal(LocalState(tmp_path), "j"), 0
         numbers = []
         for value in range(20):
             last = journal.append({"writer": writer, "value": value}, last)
@@ -200,10 +201,10 @@ def test_a_journal_keeps_what_all_its_writers_wrote_in_one_order(tmp_path):
 
     with ThreadPoolExecutor(4) as pool:
         numbers = list(pool.map(write, range(4)))
-    entries = Journal(tmp_path / "j").read(0)
+    entries = [entry.value for entry in Journal(LocalState(tmp_path), "j").read(0)]
     assert sorted(number for own in numbers for number in own) == list(range(1, 81))
     for writer, own in enumerate(numbers):
         assert [entries[number - 1]["value"] for number in own] == list(range(20))
         assert {entries[number - 1]["writer"] for number in own} == {writer}
-    assert Journal(tmp_path / "j").read(78) == entries[78:]
+    assert [entry.value for entry in Journal(LocalState(tmp_path), "j").read(78)] == entries[78:]
     assert [path.name for path in (tmp_path / "j").iterdir() if path.name.startswith(".")] == []

@@ -7,7 +7,7 @@ import torch
 
 from digr.config.interests import EmbeddingsConfig
 from digr.data.texts import item_texts
-from digr.serving.new_items import Extender, new_vectors, sid_of_new_item
+from digr.serving.new_items import Extender, TakenCodes, new_vectors, sid_of_new_item
 from digr.sids.extension import extend_sids
 from digr.sids.fusion import fit_fusion
 from digr.sids.item_vectors import item_vectors
@@ -15,6 +15,7 @@ from digr.sids.rkmeans import RKMeans
 from digr.tables import table_spec
 
 DIM, SIZES = 8, (4, 3)
+NOTHING = np.zeros((0, 2), np.int32)
 
 
 def _encode(texts: list[str]) -> np.ndarray:
@@ -40,7 +41,7 @@ def test_new_items_fill_a_prefix_without_ever_sharing_or_changing_a_semantic_id(
     extender, taken = _extender(), np.zeros((0, 2), np.int32)
     vector = _encode(["the same words"])[0]
     for _ in range(SIZES[-1]):
-        sid = sid_of_new_item(extender, [taken], vector)
+        sid = sid_of_new_item(extender, TakenCodes(taken), vector)
         assert sid.tolist() not in taken.tolist()
         taken = np.concatenate([taken, sid[None]])
     assert len(np.unique(taken[:, 0])) == 1  # all nearest codes are the same, so the last level was filled
@@ -48,18 +49,18 @@ def test_new_items_fill_a_prefix_without_ever_sharing_or_changing_a_semantic_id(
 
 def test_a_full_prefix_is_an_error_and_so_is_a_code_that_the_policy_does_not_know():
     vector = _encode(["the same words"])[0]
-    first = sid_of_new_item(_extender(), [np.zeros((0, 2), np.int32)], vector)[0]
+    first = sid_of_new_item(_extender(), TakenCodes(NOTHING), vector)[0]
     full = np.array([[first, code] for code in range(SIZES[-1])], np.int32)
     with pytest.raises(ValueError, match="1 new items find neither a free code nor suffix codes below their prefix"):
-        sid_of_new_item(_extender(), [full], vector)
+        sid_of_new_item(_extender(), TakenCodes(full), vector)
     with pytest.raises(ValueError, match=r"the policy knows no code for the new item's semantic ID .*run the pipeline again"):
-        sid_of_new_item(_extender(disambiguation="all"), [np.zeros((0, 2), np.int32)], vector)
+        sid_of_new_item(_extender(disambiguation="all"), TakenCodes(NOTHING), vector)
 
 
 def test_a_retired_semantic_id_is_not_given_again():
     vector = _encode(["the same words"])[0]
-    first = sid_of_new_item(_extender(), [np.zeros((0, 2), np.int32)], vector)
-    assert sid_of_new_item(_extender(retired=first[None]), [np.zeros((0, 2), np.int32)], vector).tolist() != first.tolist()
+    first = sid_of_new_item(_extender(), TakenCodes(NOTHING), vector)
+    assert sid_of_new_item(_extender(retired=first[None]), TakenCodes(NOTHING), vector).tolist() != first.tolist()
 
 
 def test_the_vector_of_a_new_item_is_made_as_the_runs_are():
@@ -87,5 +88,4 @@ def test_only_semantic_ids_that_begin_like_the_new_one_matter():
     for number in range(20):
         vector = _encode([f"words {number}"])[0]
         every = extend_sids(extender.quantiser, taken, vector[None], seed=extender.seed).codes[0]
-        halves = [taken[::2], taken[1::2]]
-        assert sid_of_new_item(extender, halves, vector).tolist() == every.tolist()
+        assert sid_of_new_item(extender, TakenCodes(taken), vector).tolist() == every.tolist()

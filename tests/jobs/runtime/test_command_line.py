@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 import jobs
-from digr.artifacts import JOB_OF
+from digr.artifacts import COMMANDS, JOB_OF
 from digr.config import Config
-from jobs.__main__ import JOBS, app
+from jobs.__main__ import app
 from jobs.runtime.command_line import ALWAYS_READ, SECTIONS, complete, main
 from jobs.runtime.session import start_ray
 from jobs.training.workers import fit
@@ -76,27 +76,41 @@ def _digr(*words: str):
     return CliRunner().invoke(app, words, env={"COLUMNS": "200", "NO_COLOR": "1"})
 
 
+def test_a_storage_that_does_not_answer_ends_a_job_with_2_and_a_sentence(monkeypatch):
+    for variable, value in {
+        "ENDPOINT_URL": "http://127.0.0.1:9",
+        "ACCESS_KEY_ID": "a",
+        "SECRET_ACCESS_KEY": "b",
+        "MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(f"AWS_{variable}", value)
+    done = _digr("train", "sft", "quickstart", "run.dir=s3://no-such-bucket/run")
+    assert done.exit_code == 2
+    assert re.search(
+        r"error: .*no-such-bucket.*AWS Error.*; check the address, the credentials and AWS_ENDPOINT_URL", done.output
+    )
+
+
 def test_every_job_is_a_command_of_digr():
     about_files = {"import_data", "describe_data"}
     files = {path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("__")}
-    assert set(JOBS.values()) | about_files == files
-    assert len(set(JOBS.values())) == len(JOBS)
+    assert set(COMMANDS.values()) | about_files == files
+    assert len(set(COMMANDS.values())) == len(COMMANDS)
     shown = _digr("data", "--help").output
     assert {"import", "describe", "prepare"} <= set(re.findall(r"^│ (\w+)", shown, re.MULTILINE))
 
 
-@pytest.mark.parametrize("words", JOBS)
+@pytest.mark.parametrize("words", COMMANDS)
 def test_help_says_what_a_job_makes_and_lists_the_fields_of_its_sections(words):
     shown = _digr(*words.split(), "--help")
     assert shown.exit_code == 0
-    first = ast.get_docstring(ast.parse((FOLDER / f"{JOBS[words]}.py").read_text())).split(":")[0].split(",")[0]
+    first = ast.get_docstring(ast.parse((FOLDER / f"{COMMANDS[words]}.py").read_text())).split(":")[0].split(",")[0]
     assert first in " ".join(shown.output.split())
     listed = set(re.findall(r"^\[+([a-z]+)", shown.output, re.MULTILINE))
-    expected = (
-        {*ALWAYS_READ, *SECTIONS[JOBS[words]]} if JOBS[words] in SECTIONS else {"run", "data", "interests", "sft", "ablations"}
-    )
+    job = COMMANDS[words]
+    expected = {*ALWAYS_READ, *SECTIONS[job]} if job in SECTIONS else {"run", "data", "interests", "sft", "ablations"}
     assert expected <= listed
-    assert JOBS[words] not in SECTIONS or listed == expected
+    assert job not in SECTIONS or listed == expected
 
 
 def test_a_field_is_shown_with_its_values_default_and_meaning():

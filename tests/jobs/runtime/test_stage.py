@@ -72,7 +72,7 @@ def test_a_policy_is_used_only_with_the_semantic_ids_it_was_trained_on(tmp_path,
     """A policy decoded the SIDs of another build without a word, and its lists were noise."""
     store = _run_with_sids(tmp_path)
     was, now = artifacts.require(store, f"policy_{policy}").inputs["item_sids"], artifacts.require(store, "item_sids").digest
-    message = rf"policy_{policy}: made from item_sids {was}, but .*item_sids is now {now}; run `python -m jobs.train_{policy}"
+    message = rf"policy_{policy}: made from item_sids {was}, but .*item_sids is now {now}; run `digr train {policy} CONFIG"
     with pytest.raises(ValueError, match=message):
         recommend.run_one(_config(tmp_path), Options(force="all"), policy, [])
     assert recommend.run_one(_config(tmp_path), Options(dry_run=True), policy, [])["status"] == "would build"
@@ -81,7 +81,7 @@ def test_a_policy_is_used_only_with_the_semantic_ids_it_was_trained_on(tmp_path,
 def test_a_run_has_grpo_where_it_is_enabled_and_has_made_a_policy(tmp_path, capsys):
     config, without = _config(tmp_path), _config(tmp_path, grpo={"enabled": False})
     assert trained_policies(config, Options()) == ["sft"]
-    assert "policy_grpo does not exist; run `python -m jobs.train_grpo` to train it" in capsys.readouterr().out
+    assert "policy_grpo does not exist; run `digr train grpo CONFIG` to train it" in capsys.readouterr().out
     assert trained_policies(config, Options(dry_run=True)) == ["sft", "grpo"]
     _run_with_sids(tmp_path)
     assert trained_policies(config, Options()) == ["sft", "grpo"]
