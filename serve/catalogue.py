@@ -39,7 +39,7 @@ LABEL_SCHEMA = pa.schema(
         ("owner_id", pa.string()),
         ("rank", pa.int32()),
         ("interest", pa.string()),
-        ("probability", pa.float32()),
+        ("probability", pa.float64()),
         ("label", pa.int8()),
     ]
 )
@@ -102,6 +102,8 @@ class ServedRun(NamedTuple):
     """Items that may be listed, the most popular first."""
     listed: Bool[np.ndarray, " N"] | None
     """Items that may be listed; None for all."""
+    listed_words: Int64[np.ndarray, " W"] | None
+    """The same as bits of words."""
     max_history: int
     """Newest items of a history that the policy was trained to see."""
     num_new_items: int
@@ -123,11 +125,6 @@ class ServedRun(NamedTuple):
     def explain(self, history: Sequence[int], items: Int[np.ndarray, " M"], interests: str | None = None) -> list[list[str]]:
         """Return the reasons for each item."""
         return shared_interests(self.interests, history[-self.max_history :], items, interests)
-
-    @property
-    def listed_words(self) -> Int64[np.ndarray, " W"] | None:
-        """Items that may be listed, as bits of words; None for all."""
-        return None if self.listed is None else pack(self.listed)
 
     def matching(self, wanted: ItemFilter) -> Int64[np.ndarray, " W"]:
         """Mark the items that match a filter as bits of words, see `digr.sids.filters`."""
@@ -236,6 +233,7 @@ def assemble(tables: RunTables, added: Additions | None = None, changes: Changes
         users=tables.users,
         popular=facts.popular if listed is None else facts.popular[listed[facts.popular]],
         listed=listed,
+        listed_words=None if listed is None else pack(listed),
         max_history=tables.max_history,
         num_new_items=len(items),
         shortest_sid=min(shortest_sid(files), int((added.codes >= 0).sum(1).min(initial=len(tables.level_sizes)))),

@@ -162,8 +162,8 @@ def _allowed(run: ServedRun, request: RecommendRequest, places: list[int]) -> In
         allowed &= ~run.matching(condition)
     if request.exclude_history:
         allowed &= ~pack_places(np.asarray(places, np.int64), num)
-    if run.listed is not None:
-        allowed &= pack(run.listed)
+    if run.listed_words is not None:
+        allowed &= run.listed_words
     if not allowed.any():
         raise no_items_left(num)
     return allowed
