@@ -205,7 +205,7 @@ def requests(service: Any, count: int) -> list[float]:
         seconds.append(time.perf_counter() - begun)
     show_level(run, "")
     for number in range(count // 10):
-        allow = {"categories": [f"c{number}", f"c{number + 1}"], "max_price": 50} if number % 2 else None
+        allow = {"categories": [f"c{code}" for code in range(number, number + 200)], "max_price": 80} if number % 2 else None
         body = {"user_id": f"{int(rng.integers(0, len(run.users.users))):09d}", "k": 10, "allow": allow}
         asyncio.run(answer_request(service, RecommendRequest.model_validate(body)))
     return seconds
@@ -228,6 +228,7 @@ def replicas(root: str, cache: str) -> tuple[dict[str, Any], float]:
         ours, theirs = SPAWN.Pipe()
         process = SPAWN.Process(target=hold, args=(root, cache, theirs))
         process.start()
+        theirs.close()  # so that the end of the process ends the wait for it
         told.append(ours.recv())
         pipes.append(ours)
         processes.append(process)

@@ -1,5 +1,6 @@
 """From a request to its list: check history and filters, search or take popular items, add reasons."""
 
+import asyncio
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -48,7 +49,7 @@ async def answer_request(service: Service, request: RecommendRequest) -> Recomme
     Raises:
         ProblemError: it cannot be answered.
     """
-    checked = check_request(service, request)
+    checked = await _check_aside(service, request)
     job = _job(service, checked) if checked.places else None
     found = await service.line.decode([job] if job else [])
     return _reply(service, checked, job, found[0] if found else None)
@@ -63,7 +64,7 @@ async def answer_requests(service: Service, requests: list[RecommendRequest]) ->
     outcomes: list[CheckedRequest | Problem] = []
     for request in requests:
         try:
-            outcomes.append(check_request(service, request))
+            outcomes.append(await _check_aside(service, request))
         except ProblemError as error:
             outcomes.append(error.problem)
     jobs = {
@@ -76,6 +77,13 @@ async def answer_requests(service: Service, requests: list[RecommendRequest]) ->
         _reply(service, checked, jobs.get(row), found.get(row)) if isinstance(checked, CheckedRequest) else checked
         for row, checked in enumerate(outcomes)
     ]
+
+
+async def _check_aside(service: Service, request: RecommendRequest) -> CheckedRequest:
+    """Check a request; in another thread if it has filters, which look at every item of the catalogue."""
+    if request.allow is None and request.deny is None:
+        return check_request(service, request)
+    return await asyncio.to_thread(check_request, service, request)
 
 
 def _job(service: Service, checked: CheckedRequest) -> Job:

@@ -7,7 +7,7 @@ that this changes are copied: the cost is that of the added items and their sibl
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +86,7 @@ def map_grown_trie(folder: Path, added_ids: pa.Array, added_codes: Int[np.ndarra
     key, later = map_array(folder, "trie-node_key"), {"later_start": np.zeros(0, np.int64), "later_end": np.zeros(0, np.int64)}
     nodes = base
     if len(added_ids):
-        state = _Added(codes[-len(added_ids) :], len(codes) - len(added_ids), *_at_root(len(codes), len(added_ids)), len(key))
+        state = _at_root(codes, len(added_ids), len(key))
         for level in range(len(sizes)):
             state = _next_level(state, level, base, key, max(sizes) + 1)
         nodes, later = _write(folder, base, state, ids)
@@ -102,11 +102,11 @@ def map_grown_trie(folder: Path, added_ids: pa.Array, added_codes: Int[np.ndarra
     )
 
 
-def _at_root(num_items: int, num_added: int) -> tuple[Any, ...]:
-    """Return the state of the added items before the first level, apart from codes and places."""
-    root, whole = np.zeros(num_added, np.int64), np.array([0])
-    changes = [("later_start", whole, np.array([num_items - num_added])), ("later_end", whole, np.array([num_items]))]
-    return root, root, [], changes
+def _at_root(codes: Int[np.ndarray, "N L"], num_added: int, num_nodes: int) -> _Added:
+    """Return the state of the added items, the last ones of `codes`, before the first level."""
+    root, whole, first = np.zeros(num_added, np.int64), np.array([0]), len(codes) - num_added
+    changes = [("later_start", whole, np.array([first])), ("later_end", whole, np.array([len(codes)]))]
+    return _Added(codes[first:], first, root, root, [], changes, num_nodes)
 
 
 def _write(
