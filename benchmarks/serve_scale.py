@@ -248,18 +248,18 @@ def apart(task: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
 def adding(root: str, cache: str, state: str) -> dict[str, Any]:
     """Add items one by one; look at them in another replica that follows."""
     from serve.browsing import search
-    from serve.item_schemas import NewItem
+    from serve.changing import Wish, change_catalogue
 
     one, two = start(root, cache, state), start(root, cache, state)
     cpu, seen = [], []
     for number in range(ADDED):
-        item = NewItem(item_id=f"new{number}", title=f"Novelty {number} lamp", categories=["c1"], price=9, currency="EUR")
+        fields = {"title": f"Novelty {number} lamp", "categories": ["c1"], "price": 9.0, "currency": "EUR", "interests": []}
         begun, before = time.perf_counter(), time.process_time()
-        asyncio.run(one.add_item(item))
+        asyncio.run(change_catalogue(one, [Wish("add", f"new{number}", fields)]))
         cpu.append(time.process_time() - before)
         asyncio.run(two.follow())
         (found,) = search(two.version(None)[1], f"novelty {number} lamp", 1).items
-        assert found.item_id == item.item_id
+        assert found.item_id == f"new{number}"
         seen.append(time.perf_counter() - begun + two.arguments.follow_seconds)
     return {"add_cpu_ms": 1000 * statistics.median(cpu), "add_first_cpu_ms": 1000 * cpu[0], "add_visible_seconds": max(seen)}
 

@@ -257,7 +257,7 @@ def search_titles(
 
 
 def _first_titles(
-    facts: ItemFacts, words: list[str], limit: int, listed: Bool[np.ndarray, " N"] | None, *, whole: bool
+    facts: ItemFacts, words: Sequence[str], limit: int, listed: Bool[np.ndarray, " N"] | None, *, whole: bool
 ) -> Int[np.ndarray, " M"]:
     """Find the most popular items of the run whose title, which has not changed, matches."""
     found = np.zeros(0, np.int64)

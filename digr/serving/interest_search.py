@@ -1,5 +1,6 @@
 """Find items by canonical interests: those whose phrases match a query."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,7 +114,7 @@ def search_interests(
 
 
 def _first_items(
-    index: InterestIndex, popularity: Int[np.ndarray, " N"], words: list[str], limit: int, *, whole: bool
+    index: InterestIndex, popularity: Int[np.ndarray, " N"], words: Sequence[str], limit: int, *, whole: bool
 ) -> tuple[Int[np.ndarray, " g"], Int[np.ndarray, " M"]]:
     """Return the matching interests that the first `limit` items of the run may have, and items that include these.
 

@@ -6,7 +6,8 @@ how many are wanted, hardly on how many there are.
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ def words_of(texts: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise("", pc.utf8_trim_whitespace(words), " ")
 
 
-def query_words(query: str) -> list[str]:
+@lru_cache(maxsize=64)
+def query_words(query: str) -> tuple[str, ...]:
     """Return the words of a query, at most `MAX_WORDS`; without letters and digits there are none."""
-    return words_of(pa.array([query], pa.string()))[0].as_py().split()[:MAX_WORDS]
+    return tuple(words_of(pa.array([query], pa.string()))[0].as_py().split()[:MAX_WORDS])
 
 
 def find_words(words: pa.Array, query: str) -> tuple[Int[np.ndarray, " M"], Bool[np.ndarray, " M"]]:
@@ -40,11 +42,13 @@ def find_words(words: pa.Array, query: str) -> tuple[Int[np.ndarray, " M"], Bool
         words: of N texts, see `words_of`.
     """
     wanted = query_words(query)
-    match = np.full(len(words), bool(wanted))
+    if not len(words) or not wanted:
+        return np.zeros(0, np.int64), np.zeros(0, bool)
+    match = np.ones(len(words), bool)
     for word in dict.fromkeys(wanted):
         match &= pc.match_substring(words, f" {word}").fill_null(False).to_numpy(zero_copy_only=False)
     found = np.flatnonzero(match)
-    whole = pc.starts_with(words.take(pa.array(found)), " " + " ".join(wanted)) if wanted else pa.array([], pa.bool_())
+    whole = pc.starts_with(words.take(pa.array(found)), " " + " ".join(wanted))
     return found, whole.to_numpy(zero_copy_only=False).astype(bool)
 
 
@@ -76,7 +80,7 @@ class WordIndex:
         self._connection.execute(f"pragma mmap_size = {path.stat().st_size}")
         self._lock = threading.Lock()
 
-    def find(self, words: list[str], *, whole: bool, after: int = -1, count: int) -> Int[np.ndarray, " M"]:
+    def find(self, words: Sequence[str], *, whole: bool, after: int = -1, count: int) -> Int[np.ndarray, " M"]:
         """Return the first texts in which each of some words begins a word, or which begin with the words.
 
         Args:
@@ -94,7 +98,7 @@ class WordIndex:
             ).fetchall()
         return np.array(rows, np.int64).reshape(-1)
 
-    def pages(self, words: list[str], *, whole: bool, size: int) -> Iterator[Int[np.ndarray, " M"]]:
+    def pages(self, words: Sequence[str], *, whole: bool, size: int) -> Iterator[Int[np.ndarray, " M"]]:
         """Yield the texts that `find` finds, `size` at a time."""
         after = -1
         while len(found := self.find(words, whole=whole, after=after, count=size)):
