@@ -164,7 +164,10 @@ def read_run(version: VersionSettings, device: str, cache: Path | None = None) -
     with artifacts.local_files(store, name) as folder:
         policy = load_policy(folder, device)
     max_history = min(artifacts.require(store, "histories").config["data"]["max_history"], policy.max_history)
-    build = open_build(BuildRequest(store.root, store.variant, name, max_history), cache or default_cache())
+    trained = artifacts.require(store, name).config  # old policies lack the fields; then prompts show no interests
+    most = trained.get("policy", {}).get("prompt_interests") or 0
+    shown = (most, trained["tasks"]["max_text_chars"]) if most else (0, 0)
+    build = open_build(BuildRequest(store.root, store.variant, max_history, *shown), cache or default_cache())
     sids, files = artifacts.require(store, "item_sids"), build.folder
     level_sizes = tuple(sids.facts["level_sizes"])
     return RunTables(

@@ -60,10 +60,12 @@ class BuildRequest(NamedTuple):
 
     root: str
     variant: str
-    policy: str
-    """Name of the policy's artifact; its config says which interests of users prompts show."""
     max_history: int
     """Newest items of each user's history that are kept."""
+    prompt_interests: int = 0
+    """Number of a user's interests that prompts show."""
+    max_text_chars: int = 0
+    """Most characters of their text; without meaning if there are none."""
 
     @property
     def store(self) -> Store:
@@ -75,7 +77,7 @@ class BuildRequest(NamedTuple):
 
         The digest of an artifact knows its inputs; the time of its manifest tells two builds in the same folder apart.
         """
-        manifests = {name: artifacts.read_manifest(self.store, name) for name in (*_READ, "canonical_interests", self.policy)}
+        manifests = {name: artifacts.read_manifest(self.store, name) for name in (*_READ, "canonical_interests")}
         made = {name: (manifest.digest, _written(self.store, name)) for name, manifest in manifests.items() if manifest}
         return artifacts.digest_of({"format": FORMAT, "request": list(self), "made": made})
 
@@ -173,7 +175,8 @@ def build_files(request: BuildRequest, folder: Path) -> None:
         for part in partitions.parts_of(store, "user")
     )
     users = save_histories(folder, parts, index, request.max_history)
-    shown = shown_interests(artifacts.require(store, request.policy).config, partial(_read_labels, store, "user"))
+    config = {"policy": {"prompt_interests": request.prompt_interests}, "tasks": {"max_text_chars": request.max_text_chars}}
+    shown = shown_interests(config, partial(_read_labels, store, "user"))
     save_texts(folder, "user-interests", shown.of_users(users).fill_null(""))
 
 

@@ -17,7 +17,7 @@ from tests.serve.tiny_run import BEAM_WIDTH, put, start_service, write_canonical
 
 
 def _request(store: Store, max_history: int = 5) -> BuildRequest:
-    return BuildRequest(store.root, "", "policy_sft", max_history)
+    return BuildRequest(store.root, "", max_history)
 
 
 def _contents(folder) -> dict[str, bytes]:
@@ -56,12 +56,14 @@ def test_a_run_that_cannot_be_built_says_why_and_leaves_nothing(tmp_path, monkey
 def test_every_input_makes_a_build_of_its_own(tmp_path):
     store = write_run(str(tmp_path))
     keys = [_request(store).key(), _request(store, max_history=4).key()]
-    for name in ("items", "item_sids", "interactions", "histories", "interest_labels", "policy_sft"):
+    for name in ("items", "item_sids", "interactions", "histories", "interest_labels"):
         artifacts.commit(store, artifacts.require(store, name))  # as a build in the same folder does, even of equal digest
         keys.append(_request(store).key())
     write_canonical(store)
-    keys.append(_request(store).key())
+    keys += [_request(store).key(), BuildRequest(store.root, "", 5, 3, 200).key()]
     assert len(set(keys)) == 9
+    artifacts.commit(store, artifacts.require(store, "policy_sft"))  # another policy of the run maps the same files
+    assert _request(store).key() == keys[-2]
 
 
 def test_builds_that_nobody_had_open_for_a_week_are_removed(tiny_run, tmp_path):
