@@ -16,12 +16,11 @@ from jaxtyping import Float, Int32
 
 from digr.artifacts import Store
 from digr.config.models import EncoderConfig
-from digr.data.ids import build_id_index
 from digr.models.encoders import Encode
 from digr.serving.journal import Journal
 from digr.serving.new_items import Extender, TakenCodes, load_extender, new_vectors, sid_of_new_item
 from digr.serving.state import StateStore
-from serve.catalogue import ITEM_SCHEMA, LABEL_COLUMNS, Additions, Changes, RunTables
+from serve.catalogue import ITEM_SCHEMA, LABEL_SCHEMA, Additions, Changes, RunTables
 from serve.item_journal import AddedEntry, ItemJournal
 from serve.settings import VersionSettings
 
@@ -48,7 +47,6 @@ class VersionAdditions:
         self.num_read = 0
         """Entries of the journal's `added` that the version has."""
         self._tables, self._version, self._get_encoder = tables, version, get_encoder
-        self._ids = build_id_index(tables.items["item_id"])
         self._extender: Extender | None = None
         self._taken: TakenCodes | None = None
         self._rows = set[str]()
@@ -94,7 +92,7 @@ class VersionAdditions:
 
     def knows(self, item_id: str) -> bool:
         """Whether an item is of the run or has been added."""
-        return item_id in self._rows or item_id in self.refused or bool(self._ids.find([item_id])[0] >= 0)
+        return item_id in self._rows or item_id in self.refused or bool(self._tables.ids.find([item_id])[0] >= 0)
 
     def vectors_of(self, items: Sequence[dict[str, Any]]) -> Vectors:
         """Make the vectors of new items in one call of the encoder.
@@ -175,8 +173,7 @@ class VersionAdditions:
             for item in items
             for rank, interest in enumerate(item["interests"])
         ]
-        schema = pa.schema([self._tables.labels.schema.field(name) for name in LABEL_COLUMNS])
-        new = Additions(item_table(items), np.stack(codes), pa.Table.from_pylist(labels, schema=schema))
+        new = Additions(item_table(items), np.stack(codes), pa.Table.from_pylist(labels, schema=LABEL_SCHEMA))
         old = self._additions
         if old is not None:
             items_now, labels_now = pa.concat_tables([old.items, new.items]), pa.concat_tables([old.labels, new.labels])
@@ -188,8 +185,8 @@ class VersionAdditions:
         names = [name for name in touched if name in journal.changed and self.knows(name) and name not in self.refused]
         if not names:
             return
-        places = self._ids.find(names).tolist()
-        own = self._tables.items.take(pa.array([place for place in places if place >= 0], pa.int64())).to_pylist()
+        places = self._tables.ids.find(names).tolist()
+        own = self._tables.rows.take([place for place in places if place >= 0]).to_pylist()
         own += [journal.by_id[name] for name, place in zip(names, places, strict=True) if place < 0]
         now = item_table([row | journal.changed[row["item_id"]] for row in own])
         kept = self._changed.filter(pc.invert(pc.is_in(self._changed["item_id"], now["item_id"].combine_chunks())))

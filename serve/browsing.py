@@ -1,20 +1,20 @@
 """Look at the catalogue: items, searches, and the tree of semantic IDs."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
 from digr.policy.vocabulary import sid_texts
+from digr.serving.build import INTERESTS, SAMPLES
 from digr.serving.facts import search_titles
 from digr.serving.interest_search import search_interests
-from digr.serving.tree import children_of, common_interests
-from serve.catalogue import ServedRun, places_array
+from digr.serving.tree import PrefixChildren, Spans, children_of, common_interests, places_below
+from serve.catalogue import ServedRun
 from serve.item_schemas import MAX_CHILDREN, FoundItem, FoundItems, Item, SidChild, SidLevel
 from serve.listing import image_path
 from serve.problems import ProblemError, unknown_item
-
-SAMPLES, INTERESTS = 3, 3
-"""Number of items and interests that are shown for each child of a prefix."""
 
 
 def show_item(run: ServedRun, item_id: str) -> Item:
@@ -24,7 +24,7 @@ def show_item(run: ServedRun, item_id: str) -> Item:
         ProblemError: there is no such item.
     """
     place = find_item(run, item_id)
-    row = run.facts.table.slice(place, 1).to_pylist()[0]
+    row = run.facts.table.take([place]).to_pylist()[0]
     codes = run.trie.codes[place].tolist()
     return Item(
         item_id=row["item_id"],
@@ -63,9 +63,9 @@ def search(run: ServedRun, query: str, limit: int) -> FoundItems:
         return FoundItems(items=_found(run, run.popular[:limit]))
     places = search_titles(run.facts, query, limit, run.listed)
     items = _found(run, places)
-    if len(places) < limit and run.tables.canonical:
-        words, popularity = run.tables.phrase_words, run.facts.popularity
-        more, named = search_interests(run.interests, words, popularity, query, limit, listed=run.listed)
+    if len(places) < limit and run.tables.canonical and run.interest_index:
+        popularity = run.facts.popularity
+        more, named = search_interests(run.interest_index, run.interests, popularity, query, limit, listed=run.listed)
         new = np.flatnonzero(~np.isin(more, places))[: limit - len(places)]
         names = run.tables.canonical.names.take(pa.array(named[new])).to_pylist()
         served = zip(_found(run, more[new]), names, strict=True)
@@ -85,18 +85,16 @@ def show_level(run: ServedRun, prefix: str) -> SidLevel:
     except ValueError as error:
         raise ProblemError("unknown-prefix", 404, "No such prefix", str(error), fields=["prefix"]) from None
     shown = slice(0, MAX_CHILDREN)
-    interests = common_interests(run.interests, found.spans[shown], INTERESTS)
+    shown_of = _shown_of_root(run, found) if not codes else _shown_of(run, found.spans[shown])
     children = []
-    for code, (start, end), leaf, common in zip(found.codes, found.spans, found.is_leaf, interests, strict=False):
-        best = start + np.argsort(run.facts.popularity[start:end])
-        best = (best if run.listed is None else best[run.listed[best]])[:SAMPLES]
-        samples = _found(run, best)
+    for code, spans, leaf, (best, common) in zip(found.codes, found.spans, found.is_leaf, shown_of, strict=False):
+        num_items, samples = sum(end - start for start, end in spans), _found(run, best)
         children.append(
             SidChild(
                 code=code,
                 prefix=".".join(map(str, [*codes, code])),
-                num_items=end - start,
-                item_id=samples[0].item_id if leaf and end - start == 1 and samples else None,
+                num_items=num_items,
+                item_id=samples[0].item_id if leaf and num_items == 1 and samples else None,
                 samples=samples,
                 interests=common,
             )
@@ -104,8 +102,36 @@ def show_level(run: ServedRun, prefix: str) -> SidLevel:
     return SidLevel(prefix=prefix, level=len(codes), num_items=found.num_items, children=children)
 
 
+def _shown_of(run: ServedRun, spans: Sequence[Spans]) -> list[tuple[Int[np.ndarray, " M"], list[str]]]:
+    """Return the most popular items and the most frequent interests of each child."""
+    below = [_listed(run, places_below(one)) for one in spans]
+    best = [places[np.argsort(run.facts.popularity[places])[:SAMPLES]] for places in below]
+    return list(zip(best, common_interests(run.interests, spans, INTERESTS), strict=True))
+
+
+def _shown_of_root(run: ServedRun, found: PrefixChildren) -> list[tuple[Int[np.ndarray, " M"], list[str]]]:
+    """Return the same for the root's children: of the run's items, which were counted when the run was built.
+
+    A child that has added items only is counted now.
+    """
+    new = [place for place, code in enumerate(found.codes) if code not in run.tables.root]
+    counted = dict(zip(new, _shown_of(run, [found.spans[place] for place in new]), strict=True))
+    known = run.tables.root
+    shown = []
+    for place, code in enumerate(found.codes[:MAX_CHILDREN]):
+        if place not in counted:
+            samples = _listed(run, np.array(known[code]["samples"], np.int64))
+            counted[place] = samples, known[code]["interests"]
+        shown.append(counted[place])
+    return shown
+
+
+def _listed(run: ServedRun, places: Int[np.ndarray, " M"]) -> Int[np.ndarray, " m"]:
+    return places if run.listed is None else places[run.listed[places]]
+
+
 def _found(run: ServedRun, places: Int[np.ndarray, " M"]) -> list[FoundItem]:
-    rows = run.facts.table.select(["item_id", "title", "image_uri"]).take(places_array(places)).to_pylist()
+    rows = run.facts.table.take(places, ["item_id", "title", "image_uri"]).to_pylist()
     return [
         FoundItem(item_id=row["item_id"], title=row["title"], image=image_path(row["item_id"], row["image_uri"])) for row in rows
     ]

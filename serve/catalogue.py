@@ -1,31 +1,34 @@
-"""A trained run in the form for requests: Arrow columns and tensors, no Python object per item."""
+"""A trained run in the form for requests: mapped files and tensors, no Python object per item."""
 
+import json
 import time
-from collections.abc import Sequence
-from functools import partial
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Int, Int32, Int64
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.data.ids import build_id_index
-from digr.data.transitions import count_items, read_sequences
+from digr.data.ids import IdIndex, build_id_index
 from digr.images.showing import run_folders
-from digr.interests.canonical import CanonicalInterests, load_canonical
+from digr.interests.canonical import CanonicalInterests
 from digr.policy.model import SidPolicy, load_policy
-from digr.policy.reasons import ItemInterests, index_interests, shared_interests
-from digr.policy.user_interests import shown_interests
+from digr.policy.reasons import ItemInterests, keys_of, shared_interests, sort_interests
 from digr.policy.vocabulary import history_prompt, sid_texts
-from digr.serving.facts import ItemFacts, index_facts, matching_items, words_of
-from digr.serving.users import UserHistories, index_histories
-from digr.sids.trie import SidTrie, build_trie, codes_of
-from digr.tables import Owner, flat_interests, table_spec
-from serve.indexing import RunIndex, ServedIndex, load_run_index, serve_index
+from digr.serving.build import Build, BuildRequest, default_cache, open_build
+from digr.serving.facts import ItemFacts, map_facts, matching_items, pack
+from digr.serving.grown_trie import map_grown_trie, shortest_sid
+from digr.serving.interest_search import InterestIndex, map_interest_index
+from digr.serving.item_rows import ItemRows, map_rows
+from digr.serving.mapped import map_array, map_id_index, map_texts
+from digr.serving.users import UserHistories, map_histories
+from digr.sids.trie import SidTrie
+from digr.tables import table_spec
+from serve.indexing import RunIndex, ServedIndex, load_run_index
 from serve.lineage import check_parts
 from serve.ranking import RunRanker, ServedRanker, load_run_ranker
 from serve.schemas import ItemFilter
@@ -33,30 +36,38 @@ from serve.settings import VersionSettings
 
 PolicyName = Literal["policy_grpo", "policy_sft"]
 ITEM_SCHEMA = table_spec("items").schema
-LABEL_COLUMNS = ("owner", "owner_id", "rank", "interest", "probability", "label")
+LABEL_SCHEMA = pa.schema(
+    [
+        ("owner", pa.string()),
+        ("owner_id", pa.string()),
+        ("rank", pa.int32()),
+        ("interest", pa.string()),
+        ("probability", pa.float64()),
+        ("label", pa.int8()),
+    ]
+)
 """Of one interest, see `flat_interests`."""
 
 
 class RunTables(NamedTuple):
-    """The tables of a version, as they were read: N items in the order of `items`."""
+    """What is the same in all states of a version, whatever is added to it."""
 
     policy_name: PolicyName
     policy_digest: str
     sids_digest: str
     policy: SidPolicy
     level_sizes: tuple[int, ...]
-    items: pa.Table
+    build: Build
+    """The mapped files of the run's N items."""
+    ids: IdIndex
+    rows: ItemRows
     codes: Int32[np.ndarray, "N L"]
-    labels: pa.Table
-    """Trusted interests of items."""
     canonical: CanonicalInterests | None
-    phrase_words: pa.Array
-    """Words of its phrases for the search; empty if the run has no canonical interests."""
-    counts: Int[np.ndarray, " N"]
-    """Occurrences in the training interactions."""
     users: UserHistories
     user_interests: pa.StringArray
-    """The interests of each user that prompts show, null for none."""
+    """The interests of each user that prompts show, empty for none."""
+    root: Mapping[int, Mapping[str, Any]]
+    """What is shown of each child of the tree's root: `samples`, places, and `interests`, names."""
     max_history: int
     ranker: RunRanker | None
     image_folders: tuple[str, ...]
@@ -91,14 +102,20 @@ class ServedRun(NamedTuple):
     trie: SidTrie
     facts: ItemFacts
     interests: ItemInterests
+    interest_index: InterestIndex | None
+    """For the search; None if the run has no canonical interests."""
     users: UserHistories
     popular: Int[np.ndarray, " N"]
     """Items that may be listed, the most popular first."""
     listed: Bool[np.ndarray, " N"] | None
     """Items that may be listed; None for all."""
+    listed_words: Int64[np.ndarray, " W"] | None
+    """The same as bits of words."""
     max_history: int
     """Newest items of a history that the policy was trained to see."""
     num_new_items: int
+    shortest_sid: int
+    """Number of codes of the shortest semantic ID."""
     ranker: ServedRanker | None
     """The ranker of the lists; None if the policy's own lists are served."""
     item_index: ServedIndex | None
@@ -107,7 +124,7 @@ class ServedRun(NamedTuple):
     def shown_interests(self, user_id: str | None) -> str | None:
         """Return the interests of a user that a prompt shows; None for none."""
         user = -1 if user_id is None else int(self.users.users.find([user_id])[0])
-        return None if user < 0 else self.tables.user_interests[user].as_py()
+        return None if user < 0 else self.tables.user_interests[user].as_py() or None
 
     def prompt(self, places: Sequence[int], interests: str | None = None) -> str:
         """Return the policy's prompt: the shown interests of the user, then the newest items of the history."""
@@ -118,8 +135,8 @@ class ServedRun(NamedTuple):
         """Return the reasons for each item."""
         return shared_interests(self.interests, history[-self.max_history :], items, interests)
 
-    def matching(self, wanted: ItemFilter) -> Bool[np.ndarray, " N"]:
-        """Mark the items that match a filter."""
+    def matching(self, wanted: ItemFilter) -> Int64[np.ndarray, " W"]:
+        """Mark the items that match a filter as bits of words, see `digr.sids.filters`."""
         return matching_items(self.facts, **wanted.model_dump())
 
     def interests_of(self, place: int) -> list[str]:
@@ -141,8 +158,11 @@ def check_run(version: VersionSettings) -> None:
     check_parts(store, name, has_ranker=version.ranker == "on")
 
 
-def read_run(version: VersionSettings, device: str) -> RunTables:
-    """Read a policy of a run and its catalogue.
+def read_run(version: VersionSettings, device: str, cache: Path | None = None) -> RunTables:
+    """Read a policy of a run, and map its catalogue.
+
+    Args:
+        cache: folder of mapped files on this machine; that of the user if not given.
 
     Raises:
         ValueError: the run cannot be served, see `check_run`.
@@ -150,45 +170,43 @@ def read_run(version: VersionSettings, device: str) -> RunTables:
     check_run(version)
     store = Store(version.run_dir, version.variant)
     name = _policy_name(store, version.policy)
-    manifest, sids = artifacts.require(store, name), artifacts.require(store, "item_sids")
-    level_sizes = tuple(sids.facts["level_sizes"])
     with artifacts.local_files(store, name) as folder:
         policy = load_policy(folder, device)
     max_history = min(artifacts.require(store, "histories").config["data"]["max_history"], policy.max_history)
-    coded = artifacts.read_table(store, "item_sids")
-    ids = coded["item_id"].combine_chunks()
-    items = artifacts.read_table(store, "items")
-    labels = flat_interests(_read_labels(store, "item"))
-    index = build_id_index(ids)
-    interactions = artifacts.read_table(store, "interactions", ["user_id", "position", "item_id"])
-    users = index_histories(interactions, index, max_history)
-    canonical = load_canonical(store)
+    trained = artifacts.require(store, name).config  # old policies lack the fields; then prompts show no interests
+    most = trained.get("policy", {}).get("prompt_interests") or 0
+    shown = (most, trained["tasks"]["max_text_chars"]) if most else (0, 0)
+    build = open_build(BuildRequest(store.root, store.variant, max_history, *shown), cache or default_cache())
+    sids, files = artifacts.require(store, "item_sids"), build.folder
+    level_sizes = tuple(sids.facts["level_sizes"])
     ranker = load_run_ranker(store) if version.ranker == "on" else None
-    shown = shown_interests(manifest.config, partial(_read_labels, store, "user"))
     return RunTables(
         policy_name=name,
-        policy_digest=manifest.digest,
+        policy_digest=artifacts.require(store, name).digest,
         sids_digest=sids.digest,
         policy=policy,
         level_sizes=level_sizes,
-        items=items.take(pc.index_in(ids, value_set=items["item_id"])).combine_chunks(),
-        codes=codes_of(coded, len(level_sizes)),
-        labels=labels.filter(pc.equal(labels["label"], 1)).select(LABEL_COLUMNS),
-        canonical=canonical,
-        phrase_words=words_of(canonical.phrases if canonical else pa.array([], pa.string())),
-        counts=count_items(read_sequences(store, index.find), len(index)),
-        users=users,
-        user_interests=shown.of_users(users.users.ids),
+        build=build,
+        ids=map_id_index(files, "ids"),
+        rows=map_rows(files / "items.arrow", np.zeros(0, np.int64), ITEM_SCHEMA.empty_table()),
+        codes=map_array(files, "trie-codes").reshape(-1, len(level_sizes)),
+        canonical=_map_canonical(files),
+        users=map_histories(files),
+        user_interests=map_texts(files, "user-interests"),
+        root={int(code): child for code, child in json.loads((files / "root.json").read_text()).items()},
         max_history=max_history,
         ranker=ranker,
-        item_index=RunIndex(ranker.lists.view, ranker.item_ids) if ranker else load_run_index(store),
+        item_index=RunIndex(ranker.lists.view) if ranker else load_run_index(store),
         image_folders=run_folders(store),
         loaded_at=time.time(),
     )
 
 
-def _read_labels(store: Store, owner: Owner) -> pa.Table:
-    return artifacts.read_table(store, "interest_labels", ["owner", "owner_id", "interests"], owner=[owner])
+def _map_canonical(files: Path) -> CanonicalInterests | None:
+    if not (files / "phrases.sqlite").exists():
+        return None
+    phrases, names = (map_texts(files, f"canonical-{name}") for name in ("phrases", "names"))
+    return CanonicalInterests(phrases, map_array(files, "canonical-group"), names)
 
 
 def digests_of(version: VersionSettings) -> tuple[str, ...]:
@@ -201,53 +219,82 @@ def digests_of(version: VersionSettings) -> tuple[str, ...]:
 
 
 def assemble(tables: RunTables, added: Additions | None = None, changes: Changes | None = None) -> ServedRun:
-    """Index a run with the items that came after it and what has changed about items; no SID changes."""
-    items, codes, labels, counts = tables.items, tables.codes, tables.labels, tables.counts
-    if added is not None:
-        items, labels = pa.concat_tables([items, added.items]), pa.concat_tables([labels, added.labels])
-        codes = np.concatenate([codes, added.codes])
-        counts = np.concatenate([counts, np.zeros(len(added.codes), np.int64)])
-    ids = items["item_id"].combine_chunks()
-    index, listed, hidden = build_id_index(ids), None, np.zeros(0, np.int64)
-    if changes is not None:
-        row_of = np.arange(len(items))
-        row_of[index.find(changes.rows["item_id"])] = np.arange(len(changes.rows)) + len(items)
-        items = pa.concat_tables([items, changes.rows]).take(pa.array(row_of))
-        hidden = index.find(changes.hidden)
-    trie = build_trie(ids, codes, tables.level_sizes)
-    order = index.find(trie.item_ids)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    shuffled = np.random.default_rng(0).permutation(len(counts))  # ties are never broken by id
-    popular = place[np.lexsort((shuffled, -counts))]
-    standing = np.empty_like(popular)
-    standing[popular] = np.arange(len(popular))
+    """Map a run with the items that came after it and what has changed about items; no SID and no place of the run changes.
+
+    It costs what these items cost: the run's files are mapped again, and only the pages that they change are copied.
+    """
+    if added is None:
+        no_codes = np.zeros((0, len(tables.level_sizes)), np.int32)
+        added = Additions(ITEM_SCHEMA.empty_table(), no_codes, LABEL_SCHEMA.empty_table())
+    files, num = tables.build.folder, len(tables.codes)
+    order = np.lexsort(added.codes.T[::-1])
+    items = added.items.take(pa.array(order)).combine_chunks()
+    ids = items["item_id"].combine_chunks() if len(items) else pa.array([], pa.string())
+    trie = map_grown_trie(files, ids, added.codes[order])
+    facts = map_facts(files, *_changed_rows(tables.ids, items, ids, changes))
+    interests = _map_interests(files, tables.canonical, added.labels, ids)
+    hidden = facts.ids.find(changes.hidden) if changes else np.zeros(0, np.int64)
+    listed = None
     if (hidden >= 0).any():
-        listed = np.ones(len(place), bool)
-        listed[place[hidden[hidden >= 0]]] = False
-    served_index = serve_index(tables.item_index, trie.item_ids)
+        listed = np.ones(len(facts.ids), bool)
+        listed[hidden[hidden >= 0]] = False
+    served_index = _map_index(files, tables.item_index, len(items))
     return ServedRun(
         tables=tables,
         policy=tables.policy,
         trie=trie.to(tables.policy.device),
-        facts=index_facts(items.take(pa.array(order)), standing),
-        interests=index_interests(labels, trie.item_ids, tables.canonical),
-        users=tables.users._replace(places=place[tables.users.places]),
-        popular=popular if listed is None else popular[listed[popular]],
+        facts=facts,
+        interests=interests,
+        interest_index=map_interest_index(files, interests, num),
+        users=tables.users,
+        popular=facts.popular if listed is None else facts.popular[listed[facts.popular]],
         listed=listed,
+        listed_words=None if listed is None else pack(listed),
         max_history=tables.max_history,
-        num_new_items=len(codes) - len(tables.codes),
+        num_new_items=len(items),
+        shortest_sid=min(shortest_sid(files), int((added.codes >= 0).sum(1).min(initial=len(tables.level_sizes)))),
         ranker=ServedRanker(tables.ranker, served_index) if tables.ranker and served_index else None,
         item_index=served_index,
     )
+
+
+def _changed_rows(
+    ids: IdIndex, items: pa.Table, added_ids: pa.Array, changes: Changes | None
+) -> tuple[Int[np.ndarray, " C"], pa.Table]:
+    """Return the places, ascending, and the rows of the items that were added or changed."""
+    places = len(ids) + np.arange(len(items))
+    if changes is None or not len(changes.rows):
+        return places, items
+    index = IdIndex(ids.ids, ids.ordered, ids.places, build_id_index(added_ids) if len(added_ids) else None)
+    every = np.concatenate([places, index.find(changes.rows["item_id"])])
+    newest = len(every) - 1 - np.unique(every[::-1], return_index=True)[1]
+    newest = newest[every[newest] >= 0]
+    return every[newest], pa.concat_tables([items, changes.rows]).take(pa.array(newest)).combine_chunks()
+
+
+def _map_interests(files: Path, canonical: CanonicalInterests | None, labels: pa.Table, added_ids: pa.Array) -> ItemInterests:
+    texts, offsets = sort_interests(labels, added_ids)
+    others = map_texts(files, "interest-others")
+    keys = keys_of(texts, canonical, others).astype(np.int32)
+    mapped = map_array(files, "interest-offsets")
+    more = (mapped[-1] + offsets[1:]).astype(np.int64)
+    return ItemInterests(
+        texts=map_texts(files, "interest-texts", texts),
+        keys=map_array(files, "interest-keys", keys),
+        offsets=map_array(files, "interest-offsets", more),
+        canonical=canonical,
+        others=others,
+    )
+
+
+def _map_index(files: Path, index: RunIndex | None, num_added: int) -> ServedIndex | None:
+    if index is None:
+        return None
+    row_of = map_array(files, "row-of-place", np.full(num_added, -1, np.int32))
+    return ServedIndex(index.view, row_of, map_array(files, "place-of-row"))
 
 
 def _policy_name(store: Store, wanted: str) -> PolicyName:
     if wanted == "policy_sft" or (wanted == "newest" and artifacts.read_manifest(store, "policy_grpo") is None):
         return "policy_sft"
     return "policy_grpo"
-
-
-def places_array(places: Sequence[int] | Int[np.ndarray, " M"]) -> pa.Array:
-    """Return places as Arrow's indices."""
-    return pa.array(np.asarray(places, np.int64))

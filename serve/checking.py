@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Int64
 
 from digr.ranking.steering import find_interest
+from digr.serving.facts import pack, pack_places
 from serve.catalogue import ServedRun
 from serve.paging import Page, read_page
 from serve.problems import (
@@ -35,7 +36,8 @@ class CheckedRequest(NamedTuple):
     """Known items of the history, oldest first."""
     ignored: list[str]
     beam_width: int
-    allowed: Bool[np.ndarray, " N"] | None
+    allowed: Int64[np.ndarray, " W"] | None
+    """Items that may be listed, as bits of words; None for all."""
     interests: str | None
     """Interests of a known user, as the prompt shows them."""
     page: Page | None
@@ -87,7 +89,7 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
     interests = run.shown_interests(request.user_id)
     earlier = [place for place in run.facts.ids.find(page.earlier).tolist() if place >= 0] if page else []
     allowed = allowed_items(run, request.allow, request.deny, [*places, *earlier] if request.exclude_history else earlier)
-    has_items = bool(len(run.popular)) if allowed is run.listed else bool(allowed is None or allowed.any())
+    has_items = bool(len(run.popular)) if allowed is run.listed_words else bool(allowed is None or allowed.any())
     if not has_items and not earlier:
         raise no_items_left(run.trie.num_items)
     return CheckedRequest(
@@ -126,19 +128,21 @@ def _check_currency(run: ServedRun, conditions: Sequence[ItemFilter | None]) -> 
 
 def allowed_items(
     run: ServedRun, allow: ItemFilter | None, deny: ItemFilter | None, left_out: Sequence[int]
-) -> Bool[np.ndarray, " N"] | None:
-    """Return the available items that filters allow, without some places; None if all items are.
+) -> Int64[np.ndarray, " W"] | None:
+    """Return the available items that filters allow, without some places, as bits of words; None if all items are.
 
     Raises:
         ProblemError: a price has no currency in a catalogue of several.
     """
     if allow is None and deny is None and not len(left_out):
-        return run.listed
+        return run.listed_words
     _check_currency(run, [allow, deny])
-    allowed = np.ones(run.trie.num_items, bool) if allow is None else run.matching(allow)
+    num = run.trie.num_items
+    allowed = pack(np.ones(num, bool)) if allow is None else run.matching(allow)
     for condition in deny.conditions() if deny else ():
         allowed &= ~run.matching(condition)
-    allowed[list(left_out)] = False
-    if run.listed is not None:
-        allowed &= run.listed
+    if len(left_out):
+        allowed &= ~pack_places(np.asarray(left_out, np.int64), num)
+    if run.listed_words is not None:
+        allowed &= run.listed_words
     return allowed

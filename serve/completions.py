@@ -29,7 +29,9 @@ async def complete(service: Service, request: CompletionRequest) -> CompletionRe
         raise k_too_large(request.n, beam_width, run.trie.num_items)
     written = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     prompts = [newest_sids(run, prompt) for prompt in written]
-    ranked = await service.line.decode([service.line.job(run, history_prompt(sids), beam_width, run.listed) for sids in prompts])
+    ranked = await service.line.decode(
+        [service.line.job(run, history_prompt(sids), beam_width, run.listed_words) for sids in prompts]
+    )
     choices = [choice for found in ranked for choice in _choices(run, found, request.n)]
     read = sum(sid.count("<") for sids in prompts for sid in sids)
     wrote = sum(choice.text.count("<") for choice in choices)
@@ -53,7 +55,7 @@ def newest_sids(run: ServedRun, prompt: str) -> list[str]:
     places = [(ord(level) - ord("a"), int(code)) for level, code in tokens]
     starts = [index for index, (level, _) in enumerate(places) if level == 0]
     spans = list(itertools.pairwise([*starts, len(places)]))
-    shortest = int((run.trie.codes >= 0).sum(1).min())
+    shortest = run.shortest_sid
     whole = bool(starts) and starts[0] == 0 and "".join(f"<{level}_{code}>" for level, code in tokens) == prompt.strip()
     right = all(
         shortest <= end - start <= len(sizes)

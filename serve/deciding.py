@@ -50,7 +50,7 @@ def standing_of(item_id: str, journal: ItemJournal, run: ServedRun) -> Standing:
         return Standing(None)
     if place < 0 and added is not None:
         return Standing(added | journal.changed.get(item_id, {}), item_id in journal.deleted)
-    row = run.facts.table.slice(place, 1).to_pylist()[0]
+    row = run.facts.table.take([place]).to_pylist()[0]
     facts = {name: row.get(name) for name in FACTS}
     facts |= {"categories": [name for name in row["categories"] or [] if name], "available": item_id not in journal.unavailable}
     interests = added["interests"] if added else run.interests_of(place)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Int64
 
 from digr.policy.decoding.search import Recommendation, recommend
+from digr.sids.filters import item_filter
 from serve.catalogue import ServedRun
 from serve.ranking import rank, wishes_of
 from serve.reordering import Reordering, ServedList, reorder_policy, reordering_of
@@ -26,8 +27,8 @@ class Job:
     """The version that checked the request; it stays in memory until its last job is done."""
     prompt: str
     beam_width: int
-    allowed: Bool[np.ndarray, " N"] | None
-    """Items that may be returned; None for all."""
+    allowed: Int64[np.ndarray, " W"] | None
+    """Items that may be returned as bits of words, see `digr.sids.filters`; None for all."""
     deadline: float
     """Deadline on the clock of time.monotonic; after it nobody waits for the answer."""
     is_wanted: bool = True
@@ -123,6 +124,6 @@ def warm_up(run: ServedRun, beam_width: int, max_pending: int) -> None:
 
 def _decode_alike(jobs: Sequence[Job]) -> list[Recommendation]:
     run, width = jobs[0].run, jobs[0].beam_width
-    masks = [job.allowed for job in jobs if job.allowed is not None]
-    allowed = torch.from_numpy(np.stack(masks)).to(run.trie.codes.device) if masks else None
+    words = [job.allowed for job in jobs if job.allowed is not None]
+    allowed = item_filter(torch.from_numpy(np.stack(words)), run.trie.num_items) if words else None
     return recommend(run.policy, run.trie, [job.prompt for job in jobs], min(width, run.trie.num_items), width, allowed=allowed)

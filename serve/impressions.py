@@ -90,7 +90,7 @@ def _line(shown: Shown, received: int) -> bytes:
         }
         for position, (item, own) in enumerate(zip(reply.items, reasons, strict=True), 1)
     ]
-    history = run.facts.table["item_id"].take(pa.array(shown.places, pa.int64())).to_pylist()
+    history = run.facts.table.take(shown.places, ["item_id"])["item_id"].to_pylist()
     row = {
         "recommendation_id": reply.recommendation_id,
         "received": received,

@@ -6,12 +6,10 @@ It does not know an item that was added after the run.
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.data.ids import build_id_index
 from digr.ranking.systems import SERVED
 from digr.ranking.views import View, load_view
 from serve.lineage import OF_THE_RANKER
@@ -21,8 +19,6 @@ class RunIndex(NamedTuple):
     """A run's `ranking_index`; loaded once and kept when items are added."""
 
     view: View
-    item_ids: pa.Array
-    """Items of the index, in its order."""
 
 
 class ServedIndex(NamedTuple):
@@ -57,11 +53,4 @@ def load_run_index(store: Store) -> RunIndex | None:
     artifacts.check_lineage(store, "ranking_index", OF_THE_RANKER["ranking_index"])
     with artifacts.local_files(store, "ranking_index") as folder:
         view = load_view(folder, "all", (SERVED.family,), grains=0)
-    return RunIndex(view, artifacts.read_table(store, "items", ["item_id"])["item_id"].combine_chunks())
-
-
-def serve_index(index: RunIndex | None, item_ids: pa.Array) -> ServedIndex | None:
-    """Match the items of an index with the served items."""
-    if index is None:
-        return None
-    return ServedIndex(index.view, build_id_index(index.item_ids).find(item_ids), build_id_index(item_ids).find(index.item_ids))
+    return RunIndex(view)

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Int
 
 from digr.policy.decoding.search import Recommendation
-from serve.catalogue import ServedRun, places_array
+from digr.serving.facts import unpack
+from serve.catalogue import ServedRun
 from serve.checking import CheckedRequest
 from serve.decoding import Job
 from serve.reordering import reorder_popular, reordering_of
@@ -49,7 +50,7 @@ def _popular(checked: CheckedRequest) -> MadeList:
     """Return the most popular of the allowed items that no page went through."""
     run, request, allowed = checked.run, checked.request, checked.allowed
     rest = _popular_from(run, checked.page.passed) if checked.page else run.popular
-    listed = rest if allowed is None else rest[allowed[rest]]
+    listed = rest if allowed is None else rest[unpack(allowed, run.trie.num_items)[rest]]
     reordering = None
     if not checked.is_behind:
         reordering = reordering_of(run, request.boosts, request.diversity, allowed, np.array(checked.earlier, np.int64))
@@ -67,7 +68,8 @@ def _popular_from(run: ServedRun, place: int) -> Int[np.ndarray, " M"]:
 def next_cursor(checked: CheckedRequest, places: Int[np.ndarray, " M"], item_ids: list[str]) -> str | None:
     """Return the cursor behind some listed items; None if no allowed item is left."""
     run, page = checked.run, checked.page
-    allowed = np.ones(run.trie.num_items, bool) if checked.allowed is None else checked.allowed
+    num = run.trie.num_items
+    allowed = np.ones(num, bool) if checked.allowed is None else unpack(checked.allowed, num)
     assert page is not None
     if not checked.is_behind:
         return page.after(item_ids).write() if allowed.sum() > len(places) else None
@@ -86,7 +88,7 @@ def list_items(
     run: ServedRun, places: Int[np.ndarray, " M"], scores: list[float | None], reasons: list[list[str]]
 ) -> list[RecommendedItem]:
     """Return the facts of listed items."""
-    rows = run.facts.table.select(["item_id", "title", "price", "currency", "image_uri"]).take(places_array(places)).to_pylist()
+    rows = run.facts.table.take(places, ["item_id", "title", "price", "currency", "image_uri"]).to_pylist()
     codes = run.trie.codes[np.asarray(places, np.int64)].tolist()
     return [
         RecommendedItem(

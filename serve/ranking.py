@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Int64
 
 from digr import artifacts
 from digr.artifacts import Store
@@ -22,6 +21,7 @@ from digr.ranking.sources import ASKED, BOOST, STEER
 from digr.ranking.steering import Vocabulary, Wish, find_interest, steer_scores, wish_of_interest, wish_of_words
 from digr.ranking.systems import SERVED, feature_names, sources_of
 from digr.ranking.views import load_array, load_arrays
+from digr.serving.facts import unpack
 from serve.encoders import get_encoder
 from serve.indexing import ServedIndex
 from serve.reordering import Order, Reordering, ServedList
@@ -32,8 +32,6 @@ class RunRanker(NamedTuple):
     """A run's `ranking_index` and `ranker`; loaded once and kept when items are added."""
 
     lists: ListRanker
-    item_ids: pa.Array
-    """Items of the index, in its order."""
     features: list[str]
     vocabulary: Vocabulary
     """Interests that a wish may name."""
@@ -62,12 +60,11 @@ def load_run_ranker(store: Store) -> RunRanker | None:
     named = artifacts.read_table(store, "canonical_interests", ["groups", "names"])
     vocabulary = Vocabulary(group_names(named, 0), centroids, carriers)
     chosen = artifacts.require(store, "ranking_index").config["embeddings"]["encoder"]
-    item_ids = artifacts.read_table(store, "items", ["item_id"])["item_id"].combine_chunks()
     names = feature_names(SERVED, grains)
     # compile Numba's functions now, so that no request waits for it
     next(lists.rank(HistoryItems(np.zeros(1, np.int64), np.array([0, 1])), None, 1))
     lists.rankers[SERVED].contributions(np.zeros((1, len(names)), np.float32))
-    return RunRanker(lists, item_ids, names, vocabulary, EncoderConfig.model_validate(chosen))
+    return RunRanker(lists, names, vocabulary, EncoderConfig.model_validate(chosen))
 
 
 def wishes_of(ranker: RunRanker, steer: Sequence[Steer]) -> list[Wish]:
@@ -95,7 +92,7 @@ def rank(
     history: Int[np.ndarray, " T"],
     found: Recommendation,
     k: int,
-    allowed: Bool[np.ndarray, " N"] | None,
+    allowed: Int64[np.ndarray, " W"] | None,
     *,
     explain: bool,
     wishes: Sequence[Wish] = (),
@@ -108,7 +105,7 @@ def rank(
         history: places of its items, oldest first.
         found: the policy's list, as long as its beam.
         k: items listed, as many as the policy found at least.
-        allowed: items that may be listed; None for all.
+        allowed: items that may be listed, as bits of words; None for all.
         explain: whether to compute contributions.
         wishes: the request's, already translated.
         reordering: boosts and diversity of the request; None for neither.
@@ -139,14 +136,14 @@ def _ranked(
     found: Recommendation,
     depth: int,
     *,
-    allowed: Bool[np.ndarray, " N"] | None,
+    allowed: Int64[np.ndarray, " W"] | None,
     wishes: Sequence[Wish],
     reordering: Reordering | None,
 ) -> RankedLists:
     """Return the best items of the index by the ranker's scores."""
     ranker, index = served.ranker, served.item_index
     known, proposed = index.row_of[history], index.row_of[found.places]
-    known, mask = known[known >= 0], index.served(allowed)
+    known, mask = known[known >= 0], index.served(None if allowed is None else unpack(allowed, len(index.row_of)))
     boosted = None if reordering is None else index.row_of[reordering.boosted]
     lists = ranker.lists.rank(
         HistoryItems(known, np.array([0, len(known)])),

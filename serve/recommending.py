@@ -1,5 +1,6 @@
 """From a request to its reply: check it, have it decoded, and build the list with its reasons."""
 
+import asyncio
 import uuid
 from functools import partial
 
@@ -21,7 +22,7 @@ async def answer_request(service: Service, request: RecommendRequest) -> Recomme
         ProblemError: it cannot be answered.
     """
     await _catch_up(service, [request])
-    checked = check_request(service, request)
+    checked = await _check_aside(service, request)
     job = _job(service, checked) if checked.is_decoded else None
     found = await service.line.decode([job] if job else [])
     reply = _reply(service, checked, await make_list(checked, job, found[0] if found else None))
@@ -39,7 +40,7 @@ async def answer_requests(service: Service, requests: list[RecommendRequest]) ->
     outcomes: list[CheckedRequest | Problem] = []
     for request in requests:
         try:
-            outcomes.append(check_request(service, request))
+            outcomes.append(await _check_aside(service, request))
         except ProblemError as error:
             outcomes.append(error.problem)
     jobs = {
@@ -66,6 +67,13 @@ async def _catch_up(service: Service, requests: list[RecommendRequest]) -> None:
         await service.events.catch_up()
 
 
+async def _check_aside(service: Service, request: RecommendRequest) -> CheckedRequest:
+    """Check a request; in another thread if it has filters or a cursor, which look at every item of the catalogue."""
+    if request.allow is None and request.deny is None and not request.cursor:
+        return check_request(service, request)
+    return await asyncio.to_thread(check_request, service, request)
+
+
 def _offer_shadow(service: Service, request: RecommendRequest, reply: RecommendReply) -> None:
     """Have the shadow answer too, if the request names no version and falls into its share."""
     shadow = service.shadow
@@ -76,7 +84,8 @@ def _offer_shadow(service: Service, request: RecommendRequest, reply: RecommendR
 
 
 async def _answer_shadow(service: Service, request: RecommendRequest, model: str, recommendation_id: str) -> None:
-    checked = check_request(service, request.model_copy(update={"model": model}))._replace(shadow_of=recommendation_id)
+    checked = await _check_aside(service, request.model_copy(update={"model": model}))
+    checked = checked._replace(shadow_of=recommendation_id)
     job = _job(service, checked) if checked.is_decoded else None
     found = await service.line.decode_when_idle(job) if job else None
     _reply(service, checked, await make_list(checked, job, found))

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Int64
 
 from digr.policy.decoding.search import Recommendation
 from digr.ranking.boosting import Boost, boost_scores, boosted_items
 from digr.ranking.diversity import diversify
 from digr.ranking.sources import BOOST, MAX_CANDIDATES
+from digr.serving.facts import unpack
 from serve.indexing import ServedIndex
 from serve.schemas import ItemBoost
 
@@ -81,14 +82,21 @@ def reordering_of(
     run: "ServedRun",
     boosts: Sequence[ItemBoost],
     diversity: float,
-    allowed: Bool[np.ndarray, " N"] | None,
+    allowed: Int64[np.ndarray, " W"] | None,
     earlier: Int[np.ndarray, " l"],
 ) -> Reordering | None:
     """Find the items that the boosts of a request mean; None if it asks for no other order."""
-    found = [Boost(run.matching(boost.where), boost.weight) for boost in boosts if boost.weight]
+    num = run.trie.num_items
+    found = [Boost(unpack(run.matching(boost.where), num), boost.weight) for boost in boosts if boost.weight]
     if not found and not diversity:
         return None
-    return Reordering(found, boosted_items(found, run.popular, allowed), diversity, run.item_index, earlier)
+    return Reordering(
+        found,
+        boosted_items(found, run.popular, None if allowed is None else unpack(allowed, num)),
+        diversity,
+        run.item_index,
+        earlier,
+    )
 
 
 def reorder_policy(

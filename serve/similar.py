@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from digr.ranking.similar import similar_items, sources_of_items
+from digr.serving.facts import unpack
 from serve.browsing import find_item
 from serve.catalogue import ServedRun
 from serve.checking import allowed_items
@@ -28,7 +29,8 @@ def find_similar(name: str, run: ServedRun, request: SimilarRequest) -> SimilarR
     if missing := [source for source in request.sources or [] if source not in known]:
         raise missing_source(missing, known)
     sources = list(dict.fromkeys(request.sources or known))
-    allowed = run.item_index.served(allowed_items(run, request.allow, request.deny, ()))
+    words = allowed_items(run, request.allow, request.deny, ())
+    allowed = run.item_index.served(None if words is None else unpack(words, run.trie.num_items))
     found = similar_items(run.item_index.view, row, request.k, sources, allowed)
     places = run.item_index.place_of[found.item]
     reasons = run.explain([place], places) if request.explain else [[]] * len(places)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Int64
 
 from digr.policy.decoding.search import Recommendation
 from serve.callers import current_caller
@@ -63,7 +63,7 @@ class Line:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
 
     def job(
-        self, run: ServedRun, prompt: str, beam_width: int, allowed: Bool[np.ndarray, " N"] | None = None, **ranking: Any
+        self, run: ServedRun, prompt: str, beam_width: int, allowed: Int64[np.ndarray, " W"] | None = None, **ranking: Any
     ) -> Job:
         """Make a job that is wanted until the deadline; `ranking` is what the version's ranker needs of it."""
         return Job(run, prompt, beam_width, allowed, time.monotonic() + self._seconds, **ranking)

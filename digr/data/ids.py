@@ -14,21 +14,26 @@ from jaxtyping import Int, Shaped
 
 
 class IdIndex(NamedTuple):
-    """Positions of N distinct ids."""
+    """Positions of distinct ids."""
 
     ids: pa.Array
-    """The ids; a place is a position in this array."""
+    """The ids, without those of `later`; a place is a position in this array."""
     ordered: Shaped[np.ndarray, " N"]
     """The ids as byte strings of equal width, ascending."""
     places: Int[np.ndarray, " N"]
     """Place of each of `ordered` in `ids`."""
+    later: "IdIndex | None" = None
+    """Further ids, none of them in `ids`; their places come after those of `ids`."""
 
     def __len__(self) -> int:
         """Return the number of ids."""
-        return len(self.ids)
+        return len(self.ids) + (0 if self.later is None else len(self.later))
 
     def find(self, ids: pa.Array | pa.ChunkedArray | Sequence[str]) -> Int[np.ndarray, " B"]:
         """Return the place of each id, -1 for an unknown one."""
+        if self.later is not None:
+            found, more = IdIndex(self.ids, self.ordered, self.places).find(ids), self.later.find(ids)
+            return np.where((found < 0) & (more >= 0), len(self.ids) + more, found)
         array = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, pa.string())
         if not len(self.ordered) or not len(array):
             return np.full(len(array), -1, np.int64)

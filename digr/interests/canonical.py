@@ -44,12 +44,17 @@ def load_canonical(store: Store) -> CanonicalInterests | None:
 
 def find_groups(canonical: CanonicalInterests, texts: pa.Array) -> Int[np.ndarray, " B"]:
     """Return the canonical interest of each text, -1 if the text is not one of the phrases; see `read_alike`."""
-    if not len(canonical.phrases):
+    at = find_sorted(canonical.phrases, read_alike(texts))
+    return np.where(at >= 0, canonical.group[at], -1) if len(canonical.phrases) else at
+
+
+def find_sorted(ordered: pa.Array, texts: pa.Array) -> Int[np.ndarray, " B"]:
+    """Return the position of each text in distinct texts that ascend, -1 for an unknown one."""
+    if not len(ordered):
         return np.full(len(texts), -1)
-    words = read_alike(texts)
-    at = np.minimum(pc.search_sorted(canonical.phrases, words).to_numpy(zero_copy_only=False), len(canonical.phrases) - 1)
-    known = pc.equal(canonical.phrases.take(pa.array(at)), words).to_numpy(zero_copy_only=False)
-    return np.where(known, canonical.group[at], -1)
+    at = np.minimum(pc.search_sorted(ordered, texts).to_numpy(zero_copy_only=False), len(ordered) - 1)
+    known = pc.equal(ordered.take(pa.array(at)), texts).to_numpy(zero_copy_only=False)
+    return np.where(known, at.astype(np.int64), -1)
 
 
 def read_alike(texts: pa.Array) -> pa.Array:

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.interests.canonical import CanonicalInterests, find_groups, load_canonical, read_alike
+from digr.interests.canonical import CanonicalInterests, find_groups, find_sorted, load_canonical, read_alike
 from digr.policy.tasks import INTEREST_SEPARATOR
 from digr.tables import flat_interests
 
@@ -32,6 +32,8 @@ class ItemInterests(NamedTuple):
     """Interests of item i are rows `offsets[i]` up to `offsets[i + 1]`."""
     canonical: CanonicalInterests | None = None
     """The canonical interests of `keys`; None if the run has none."""
+    others: pa.Array = pa.array([], pa.string())
+    """Phrases without a canonical interest, in lower case, ascending; their keys come after those of the canonical ones."""
 
 
 def index_interests(labels: pa.Table, item_ids: pa.Array, canonical: CanonicalInterests | None = None) -> ItemInterests:
@@ -43,18 +45,37 @@ def index_interests(labels: pa.Table, item_ids: pa.Array, canonical: CanonicalIn
         item_ids: N items; their order defines places.
         canonical: of the run; items that were added later may have interests that it lacks.
     """
+    texts, offsets = sort_interests(labels, item_ids)
+    words = read_alike(texts).dictionary_encode()
+    is_other = find_groups(canonical, words.dictionary) < 0 if canonical else np.ones(len(words.dictionary), bool)
+    others = words.dictionary.filter(pa.array(is_other))
+    others = others.take(pc.sort_indices(others))
+    keys = keys_of(words.dictionary, canonical, others)[words.indices.to_numpy(zero_copy_only=False)]
+    return ItemInterests(texts, keys.astype(np.int32), offsets, canonical, others)
+
+
+def sort_interests(labels: pa.Table, item_ids: pa.Array) -> tuple[pa.Array, Int[np.ndarray, " N1"]]:
+    """Return the texts and the offsets of `index_interests`."""
     trusted = labels.filter(pc.and_(pc.equal(labels["owner"], "item"), pc.equal(labels["label"], 1)))
     place = pc.index_in(trusted["owner_id"], value_set=item_ids)
     known = trusted.append_column("place", place).filter(pc.is_valid(place))
     known = known.sort_by([("place", "ascending"), ("probability", "descending"), ("rank", "ascending")])
-    texts = known["interest"].combine_chunks()
-    words = read_alike(texts).dictionary_encode()
-    key = np.arange(len(words.dictionary))
-    if canonical is not None:
-        group = find_groups(canonical, words.dictionary)
-        key = np.where(group >= 0, group, len(canonical.names) + key)
     offsets = np.searchsorted(known["place"].to_numpy(), np.arange(len(item_ids) + 1))
-    return ItemInterests(texts, key[words.indices.to_numpy(zero_copy_only=False)].astype(np.int32), offsets, canonical)
+    return known["interest"].combine_chunks(), offsets
+
+
+def keys_of(texts: pa.Array, canonical: CanonicalInterests | None, others: pa.Array) -> Int[np.ndarray, " B"]:
+    """Return the key of each text; one that is in neither `canonical` nor `others` gets a further key, equal for equal texts.
+
+    Args:
+        others: as in `ItemInterests`.
+    """
+    num = 0 if canonical is None else len(canonical.names)
+    words = read_alike(texts)
+    group = np.full(len(texts), -1) if canonical is None else find_groups(canonical, words)
+    other = find_sorted(others, words)
+    fresh = words.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    return np.where(group >= 0, group, num + np.where(other >= 0, other, len(others) + fresh))
 
 
 def load_item_interests(store: Store, item_ids: pa.Array) -> ItemInterests:
@@ -78,8 +99,8 @@ def shared_interests(
         items: places of the recommended items.
         own: the user's interests as the prompt showed them, see `ShownInterests`.
     """
-    wanted = interests.keys[_rows_of(interests, np.asarray(history, np.int64))[0]]
-    rows, owner = _rows_of(interests, np.asarray(items, np.int64))
+    wanted = interests.keys[rows_of(interests, np.asarray(history, np.int64))[0]]
+    rows, owner = rows_of(interests, np.asarray(items, np.int64))
     shared = np.isin(interests.keys[rows], wanted)
     if own:
         told, said = read_alike(pa.array(own.split(INTEREST_SEPARATOR))), read_alike(interests.texts.take(pa.array(rows)))
@@ -103,7 +124,7 @@ def names_of(interests: ItemInterests, rows: Int[np.ndarray, " P"]) -> list[str]
     return [names[key].as_py() if key < len(names) else text for key, text in zip(keys, texts, strict=True)]
 
 
-def _rows_of(interests: ItemInterests, items: Int[np.ndarray, " M"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+def rows_of(interests: ItemInterests, items: Int[np.ndarray, " M"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
     """Return the rows of all interests of some items, item by item, and the index of each row's item."""
     starts, counts = interests.offsets[items], interests.offsets[items + 1] - interests.offsets[items]
     owner = np.repeat(np.arange(len(items)), counts)

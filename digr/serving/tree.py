@@ -9,10 +9,14 @@ import torch
 from jaxtyping import Bool, Int
 
 from digr.policy.reasons import ItemInterests, names_of
-from digr.sids.trie import NO_NODE, ROOT, SidTrie
+from digr.sids.trie import ROOT, SidTrie
 
 MAX_INTEREST_ROWS = 1_000_000
 """Most interests that are counted below a prefix; if there are more, an even sample is."""
+
+
+Spans = tuple[tuple[int, int], ...]
+"""Ranges [start, end) of places: of the run's items, then of added ones."""
 
 
 class PrefixChildren(NamedTuple):
@@ -20,8 +24,8 @@ class PrefixChildren(NamedTuple):
 
     num_items: int
     codes: list[int]
-    spans: list[tuple[int, int]]
-    """Range of each child's items in the trie's order."""
+    spans: list[Spans]
+    """Items below each child."""
     is_leaf: list[bool]
     """Whether a child ends a semantic ID."""
 
@@ -32,38 +36,55 @@ def children_of(trie: SidTrie, prefix: Sequence[int]) -> PrefixChildren:
     Raises:
         ValueError: no item's semantic ID begins with it.
     """
-    node = torch.tensor([ROOT], device=trie.codes.device)
+    node = ROOT
     for code in prefix:
-        known = 0 <= code < max(trie.level_sizes)
-        node = trie.child(node, torch.tensor([code if known else NO_NODE], device=node.device))
-    if int(node) == NO_NODE:
-        written = ".".join(map(str, prefix))
-        raise ValueError(
-            f"prefix {written}: no semantic ID of the catalogue begins with it; start at the root and follow its children"
-        )
-    first = int(trie.first_child[node])
-    children = slice(first, first + int(trie.num_children[node]))
-    spans = torch.stack([trie.item_start[children], trie.item_end[children]], 1).tolist()
+        children = _children(trie, node)
+        at = int(np.searchsorted(trie.node_code[children].numpy(force=True), code))
+        if at == children.stop - children.start or int(trie.node_code[children.start + at]) != code:
+            written = ".".join(map(str, prefix))
+            raise ValueError(
+                f"prefix {written}: no semantic ID of the catalogue begins with it; start at the root and follow its children"
+            )
+        node = children.start + at
+    children = _children(trie, node)
+    every = torch.arange(children.start, children.stop, device=trie.codes.device)
     return PrefixChildren(
-        num_items=int(trie.item_end[node] - trie.item_start[node]),
+        num_items=sum(end - start for start, end in _spans(trie, torch.tensor([node], device=every.device))[0]),
         codes=trie.node_code[children].tolist(),
-        spans=[(start, end) for start, end in spans],
+        spans=_spans(trie, every),
         is_leaf=(trie.num_children[children] == 0).tolist(),
     )
 
 
-def common_interests(interests: ItemInterests, spans: Sequence[tuple[int, int]], count: int) -> list[list[str]]:
-    """Return for each range of items its `count` most frequent interests, most frequent first.
+def places_below(spans: Spans) -> Int[np.ndarray, " M"]:
+    """Return all places of some ranges."""
+    return np.concatenate([np.arange(start, end) for start, end in spans])
+
+
+def _children(trie: SidTrie, node: int) -> slice:
+    first = int(trie.first_child[node])
+    return slice(first, first + int(trie.num_children[node]))
+
+
+def _spans(trie: SidTrie, nodes: Int[torch.Tensor, " P"]) -> list[Spans]:
+    later, num_later = trie.later_items(nodes)
+    columns = (trie.item_start[nodes], trie.item_end[nodes], later, later + num_later)
+    rows = torch.stack(columns, 1).tolist()
+    return [((start, end), (more, last)) if last > more else ((start, end),) for start, end, more, last in rows]
+
+
+def common_interests(interests: ItemInterests, spans: Sequence[Spans], count: int) -> list[list[str]]:
+    """Return for the items of each `Spans` their `count` most frequent interests, most frequent first.
 
     These are names of canonical interests; an interest without a canonical one is its own name.
     """
     if not spans:
         return []
-    bounds = np.array([[interests.offsets[start], interests.offsets[end]] for start, end in spans])
-    rows = np.concatenate([np.arange(start, end) for start, end in bounds])
+    parts = [[np.arange(interests.offsets[start], interests.offsets[end]) for start, end in one] for one in spans]
+    group = np.repeat(np.arange(len(spans)), [sum(map(len, part)) for part in parts])
+    rows = np.concatenate([row for part in parts for row in part])
     step = -(-len(rows) // MAX_INTEREST_ROWS) or 1
-    group = np.repeat(np.arange(len(spans)), bounds[:, 1] - bounds[:, 0])[::step]
-    rows = rows[::step]
+    group, rows = group[::step], rows[::step]
     keys = interests.keys[rows]
     item = np.searchsorted(interests.offsets, rows, side="right")
     order = np.lexsort((item, keys, group))

@@ -1,5 +1,7 @@
-"""Histories of known users, from a run's interactions."""
+"""Histories of known users, from a run's interactions, mapped from files."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +11,8 @@ from jaxtyping import Int
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.data.ids import IdIndex, build_id_index
+from digr.data.ids import IdIndex
+from digr.serving.mapped import map_array, map_id_index, save_array, save_id_index
 
 
 class UserHistories(NamedTuple):
@@ -27,13 +30,39 @@ class UserHistories(NamedTuple):
         return None if user < 0 else self.places[self.offsets[user] : self.offsets[user + 1]].tolist()
 
 
-def index_histories(interactions: pa.Table, items: IdIndex, max_history: int) -> UserHistories:
-    """Keep the newest `max_history` interactions of each user.
+class _Part(NamedTuple):
+    """Histories of some users."""
+
+    users: pa.Array
+    places: Int[np.ndarray, " F"]
+    counts: Int[np.ndarray, " U"]
+
+
+def save_histories(folder: Path, parts: Iterable[pa.Table], items: IdIndex, max_history: int) -> pa.Array:
+    """Write the newest `max_history` interactions of each user for `map_histories`; return the users' ids.
+
+    Memory holds one part of the interactions and what is written, never all interactions.
 
     Args:
-        interactions: columns user_id, position and item_id; interactions with unknown items are left out.
+        parts: columns user_id, position and item_id, all rows of a user in one part; interactions with unknown items are left
+            out.
         items: defines the places of items.
     """
+    found = [_newest(part, items, max_history) for part in parts]
+    users = pa.concat_arrays([pa.array([], pa.string()), *(part.users for part in found)])
+    save_id_index(folder, "users", users)
+    save_array(folder, "history-places", np.concatenate([np.zeros(0, np.int32), *(part.places for part in found)]))
+    counts = np.concatenate([np.zeros(1, np.int64), *(part.counts for part in found)])
+    save_array(folder, "history-offsets", counts.cumsum())
+    return users
+
+
+def map_histories(folder: Path) -> UserHistories:
+    """Map the histories of `save_histories`."""
+    return UserHistories(map_id_index(folder, "users"), map_array(folder, "history-places"), map_array(folder, "history-offsets"))
+
+
+def _newest(interactions: pa.Table, items: IdIndex, max_history: int) -> _Part:
     places = items.find(interactions["item_id"])
     users = interactions["user_id"].combine_chunks().dictionary_encode()
     user = users.indices.to_numpy(zero_copy_only=False)
@@ -41,10 +70,9 @@ def index_histories(interactions: pa.Table, items: IdIndex, max_history: int) ->
     order = order[places[order] >= 0]
     user = user[order]
     ends = np.searchsorted(user, np.arange(len(users.dictionary)), side="right")
-    order = order[ends[user] - np.arange(len(order)) <= max_history]
-    user = np.asarray(users.indices.take(pa.array(order)))
-    offsets = np.searchsorted(user, np.arange(len(users.dictionary) + 1))
-    return UserHistories(build_id_index(users.dictionary), places[order], offsets)
+    kept = ends[user] - np.arange(len(order)) <= max_history
+    counts = np.bincount(user[kept], minlength=len(users.dictionary))
+    return _Part(users.dictionary, places[order[kept]].astype(np.int32), counts)
 
 
 def newest_interaction(store: Store) -> int | None:

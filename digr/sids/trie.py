@@ -49,6 +49,23 @@ class SidTrie(NamedTuple):
     child_bits: tuple[UInt8[Tensor, "P K8"] | None, ...]
     """Per level with many children per node: a bit for each code that may follow each node of that depth, and a last
     row of zeros; None for other levels."""
+    later_start: Int[Tensor, " n"] = torch.zeros(0, dtype=torch.int64)
+    """In a trie to which items were added in place (`grown_trie`): items below node i are `item_start[i]` to `item_end[i]` and
+    `later_start[i]` to `later_end[i]`. Such a trie has no `node_key`, and its nodes are not in breadth-first order. Otherwise
+    empty."""
+    later_end: Int[Tensor, " n"] = torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def ranges(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The ranges of items below nodes."""
+        return self.item_start, self.item_end, self.later_start, self.later_end
+
+    def later_items(self, nodes: Int[Tensor, "*P"]) -> tuple[Int[Tensor, "*P"], Int[Tensor, "*P"]]:
+        """Return the first and the number of the later items below nodes."""
+        if not len(self.later_start):
+            return torch.zeros_like(nodes), torch.zeros_like(nodes)
+        start = self.later_start.take(nodes)
+        return start, self.later_end.take(nodes) - start
 
     @property
     def num_items(self) -> int:
@@ -81,6 +98,7 @@ class SidTrie(NamedTuple):
 
     def child(self, nodes: Int[Tensor, "*P"], codes: Int[Tensor, "*P"]) -> Int[Tensor, "*P"]:
         """Return the child of each node by one code; -1 if the trie has no such child or the node is -1."""
+        assert len(self.node_key), "a trie with items added in place finds no child by its code; see `later_start`"
         key = nodes * (max(self.level_sizes) + 1) + (codes + 1)
         found = torch.searchsorted(self.node_key, key.contiguous()).clamp(max=len(self.node_key) - 1)
         return torch.where(self.node_key[found] == key, found, NO_NODE)

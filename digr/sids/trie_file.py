@@ -28,9 +28,10 @@ def save_trie(trie: SidTrie, path: str | Path, digest: str) -> None:
     Args:
         digest: digest of the trie's `item_sids`, see `Manifest.digest`.
     """
+    assert not len(trie.later_start), "a trie with items added in place has no file"
     ids = trie.item_ids
     _, offsets, data = ids.buffers()
-    tensors = {name: value for name, value in trie._asdict().items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in trie._asdict().items() if isinstance(value, torch.Tensor) and len(value)}
     tensors |= {f"{_BITS}{level}": bits for level, bits in enumerate(trie.child_bits) if bits is not None}
     starts = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1]
     text = np.frombuffer(data, np.uint8)[starts[0] : starts[-1]]

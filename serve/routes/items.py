@@ -89,7 +89,7 @@ async def get_image(
     service = service_of(request)
     _, run = service.version(model)
     check_not_deleted(service, item_id)
-    uri = run.facts.table["image_uri"][find_item(run, item_id)].as_py()
+    uri = run.facts.table.take([find_item(run, item_id)], ["image_uri"])["image_uri"][0].as_py()
     image = await service.images.get(item_id, uri, run.tables.image_folders)
     headers = {"Cache-Control": f"private, max-age={FRESH_SECONDS}", "ETag": image.etag}
     known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}

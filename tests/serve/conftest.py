@@ -11,6 +11,14 @@ from tests.serve.chromium import Page, chromium
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray, write_run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def mapped_files(tmp_path_factory) -> Iterator[None]:
+    """Keep the files that replicas map out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> Store:
     """Write the run."""

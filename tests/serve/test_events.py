@@ -35,7 +35,7 @@ def places(client, user: str) -> list[str]:
     client.post("/v1/recommend", json={"user_id": user})
     _, run = client.service.version(None)
     found = (run.users.find(user) or []) + client.service.recent_places("main", user)
-    return run.facts.table["item_id"].take(found).to_pylist() if found else []
+    return run.facts.table.take(found, ["item_id"])["item_id"].to_pylist()
 
 
 def stored(store: str) -> list[dict]:

@@ -6,12 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from digr import artifacts
+from digr.serving.facts import pack, search_titles
 from serve.catalogue import ITEM_SCHEMA, Changes, assemble, read_run
 from serve.checking import check_request
 from serve.item_schemas import ItemChange
 from serve.schemas import RecommendRequest
 from serve.settings import AppArguments, VersionSettings
-from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray, write_canonical, write_run
+from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, put, serve_without_ray, write_canonical, write_run
 
 LAMP = {
     "item_id": "lamp",
@@ -225,21 +227,27 @@ def test_availability_costs_a_request_nothing(arguments):
     assert check_request(client.service, RecommendRequest(history=["item01"])).allowed is None
     client.delete("/v1/items/item02")
     _, run = client.service.version(None)
-    assert check_request(client.service, RecommendRequest(history=["item01"])).allowed is run.listed
+    assert check_request(client.service, RecommendRequest(history=["item01"])).allowed is run.listed_words
 
 
-def test_changes_say_the_same_as_a_run_that_was_made_so(tiny_run):
-    """Brute force: index the changed tables as if they were the run's own."""
-    tables = read_run(VersionSettings(run_dir=tiny_run.root), "cpu")
-    rows = tables.items.slice(3, 2).set_column(1, ITEM_SCHEMA.field("title"), [["One title", "Another title"]])
-    changed = assemble(tables, None, Changes(rows, ["item07", "ghost"]))
-    whole = assemble(tables._replace(items=pa.concat_tables([tables.items.slice(0, 3), rows, tables.items.slice(5)])))
-    assert changed.facts.table.equals(whole.facts.table)
-    assert changed.facts.words.equals(whole.facts.words)
+def test_changes_say_the_same_as_a_run_that_was_made_so(tiny_run, tmp_path):
+    """Brute force: a run of which the changed table is its own."""
+    items = artifacts.read_table(tiny_run, "items")
+    rows = items.slice(3, 2).set_column(1, ITEM_SCHEMA.field("title"), [["One title", "Another title"]])
+    changed = assemble(read_run(VersionSettings(run_dir=tiny_run.root), "cpu"), None, Changes(rows, ["item07", "ghost"]))
+    made = write_run(str(tmp_path))
+    put(made, "items", pa.concat_tables([items.slice(0, 3), rows, items.slice(5)]))
+    whole = assemble(read_run(VersionSettings(run_dir=made.root), "cpu"))
+    places = np.arange(NUM_ITEMS)
+    assert changed.facts.table.take(places).equals(whole.facts.table.take(places))
+    for query in ("title", "one", "another title", "title item03", "item05"):
+        found = search_titles(whole.facts, query, NUM_ITEMS)
+        np.testing.assert_array_equal(search_titles(changed.facts, query, NUM_ITEMS), found)
     np.testing.assert_array_equal(changed.facts.price, whole.facts.price)
     listed = np.ones(NUM_ITEMS, bool)
     listed[whole.facts.ids.find(["item07"])] = False
     np.testing.assert_array_equal(changed.listed, listed)
+    np.testing.assert_array_equal(changed.listed_words, pack(listed))
     np.testing.assert_array_equal(changed.popular, whole.popular[listed[whole.popular]])
 
 

@@ -11,8 +11,7 @@ from digr.ranking.neighbours import HistoryItems, Neighbours
 from digr.ranking.sources import SOURCES, sources_of_families
 from digr.ranking.systems import SERVED
 from serve.catalogue import assemble, digests_of, read_run
-from serve.indexing import RunIndex, serve_index
-from serve.ranking import ServedRanker, load_run_ranker, rank
+from serve.ranking import load_run_ranker, rank
 from serve.settings import AppArguments, VersionSettings
 from tests.ranking.tiny_view import random_view
 from tests.serve.ranked_run import INTERESTS, write_ranker
@@ -51,7 +50,8 @@ def _policy_list(run, allowed=None) -> Recommendation:
 
 def test_the_list_is_that_of_the_ranker_over_all_sources(client, run, store):
     ranker, items = load_run_ranker(store), [f"item{index:02d}" for index in range(NUM_ITEMS)]
-    assert ranker.item_ids.to_pylist() == items
+    assert run.trie.item_ids.take(pa.array(run.ranker.place_of)).to_pylist() == items
+    assert run.ranker.index_of[run.ranker.place_of].tolist() == list(range(NUM_ITEMS))
     beams = [items.index(item) for item in _policy_list(run).item_ids]
     generated = Neighbours(np.array([0, len(beams)]), np.array(beams, np.int32), np.ones(len(beams), np.float32))
     ((_, found),) = ranker.lists.rank(HistoryItems(np.array([3, 40]), np.array([0, 2])), generated, 10)
@@ -167,10 +167,9 @@ def test_lists_of_a_batch_are_those_of_each_request(client):
     assert [*map(without_id, replies)] == [*map(without_id, alone)]
 
 
-def test_an_item_that_came_later_keeps_the_place_that_the_policy_gives_it(store, run):
-    ids = pa.concat_arrays([run.trie.item_ids, pa.array(["new"])])
-    ranker = load_run_ranker(store)
-    served, new = ServedRanker(ranker, serve_index(RunIndex(ranker.lists.view, ranker.item_ids), ids)), len(ids) - 1
+def test_an_item_that_came_later_keeps_the_place_that_the_policy_gives_it(run):
+    index, new = run.ranker.item_index, run.trie.num_items
+    served = run.ranker._replace(item_index=index._replace(row_of=np.append(index.row_of, -1)))
     found = _policy_list(run)
     history = run.facts.ids.find(HISTORY)
     without = rank(served, history, found, 10, None, explain=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from digr.policy.decoding.search import Recommendation
+from digr.serving.facts import pack
 from serve.callers import Caller, set_caller
 from serve.decoding import Job, decode
 from serve.metrics import Metrics
@@ -17,7 +18,7 @@ from serve.service import Service
 from serve.settings import AppArguments
 from serve.waiting import Line
 from tests.patience import CEILING_SECONDS
-from tests.serve.tiny_run import BEAM_WIDTH, client_of, start_service
+from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, client_of, start_service
 
 
 class Decoder:
@@ -215,7 +216,7 @@ def test_requests_of_other_beams_and_filters_are_decoded_as_they_are_alone(tiny_
     _, run = service.version(None)
     rng = np.random.default_rng(0)
     jobs = [
-        Job(run, run.prompt([place]), width, None if place % 3 else rng.random(run.trie.num_items) < 0.3, time.monotonic() + 600)
+        Job(run, run.prompt([place]), width, None if place % 3 else pack(rng.random(NUM_ITEMS) < 0.3), time.monotonic() + 600)
         for place, width in enumerate([4, 12, 4, 12, 12, 3, 4, 12, 12])
     ]
     for job, together in zip(jobs, decode(jobs), strict=True):

@@ -1,10 +1,14 @@
 """Filters and title searches against plain loops."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from digr.serving.facts import index_facts, matching_items, search_titles
+from digr.serving.facts import ItemFacts, map_facts, matching_items, save_facts, search_titles, unpack
+from digr.serving.item_rows import map_rows, save_rows
+from digr.serving.word_index import query_words
 from digr.tables import table_spec
 
 NUM = 200
@@ -24,13 +28,29 @@ def _items(rng: np.random.Generator) -> list[dict]:
     ]
 
 
-@pytest.fixture(scope="module", params=range(3))
-def both(request):
-    rng = np.random.default_rng(request.param)
-    items = _items(rng)
+def _table(items: list[dict]) -> pa.Table:
     schema = table_spec("items").schema
-    rows = [{name: item.get(name) for name in schema.names} for item in items]
-    return items, index_facts(pa.Table.from_pylist(rows, schema=schema), rng.permutation(NUM))
+    return pa.Table.from_pylist([{name: item.get(name) for name in schema.names} for item in items], schema=schema)
+
+
+def _mapped(folder: Path, items: list[dict], popular: np.ndarray, changed: list[int] = (), rows: list[dict] = ()) -> ItemFacts:
+    save_facts(folder, _table(items), popular)
+    return map_facts(folder, np.array(changed, np.int64), _table(rows))
+
+
+@pytest.fixture(scope="module", params=(0, 3, 4))
+def both(request, tmp_path_factory):
+    """Items and their facts: of a run alone, then with items that were added and changed."""
+    rng, folder = np.random.default_rng(request.param), tmp_path_factory.mktemp("facts")
+    items, popular = _items(rng), rng.permutation(NUM)
+    if request.param < 3:
+        return items, _mapped(folder, items, popular)
+    now = list(items)
+    for place in rng.choice(NUM, 30, replace=False).tolist():
+        now[place] = _items(rng)[place] | {"currency": "SEK"}
+    now += [item | {"item_id": f"new{number}"} for number, item in enumerate(_items(rng)[:40])]
+    changed = [place for place, item in enumerate(now) if place >= NUM or item is not items[place]]
+    return now, _mapped(folder, items, popular, changed, [now[place] for place in changed])
 
 
 @pytest.mark.parametrize("item_ids", [None, [], ["i3", "i7", "ghost", "i3"]])
@@ -48,16 +68,20 @@ def test_a_filter_marks_the_items_that_meet_every_condition(both, item_ids, cate
         for item in items
     ]
     found = matching_items(facts, item_ids=item_ids, categories=categories, min_price=low, max_price=high, currency=currency)
-    assert found.tolist() == expected
+    assert unpack(found, len(items)).tolist() == expected
 
 
-def test_the_currencies_of_a_catalogue_are_those_of_its_prices():
+def test_the_currencies_of_a_catalogue_are_those_of_its_prices(tmp_path):
     rows = [("a", 1.0, "JPY"), ("b", 2.0, None), ("c", None, "CHF"), ("d", 3.0, "EUR"), ("e", 4.0, "JPY")]
     named = [{"item_id": item, "title": item, "price": price, "currency": currency} for item, price, currency in rows]
-    facts = index_facts(pa.Table.from_pylist(named, schema=table_spec("items").schema), np.arange(5))
-    assert (facts.currencies, facts.currency.tolist()) == (("EUR", "JPY"), [1, -1, -1, 0, 1])
-    unnamed = pa.Table.from_pylist([{"item_id": "a", "title": "a", "price": 1.0}], schema=table_spec("items").schema)
-    assert index_facts(unnamed, np.arange(1)).currencies == ()
+    facts = _mapped(
+        tmp_path, named, np.arange(5), [3, 5], [named[1] | {"item_id": "d"}, named[3] | {"item_id": "f", "currency": "DKK"}]
+    )
+    assert (facts.currencies, facts.currency.tolist()) == (("EUR", "JPY", "DKK"), [1, -1, -1, -1, 1, 2])
+
+
+def test_a_catalogue_without_prices_has_no_currency(tmp_path):
+    assert _mapped(tmp_path, [{"item_id": "a", "title": "a", "price": 1.0}], np.arange(1)).currencies == ()
 
 
 @pytest.mark.parametrize("query", ["brass", "LAMP", "lamp brass", "über", "cool", "3m", "ass", "brass lamp", ""])
@@ -73,5 +97,28 @@ def test_a_search_finds_and_orders_titles_as_a_loop_does(both, query):
         for place, item in enumerate(items)
         if wanted and all(any(word.startswith(one) for word in words(item["title"])) for one in wanted)
     ]
+    assert facts.popularity[facts.popular].tolist() == list(range(len(items)))
     hits.sort(key=lambda place: (not " ".join(words(items[place]["title"])).startswith(query.lower()), facts.popularity[place]))
     assert search_titles(facts, query, 10).tolist() == hits[:10]
+
+
+def test_words_after_the_sixteenth_are_not_looked_at(both):
+    _, facts = both
+    query = " ".join(["brass"] * 8 + ["lamp"] * 8 + ["nowhere"])
+    assert sorted(search_titles(facts, query, NUM)) == sorted(search_titles(facts, "lamp brass", NUM)) != []
+    assert query_words(query) == ("brass",) * 8 + ("lamp",) * 8
+
+
+def test_a_row_is_that_of_its_place_in_any_order_and_batch(both, tmp_path, monkeypatch):
+    items, facts = both
+    places = np.random.default_rng(0).integers(0, len(items), 70)
+    assert facts.table.take(places, ["item_id"])["item_id"].to_pylist() == [items[place]["item_id"] for place in places]
+    assert facts.table.take(places)["title"].to_pylist() == [items[place]["title"] for place in places]
+    assert facts.table.take([]).num_rows == 0
+    monkeypatch.setattr("digr.serving.item_rows._BATCH_ROWS", 7)
+    save_rows(tmp_path / "rows.arrow", _table(items[:NUM]))
+    small = map_rows(tmp_path / "rows.arrow", np.array([5]), _table(items[:1]))
+    wanted = places[places < NUM]
+    assert small.take(wanted, ["item_id"])["item_id"].to_pylist() == [
+        items[0 if place == 5 else place]["item_id"] for place in wanted
+    ]

@@ -1,13 +1,15 @@
 """Items are found by the canonical interests that a query names."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from digr.interests.canonical import CanonicalInterests
 from digr.policy.reasons import ItemInterests, index_interests
-from digr.serving.facts import words_of
-from digr.serving.interest_search import search_interests
+from digr.serving.interest_search import map_interest_index, save_interest_index, search_interests
 from digr.tables import flat_interests
 from tests.nested_interests import nest_rows
 
@@ -16,6 +18,17 @@ CANONICAL = CanonicalInterests(pa.array(PHRASES), np.array([0, 0, 1, 1, 0, 2]), 
 IDS = ["a", "b", "c", "d", "e"]
 OWNED = {"a": ["gifts", "sourdough"], "b": ["fly fishing"], "c": ["trout, smoked", "fresh bread"], "d": ["trout gifts"], "e": []}
 POPULARITY = np.array([4, 3, 2, 1, 0])
+
+
+def _search(interests: ItemInterests, popularity: np.ndarray, query: str, limit: int, added: int = 0):
+    """Search through the files of all items but the last `added` ones, which come after them."""
+    num = len(interests.offsets) - 1 - added
+    end = interests.offsets[num]
+    run = interests._replace(texts=interests.texts[:end], keys=interests.keys[:end], offsets=interests.offsets[: num + 1])
+    with tempfile.TemporaryDirectory() as folder:
+        save_interest_index(Path(folder), run, popularity[:num])
+        index = map_interest_index(Path(folder), interests, num)
+    return search_interests(index, interests, popularity, query, limit)
 
 
 def _index(owned: dict[str, list[str]], canonical: CanonicalInterests | None = CANONICAL) -> ItemInterests:
@@ -43,7 +56,7 @@ def _index(owned: dict[str, list[str]], canonical: CanonicalInterests | None = C
     ],
 )
 def test_items_of_every_interest_that_the_query_names_are_found(query, found):
-    items, interests = search_interests(_index(OWNED), words_of(CANONICAL.phrases), POPULARITY, query, 10)
+    items, interests = _search(_index(OWNED), POPULARITY, query, 10)
     assert [(IDS[item], interest) for item, interest in zip(items, interests, strict=True)] == found
 
 
@@ -52,18 +65,20 @@ def test_interests_that_begin_with_the_query_stand_first():
     canonical = CanonicalInterests(
         pa.array(["bread trout", "fresh bread", "trout fishing"]), np.array([0, 0, 1]), CANONICAL.names
     )
-    items, interests = search_interests(_index(owned, canonical), words_of(canonical.phrases), np.array([0, 1, 2]), "trout", 10)
+    items, interests = _search(_index(owned, canonical), np.array([0, 1, 2]), "trout", 10)
     assert (items.tolist(), interests.tolist()) == ([1, 0], [1, 0])
 
 
-def test_without_canonical_interests_nothing_is_found():
-    items, interests = search_interests(_index(OWNED, None), words_of(pa.array([], pa.string())), POPULARITY, "trout", 10)
-    assert (len(items), len(interests)) == (0, 0)
+def test_without_canonical_interests_there_is_no_index(tmp_path):
+    save_interest_index(tmp_path, _index(OWNED, None), POPULARITY)
+    assert map_interest_index(tmp_path, _index(OWNED, None), 5) is None
+    assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("added", [0, 3])
 @pytest.mark.parametrize("limit", [1, 3, 50])
-@pytest.mark.parametrize("seed", range(5))
-def test_a_search_finds_what_a_look_at_every_item_finds(seed, limit):
+@pytest.mark.parametrize("seed", range(12))
+def test_a_search_finds_what_a_look_at_every_item_finds(seed, limit, added):
     rng = np.random.default_rng(seed)
     words = [f"w{number}" for number in range(6)]
     phrases = sorted({" ".join(rng.choice(words, rng.integers(1, 4))) for _ in range(25)})
@@ -71,8 +86,9 @@ def test_a_search_finds_what_a_look_at_every_item_finds(seed, limit):
     names = pa.array([phrases[np.flatnonzero(group == number)[0]] for number in range(group.max() + 1)])
     canonical = CanonicalInterests(pa.array(phrases), group, names)
     owned = {f"i{number:02d}": rng.choice([*phrases, "other"], rng.integers(0, 5)).tolist() for number in range(40)}
-    popularity, query = rng.permutation(40), " ".join(rng.choice(words, 2))
-    items, interests = search_interests(_index(owned, canonical), words_of(canonical.phrases), popularity, query, limit)
+    popularity = np.append(rng.permutation(40 - added), np.arange(40 - added, 40))
+    query = " ".join(rng.choice(words, rng.integers(1, 3)))
+    items, interests = _search(_index(owned, canonical), popularity, query, limit, added)
     named = {group[row]: False for row, phrase in enumerate(phrases) if set(query.split()) <= set(phrase.split())}
     named |= {group[row]: True for row, phrase in enumerate(phrases) if f"{phrase} ".startswith(f"{query} ")}
     levels = {}

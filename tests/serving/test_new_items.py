@@ -122,3 +122,12 @@ def test_no_semantic_id_begins_another(sid, fits):
     else:
         with pytest.raises(ValueError, match="begins another semantic ID, or another one begins it"):
             taken.check(sid, (4, 3, 5))
+
+
+def test_only_semantic_ids_that_begin_like_the_new_one_matter():
+    rng, extender = np.random.default_rng(0), _extender()
+    taken = np.unique(rng.integers(0, SIZES, (5, 2)), axis=0).astype(np.int32)
+    for number in range(20):
+        vector = _encode([f"words {number}"])[0]
+        every = extend_sids(extender.quantiser, taken, vector[None], seed=extender.seed).codes[0]
+        assert sid_of_new_item(extender, TakenCodes(taken), vector).tolist() == every.tolist()

@@ -8,7 +8,7 @@ import pytest
 
 from digr.interests.canonical import CanonicalInterests
 from digr.policy.reasons import index_interests
-from digr.serving.tree import children_of, common_interests
+from digr.serving.tree import children_of, common_interests, places_below
 from digr.sids.trie import build_trie
 
 SIDS = [(0, 1, -1), (0, 2, 0), (0, 2, 3), (2, 0, -1), (2, 1, 1)]
@@ -31,7 +31,7 @@ def trie():
 )
 def test_a_prefix_has_the_codes_and_items_below_it(trie, prefix, codes, counts, leaves):
     below = children_of(trie, prefix)
-    assert (below.codes, [end - start for start, end in below.spans], below.is_leaf) == (codes, counts, leaves)
+    assert (below.codes, [len(places_below(spans)) for spans in below.spans], below.is_leaf) == (codes, counts, leaves)
 
 
 @pytest.mark.parametrize("prefix", [[1], [0, 0], [0, 1, 0], [0, 2, 9], [10**9], [0, 2, 0, 0]])
@@ -49,9 +49,9 @@ def test_the_commonest_interests_of_a_range_stand_first():
         for rank, word in enumerate(words)
     ]
     interests = index_interests(pa.Table.from_pylist(rows), pa.array([f"i{item}" for item in range(40)]))
-    spans = [(0, 10), (10, 10), (10, 37), (37, 40)]
-    for (start, end), found in zip(spans, common_interests(interests, spans, 3), strict=True):
-        counts = Counter(str(word) for words in owned[start:end] for word in words)
+    spans = [((0, 10),), ((10, 10),), ((10, 37),), ((3, 7), (37, 40))]
+    for one, found in zip(spans, common_interests(interests, spans, 3), strict=True):
+        counts = Counter(str(word) for start, end in one for words in owned[start:end] for word in words)
         assert [counts[word] for word in found] == [count for _, count in counts.most_common(3)]
         assert len(set(found)) == len(found)
     assert common_interests(interests, [], 3) == []
@@ -67,4 +67,4 @@ def test_the_interests_of_a_range_are_canonical_ones_by_name_and_an_item_counts_
     names = pa.array(["packs for hikes", "stars"])
     canonical = CanonicalInterests(pa.array(["heavy packs", "light packs", "night photos"]), np.array([0, 0, 1]), names)
     interests = index_interests(pa.Table.from_pylist(rows), pa.array([f"i{item}" for item in range(4)]), canonical)
-    assert common_interests(interests, [(0, 4), (3, 4)], 3) == [["stars", "packs for hikes", "new words"], ["new words"]]
+    assert common_interests(interests, [((0, 4),), ((3, 4),)], 3) == [["stars", "packs for hikes", "new words"], ["new words"]]

@@ -2,14 +2,15 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from digr.data.ids import build_id_index
-from digr.serving.users import index_histories
+from digr.serving.users import map_histories, save_histories
 
 ITEMS = build_id_index(pa.array([f"i{index}" for index in range(20)]))
 
 
-def test_a_user_has_the_newest_known_items_oldest_first():
+def test_a_user_has_the_newest_known_items_oldest_first(tmp_path):
     rng = np.random.default_rng(0)
     rows = [
         {"user_id": f"u{user}", "position": position, "item_id": f"i{rng.integers(0, 25)}"}
@@ -17,7 +18,10 @@ def test_a_user_has_the_newest_known_items_oldest_first():
         for position in range(rng.integers(1, 12))
     ]
     shuffled = pa.Table.from_pylist([rows[index] for index in rng.permutation(len(rows))])
-    found = index_histories(shuffled, ITEMS, max_history=4)
+    part = pc.is_in(shuffled["user_id"], value_set=pa.array([f"u{user}" for user in range(5)]))
+    parts = (rows for rows in (shuffled.filter(part), shuffled.filter(pc.invert(part))))
+    assert sorted(save_histories(tmp_path, parts, ITEMS, max_history=4).to_pylist()) == sorted(f"u{user}" for user in range(12))
+    found = map_histories(tmp_path)
     for user in range(12):
         known = [int(row["item_id"][1:]) for row in rows if row["user_id"] == f"u{user}" and int(row["item_id"][1:]) < 20]
         assert found.find(f"u{user}") == known[-4:]

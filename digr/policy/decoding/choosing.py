@@ -95,7 +95,7 @@ def _next_compiled(
         words, before = chosen.words.numpy(), chosen.before.numpy()
     node, code, branch = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int64)
     score, is_open = np.empty(shape, np.float32), np.empty(shape, np.bool_)
-    nodes = trie.first_child, trie.num_children, trie.node_code, trie.node_open, trie.item_start, trie.item_end
+    nodes = trie.first_child, trie.num_children, trie.node_code, trie.node_open, *trie.ranges
     given = (one.numpy() for one in (logits, beams.node, beams.score, beams.is_open, *nodes))
     most, most_open = choose(*given, words, before, node, score, is_open, code, branch)
     scores = torch.from_numpy(score[:, :most])
@@ -127,7 +127,7 @@ def _next_in_torch(
     codes = torch.where(exists, trie.node_code.take(torch.where(exists, child, ROOT)), 0).long()
     log_probs = torch.log_softmax(torch.where(exists, logits.gather(-1, codes), -torch.inf), -1)
     if chosen is not None:
-        exists = exists & _with_allowed_items(trie, parent, child, exists, chosen)
+        exists = exists & _with_allowed_items(trie, child, exists, chosen)
     grown = torch.where(exists, log_probs + beams.score.gather(1, place)[..., None], -torch.inf)
     scores, nodes = grown.flatten(1), child.flatten(1)
     keys = scores if generator is None else _perturb(grown, beams.key.gather(1, place), generator).flatten(1)
@@ -147,13 +147,16 @@ def _next_in_torch(
 
 
 def _with_allowed_items(
-    trie: SidTrie, node: Int[Tensor, "B Q"], child: Int[Tensor, "B Q C"], exists: Bool[Tensor, "B Q C"], chosen: ItemFilter
+    trie: SidTrie, child: Int[Tensor, "B Q C"], exists: Bool[Tensor, "B Q C"], chosen: ItemFilter
 ) -> Bool[Tensor, "B Q C"]:
-    """Mark the children with an allowed item below; a child's items end where its next sibling's begin, or its parent's end."""
-    end = trie.item_end[node][..., None]
-    bounds = torch.cat([torch.where(exists, trie.item_start[torch.where(exists, child, ROOT)], end), end], 2)
-    row = torch.arange(len(bounds), device=bounds.device)[:, None, None].expand_as(bounds)
-    return chosen.num_before(row, bounds).diff() > 0
+    """Mark the children with an allowed item below."""
+    node = torch.where(exists, child, ROOT)
+    row = torch.arange(len(node), device=node.device)[:, None, None].expand_as(node)
+    found = torch.zeros_like(exists)
+    for start, end in (trie.ranges[:2], trie.ranges[2:]):
+        if len(start):
+            found |= chosen.num_before(row, end[node]) > chosen.num_before(row, start[node])
+    return found
 
 
 def _largest(keys: Float[Tensor, "B C"], count: int) -> Int[Tensor, "B M"]:

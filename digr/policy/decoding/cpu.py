@@ -31,6 +31,8 @@ def choose(  # noqa: PLR0917 (a compiled function takes its arrays one by one)
     node_open: Bool[np.ndarray, " nodes"],
     item_start: Int64[np.ndarray, " nodes"],
     item_end: Int64[np.ndarray, " nodes"],
+    later_start: Int64[np.ndarray, " n"],
+    later_end: Int64[np.ndarray, " n"],
     words: Int64[np.ndarray, "B W"],
     before: Int32[np.ndarray, "B W1"],
     next_node: Int64[np.ndarray, "B M"],
@@ -53,7 +55,7 @@ def choose(  # noqa: PLR0917 (a compiled function takes its arrays one by one)
     found, first_of = np.empty(4 * width, np.int64), np.empty(num_open, np.int64)
     grown, powers, scratch = np.empty(num_codes, np.float32), np.empty(num_codes, np.float32), np.empty(num_codes, np.int32)
     work = found, first_of, grown, powers, scratch
-    nodes = first_child, num_children, node_code, item_start, item_end
+    nodes = first_child, num_children, node_code, item_start, item_end, later_start, later_end
     for row in range(num_rows):
         beams, allowed = (logits[row], node[row], score[row], is_open[row]), (words[row], before[row])
         state = _grow(beams, nodes, allowed, work, width)
@@ -86,7 +88,7 @@ def _grow(
 ) -> tuple[int, np.float32]:
     """Extend one request's open beams; return the number of beams found and the score that others must exceed."""
     logits, node, score, is_open = beams
-    first_child, num_children, node_code, item_start, item_end = nodes
+    first_child, num_children, node_code = nodes[:3]
     (words, before), (found, first_of, grown, powers, scratch), num_codes = allowed, work, logits.shape[1]
     count, worst, at = 0, np.float32(-np.inf), 0
     for beam in range(len(node)):
@@ -100,9 +102,7 @@ def _grow(
         base = score[beam] - np.float32(math.log(total))
         for child in range(children):
             value = base + (grown[child] - top)
-            if value > worst and (
-                not len(words) or _any_allowed(words, before, item_start[first + child], item_end[first + child])
-            ):
+            if value > worst and (not len(words) or _allows(nodes[3:], words, before, first + child)):
                 count, worst = _add(found, count, worst, _key(value, at * num_codes + child), width)
         first_of[at] = first
         at += 1
@@ -274,6 +274,19 @@ def _key(score: np.float32, place: int) -> np.int64:
 @njit(cache=True, nogil=True)
 def _score(key: int) -> np.float32:
     return -np.int32(key >> 32).view(np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _allows(ranges: tuple[np.ndarray, ...], words: Int64[np.ndarray, " W"], before: Int32[np.ndarray, " W1"], node: int) -> bool:
+    """Whether an item below a node is allowed."""
+    item_start, item_end, later_start, later_end = ranges
+    if _any_allowed(words, before, item_start[node], item_end[node]):
+        return True
+    return (
+        len(later_end) > 0
+        and later_end[node] > later_start[node]
+        and _any_allowed(words, before, later_start[node], later_end[node])
+    )
 
 
 @njit(cache=True, nogil=True)

@@ -105,13 +105,15 @@ def rank_items(trie: SidTrie, beams: Beams, width: int, allowed: Bool[Tensor, "B
     """Turn SIDs into items; items that share a SID get equal parts of its probability."""
     chosen = _as_filter(allowed, len(beams.node), trie)
     leaf = beams.node.clamp(min=0)
-    start = trie.item_start.take(leaf)
-    count = torch.where(beams.node >= 0, trie.item_end.take(leaf) - start, 0)
+    start, end = trie.item_start.take(leaf), trie.item_end.take(leaf)
+    later, num_later = trie.later_items(leaf)
+    count = torch.where(beams.node >= 0, end - start + num_later, 0)
     most = int(count.max())
     if chosen is None and most == 1:
         return Ranking(torch.where(beams.node >= 0, start, -1)[:, :width], beams.score[:, :width], beams.dropped)
     offset = torch.arange(most, device=leaf.device)
     item = start[..., None] + offset
+    item = torch.where(item < end[..., None], item, later[..., None] + (item - end[..., None]))
     present = offset < count[..., None]
     item = torch.where(present, item, 0)
     if chosen is not None:
