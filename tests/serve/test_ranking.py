@@ -50,8 +50,9 @@ def _policy_list(run, allowed=None) -> Recommendation:
 
 def test_the_list_is_that_of_the_ranker_over_all_sources(client, run, store):
     ranker, items = load_run_ranker(store), [f"item{index:02d}" for index in range(NUM_ITEMS)]
-    assert run.trie.item_ids.take(pa.array(run.ranker.place_of)).to_pylist() == items
-    assert run.ranker.index_of[run.ranker.place_of].tolist() == list(range(NUM_ITEMS))
+    index = run.ranker.item_index
+    assert run.trie.item_ids.take(pa.array(index.place_of)).to_pylist() == items
+    assert index.row_of[index.place_of].tolist() == list(range(NUM_ITEMS))
     beams = [items.index(item) for item in _policy_list(run).item_ids]
     generated = Neighbours(np.array([0, len(beams)]), np.array(beams, np.int32), np.ones(len(beams), np.float32))
     ((_, found),) = ranker.lists.rank(HistoryItems(np.array([3, 40]), np.array([0, 2])), generated, 10)

@@ -25,7 +25,7 @@ def _change(store: Store, name: str, **update) -> str:
 def test_a_policy_that_does_not_say_what_it_was_trained_on_is_not_served(tmp_path):
     store = write_run(str(tmp_path))
     _change(store, "policy_sft", inputs={})
-    with pytest.raises(ValueError, match=r"its manifest does not say on which item_sids .*jobs\.train_sft"):
+    with pytest.raises(ValueError, match=r"its manifest does not say on which item_sids .*digr train sft CONFIG"):
         check_run(VersionSettings(run_dir=store.root))
 
 
