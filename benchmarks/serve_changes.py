@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.harness import Bar, Measurement, main
 from benchmarks.serving import Served, bodies_of, closed_loop, finished_run, serving, test_histories, told, versions
-from serve.load import Load, Summary, send_load
+from serve.asking.load import Load, Summary, send_load
 from serve.settings import AppArguments, LiveSettings
 
 BAR = Bar(full=0, quick=0, quick_reason="a count of failures, none of which is allowed at any size")

@@ -124,7 +124,7 @@ def hostile_headers(rng: random.Random) -> Headers:
 
 
 def _wrong(answer: Answer) -> str | None:
-    from serve.schemas import Problem
+    from serve.contract.schemas import Problem
 
     if answer.status >= 500:
         return f"status {answer.status}"
@@ -206,8 +206,8 @@ def _with_known(value: Any, item_ids: Sequence[str], rng: random.Random) -> Any:
 
 def ask_in_process(run_dir: str, state_dir: str, beam_width: int = 50) -> tuple[dict[str, Any], Send, list[str]]:
     """Start the application of one replica in this process, without Ray."""
-    from serve.callers import KeyRing
     from serve.keys import make_key, written
+    from serve.middleware.callers import KeyRing
     from serve.routes import build_api
     from serve.service import Service
     from serve.settings import AppArguments

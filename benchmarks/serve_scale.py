@@ -180,7 +180,7 @@ def start(root: str, cache: str, state: str = "", policy: str = "policy_sft") ->
         return lambda texts: np.random.default_rng(len(texts[0])).normal(size=(len(texts), DIM)).astype(np.float32)
 
     service_module.get_encoder = free  # type: ignore[assignment]  # its cost is that of the encoder, not of the catalogue
-    models = {"main": VersionSettings(run_dir=root, policy=policy)}  # type: ignore[arg-type]
+    models = {"main": VersionSettings(run_dir=root, policy=policy)}
     arguments = AppArguments(models=models, state_dir=state, max_pending=1).resolved()
     service = service_module.Service(arguments)
     asyncio.run(service.configure(arguments.live()))
@@ -189,9 +189,9 @@ def start(root: str, cache: str, state: str = "", policy: str = "policy_sft") ->
 
 def requests(service: Any, count: int) -> list[float]:
     """Search, open the tree and ask for lists of users, some of them filtered; return the seconds of each search."""
-    from serve.browsing import search, show_level
-    from serve.recommending import answer_request
-    from serve.schemas import RecommendRequest
+    from serve.contract.schemas import RecommendRequest
+    from serve.items.browsing import search, show_level
+    from serve.lists.recommending import answer_request
 
     _, run = service.version(None)
     rng, seconds = np.random.default_rng(0), []
@@ -247,8 +247,8 @@ def apart(task: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
 
 def adding(root: str, cache: str, state: str) -> dict[str, Any]:
     """Add items one by one; look at them in another replica that follows."""
-    from serve.browsing import search
-    from serve.changing import Wish, change_catalogue
+    from serve.items.browsing import search
+    from serve.items.changing import Wish, change_catalogue
 
     one, two = start(root, cache, state), start(root, cache, state)
     cpu, seen = [], []
@@ -266,12 +266,12 @@ def adding(root: str, cache: str, state: str) -> dict[str, Any]:
 
 def swapping(root: str, cache: str, swaps: int) -> dict[str, Any]:
     """Swap the policy again and again while requests come; return latencies with and without, and the growth of memory."""
-    from serve.recommending import answer_request
-    from serve.schemas import RecommendRequest
+    from serve.contract.schemas import RecommendRequest
+    from serve.lists.recommending import answer_request
     from serve.settings import LiveSettings, VersionSettings
 
     service, process = start(root, cache), psutil.Process()
-    request, quiet, busy, sizes = RecommendRequest(user_id="000000001", k=10), [], [], []
+    request, quiet, busy, sizes = RecommendRequest(user_id="000000001", k=10), list[float](), list[float](), list[int]()
 
     async def ask(into: list[float]) -> None:
         begun = time.perf_counter()

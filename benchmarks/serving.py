@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from digr import artifacts
 from digr.artifacts import Store
-from serve.load import Summary
-from serve.schemas import RecommendRequest
+from serve.asking.load import Summary
+from serve.contract.schemas import RecommendRequest
 from serve.settings import AppArguments, LiveSettings, VersionSettings
 
 EDGE_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"

@@ -16,7 +16,7 @@ from jobs.describe_data import describe_command
 from jobs.evaluate_online import online_command
 from jobs.import_data import import_command
 from jobs.runtime.command_line import fields_help, job_command
-from serve.command_line import PANEL, add_commands
+from serve.asking.command_line import PANEL, add_commands
 from serve.keys import print_key
 from serve.run import serve
 

@@ -7,9 +7,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig
 
-from serve.callers import KeyRing
-from serve.ray_board import RayBoard
-from serve.replica import Replica
+from serve.middleware.callers import KeyRing
+from serve.replicas.ray_board import RayBoard
+from serve.replicas.replica import Replica
 from serve.routes import build_api
 from serve.service import Service
 from serve.settings import AppArguments, LiveSettings

@@ -1,4 +1,4 @@
-"""Ask a running endpoint from Python; `python -m serve.client` and `digr ask` do so from a shell (`serve.command_line`).
+"""Ask a running endpoint from Python; `python -m serve.client` and `digr ask` do so from a shell (`serve.asking.command_line`).
 
 from serve.client import Client
 
@@ -6,8 +6,8 @@ client = Client("http://127.0.0.1:8000")
 for item in client.recommend(history=["item-17", "item-4"], k=5):
     print(item.title, item.score, item.reasons)
 
-`AsyncClient` has the same methods, which are awaited. What they send is built by `serve.questions`, what comes back is read by
-`serve.answers`.
+`AsyncClient` has the same methods, which are awaited. `serve.asking.questions` builds what they send,
+`serve.asking.answers` reads what comes back.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from typing import Any, Self, Unpack
 
 import httpx
 
-from serve import questions
-from serve.answers import (
+from serve.asking import questions
+from serve.asking.answers import (
     DEFAULT_URL,
     BusyError,
     ConflictError,
@@ -34,11 +34,11 @@ from serve.answers import (
     read_reply,
     retry_seconds,
 )
-from serve.event_schemas import Event, EventsReply
-from serve.item_schemas import AddedItem, BulkResult, FoundItem, Item, ItemChange, NewItem
-from serve.questions import ListOptions, Question, Reply, SimilarOptions
-from serve.schemas import ChangeDefault, Problem, RecommendedItem, RecommendReply, RecommendRequest, Versions
-from serve.similar_schemas import SimilarItem, SimilarReply, SimilarRequest
+from serve.asking.questions import ListOptions, Question, Reply, SimilarOptions
+from serve.contract.event_schemas import Event, EventsReply
+from serve.contract.item_schemas import AddedItem, BulkResult, FoundItem, Item, ItemChange, NewItem
+from serve.contract.schemas import ChangeDefault, Problem, RecommendedItem, RecommendReply, RecommendRequest, Versions
+from serve.contract.similar_schemas import SimilarItem, SimilarReply, SimilarRequest
 
 __all__ = [
     "DEFAULT_URL",
@@ -144,7 +144,7 @@ class Client:
         self._ask(questions.delete_item(item_id))
 
     def change_items(self, items: Iterable[NewItem | Mapping[str, Any]]) -> list[BulkResult]:
-        """Add, change or delete up to `serve.item_schemas.MAX_BULK` items; return what became of each. Needs an admin key.
+        """Add, change or delete up to `MAX_BULK` items; return what became of each. Needs an admin key.
 
         Args:
             items: new items, or for known ones an `item_id` with the facts that change, or with `"delete": True`.
@@ -160,7 +160,7 @@ class Client:
         return self._ask(questions.send_events([event]))
 
     def send_events(self, events: Iterable[Event]) -> EventsReply:
-        """Tell up to `serve.event_schemas.MAX_EVENTS` events; the reply's `errors` are those that were not taken."""
+        """Tell up to `serve.contract.event_schemas.MAX_EVENTS` events; the reply's `errors` are those that were not taken."""
         return self._ask(questions.send_events(events))
 
     def models(self) -> Versions:
@@ -264,7 +264,7 @@ class AsyncClient:
         await self._ask(questions.delete_item(item_id))
 
     async def change_items(self, items: Iterable[NewItem | Mapping[str, Any]]) -> list[BulkResult]:
-        """Add, change or delete up to `serve.item_schemas.MAX_BULK` items; return what became of each. Needs an admin key.
+        """Add, change or delete up to `MAX_BULK` items; return what became of each. Needs an admin key.
 
         Args:
             items: new items, or for known ones an `item_id` with the facts that change, or with `"delete": True`.
@@ -280,7 +280,7 @@ class AsyncClient:
         return await self._ask(questions.send_events([event]))
 
     async def send_events(self, events: Iterable[Event]) -> EventsReply:
-        """Tell up to `serve.event_schemas.MAX_EVENTS` events; the reply's `errors` are those that were not taken."""
+        """Tell up to `serve.contract.event_schemas.MAX_EVENTS` events; the reply's `errors` are those that were not taken."""
         return await self._ask(questions.send_events(events))
 
     async def models(self) -> Versions:
@@ -307,6 +307,6 @@ class AsyncClient:
 
 
 if __name__ == "__main__":
-    from serve.command_line import app
+    from serve.asking.command_line import app
 
     app()

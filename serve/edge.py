@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.access import SAFE_METHODS
-from serve.problems import LINE_IS_FULL, MEDIA_TYPE, ProblemError, deadline_passed, not_ready, overloaded
+from serve.contract.problems import LINE_IS_FULL, MEDIA_TYPE, ProblemError, deadline_passed, not_ready, overloaded
+from serve.middleware.access import SAFE_METHODS
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import typer
 from pydantic import Field, ValidationError
 
-from serve.schemas import Contract
+from serve.contract.schemas import Contract
 
 Role = Literal["read", "admin"]
 

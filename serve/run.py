@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from serve.asking.terminal import tell
 from serve.settings import AppArguments, VersionSettings
-from serve.terminal import tell
 
 EDGE_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Names what Ray Serve's proxy puts around its routing; read where Ray is started."""
@@ -85,7 +85,7 @@ def check_servable(arguments: AppArguments) -> None:
             raise ValueError(
                 f"{version.run_dir}: no such folder; give the folder of a finished run, as `digr run quickstart` makes it"
             )
-    from serve.catalogue import check_run  # brings PyTorch along
+    from serve.items.catalogue import check_run  # brings PyTorch along
     from serve.keys import read_keys
 
     for version in arguments.models.values():
@@ -115,7 +115,7 @@ def serve_until_interrupt(arguments: AppArguments, host: str, port: int) -> None
     from ray import serve as ray_serve
 
     from serve.app import app
-    from serve.callers import NO_KEYS
+    from serve.middleware.callers import NO_KEYS
 
     ray.init(address="local", include_dashboard=False)
     try:

@@ -11,24 +11,24 @@ from digr.artifacts import Store, digest_of
 from digr.serving.journal import Entry, Journal
 from digr.serving.state import open_state
 from digr.serving.users import newest_interaction
-from serve import problems
-from serve.additions import VersionAdditions
-from serve.board import Board, MemoryBoard
-from serve.catalogue import ServedRun, assemble, digests_of, read_run
-from serve.change_problems import not_loaded_everywhere, state_not_reached
-from serve.decoding import decode, warm_up
-from serve.encoders import get_encoder
-from serve.events import Events
-from serve.experiments import ShadowSettings
-from serve.images import ImageLimits, ItemImages
-from serve.impressions import Impressions
-from serve.item_journal import MAX_NAMED, ItemJournal
-from serve.metrics import Metrics
-from serve.replicas import Replicas
-from serve.schemas import ChangeDefault, ExperimentArm, Version, Versions
+from serve.contract import problems
+from serve.contract.change_problems import not_loaded_everywhere, state_not_reached
+from serve.contract.schemas import ChangeDefault, ExperimentArm, Version, Versions
+from serve.items.additions import VersionAdditions
+from serve.items.catalogue import ServedRun, assemble, digests_of, read_run
+from serve.items.encoders import get_encoder
+from serve.items.images import ImageLimits, ItemImages
+from serve.items.item_journal import MAX_NAMED, ItemJournal
+from serve.lists.decoding import decode, warm_up
+from serve.lists.experiments import ShadowSettings
+from serve.lists.shadows import Shadows
+from serve.lists.waiting import Decode, Line
+from serve.live.events import Events
+from serve.live.impressions import Impressions
+from serve.replicas.board import Board, MemoryBoard
+from serve.replicas.loaded import Replicas
+from serve.replicas.metrics import Metrics
 from serve.settings import AppArguments, LiveSettings, VersionSettings
-from serve.shadows import Shadows
-from serve.waiting import Decode, Line
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from digr.config.images import ImagesConfig
 from digr.serving.state import state_address
-from serve.event_schemas import EventType
-from serve.experiments import ExperimentSettings, ShadowSettings
-from serve.schemas import Contract, VersionName
+from serve.contract.event_schemas import EventType
+from serve.contract.schemas import Contract, VersionName
+from serve.lists.experiments import ExperimentSettings, ShadowSettings
 
 
 def _listed(value: Any) -> Any:

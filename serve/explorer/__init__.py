@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 
-from serve.access import access
+from serve.middleware.access import access
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "

@@ -3,10 +3,10 @@
 from fastapi import FastAPI
 
 from serve import explorer
-from serve.access import access
-from serve.callers import KeyRing
-from serve.gate import Gate
-from serve.problems import add_problem_handlers
+from serve.contract.problems import add_problem_handlers
+from serve.middleware.access import access
+from serve.middleware.callers import KeyRing
+from serve.middleware.gate import Gate
 from serve.routes import events, items, lists, operations, versions
 from serve.service import Service
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from fastapi import Request
 
-from serve.event_schemas import MAX_EVENTS, Event, EventsReply
-from serve.problems import no_state_dir
+from serve.contract.event_schemas import MAX_EVENTS, Event, EventsReply
+from serve.contract.problems import no_state_dir
 from serve.routes.shared import access, new_router, service_of
 
 router = new_router()

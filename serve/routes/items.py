@@ -5,13 +5,13 @@ from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
 
-from serve.browsing import find_item, search, show_item, show_level
-from serve.bulk import JSON_LINES, change_lines
-from serve.change_problems import not_json_lines
-from serve.changing import change_catalogue, check_not_deleted, sids_of
-from serve.deciding import Outcome, Wish
-from serve.images import FRESH_SECONDS
-from serve.item_schemas import MAX_SEARCH, AddedItem, BulkResult, FoundItems, Item, ItemChange, NewItem, SidLevel
+from serve.contract.change_problems import not_json_lines
+from serve.contract.item_schemas import MAX_SEARCH, AddedItem, BulkResult, FoundItems, Item, ItemChange, NewItem, SidLevel
+from serve.items.browsing import find_item, search, show_item, show_level
+from serve.items.bulk import JSON_LINES, change_lines
+from serve.items.changing import change_catalogue, check_not_deleted, sids_of
+from serve.items.deciding import Outcome, Wish
+from serve.items.images import FRESH_SECONDS
 from serve.routes.shared import ItemPath, Model, access, new_router, service_of
 from serve.service import Service
 

@@ -4,14 +4,14 @@ import asyncio
 
 from fastapi import Request
 
-from serve.changing import check_not_deleted
-from serve.completion_schemas import CompletionReply, CompletionRequest
-from serve.completions import complete
-from serve.recommending import answer_request, answer_requests
+from serve.contract.completion_schemas import CompletionReply, CompletionRequest
+from serve.contract.schemas import RecommendBatch, RecommendBatchReply, RecommendReply, RecommendRequest
+from serve.contract.similar_schemas import SimilarReply, SimilarRequest
+from serve.items.changing import check_not_deleted
+from serve.lists.completions import complete
+from serve.lists.recommending import answer_request, answer_requests
+from serve.lists.similar import find_similar
 from serve.routes.shared import access, charge, new_router, service_of
-from serve.schemas import RecommendBatch, RecommendBatchReply, RecommendReply, RecommendRequest
-from serve.similar import find_similar
-from serve.similar_schemas import SimilarReply, SimilarRequest
 
 router = new_router()
 

@@ -5,10 +5,10 @@ import asyncio
 from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 
-from serve.metrics import CONTENT_TYPE
-from serve.problems import decoder_down, metrics_incomplete, not_ready
+from serve.contract.problems import decoder_down, metrics_incomplete, not_ready
+from serve.contract.schemas import Health, Ready
+from serve.replicas.metrics import CONTENT_TYPE
 from serve.routes.shared import access, new_router, service_of
-from serve.schemas import Health, Ready
 from serve.service import Service
 
 router = new_router()

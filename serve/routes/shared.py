@@ -5,10 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.security import HTTPBearer
 
-from serve.access import access
-from serve.callers import current_caller
-from serve.problems import PROBLEMS
-from serve.schemas import ItemId, VersionName
+from serve.contract.problems import PROBLEMS
+from serve.contract.schemas import ItemId, VersionName
+from serve.middleware.access import access
+from serve.middleware.callers import current_caller
 from serve.service import Service
 
 __all__ = ["ItemPath", "Model", "access", "charge", "new_router", "service_of"]

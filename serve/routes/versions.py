@@ -2,8 +2,8 @@
 
 from fastapi import Request
 
+from serve.contract.schemas import ChangeDefault, Versions
 from serve.routes.shared import access, new_router, service_of
-from serve.schemas import ChangeDefault, Versions
 
 router = new_router()
 

@@ -22,11 +22,11 @@ from digr.config.run import SyntheticConfig
 from digr.data.synthetic import build_shop
 from jobs.__main__ import app
 from serve.client import Client
-from serve.gate import KeyRing
-from serve.item_schemas import NewItem
-from serve.recommending import answer_request
+from serve.contract.item_schemas import NewItem
+from serve.contract.schemas import RecommendRequest
+from serve.lists.recommending import answer_request
+from serve.middleware.gate import KeyRing
 from serve.routes import build_api
-from serve.schemas import RecommendRequest
 from serve.settings import AppArguments, VersionSettings
 from tests.buckets import serve_bucket
 from tests.docs.test_commands import COMMANDS, ROOT

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from serve.gate import KeyRing
+from serve.middleware.gate import KeyRing
 from serve.routes import build_api
 from serve.settings import AppArguments
 from tests.serve.http_server import serve_over_http

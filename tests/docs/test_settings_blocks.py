@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from digr.config import build_config
-from serve.schemas import RecommendRequest
+from serve.contract.schemas import RecommendRequest
 from serve.settings import AppArguments, LiveSettings
 from tests.docs.test_python_blocks import FENCE, PAGES, ROOT
 

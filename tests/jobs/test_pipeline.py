@@ -23,8 +23,8 @@ from digr.ranking.steering import Wish
 from digr.ranking.systems import SERVED
 from digr.tables import TABLES
 from jobs.pipeline import MINING, MODEL, RANKING, plan
-from serve.ranking import RunRanker, load_run_ranker, wishes_of
-from serve.schemas import Steer
+from serve.contract.schemas import Steer
+from serve.lists.ranking import RunRanker, load_run_ranker, wishes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from digr import artifacts
 from digr.artifacts import Store
-from serve.callers import KeyRing
-from serve.experiments import ExperimentSettings
 from serve.keys import KeyRecord, written
+from serve.lists.experiments import ExperimentSettings
+from serve.middleware.callers import KeyRing
 from serve.routes import build_api
 from serve.settings import AppArguments, VersionSettings
 from tests.nested_interests import nest_rows

@@ -17,7 +17,7 @@ from digr.ranking.steering import carriers_of
 from digr.ranking.systems import SERVED, feature_names
 from digr.ranking.views import View, save_arrays
 from digr.tables import conform
-from serve.encoders import get_encoder
+from serve.items.encoders import get_encoder
 from tests.ranking.tiny_view import GRAINS, random_view, save_view
 from tests.serve.tiny_run import NUM_ITEMS, put
 

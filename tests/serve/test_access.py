@@ -4,8 +4,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from serve.access import access, access_of, declared_access, find_route
 from serve.keys import make_key, written
+from serve.middleware.access import access, access_of, declared_access, find_route
 from serve.settings import AppArguments
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray
 

@@ -26,7 +26,7 @@ from digr.policy.decoding.search import recommend
 from digr.policy.vocabulary import history_prompt, sid_texts
 from digr.sids.trie import load_trie
 from serve.app import app
-from serve.catalogue import assemble, read_run
+from serve.items.catalogue import assemble, read_run
 from serve.keys import make_key, written
 from serve.settings import AppArguments, VersionSettings
 from tests.patience import CEILING_SECONDS, POLL_SECONDS, wait_until

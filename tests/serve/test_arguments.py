@@ -9,14 +9,14 @@ import yaml
 from typer.testing import CliRunner
 
 from serve.app import app
-from serve.command_line import app as commands
-from serve.completion_schemas import CompletionRequest
-from serve.item_schemas import NewItem
+from serve.asking.command_line import app as commands
+from serve.contract.completion_schemas import CompletionRequest
+from serve.contract.item_schemas import NewItem
+from serve.contract.schemas import ChangeDefault, RecommendBatch, RecommendRequest
+from serve.contract.similar_schemas import SimilarRequest
 from serve.run import check_servable, read_arguments
 from serve.run import serve as serve_command
-from serve.schemas import ChangeDefault, RecommendBatch, RecommendRequest
 from serve.settings import AppArguments, VersionSettings
-from serve.similar_schemas import SimilarRequest
 
 
 def test_a_run_directory_is_needed(monkeypatch):

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from digr import artifacts
-from serve.board import MemoryBoard
+from serve.replicas.board import MemoryBoard
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, LEVEL_SIZES, MAX_HISTORY, put, serve_without_ray, write_canonical, write_run
 

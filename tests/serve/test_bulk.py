@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from serve import bulk
-from serve.item_schemas import MAX_BULK
+from serve.contract.item_schemas import MAX_BULK
+from serve.items import bulk
 from serve.settings import AppArguments
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray
 
@@ -92,7 +92,7 @@ def test_an_item_that_is_added_deleted_and_added_in_one_bulk_is_one_item(argumen
 def test_a_chunk_is_one_call_of_the_encoder_and_one_entry_and_its_semantic_ids_differ(arguments, tmp_path, monkeypatch):
     calls = []
     from serve import service
-    from serve.encoders import get_encoder
+    from serve.items.encoders import get_encoder
 
     def counted(config):
         encode = get_encoder(config)

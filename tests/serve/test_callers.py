@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from serve.callers import KeyRing
+from serve.contract.problems import ProblemError
 from serve.keys import TokenBucket, make_key, written
-from serve.problems import ProblemError
+from serve.middleware.callers import KeyRing
 from serve.settings import AppArguments
 from tests.serve.tiny_run import BEAM_WIDTH, client_of, start_service
 

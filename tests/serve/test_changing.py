@@ -16,10 +16,10 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.serving.state import LocalState
 from serve import service as service_module
-from serve.additions import VersionAdditions
-from serve.catalogue import assemble, read_run
-from serve.encoders import get_encoder
-from serve.item_journal import ItemJournal
+from serve.items.additions import VersionAdditions
+from serve.items.catalogue import assemble, read_run
+from serve.items.encoders import get_encoder
+from serve.items.item_journal import ItemJournal
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray, write_run
 

@@ -8,12 +8,12 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from typer.testing import CliRunner, Result
 
-from serve import item_commands
+from serve.asking import item_commands
+from serve.asking.command_line import app, read_steer
+from serve.asking.terminal import plain
 from serve.client import Client, EndpointError
-from serve.command_line import app, read_steer
-from serve.item_schemas import NewItem
-from serve.schemas import ItemFilter, Steer
-from serve.terminal import plain
+from serve.contract.item_schemas import NewItem
+from serve.contract.schemas import ItemFilter, Steer
 from tests.patience import CEILING_SECONDS
 from tests.serve.explorer_server import HOSTILE, serve_two_versions
 from tests.serve.http_server import serve_over_http

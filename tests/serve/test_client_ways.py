@@ -10,7 +10,8 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from typer.testing import CliRunner
 
-from serve.answers import retry_seconds
+from serve.asking.answers import retry_seconds
+from serve.asking.command_line import app, read_boost
 from serve.client import (
     AsyncClient,
     BusyError,
@@ -22,12 +23,11 @@ from serve.client import (
     NotFoundError,
     ServerError,
 )
-from serve.command_line import app, read_boost
-from serve.event_schemas import Event
-from serve.gate import KeyRing
-from serve.item_schemas import ItemChange, NewItem
+from serve.contract.event_schemas import Event
+from serve.contract.item_schemas import ItemChange, NewItem
+from serve.contract.schemas import ItemBoost, ItemFilter, Problem, RecommendRequest
+from serve.middleware.gate import KeyRing
 from serve.routes import build_api
-from serve.schemas import ItemBoost, ItemFilter, Problem, RecommendRequest
 from serve.settings import AppArguments, VersionSettings
 from tests.patience import CEILING_SECONDS
 from tests.serve.http_server import serve_over_http

@@ -5,8 +5,8 @@ import asyncio
 import httpx
 import pytest
 
+from serve.contract.problems import overloaded, rate_limited
 from serve.edge import ASKED_AGAIN, Edge
-from serve.problems import overloaded, rate_limited
 
 
 class Replicas:

@@ -13,9 +13,9 @@ import pytest
 
 from digr.data.event_store import EVENTS, events_log, list_segments, load_log
 from digr.serving.event_parts import build_parts
-from serve.events import read_events
+from serve.contract.problems import ProblemError
 from serve.keys import make_key, written
-from serve.problems import ProblemError
+from serve.live.events import read_events
 from serve.settings import AppArguments, VersionSettings
 from tests.buckets import serve_bucket
 from tests.serve.tiny_run import BEAM_WIDTH, put, serve_without_ray, write_run

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from digr.data.event_store import IMPRESSIONS, impressions_log, list_segments, load_log
 from digr.files import digest_of
 from digr.serving.event_parts import build_parts
-from serve.callers import KeyRing
-from serve.decoding import decode
-from serve.experiments import ExperimentSettings, ShadowSettings
-from serve.recommending import _offer_shadow, answer_request
-from serve.replica import Replica
-from serve.schemas import RecommendReply, RecommendRequest
+from serve.contract.schemas import RecommendReply, RecommendRequest
+from serve.lists.decoding import decode
+from serve.lists.experiments import ExperimentSettings, ShadowSettings
+from serve.lists.recommending import _offer_shadow, answer_request
+from serve.middleware.callers import KeyRing
+from serve.replicas.replica import Replica
 from serve.service import Service
 from serve.settings import AppArguments, LiveSettings, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray, start_service, without_id, write_canonical, write_run

@@ -9,11 +9,11 @@ import typer
 from fastapi import FastAPI
 from typer.testing import CliRunner
 
-from serve.access import access
-from serve.callers import KeyRing
-from serve.gate import MAX_BODIES_OF_CALLER, Gate
 from serve.keys import TokenBucket, find_key, make_key, print_key, read_keys, written
-from serve.metrics import Metrics
+from serve.middleware.access import access
+from serve.middleware.callers import KeyRing
+from serve.middleware.gate import MAX_BODIES_OF_CALLER, Gate
+from serve.replicas.metrics import Metrics
 from serve.settings import AppArguments
 from tests.patience import CEILING_SECONDS
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray

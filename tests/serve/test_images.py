@@ -15,10 +15,10 @@ from PIL import Image
 from digr import artifacts
 from digr.config.images import ImagesConfig
 from digr.images.showing import FOLDERS
-from serve import images
-from serve.gate import KeyRing
-from serve.images import AWAY_SECONDS, FAILED_SECONDS, FRESH_SECONDS, MAX_WAITING, ImageLimits, ItemImages
-from serve.problems import ProblemError
+from serve.contract.problems import ProblemError
+from serve.items import images
+from serve.items.images import AWAY_SECONDS, FAILED_SECONDS, FRESH_SECONDS, MAX_WAITING, ImageLimits, ItemImages
+from serve.middleware.gate import KeyRing
 from serve.routes import build_api
 from serve.run import read_arguments
 from serve.settings import AppArguments

@@ -8,10 +8,10 @@ import pytest
 
 from digr import artifacts
 from digr.serving.facts import pack, search_titles
-from serve.catalogue import ITEM_SCHEMA, Changes, assemble, read_run
-from serve.checking import check_request
-from serve.item_schemas import ItemChange
-from serve.schemas import RecommendRequest
+from serve.contract.item_schemas import ItemChange
+from serve.contract.schemas import RecommendRequest
+from serve.items.catalogue import ITEM_SCHEMA, Changes, assemble, read_run
+from serve.lists.checking import check_request
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, put, serve_without_ray, write_canonical, write_run
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI, Request, Response
 
-from serve.load import Load, Second, Summary, arrival_times, send_load
+from serve.asking.load import Load, Second, Summary, arrival_times, send_load
 from tests.serve.http_server import serve_over_http
 
 

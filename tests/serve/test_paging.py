@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from digr.policy.decoding.search import recommend
-from serve.catalogue import assemble, read_run
+from serve.items.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.serve.ranked_run import write_ranker
 from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, serve_without_ray, without_id, write_run

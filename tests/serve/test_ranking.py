@@ -10,8 +10,8 @@ from digr.policy.decoding.search import Recommendation, recommend
 from digr.ranking.neighbours import HistoryItems, Neighbours
 from digr.ranking.sources import SOURCES, sources_of_families
 from digr.ranking.systems import SERVED
-from serve.catalogue import assemble, digests_of, read_run
-from serve.ranking import load_run_ranker, rank
+from serve.items.catalogue import assemble, digests_of, read_run
+from serve.lists.ranking import load_run_ranker, rank
 from serve.settings import AppArguments, VersionSettings
 from tests.ranking.tiny_view import random_view
 from tests.serve.ranked_run import INTERESTS, write_ranker

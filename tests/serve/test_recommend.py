@@ -8,7 +8,7 @@ import torch
 from digr import artifacts
 from digr.policy.decoding.search import recommend
 from digr.policy.vocabulary import sid_texts
-from serve.catalogue import assemble, read_run
+from serve.items.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.nested_interests import nest_rows
 from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, put, serve_without_ray, without_id, write_run

@@ -10,7 +10,7 @@ from digr import artifacts
 from digr.policy.decoding.search import recommend
 from digr.ranking.diversity import diversify, intra_list_distance
 from digr.ranking.steering import SCALE
-from serve.catalogue import assemble, read_run
+from serve.items.catalogue import assemble, read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.ranking.tiny_view import random_view
 from tests.serve.ranked_run import INTERESTS, write_ranker

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serve.background import Background, in_own_thread
-from serve.board import MemoryBoard
-from serve.callers import KeyRing
-from serve.decoding import decode
+from serve.contract.problems import ProblemError
 from serve.keys import make_key, written
-from serve.problems import ProblemError
-from serve.replica import Replica
+from serve.lists.decoding import decode
+from serve.lists.waiting import Line
+from serve.middleware.callers import KeyRing
+from serve.replicas.background import Background, in_own_thread
+from serve.replicas.board import MemoryBoard
+from serve.replicas.replica import Replica
 from serve.settings import AppArguments
-from serve.waiting import Line
 from tests.patience import CEILING_SECONDS
 from tests.serve.tiny_run import BEAM_WIDTH, client_of, serve_without_ray, start_service
 

@@ -3,7 +3,7 @@
 import pytest
 
 from digr import artifacts
-from serve.catalogue import read_run
+from serve.items.catalogue import read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.ranking.tiny_view import random_view
 from tests.serve.ranked_run import write_ranker

@@ -9,8 +9,8 @@ import pytest
 from digr import artifacts
 from digr.artifacts import Manifest, Store
 from digr.serving.state import LocalState
-from serve.catalogue import check_run
-from serve.replicas import FRESH_SECONDS, KEPT_SECONDS, TELL_SECONDS, Replicas
+from serve.items.catalogue import check_run
+from serve.replicas.loaded import FRESH_SECONDS, KEPT_SECONDS, TELL_SECONDS, Replicas
 from serve.settings import AppArguments, LiveSettings, VersionSettings
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray, write_canonical, write_run
 

@@ -10,13 +10,13 @@ import pytest
 
 from digr.policy.decoding.search import Recommendation
 from digr.serving.facts import pack
-from serve.callers import Caller, set_caller
-from serve.decoding import Job, decode
-from serve.metrics import Metrics
-from serve.problems import ProblemError
+from serve.contract.problems import ProblemError
+from serve.lists.decoding import Job, decode
+from serve.lists.waiting import Line
+from serve.middleware.callers import Caller, set_caller
+from serve.replicas.metrics import Metrics
 from serve.service import Service
 from serve.settings import AppArguments
-from serve.waiting import Line
 from tests.patience import CEILING_SECONDS
 from tests.serve.tiny_run import BEAM_WIDTH, NUM_ITEMS, client_of, start_service
 

@@ -19,8 +19,8 @@ from digr.config.policy import PolicyConfig
 from digr.policy.model import build_scratch_policy
 from digr.sids.fitting import save_quantiser
 from digr.sids.rkmeans import RKMeans
-from serve.board import Board
-from serve.callers import KeyRing
+from serve.middleware.callers import KeyRing
+from serve.replicas.board import Board
 from serve.routes import build_api
 from serve.service import Service
 from serve.settings import AppArguments

@@ -1,0 +1,1 @@
+"""The HTTP contract: what may be asked, what comes back, and the problems that an answer may be."""

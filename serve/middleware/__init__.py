@@ -1,0 +1,1 @@
+"""What every request passes before its route: who asks, what they may, and within which bounds."""

@@ -1,0 +1,1 @@
+"""What a replica does beside answering, and what replicas tell each other."""
