@@ -16,7 +16,7 @@ from serve.middleware.callers import Caller, KeyRing, set_caller
 from serve.middleware.headers import read_headers
 from serve.replicas.metrics import Metrics
 
-MAX_BODIES, MAX_BODIES_OF_CALLER = 512, 128
+MAX_BODIES, MAX_BODIES_OF_CALLER = 512, 384
 """Bodies that may be on their way to a replica at once. Ray Serve gives a replica at most 1,000 requests at once."""
 
 
