@@ -7,10 +7,9 @@ import math
 import time
 from typing import NamedTuple
 
-from digr.artifacts import Store, digest_of
+from digr.artifacts import digest_of
 from digr.serving.journal import Entry, Journal
 from digr.serving.state import open_state
-from digr.serving.users import newest_interaction
 from serve.contract import problems
 from serve.contract.change_problems import not_loaded_everywhere, state_not_reached
 from serve.contract.schemas import ChangeDefault, ExperimentArm, Version, Versions
@@ -40,8 +39,6 @@ class Loaded(NamedTuple):
     digests: tuple[str, ...]
     run: ServedRun
     additions: VersionAdditions | None
-    newest: int | None
-    """Time of the run's newest interaction, milliseconds since 1970; later events come on top."""
     revision: tuple[int, int] = (0, 0)
     """That of the additions in the run."""
 
@@ -146,7 +143,6 @@ class Service:
                 f"build every run in a folder of its own, and name that folder as a version"
             )
         tables = read_run(settings, self._device)
-        newest = newest_interaction(Store(settings.run_dir, settings.variant)) if self.events else None
         if digests_of(settings) != digests:
             raise ValueError(
                 f"{settings.run_dir}: was built again while it was read; wait until the build has ended, then try again"
@@ -155,9 +151,9 @@ class Service:
             additions = VersionAdditions(tables, settings, self.state, get_encoder)
             additions.follow(self.items)
             run = assemble(tables, additions.additions(), additions.changes(self.items))
-            loaded = Loaded(settings, digests, run, additions, newest, additions.revision)
+            loaded = Loaded(settings, digests, run, additions, additions.revision)
         else:
-            loaded = Loaded(settings, digests, assemble(tables), None, newest)
+            loaded = Loaded(settings, digests, assemble(tables), None)
         warm_up(loaded.run, self.arguments.beam_width, self.arguments.max_pending)
         return loaded
 
@@ -202,11 +198,10 @@ class Service:
         chosen = self._live.shadow if self.impressions else None
         return chosen if chosen and chosen.model in self.versions else None
 
-    def recent_places(self, name: str, user_id: str) -> list[int]:
-        """Return the items of a user's events since a version's newest interaction, oldest first; unknown items are left out."""
-        loaded = self.versions[name]
-        items = self.events.states.items_of(user_id, loaded.newest) if self.events else []
-        return [place for place in loaded.run.facts.ids.find(items).tolist() if place >= 0] if items else []
+    def recent_places(self, run: ServedRun, user_id: str) -> list[int]:
+        """Return the items of a user's events since a run's newest interaction, oldest first; unknown items are left out."""
+        items = self.events.states.items_of(user_id, run.tables.newest) if self.events else []
+        return [place for place in run.facts.ids.find(items).tolist() if place >= 0] if items else []
 
     async def follow(self) -> None:
         """Apply what other replicas changed or chose."""

@@ -108,7 +108,8 @@ def shared_interests(
         if interests.canonical is not None:
             shared |= np.isin(interests.keys[rows], find_groups(interests.canonical, told))
     rows, owner = rows[shared], owner[shared]
-    pair = owner * (int(interests.keys.max(initial=0)) + 1) + interests.keys[rows]
+    keys = interests.keys[rows].astype(np.int64)
+    pair = owner * (int(keys.max(initial=0)) + 1) + keys
     first = np.sort(np.unique(pair, return_index=True)[1])
     texts = interests.texts.take(pa.array(rows[first])).to_pylist()
     ends = np.searchsorted(owner[first], np.arange(len(items) + 1))

@@ -1,6 +1,7 @@
 """Histories of known users, from a run's interactions, mapped from files."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.data.ids import IdIndex
 from digr.serving.mapped import map_array, map_id_index, save_array, save_id_index
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class UserHistories(NamedTuple):
@@ -78,9 +81,14 @@ def _newest(interactions: pa.Table, items: IdIndex, max_history: int) -> _Part:
 def newest_interaction(store: Store) -> int | None:
     """Return the time of a run's newest interaction, milliseconds since 1970; None if its times are not known."""
     dataset = artifacts.dataset_of(store, "interactions")
-    newest = None
+    newest: list[int] = []
     if "timestamp" in dataset.schema.names:
-        for batch in dataset.to_batches(columns=["timestamp"]):
-            found = pc.max(batch["timestamp"].cast(pa.int64())).as_py()
-            newest = found if newest is None or (found is not None and found > newest) else newest
-    return newest
+        for fragment in dataset.get_fragments():
+            bounds = [group.statistics and group.statistics.get("timestamp") for group in getattr(fragment, "row_groups", ())]
+            if bounds and all(bounds):  # written by this program, so no row needs to be read
+                newest += [(bound["max"] - _EPOCH) // timedelta(milliseconds=1) for bound in bounds]
+                continue
+            for batch in fragment.to_batches(columns=["timestamp"]):
+                found = pc.max(batch["timestamp"].cast(pa.int64())).as_py()
+                newest += [] if found is None else [found]
+    return max(newest, default=None)

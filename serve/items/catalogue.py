@@ -25,7 +25,7 @@ from digr.serving.grown_trie import map_grown_trie, shortest_sid
 from digr.serving.interest_search import InterestIndex, map_interest_index
 from digr.serving.item_rows import ItemRows, map_rows
 from digr.serving.mapped import map_array, map_id_index, map_texts
-from digr.serving.users import UserHistories, map_histories
+from digr.serving.users import UserHistories, map_histories, newest_interaction
 from digr.sids.trie import SidTrie
 from digr.tables import table_spec
 from serve.contract.schemas import ItemFilter
@@ -69,6 +69,8 @@ class RunTables(NamedTuple):
     root: Mapping[int, Mapping[str, Any]]
     """What is shown of each child of the tree's root: `samples`, places, and `interests`, names."""
     max_history: int
+    newest: int | None
+    """Time of the newest interaction, milliseconds since 1970; later events come on top of the histories."""
     ranker: RunRanker | None
     image_folders: tuple[str, ...]
     """Local folders below which images of its items may be read."""
@@ -195,6 +197,7 @@ def read_run(version: VersionSettings, device: str, cache: Path | None = None) -
         user_interests=map_texts(files, "user-interests"),
         root={int(code): child for code, child in json.loads((files / "root.json").read_text()).items()},
         max_history=max_history,
+        newest=newest_interaction(store),
         ranker=ranker,
         item_index=RunIndex(ranker.lists.view) if ranker else load_run_index(store),
         image_folders=run_folders(store),

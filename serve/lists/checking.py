@@ -85,7 +85,7 @@ def check_request(service: Service, request: RecommendRequest) -> CheckedRequest
         raise unknown_items(ignored)
     places = [place for place in found if place >= 0]
     if request.user_id is not None:
-        places = (run.users.find(request.user_id) or []) + service.recent_places(model, request.user_id) + places
+        places = (run.users.find(request.user_id) or []) + service.recent_places(run, request.user_id) + places
     interests = run.shown_interests(request.user_id)
     earlier = [place for place in run.facts.ids.find(page.earlier).tolist() if place >= 0] if page else []
     allowed = allowed_items(run, request.allow, request.deny, [*places, *earlier] if request.exclude_history else earlier)

@@ -34,7 +34,7 @@ def places(client, user: str) -> list[str]:
     """Items of the history that the next list of a user starts from."""
     client.post("/v1/recommend", json={"user_id": user})
     _, run = client.service.version(None)
-    found = (run.users.find(user) or []) + client.service.recent_places("main", user)
+    found = (run.users.find(user) or []) + client.service.recent_places(run, user)
     return run.facts.table.take(found, ["item_id"])["item_id"].to_pylist()
 
 

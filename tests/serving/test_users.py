@@ -3,9 +3,13 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
 
+from digr import artifacts
+from digr.artifacts import Manifest, Store
 from digr.data.ids import build_id_index
-from digr.serving.users import map_histories, save_histories
+from digr.serving.users import map_histories, newest_interaction, save_histories
 
 ITEMS = build_id_index(pa.array([f"i{index}" for index in range(20)]))
 
@@ -26,3 +30,14 @@ def test_a_user_has_the_newest_known_items_oldest_first(tmp_path):
         known = [int(row["item_id"][1:]) for row in rows if row["user_id"] == f"u{user}" and int(row["item_id"][1:]) < 20]
         assert found.find(f"u{user}") == known[-4:]
     assert found.find("nobody") is None
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_the_newest_interaction_of_all_parts_is_found(tmp_path, statistics):
+    store = Store(str(tmp_path))
+    artifacts.begin(store, "interactions")
+    for part, times in enumerate(([5, 1_720_414_097_220], [7, None], [1_720_414_097_219])):
+        table = pa.table({"timestamp": pa.array(times, pa.timestamp("ms", "UTC"))})
+        pq.write_table(table, f"{store.uri('interactions')}/part-{part:05d}.parquet", write_statistics=statistics)
+    artifacts.commit(store, Manifest(name="interactions"))
+    assert newest_interaction(store) == 1_720_414_097_220
