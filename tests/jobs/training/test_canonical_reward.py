@@ -77,7 +77,7 @@ def test_a_reward_without_the_term_reads_no_canonical_interests(tmp_path):
 def test_a_run_without_canonical_interests_names_the_job_that_makes_them(tmp_path):
     store, _ = _write(str(tmp_path))
     with pytest.raises(
-        ValueError, match=r"grpo\.reward\.canonical = 0\.25 .*canonical_interests does not exist; .*build_neighbours"
+        ValueError, match=r"grpo\.reward\.canonical = 0\.25 .*canonical_interests does not exist; run `digr neighbours CONFIG`"
     ):
         train_grpo.run(_config(store, **WEIGHT), Options())
     assert reward_inputs(_config(store, **WEIGHT), Options(dry_run=True)) == ["items", "ranking_index"]
