@@ -227,24 +227,30 @@ def ranker(finished) -> RunRanker:
 
 
 @pytest.fixture(scope="module")
-def histories(finished, ranker) -> list[np.ndarray]:
+def histories(finished, item_ids) -> list[np.ndarray]:
     """Return some test histories."""
     rows = artifacts.read_table(Store(finished[1]["run_dir"]), "histories", ["history"], split=["test"])
-    index = build_id_index(ranker.item_ids)
+    index = build_id_index(item_ids)
     return [index.find(history) for history in rows["history"].to_pylist()[:STEERED]]
 
 
-def _best_ten(ranker: RunRanker, history: np.ndarray, wishes: list[Wish]) -> tuple[list[str], list[float]]:
+@pytest.fixture(scope="module")
+def item_ids(finished) -> pa.Array:
+    """Return the items of the ranker's index, in its order."""
+    return artifacts.read_table(Store(finished[1]["run_dir"]), "items", ["item_id"])["item_id"].combine_chunks()
+
+
+def _best_ten(ranker: RunRanker, items: pa.Array, history: np.ndarray, wishes: list[Wish]) -> tuple[list[str], list[float]]:
     lists = ranker.lists.rank(
         HistoryItems(history, np.array([0, len(history)])), None, 10, wishes=wishes, carriers=ranker.vocabulary.carriers
     )
     ((_, found),) = lists
-    return ranker.item_ids.take(pa.array(found[SERVED].candidates.item)).to_pylist(), found[SERVED].score.tolist()
+    return items.take(pa.array(found[SERVED].candidates.item)).to_pylist(), found[SERVED].score.tolist()
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("way", ["interest", "text"])
-def test_the_more_a_wish_weighs_the_more_of_the_best_ten_are_items_planted_with_it(finished, ranker, histories, way):
+def test_the_more_a_wish_weighs_the_more_of_the_best_ten_are_items_planted_with_it(finished, ranker, item_ids, histories, way):
     shop = artifacts.require(Store(finished[1]["run_dir"]), "items")
     pairs = build_shop(SyntheticConfig.model_validate(shop.config["data"]["synthetic"]), shop.seed).planted.to_pylist()
     shares = {}
@@ -252,7 +258,7 @@ def test_the_more_a_wish_weighs_the_more_of_the_best_ten_are_items_planted_with_
         planted = {row["item_id"] for row in pairs if row["interest"] == interest}
         asked = {"interest": interest, "text": words}[way]
         wishes = [wishes_of(ranker, [Steer.model_validate({way: asked, "weight": weight})]) for weight in WEIGHTS]
-        best = [[item for history in histories for item in _best_ten(ranker, history, wish)[0]] for wish in wishes]
+        best = [[item for history in histories for item in _best_ten(ranker, item_ids, history, wish)[0]] for wish in wishes]
         shares[interest] = [float(np.isin(items, list(planted)).mean()) for items in best]
     mean = np.mean(list(shares.values()), axis=0)
     assert mean.tolist() == sorted(mean), shares
@@ -260,7 +266,7 @@ def test_the_more_a_wish_weighs_the_more_of_the_best_ten_are_items_planted_with_
 
 
 @pytest.mark.ray
-def test_a_wish_of_no_weight_changes_nothing(ranker, histories):
+def test_a_wish_of_no_weight_changes_nothing(ranker, item_ids, histories):
     wishes = wishes_of(ranker, [Steer(text="making espresso in my kitchen", weight=0)])
     for history in histories:
-        assert _best_ten(ranker, history, wishes) == _best_ten(ranker, history, [])
+        assert _best_ten(ranker, item_ids, history, wishes) == _best_ten(ranker, item_ids, history, [])
