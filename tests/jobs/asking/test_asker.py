@@ -16,7 +16,7 @@ from digr.config import build_config
 from digr.config.images import ImagesConfig
 from digr.config.interests import OpenAIMiner
 from digr.images import showing
-from digr.images.showing import ImageRules
+from digr.images.showing import ImageRules, image_rules
 from digr.interests import ledger
 from digr.interests.prompts import item_requests
 from digr.tables import conform
@@ -97,7 +97,7 @@ def catalogue(tmp_path, monkeypatch, ray_local):
 
 def _counts(config, store, uri, miner):
     requests = miners.requests_of(config, store, "item", miner)
-    answers = miners._ask_model(config, "item", miner, requests, Sink(uri, None))
+    answers = miners._ask_model("item", miner, requests, Sink(uri, None), image_rules(config, store))
     return [block.to_pylist() for block in answers.iter_batches(batch_size=None, batch_format="pyarrow")]
 
 
