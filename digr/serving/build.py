@@ -41,7 +41,7 @@ from digr.tables import Owner, flat_interests
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when a file changes its form."""
 SMALL_ROWS = 200_000
 """Interactions and items of a run that is built in the replica's own process; of a larger one another process builds, because
@@ -116,6 +116,8 @@ def open_build(request: BuildRequest, cache: Path) -> Build:
 
 
 def _make(request: BuildRequest, folder: Path) -> None:
+    for left in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed; whoever builds holds the lock
+        shutil.rmtree(left)
     draft, begun = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}"), time.monotonic()
     draft.mkdir()
     rows = sum(artifacts.require(request.store, name).rows or 0 for name in ("items", "interactions"))
@@ -133,7 +135,8 @@ def _make(request: BuildRequest, folder: Path) -> None:
 
 def _build_apart(request: BuildRequest, draft: Path) -> None:
     command = [sys.executable, "-m", "digr.serving.build", json.dumps(request._asdict()), str(draft)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # Ray may have put the program into this path only
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         raise ValueError(f"{request.root}: its files for serving cannot be built: {reason}")

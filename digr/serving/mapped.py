@@ -13,15 +13,17 @@ from jaxtyping import Int, Shaped, UInt8
 
 from digr.data.ids import IdIndex, build_id_index
 
-ROOM = 1 << 22
-"""Entries that can be added to a mapped array."""
+ROOM, ROOM_BYTES = 1 << 22, 1 << 30
+"""Entries that can be added to a mapped array; of texts, bytes."""
+MAX_TEXT_BYTES = (1 << 31) - 1
+"""Bytes of all texts of one array, the added ones included."""
 
 
 def save_array(folder: Path, name: str, values: Shaped[np.ndarray, " N"]) -> None:
     """Write an array as `<name>.<type>.<number of entries>`."""
     with (folder / f"{name}.{values.dtype.str[1:]}.{len(values)}").open("wb") as file:
         np.ascontiguousarray(values).tofile(file)
-        file.truncate((len(values) + ROOM) * values.dtype.itemsize)
+        file.truncate((len(values) + _room(values.dtype)) * values.dtype.itemsize)
 
 
 def map_array(folder: Path, name: str, more: Shaped[np.ndarray, " M"] | None = None) -> Shaped[np.ndarray, " N"]:
@@ -32,8 +34,8 @@ def map_array(folder: Path, name: str, more: Shaped[np.ndarray, " M"] | None = N
     """
     path, kind, num = _find(folder, name)
     added = 0 if more is None else len(more)
-    if added > ROOM:
-        raise ValueError(f"{path}: {added} entries to add, room for {ROOM}; build the run again with the added items")
+    if added > _room(kind):
+        raise ValueError(f"{path}: {added} entries to add, room for {_room(kind)}; build the run again with the added items")
     mapped = np.memmap(path, kind, mode="c", shape=(num + max(added, 1),))
     if more is not None:
         mapped[num : num + added] = more
@@ -41,9 +43,14 @@ def map_array(folder: Path, name: str, more: Shaped[np.ndarray, " M"] | None = N
 
 
 def save_texts(folder: Path, name: str, texts: pa.Array) -> None:
-    """Write texts, none of them null."""
+    """Write texts, none of them null.
+
+    Raises:
+        ValueError: they are too long together.
+    """
     assert not texts.null_count, name
     starts = np.concatenate([[0], np.cumsum(_lengths(texts))])
+    _check_bytes(name, int(starts[-1]))
     save_array(folder, f"{name}-starts", starts.astype(np.int32))
     save_array(folder, f"{name}-bytes", _bytes(texts))
 
@@ -57,6 +64,7 @@ def map_texts(folder: Path, name: str, more: pa.Array | None = None) -> pa.Strin
     if more is None:
         more = pa.array([], pa.string())
     num_bytes = _find(folder, f"{name}-bytes")[2]
+    _check_bytes(name, num_bytes + int(_lengths(more).sum()))
     starts = map_array(folder, f"{name}-starts", (num_bytes + np.cumsum(_lengths(more))).astype(np.int32))
     data = map_array(folder, f"{name}-bytes", _bytes(more))
     return pa.StringArray.from_buffers(len(starts) - 1, pa.py_buffer(starts), pa.py_buffer(data))
@@ -80,6 +88,15 @@ def map_id_index(folder: Path, name: str, later: pa.Array | None = None, texts: 
     ids = map_texts(folder, name) if texts is None else texts
     more = build_id_index(later) if later is not None and len(later) else None
     return IdIndex(ids, map_array(folder, f"{name}-ordered"), map_array(folder, f"{name}-places"), more)
+
+
+def _room(kind: np.dtype) -> int:
+    return ROOM_BYTES if kind == np.uint8 else ROOM
+
+
+def _check_bytes(name: str, num_bytes: int) -> None:
+    if num_bytes > MAX_TEXT_BYTES:
+        raise ValueError(f"{name}: {num_bytes} bytes of text, at most {MAX_TEXT_BYTES} are mapped; serve a smaller catalogue")
 
 
 def _find(folder: Path, name: str) -> tuple[Path, np.dtype, int]:

@@ -54,6 +54,14 @@ def test_a_run_that_cannot_be_built_says_why_and_leaves_nothing(tmp_path, monkey
     assert open_build(_request(store), tmp_path / "cache").folder.is_dir()
 
 
+def test_what_a_killed_builder_left_is_removed_by_the_next(tiny_run, tmp_path):
+    left = tmp_path / f".{_request(tiny_run).key()}.0123"
+    left.mkdir()
+    (left / "price.f8.3").write_bytes(b"half")
+    assert open_build(_request(tiny_run), tmp_path).folder.is_dir()
+    assert not left.exists()
+
+
 def test_every_input_makes_a_build_of_its_own(tmp_path):
     store = write_run(str(tmp_path))
     keys = [_request(store).key(), _request(store, max_history=4).key()]
