@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -36,6 +37,15 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
 def is_remote(uri: str) -> bool:
     """Whether an address is not on a local disk."""
     return not isinstance(filesystem_of(uri)[0], pafs.LocalFileSystem)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Have the disk keep what a folder names, or what a complete file holds, before this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def digest_of(value: Any) -> str:

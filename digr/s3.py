@@ -1,4 +1,4 @@
-"""The S3 client of this process. Making one is slow and must not happen in two threads at once; any thread may use it."""
+"""The S3 clients of this process. Making one is slow and must not happen in two threads at once; any thread may use it."""
 
 import os
 import threading
@@ -9,20 +9,22 @@ TIMEOUT_SECONDS = 20.0
 _LOCK = threading.Lock()
 
 
-def s3_client() -> Any:
-    """Return the boto3 client that all of this process share.
+def s3_client(tries: int = 1) -> Any:
+    """Return the boto3 client that all of this process share who want as many tries.
 
-    It waits at most 20 seconds for a connection or for the next bytes, and does not try again: only its callers know what a
-    second try would mean. A changed variable AWS_* gives a new client.
+    It waits at most 20 seconds for a connection or for the next bytes. A changed variable AWS_* gives a new client.
+
+    Args:
+        tries: of each request, with growing pauses; 1 where only the caller knows what a second try would mean.
     """
     with _LOCK:
-        return _make_client(tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))))
+        return _make_client(tries, tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
 
 
-@lru_cache(maxsize=1)
-def _make_client(environment: tuple[tuple[str, str], ...]) -> Any:
+@lru_cache(maxsize=4)
+def _make_client(tries: int, environment: tuple[tuple[str, str], ...]) -> Any:
     import boto3
     from botocore.config import Config
 
     waits = {"connect_timeout": TIMEOUT_SECONDS, "read_timeout": TIMEOUT_SECONDS, "max_pool_connections": 32}
-    return boto3.session.Session().client("s3", config=Config(retries={"total_max_attempts": 1}, **waits))
+    return boto3.session.Session().client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": tries}, **waits))

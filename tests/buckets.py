@@ -7,13 +7,6 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from digr.serving import state
-
-
-def forget_client() -> None:
-    """Make the endpoint's next client of S3 a new one, because the addresses in the environment have changed."""
-    state._new_client.cache_clear()
-
 
 @contextmanager
 def serve_bucket(name: str) -> Iterator[str]:

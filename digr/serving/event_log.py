@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from digr.data.event_store import Log, Segment, hour_of, list_segments, read_lines, whole_lines
-from digr.files import filesystem_of
+from digr.files import filesystem_of, sync_to_disk
 
 Clock = Callable[[], float]
 """Returns the Unix time, seconds."""
@@ -86,17 +86,13 @@ class SegmentWriter:
                 self._file = file
             else:  # it was taken for closed before it was locked
                 os.close(file)
-        sync_folder(folder)
+        sync_folders(folder)
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folders(folder: Path) -> None:
     """Make the names of new files in a folder of a log durable, and those of the folders around it up to the store's."""
     for each in (folder, *list(folder.parents)[:3]):
-        opened = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+        sync_to_disk(each)
 
 
 def minute_of(seconds: float) -> str:

@@ -18,8 +18,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from digr.data.event_store import Log, Segment, hour_of, list_segments, read_lines, whole_lines
-from digr.files import digest_of, filesystem_of, list_parts, open_part
-from digr.serving.event_log import sync_folder
+from digr.files import digest_of, filesystem_of, list_parts, open_part, sync_to_disk
+from digr.serving.event_log import sync_folders
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,9 @@ def _build_part(log: Log, hour: str, segments: Sequence[Segment], remove: Callab
                 for table in _rows(log, fs, segment):
                     writer.write_table(table.cast(schema))
         if isinstance(fs, pafs.LocalFileSystem):
-            _sync(Path(filesystem_of(address)[1]))
+            path = Path(filesystem_of(address)[1])
+            sync_to_disk(path)
+            sync_folders(path.parent)
     for segment in segments:
         remove(fs, segment.path)
     return bool(new)
@@ -90,16 +92,6 @@ def _rows(log: Log, fs: pafs.FileSystem, segment: Segment) -> Iterator[pa.Table]
             with fs.open_output_stream(address) as stream:
                 stream.write(b"\n".join(bad) + b"\n")
         yield table
-
-
-def _sync(path: Path) -> None:
-    """Make a complete file and its name durable."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-    sync_folder(path.parent)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ A file that is created never replaces another one, and is durable when `create` 
 
 import functools
 import os
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,10 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
+from digr.files import sync_to_disk
+from digr.s3 import s3_client
+
 MAX_FILE_BYTES = 32_000_000
 """A larger file is not read whole: what is read of it is longer than this, so that the caller can refuse it."""
 _S3_THREADS = 16
-_MAKING = threading.Lock()
+TRIES = 4
+"""Tries of each request to S3."""
 
 
 class StateFile(NamedTuple):
@@ -109,7 +112,7 @@ class LocalState(NamedTuple):
             return False
         finally:
             draft.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_to_disk(path.parent)
         return True
 
     def write(self, name: str, content: bytes) -> None:
@@ -143,15 +146,7 @@ def _make_folder(folder: Path) -> None:
     missing = [each for each in (folder, *folder.parents) if not each.is_dir()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in missing:
-        _sync_folder(each.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_to_disk(each.parent)
 
 
 def _or_folder(state: StateStore, name: str) -> bytes | IsADirectoryError | None:
@@ -159,22 +154,6 @@ def _or_folder(state: StateStore, name: str) -> bytes | IsADirectoryError | None
         return state.read(name)
     except IsADirectoryError as error:
         return error
-
-
-def s3_client() -> Any:
-    """Return the boto3 client of this process, which all its threads share; it is made at the first use."""
-    with _MAKING:
-        return _new_client()
-
-
-@functools.cache
-def _new_client() -> Any:
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client(
-        "s3", config=Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 4})
-    )
 
 
 @functools.cache
@@ -195,7 +174,7 @@ class S3State(NamedTuple):
     def read(self, name: str) -> bytes | None:
         """Return an object's bytes; None if there is none."""
         with _as_os_error(self._address(name), "NoSuchKey") as found:
-            body = s3_client().get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"]
+            body = s3_client(TRIES).get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"]
             with body:
                 found.append(body.read(MAX_FILE_BYTES + 1))
         return found[0] if found else None
@@ -209,7 +188,7 @@ class S3State(NamedTuple):
 
         Of two writers at once one may be told to try again (409); it does so and then finds the other's object.
         """
-        put = functools.partial(s3_client().put_object, Bucket=self.bucket, Key=self.prefix + name, Body=content)
+        put = functools.partial(s3_client(TRIES).put_object, Bucket=self.bucket, Key=self.prefix + name, Body=content)
         for _ in range(5):
             with _as_os_error(self._address(name), "PreconditionFailed", "ConditionalRequestConflict") as found:
                 found.append(put(IfNoneMatch="*"))
@@ -222,19 +201,19 @@ class S3State(NamedTuple):
     def write(self, name: str, content: bytes) -> None:
         """Write an object, or replace it."""
         with _as_os_error(self._address(name)):
-            s3_client().put_object(Bucket=self.bucket, Key=self.prefix + name, Body=content)
+            s3_client(TRIES).put_object(Bucket=self.bucket, Key=self.prefix + name, Body=content)
 
     def remove(self, name: str) -> None:
         """Remove an object if it exists."""
         with _as_os_error(self._address(name)):
-            s3_client().delete_object(Bucket=self.bucket, Key=self.prefix + name)
+            s3_client(TRIES).delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def list_files(self, folder: str) -> list[StateFile]:
         """Return the objects directly below a prefix by name."""
         found, now = list[StateFile](), time.time()
         with _as_os_error(self._address(folder)):
             pages = (
-                s3_client()
+                s3_client(TRIES)
                 .get_paginator("list_objects_v2")
                 .paginate(Bucket=self.bucket, Prefix=f"{self.prefix}{folder}/", Delimiter="/")
             )

@@ -215,7 +215,7 @@ def _map_canonical(files: Path) -> CanonicalInterests | None:
 def digests_of(version: VersionSettings) -> tuple[str, ...]:
     """Return the digests that distinguish builds of a run in the same folder."""
     store = Store(version.run_dir, version.variant)
-    names = (_policy_name(store, version.policy), "item_sids", "items", "interest_labels")
+    names = (_policy_name(store, version.policy), "item_sids", "items", "interest_labels", "interactions", "histories")
     optional = ("canonical_interests", "ranking_index", *(["ranker"] if version.ranker == "on" else []))
     found = (artifacts.read_manifest(store, name) for name in optional)
     return (*(artifacts.require(store, name).digest for name in names), *(each.digest for each in found if each))

@@ -10,7 +10,7 @@ import pytest
 from digr.serving.journal import Journal
 from digr.serving.state import open_state
 from serve.settings import AppArguments, VersionSettings
-from tests.buckets import forget_client, serve_bucket
+from tests.buckets import serve_bucket
 from tests.serve.tiny_run import BEAM_WIDTH, serve_without_ray, write_run
 
 LAMP = {"item_id": "lamp", "title": "A brass lamp", "interests": ["light"]}
@@ -19,9 +19,7 @@ LAMP = {"item_id": "lamp", "title": "A brass lamp", "interests": ["light"]}
 @pytest.fixture(scope="module")
 def bucket():
     with serve_bucket("state") as address:
-        forget_client()
         yield address
-    forget_client()
 
 
 @pytest.fixture
@@ -78,10 +76,8 @@ def test_a_broken_object_is_set_aside_and_a_bucket_that_is_away_is_a_problem(arg
     assert client.get("/v1/items/lamp").status_code == 200
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        forget_client()
         away = client.post("/v1/items", json=LAMP | {"item_id": "other"})
         assert (away.status_code, away.json()["type"], away.headers["retry-after"]) == (503, "state-not-reached", "5")
         assert client.post("/v1/models", json={"action": "roll_back"}).json()["type"] == "state-not-reached"
         assert client.post("/v1/recommend", json={"history": ["item01"]}).status_code == 200
-    forget_client()
     assert client.post("/v1/items", json=LAMP | {"item_id": "other"}).json()["is_new"] is True

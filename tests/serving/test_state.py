@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from digr.serving.state import MAX_FILE_BYTES, LocalState, S3State, open_state, s3_client, state_address
-from tests.buckets import forget_client, serve_bucket
+from digr.s3 import s3_client
+from digr.serving.state import MAX_FILE_BYTES, LocalState, S3State, open_state, state_address
+from tests.buckets import serve_bucket
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """Serve one bucket on loopback, to a client of its own."""
     with serve_bucket("state") as address:
-        forget_client()
         yield address
-    forget_client()
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -96,9 +95,8 @@ def test_a_created_file_and_the_folders_that_name_it_are_on_the_disk_before_crea
 
 
 def test_a_process_has_one_client_of_s3(bucket):
-    forget_client()
     clients = set()
-    threads = [threading.Thread(target=lambda: clients.add(id(s3_client()))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: clients.add(id(s3_client(4)))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
