@@ -166,7 +166,8 @@ def _write_models(store: Store, rng: np.random.Generator) -> None:
     for seed, name in enumerate(("policy_sft", "policy_grpo")):
         artifacts.begin(store, name)
         build_scratch_policy(chosen, LEVELS, seed=seed).save(store.uri(name))
-        artifacts.commit(store, Manifest(name=name, seed=seed))
+        trained_on = {"item_sids": artifacts.require(store, "item_sids").digest}
+        artifacts.commit(store, Manifest(name=name, seed=seed, inputs=trained_on))
 
 
 def start(root: str, cache: str, state: str = "", policy: str = "policy_sft") -> Any:
@@ -248,14 +249,14 @@ def apart(task: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
 def adding(root: str, cache: str, state: str) -> dict[str, Any]:
     """Add items one by one; look at them in another replica that follows."""
     from serve.items.browsing import search
-    from serve.items.changing import Wish, change_catalogue
+    from serve.items.changing import ItemRequest, change_catalogue
 
     one, two = start(root, cache, state), start(root, cache, state)
     cpu, seen = [], []
     for number in range(ADDED):
         fields = {"title": f"Novelty {number} lamp", "categories": ["c1"], "price": 9.0, "currency": "EUR", "interests": []}
         begun, before = time.perf_counter(), time.process_time()
-        asyncio.run(change_catalogue(one, [Wish("add", f"new{number}", fields)]))
+        asyncio.run(change_catalogue(one, [ItemRequest("add", f"new{number}", fields)]))
         cpu.append(time.process_time() - before)
         asyncio.run(two.follow())
         (found,) = search(two.version(None)[1], f"novelty {number} lamp", 1).items

@@ -4,6 +4,8 @@ A mapping is private: what a process writes into it changes its own copies of th
 in a hole, which needs no disk, so that a process can add entries after the last one without copying those before it.
 """
 
+import mmap
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +38,11 @@ def map_array(folder: Path, name: str, more: Shaped[np.ndarray, " M"] | None = N
     added = 0 if more is None else len(more)
     if added > _room(kind):
         raise ValueError(f"{path}: {added} entries to add, room for {_room(kind)}; build the run again with the added items")
-    mapped = np.memmap(path, kind, mode="c", shape=(num + max(added, 1),))
+    with path.open("rb") as file:  # not np.memmap, whose look-up of the path takes longer than the mapping
+        mapped = np.frombuffer(mmap.mmap(file.fileno(), (num + max(added, 1)) * kind.itemsize, access=mmap.ACCESS_COPY), kind)
     if more is not None:
         mapped[num : num + added] = more
-    return np.asarray(mapped)[: num + added]
+    return mapped[: num + added]
 
 
 def save_texts(folder: Path, name: str, texts: pa.Array) -> None:
@@ -101,11 +104,18 @@ def _check_bytes(name: str, num_bytes: int) -> None:
 
 def _find(folder: Path, name: str) -> tuple[Path, np.dtype, int]:
     """Return the file of an array, its type and its number of entries."""
-    path = next(folder.glob(f"{name}.*.*"), None)
-    if path is None:
+    if name not in _arrays_of(folder):
+        _arrays_of.cache_clear()  # it may have been written meanwhile
+    if name not in _arrays_of(folder):
         raise ValueError(f"{folder}: found no array {name}; remove the folder, and it is built again")
-    _, kind, count = path.name.rsplit(".", 2)
-    return path, np.dtype(kind), int(count)
+    return _arrays_of(folder)[name]
+
+
+@lru_cache(maxsize=64)
+def _arrays_of(folder: Path) -> dict[str, tuple[Path, np.dtype, int]]:
+    """Return the arrays of a folder by name; a folder's files do not change once it is built."""
+    parts = [(path, path.name.rsplit(".", 2)) for path in folder.iterdir() if path.name.count(".") >= 2]
+    return {name: (path, np.dtype(kind), int(count)) for path, (name, kind, count) in parts}
 
 
 def _lengths(texts: pa.Array) -> Int[np.ndarray, " N"]:

@@ -8,7 +8,7 @@ from serve.contract.item_schemas import MAX_BULK, BulkResult
 from serve.contract.problems import ProblemError
 from serve.contract.schemas import ItemId
 from serve.items.changing import change_catalogue
-from serve.items.deciding import Wish
+from serve.items.deciding import ItemRequest
 from serve.service import Service
 
 JSON_LINES = "application/x-ndjson"
@@ -33,23 +33,23 @@ async def change_lines(service: Service, body: bytes) -> list[BulkResult]:
 
 
 async def _change_chunk(service: Service, lines: list[tuple[int, bytes]]) -> list[BulkResult]:
-    wishes, results = dict[int, Wish](), dict[int, BulkResult]()
+    requests, results = dict[int, ItemRequest](), dict[int, BulkResult]()
     for number, line in lines:
         try:
-            wishes[number] = read_line(line)
+            requests[number] = read_line(line)
         except ProblemError as error:
             results[number] = BulkResult(line=number, status="failed", problem=error.problem)
     try:
-        outcomes = await change_catalogue(service, list(wishes.values()))
+        outcomes = await change_catalogue(service, list(requests.values()))
         found = [(each.status, each.problem.problem if each.problem else None) for each in outcomes]
     except ProblemError as error:
-        found = [("failed", error.problem) for _ in wishes]
-    for (number, wish), (status, problem) in zip(wishes.items(), found, strict=True):
-        results[number] = BulkResult(line=number, item_id=wish.item_id, status=status, problem=problem)
+        found = [("failed", error.problem) for _ in requests]
+    for (number, wanted), (status, problem) in zip(requests.items(), found, strict=True):
+        results[number] = BulkResult(line=number, item_id=wanted.item_id, status=status, problem=problem)
     return [results[number] for number, _ in lines]
 
 
-def read_line(line: bytes) -> Wish:
+def read_line(line: bytes) -> ItemRequest:
     """Read one line.
 
     Raises:
@@ -66,5 +66,5 @@ def read_line(line: bytes) -> Wish:
     except ValidationError as error:
         raise invalid_line(error, "item_id") from None
     if facts.pop("delete", False) is True:
-        return Wish("delete", item_id, {})
-    return Wish("upsert", item_id, facts)
+        return ItemRequest("delete", item_id, {})
+    return ItemRequest("upsert", item_id, facts)

@@ -19,6 +19,7 @@ from digr.interests.canonical import CanonicalInterests
 from digr.policy.model import SidPolicy, load_policy
 from digr.policy.reasons import ItemInterests, keys_of, shared_interests, sort_interests
 from digr.policy.vocabulary import history_prompt, sid_texts
+from digr.ranking.views import View
 from digr.serving.build import Build, BuildRequest, default_cache, open_build
 from digr.serving.facts import ItemFacts, map_facts, matching_items, pack
 from digr.serving.grown_trie import map_grown_trie, shortest_sid
@@ -30,7 +31,7 @@ from digr.sids.trie import SidTrie
 from digr.tables import table_spec
 from serve.contract.schemas import ItemFilter
 from serve.items.lineage import check_parts
-from serve.lists.indexing import RunIndex, ServedIndex, load_run_index
+from serve.lists.indexing import ServedIndex, load_run_index
 from serve.lists.ranking import RunRanker, ServedRanker, load_run_ranker
 from serve.settings import VersionSettings
 
@@ -74,7 +75,7 @@ class RunTables(NamedTuple):
     ranker: RunRanker | None
     image_folders: tuple[str, ...]
     """Local folders below which images of its items may be read."""
-    item_index: RunIndex | None
+    item_index: View | None
     """Neighbours and vectors of items; None if the run has no ranking index."""
     loaded_at: float
 
@@ -199,7 +200,7 @@ def read_run(version: VersionSettings, device: str, cache: Path | None = None) -
         max_history=max_history,
         newest=newest_interaction(store),
         ranker=ranker,
-        item_index=RunIndex(ranker.lists.view) if ranker else load_run_index(store),
+        item_index=ranker.lists.view if ranker else load_run_index(store),
         image_folders=run_folders(store),
         loaded_at=time.time(),
     )
@@ -290,11 +291,11 @@ def _map_interests(files: Path, canonical: CanonicalInterests | None, labels: pa
     )
 
 
-def _map_index(files: Path, index: RunIndex | None, num_added: int) -> ServedIndex | None:
+def _map_index(files: Path, index: View | None, num_added: int) -> ServedIndex | None:
     if index is None:
         return None
     row_of = map_array(files, "row-of-place", np.full(num_added, -1, np.int32))
-    return ServedIndex(index.view, row_of, map_array(files, "place-of-row"))
+    return ServedIndex(index, row_of, map_array(files, "place-of-row"))
 
 
 def _policy_name(store: Store, wanted: str) -> PolicyName:

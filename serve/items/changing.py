@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from serve.contract import change_problems as problems
 from serve.contract.problems import ProblemError, no_state_dir, unknown_item
 from serve.items.additions import NoVectors, Vectors, VersionAdditions
-from serve.items.deciding import Outcome, Standing, Wish, decide, id_of, standing_of
+from serve.items.deciding import ItemRequest, Outcome, Standing, decide, id_of, standing_of
 from serve.items.item_journal import ItemJournal
 from serve.service import Service
 
@@ -29,8 +29,8 @@ class Plan(NamedTuple):
     """Items of the operations that nobody has added yet."""
 
 
-async def change_catalogue(service: Service, wishes: Sequence[Wish]) -> list[Outcome]:
-    """Do what can be done of several wishes, in their order, on all replicas; it is durable on return.
+async def change_catalogue(service: Service, requests: Sequence[ItemRequest]) -> list[Outcome]:
+    """Do what can be done of several requests about items, in their order, on all replicas; it is durable on return.
 
     Raises:
         ProblemError: the deployment keeps no changes; the vectors of new items cannot be made now, or the state cannot be
@@ -43,7 +43,7 @@ async def change_catalogue(service: Service, wishes: Sequence[Wish]) -> list[Out
         for _ in range(TRIES):
             async with service.changing:
                 await service.follow_locked()
-                plan = _plan(service, journal, wishes)
+                plan = _plan(service, journal, requests)
             if not plan.operations:
                 return plan.outcomes
             if plan.new:
@@ -60,25 +60,25 @@ async def change_catalogue(service: Service, wishes: Sequence[Wish]) -> list[Out
     raise problems.too_many_writers()
 
 
-def _plan(service: Service, journal: ItemJournal, wishes: Sequence[Wish]) -> Plan:
-    """Decide each wish as things stand behind those before it."""
+def _plan(service: Service, journal: ItemJournal, requests: Sequence[ItemRequest]) -> Plan:
+    """Decide each request as things stand behind those before it."""
     _, run = service.version(None)
     plan, standings = Plan(journal.num_read, [], [], []), dict[str, Standing]()
     added, changed = len(journal.by_id), len(journal.changed) + len(journal.deleted)
-    for wish in wishes:
-        before = standings.get(wish.item_id) or standing_of(wish.item_id, journal, run)
+    for wanted in requests:
+        before = standings.get(wanted.item_id) or standing_of(wanted.item_id, journal, run)
         try:
-            outcome, operation, after = decide(wish, before, service.arguments.images)
+            outcome, operation, after = decide(wanted, before, service.arguments.images)
             is_new = operation is not None and operation["op"] == "put" and before.last is None
             if is_new and added >= service.arguments.max_added_items:
                 raise problems.too_many_added(service.arguments.max_added_items)
             if operation is not None and not is_new and changed >= service.arguments.max_changed_items:
                 raise problems.too_many_changed(service.arguments.max_changed_items)
         except ProblemError as error:
-            plan.outcomes.append(Outcome("failed", error, wish.item_id))
+            plan.outcomes.append(Outcome("failed", error, wanted.item_id))
             continue
         plan.outcomes.append(outcome)
-        standings[wish.item_id] = after
+        standings[wanted.item_id] = after
         if operation is not None:
             plan.operations.append(operation)
             added, changed = added + is_new, changed + (not is_new)

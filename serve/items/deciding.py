@@ -1,4 +1,4 @@
-"""Decide what one wish about an item changes, given how the item stands; nothing is read or written here."""
+"""Decide what one request about an item changes, given how the item stands; nothing is read or written here."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ Operation = dict[str, Any]
 """An operation of the journal, see `serve.items.item_journal`."""
 
 
-class Wish(NamedTuple):
+class ItemRequest(NamedTuple):
     """One change that a request asks for."""
 
     op: Literal["add", "change", "delete", "upsert"]
@@ -35,7 +35,7 @@ class Standing(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a wish does, or why it cannot be done."""
+    """What a request does, or why it cannot be done."""
 
     status: Literal["added", "changed", "unchanged", "failed"]
     problem: ProblemError | None = None
@@ -57,8 +57,8 @@ def standing_of(item_id: str, journal: ItemJournal, run: ServedRun) -> Standing:
     return Standing({"item_id": item_id} | facts | {"interests": interests}, item_id in journal.deleted)
 
 
-def decide(wish: Wish, before: Standing, images: ImagesConfig) -> tuple[Outcome, Operation | None, Standing]:
-    """Return what a wish does, its operation, if there is one, and how the item stands then.
+def decide(wanted: ItemRequest, before: Standing, images: ImagesConfig) -> tuple[Outcome, Operation | None, Standing]:
+    """Return what a request does, its operation, if there is one, and how the item stands then.
 
     Args:
         images: which addresses of images are read.
@@ -66,48 +66,48 @@ def decide(wish: Wish, before: Standing, images: ImagesConfig) -> tuple[Outcome,
     Raises:
         ProblemError: it cannot be done.
     """
-    _check_image(wish.facts.get("image_uri"), images)
+    _check_image(wanted.facts.get("image_uri"), images)
     is_there = before.last is not None and not before.is_deleted
-    if wish.op == "delete":
+    if wanted.op == "delete":
         if before.last is None:
-            raise unknown_item(wish.item_id)
-        operation = {"op": "delete", "item_id": wish.item_id} if is_there else None
-        return Outcome("changed" if is_there else "unchanged", None, wish.item_id), operation, Standing(before.last, True)
-    if wish.op == "add" or (wish.op == "upsert" and not is_there):
-        return _add(wish, before)
+            raise unknown_item(wanted.item_id)
+        operation = {"op": "delete", "item_id": wanted.item_id} if is_there else None
+        return Outcome("changed" if is_there else "unchanged", None, wanted.item_id), operation, Standing(before.last, True)
+    if wanted.op == "add" or (wanted.op == "upsert" and not is_there):
+        return _add(wanted, before)
     if not is_there or before.last is None:
-        raise unknown_item(wish.item_id)
-    return _change(wish, before.last)
+        raise unknown_item(wanted.item_id)
+    return _change(wanted, before.last)
 
 
-def _add(wish: Wish, before: Standing) -> tuple[Outcome, Operation | None, Standing]:
+def _add(wanted: ItemRequest, before: Standing) -> tuple[Outcome, Operation | None, Standing]:
     """Add an item, or bring a deleted one back, which keeps its semantic ID and so its interests."""
     try:
-        item = NewItem.model_validate({"item_id": wish.item_id} | wish.facts).model_dump()
+        item = NewItem.model_validate({"item_id": wanted.item_id} | wanted.facts).model_dump()
     except ValidationError as error:
         raise problems.invalid_line(error) from None
     if before.last is not None and not before.is_deleted:
         if item != before.last:
-            raise problems.item_exists(wish.item_id)
-        return Outcome("unchanged", None, wish.item_id), None, before
+            raise problems.item_exists(wanted.item_id)
+        return Outcome("unchanged", None, wanted.item_id), None, before
     if before.last is not None and item["interests"] != before.last["interests"]:
-        raise problems.interests_stay(wish.item_id, before.last["interests"])
-    return Outcome("added", None, wish.item_id), {"op": "put", "item": item}, Standing(item)
+        raise problems.interests_stay(wanted.item_id, before.last["interests"])
+    return Outcome("added", None, wanted.item_id), {"op": "put", "item": item}, Standing(item)
 
 
-def _change(wish: Wish, last: dict[str, Any]) -> tuple[Outcome, Operation | None, Standing]:
-    given = dict(wish.facts)
-    if wish.op == "upsert" and given.pop("interests", last["interests"]) != last["interests"]:
-        raise problems.interests_stay(wish.item_id, last["interests"])
+def _change(wanted: ItemRequest, last: dict[str, Any]) -> tuple[Outcome, Operation | None, Standing]:
+    given = dict(wanted.facts)
+    if wanted.op == "upsert" and given.pop("interests", last["interests"]) != last["interests"]:
+        raise problems.interests_stay(wanted.item_id, last["interests"])
     try:
         facts = ItemChange.model_validate(given).model_dump(exclude_unset=True)
     except ValidationError as error:
         raise problems.invalid_line(error) from None
     facts = {name: value for name, value in facts.items() if value != last[name]}
     if not facts:
-        return Outcome("unchanged", None, wish.item_id), None, Standing(last)
-    operation = {"op": "change", "item_id": wish.item_id, "facts": facts}
-    return Outcome("changed", None, wish.item_id), operation, Standing(last | facts)
+        return Outcome("unchanged", None, wanted.item_id), None, Standing(last)
+    operation = {"op": "change", "item_id": wanted.item_id, "facts": facts}
+    return Outcome("changed", None, wanted.item_id), operation, Standing(last | facts)
 
 
 def _check_image(uri: Any, images: ImagesConfig) -> None:

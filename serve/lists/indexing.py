@@ -15,12 +15,6 @@ from digr.ranking.views import View, load_view
 from serve.items.lineage import OF_THE_RANKER
 
 
-class RunIndex(NamedTuple):
-    """A run's `ranking_index`; loaded once and kept when items are added."""
-
-    view: View
-
-
 class ServedIndex(NamedTuple):
     """The index with the mapping between its items and the served ones (in the order of `trie.item_ids`)."""
 
@@ -42,7 +36,7 @@ class ServedIndex(NamedTuple):
         return self.place_of >= 0 if (self.place_of < 0).any() else None
 
 
-def load_run_index(store: Store) -> RunIndex | None:
+def load_run_index(store: Store) -> View | None:
     """Load the ranking index of a run; return None if it has none.
 
     Raises:
@@ -52,5 +46,4 @@ def load_run_index(store: Store) -> RunIndex | None:
         return None
     artifacts.check_lineage(store, "ranking_index", OF_THE_RANKER["ranking_index"])
     with artifacts.local_files(store, "ranking_index") as folder:
-        view = load_view(folder, "all", (SERVED.family,), grains=0)
-    return RunIndex(view)
+        return load_view(folder, "all", (SERVED.family,), grains=0)

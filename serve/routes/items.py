@@ -10,7 +10,7 @@ from serve.contract.item_schemas import MAX_SEARCH, AddedItem, BulkResult, Found
 from serve.items.browsing import find_item, search, show_item, show_level
 from serve.items.bulk import JSON_LINES, change_lines
 from serve.items.changing import change_catalogue, check_not_deleted, sids_of
-from serve.items.deciding import Outcome, Wish
+from serve.items.deciding import ItemRequest, Outcome
 from serve.items.images import FRESH_SECONDS
 from serve.routes.shared import ItemPath, Model, access, new_router, service_of
 from serve.service import Service
@@ -39,12 +39,12 @@ async def find_items(
 async def add_item(request: Request, body: NewItem) -> AddedItem:
     """Add an item: the frozen quantiser gives it a semantic ID, and no other item's changes. Needs an admin key."""
     service = service_of(request)
-    outcome = await _do(service, Wish("add", body.item_id, body.model_dump(exclude={"item_id"})))
+    outcome = await _do(service, ItemRequest("add", body.item_id, body.model_dump(exclude={"item_id"})))
     return AddedItem(item_id=body.item_id, sids=sids_of(service, body.item_id), is_new=outcome.status == "added")
 
 
-async def _do(service: Service, wish: Wish) -> Outcome:
-    (outcome,) = await change_catalogue(service, [wish])
+async def _do(service: Service, wanted: ItemRequest) -> Outcome:
+    (outcome,) = await change_catalogue(service, [wanted])
     if outcome.problem is not None:
         raise outcome.problem
     return outcome
@@ -113,7 +113,7 @@ async def change_item(request: Request, item_id: ItemPath, body: ItemChange) -> 
     """Change facts of an item on all replicas; it keeps its semantic ID and its interests. Needs an admin key."""
     service = service_of(request)
     find_item(service.version(None)[1], item_id)  # it can be shown then
-    await _do(service, Wish("change", item_id, body.model_dump(exclude_unset=True)))
+    await _do(service, ItemRequest("change", item_id, body.model_dump(exclude_unset=True)))
     return show_item(service.version(None)[1], item_id)
 
 
@@ -121,7 +121,7 @@ async def change_item(request: Request, item_id: ItemPath, body: ItemChange) -> 
 @access("admin")
 async def delete_item(request: Request, item_id: ItemPath) -> None:
     """Take an item out of all lists; histories that contain it still work. Deleting again changes nothing. Needs an admin key."""
-    await _do(service_of(request), Wish("delete", item_id, {}))
+    await _do(service_of(request), ItemRequest("delete", item_id, {}))
 
 
 @router.get("/v1/sids")
