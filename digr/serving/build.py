@@ -41,7 +41,7 @@ from digr.tables import Owner, flat_interests
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when a file changes its form."""
 SMALL_ROWS = 200_000
 """Interactions and items of a run that is built in the replica's own process; of a larger one another process builds, because

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Int
 
 MAX_WORDS = 16
 """Words of a query that are looked at; further ones are not."""
-_PREFIXES = "1 2 3 4 5 6"
-"""Lengths of beginnings that have postings of their own; those of longer ones are merged from few words."""
+_PREFIXES = "1 2 3 4 5 6 7 8 9 10 11 12"
+"""Lengths of beginnings that have postings of their own, up to most words: those of longer ones are merged at each search."""
 
 
 def words_of(texts: pa.Array) -> pa.Array:

@@ -12,7 +12,7 @@ from digr.serving.word_index import query_words
 from digr.tables import table_spec
 
 NUM = 200
-WORDS = ["Brass", "lamp", "lamps", "3M", "über-cool", "LED", "brassica", "of"]
+WORDS = ["Brass", "lamp", "lamps", "3M", "über-cool", "LED", "brassica", "of", "chandeliering", "chandelierings"]
 
 
 def _items(rng: np.random.Generator) -> list[dict]:
@@ -84,7 +84,7 @@ def test_a_catalogue_without_prices_has_no_currency(tmp_path):
     assert _mapped(tmp_path, [{"item_id": "a", "title": "a", "price": 1.0}], np.arange(1)).currencies == ()
 
 
-@pytest.mark.parametrize("query", ["brass", "LAMP", "lamp brass", "über", "cool", "3m", "ass", "brass lamp", ""])
+@pytest.mark.parametrize("query", ["brass", "LAMP", "lamp brass", "über", "cool", "3m", "ass", "brass lamp", "", "chandelier", "chandeliering", "chandelierings lamp"])
 def test_a_search_finds_and_orders_titles_as_a_loop_does(both, query):
     items, facts = both
     wanted = query.lower().split()
