@@ -16,6 +16,7 @@ from digr.config import Config, apply_overrides
 from digr.data.ids import build_id_index
 from digr.data.transitions import read_sequences
 from digr.evaluation.baselines import BASELINES, collect_examples, count_training, recommend_baseline
+from digr.evaluation.interest_metrics import read_carried_interests
 from digr.evaluation.metrics import evaluate_split
 from digr.evaluation.report import RunDescription, build_report, metrics_text, strict_json
 from digr.evaluation.towers import SYSTEMS as TOWER_SYSTEMS
@@ -41,12 +42,13 @@ def run(config: Config, options: Options) -> dict:
     folders = [
         f"variants/{variant}/recommendations/{stage}" if variant else f"recommendations/{stage}" for _, variant, stage in systems
     ]
+    labels = ["interest_labels", "canonical_interests"] if config.ranking.enabled else []
     summary = run_stage(
         config,
         options,
         outputs=["metrics", "report"],
         sections=["evaluation", "ablations"],
-        inputs=["items", "histories", *(f"{folder}_{split}" for folder in folders for split in HELD_OUT)],
+        inputs=["items", "histories", *labels, *(f"{folder}_{split}" for folder in folders for split in HELD_OUT)],
         build=partial(_build, config, systems),
     )
     return summary | {"report": f"{store_of(config).uri('report')}/report.html"}
@@ -67,13 +69,15 @@ def _build(config: Config, trained: Sequence[System], store: Store, work: str) -
     rng = np.random.default_rng(config.run.seed)
     items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
     counts = count_training(read_sequences(store, partial(items.find_all, where="histories")), items, rng)
+    interests = read_carried_interests(store, items) if config.ranking.enabled else None
     rows, comparisons = [], []
     for split in HELD_OUT:
         examples = collect_examples(_histories(store, split), counts, f"histories, {split}")
         systems = _baselines(store, split, counts, max(config.evaluation.ks)) | _trained(config, trained, split)
         log("metrics", f"{split}: {len(examples.targets)} examples, {len(systems)} systems")
+        resamples = config.evaluation.bootstrap
         found = evaluate_split(
-            systems, examples, items, split, ks=config.evaluation.ks, resamples=config.evaluation.bootstrap, rng=rng
+            systems, examples, items, split, ks=config.evaluation.ks, resamples=resamples, rng=rng, interests=interests
         )
         rows += found[0]
         comparisons += found[1]

@@ -1,4 +1,4 @@
-"""Item-level ranking metrics, computed from the rank of each example's target and its user.
+"""Ranking metrics, computed from the rank of each example's target and its user, and from the interests of listed items.
 
 Intervals and paired tests resample users; differences of systems have a second interval, over users and target items. See
 `digr.evaluation.resampling`.
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from digr.data.ids import IdIndex
+from digr.evaluation.interest_metrics import MEASURES, CarriedInterests, has_interest, interest_values
 from digr.evaluation.resampling import resample_users, two_way_errors
 
 HEAD_RATE = 0.2
@@ -49,6 +50,8 @@ class SystemLists(NamedTuple):
     """Rank of the target in its list, from 1; 0 if the list does not contain it."""
     exposure: pa.Table
     """Columns item_id, best (best rank of the item in any list, from 1) and count."""
+    interest: Float[np.ndarray, "B M"] | None
+    """The measures of `interest_metrics.interest_values`; None if no interests are known."""
 
 
 def target_ranks(lists: pa.ListArray, targets: pa.Array) -> Int[np.ndarray, " B"]:
@@ -62,18 +65,27 @@ def target_ranks(lists: pa.ListArray, targets: pa.Array) -> Int[np.ndarray, " B"
     return ranks
 
 
-def rank_system(batches: Iterable[pa.RecordBatch | pa.Table], examples: Examples, where: str) -> SystemLists:
-    """Read a system's recommendations in any order and keep the ranks of the targets.
+def rank_system(
+    batches: Iterable[pa.RecordBatch | pa.Table],
+    examples: Examples,
+    where: str,
+    interests: CarriedInterests | None = None,
+    ks: Sequence[int] = (),
+) -> SystemLists:
+    """Read a system's recommendations in any order; keep the ranks of the targets, and whether their interests are served.
 
     Args:
         batches: columns example_id and item_ids (best first).
         examples: all examples of the split; each needs exactly one list.
         where: name of the recommendations in errors.
+        interests: the interests of items, if they are known.
+        ks: cutoffs of the measures of interests.
 
     Raises:
         ValueError: an example has no list or several, or a list belongs to no example.
     """
     ranks = np.full(len(examples.example_ids), -1, np.int32)
+    interest = None if interests is None else np.zeros((len(ranks), len(MEASURES) * len(ks)), np.float32)
     exposure = pa.table(
         {"item_id": pa.array([], pa.string()), "best": pa.array([], pa.int64()), "count": pa.array([], pa.int64())}
     )
@@ -82,13 +94,16 @@ def rank_system(batches: Iterable[pa.RecordBatch | pa.Table], examples: Examples
         if (ranks[chosen] >= 0).any() or len(np.unique(chosen)) < len(chosen):
             raise ValueError(f"{where}: an example has more than one list; expected one per example")
         lists = _one_chunk(batch["item_ids"])
-        ranks[chosen] = target_ranks(lists, examples.targets.take(pa.array(chosen)))
+        targets = examples.targets.take(pa.array(chosen))
+        ranks[chosen] = target_ranks(lists, targets)
+        if interest is not None and interests is not None:
+            interest[chosen] = interest_values(lists, targets, interests, ks)
         exposure = _merge_exposure(exposure, lists)
     missing = np.flatnonzero(ranks < 0)
     if len(missing):
         first = examples.example_ids.ids[int(missing[0])].as_py()
         raise ValueError(f"{where}: {len(missing)} of {len(ranks)} examples have no list (first {first!r}); run the job again")
-    return SystemLists(ranks, exposure)
+    return SystemLists(ranks, exposure, interest)
 
 
 def rank_gains(name: str, k: int, depth: int) -> Float[np.ndarray, " R"]:
@@ -128,9 +143,63 @@ def evaluate_ranks(
         sizes = ", ".join(f"{system} {found.shape[-1]}" for system, found in ranks.items())
         raise ValueError(f"evaluation: every system needs a rank for each of {len(user)} examples, at least one; found {sizes}")
     measures = [(name, k) for name in ("hr", "ndcg") for k in ks]
-    pairs = [(later, first) for later in range(len(ranks)) for first in range(later)]
-    columns = _columns([np.atleast_2d(found) for found in ranks.values()], slices, measures, pairs)
-    systems, paired = list(ranks), len(pairs) * len(measures)
+    gains = np.stack([rank_gains(name, k, max(ks)) for name, k in measures], axis=1)
+
+    def values(rows: Int[np.ndarray, " b"]) -> list[Float[np.ndarray, "b M"]]:
+        places = (np.atleast_2d(found)[:, rows] for found in ranks.values())
+        return [np.mean([gains[np.where(run > max(ks), 0, run)] for run in found], axis=0) for found in places]
+
+    return _compare(list(ranks), measures, values, user, item, slices=slices, resamples=resamples, rng=rng)
+
+
+def evaluate_interests(
+    values: Mapping[str, Float[np.ndarray, "B M"] | Float[np.ndarray, "R B M"]],
+    examples: Examples,
+    interests: CarriedInterests,
+    ks: Sequence[int],
+    *,
+    resamples: int,
+    rng: np.random.Generator,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the measures of `interest_metrics` of each system as `evaluate_ranks` does, of examples whose target has interests.
+
+    Args:
+        values: of each system, see `SystemLists.interest`; several runs are averaged per example.
+    """
+    known = np.flatnonzero(has_interest(examples.targets, interests))
+    item = examples.targets.dictionary_encode().indices.to_numpy()
+    slices = {name: mask[known] for name, mask in examples.slices.items()}
+    measures = [(name, k) for name in MEASURES for k in ks]
+    found = [found.reshape(-1, *found.shape[-2:]) for found in values.values()]
+
+    def chosen(rows: Int[np.ndarray, " b"]) -> list[Float[np.ndarray, "b M"]]:
+        return [each[:, known[rows]].mean(axis=0, dtype=np.float64) for each in found]
+
+    user = examples.user[known]
+    return _compare(list(values), measures, chosen, user, item[known], slices=slices, resamples=resamples, rng=rng)
+
+
+def _compare(
+    systems: Sequence[str],
+    measures: Sequence[tuple[str, int]],
+    values: Callable[[Int[np.ndarray, " b"]], list[Float[np.ndarray, "b M"]]],
+    user: Int[np.ndarray, " B"],
+    item: Int[np.ndarray, " B"],
+    *,
+    slices: Mapping[str, Bool[np.ndarray, " B"]],
+    resamples: int,
+    rng: np.random.Generator,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the means of each system's values of measures on each slice, and its gains over all earlier systems."""
+    pairs = [(later, first) for later in range(len(systems)) for first in range(later)]
+    masks = np.stack(list(slices.values()), axis=1)
+
+    def columns(rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b F"]:
+        inside, found = masks[rows].astype(np.float64), values(rows)
+        on_slices = [(inside[:, :, None] * each[:, None, :]).reshape(len(rows), -1) for each in found]
+        return np.concatenate([inside, *on_slices, *(found[later] - found[first] for later, first in pairs)], axis=1)
+
+    paired = len(pairs) * len(measures)
     sums = resample_users(user, columns, paired, resamples=resamples, rng=rng)
     margins = INTERVAL_ERRORS * two_way_errors(user, item, columns, paired)
     shape = (len(systems), len(slices), len(measures))
@@ -151,27 +220,6 @@ def evaluate_ranks(
         row |= {"low_with_items": float(gain) - margin, "high_with_items": float(gain) + margin}
         comparisons.append(row | {"p_value": (1 + int((np.abs(swapped) >= abs(gain) - 1e-12).sum())) / (1 + resamples)})
     return rows, comparisons
-
-
-def _columns(
-    ranks: Sequence[Int[np.ndarray, "R B"]],
-    slices: Mapping[str, Bool[np.ndarray, " B"]],
-    measures: Sequence[tuple[str, int]],
-    pairs: Sequence[tuple[int, int]],
-) -> Callable[[Int[np.ndarray, " b"]], Float[np.ndarray, "b F"]]:
-    """Return the function of the columns of examples: membership in slices, gains by system, slice and measure, differences."""
-    depth = max(k for _, k in measures)
-    gains = np.stack([rank_gains(name, k, depth) for name, k in measures], axis=1)
-    masks = np.stack(list(slices.values()), axis=1)
-
-    def columns(rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b F"]:
-        inside = masks[rows].astype(np.float64)
-        found = [np.mean([gains[np.where(run > depth, 0, run)] for run in places[:, rows]], axis=0) for places in ranks]
-        on_slices = [(inside[:, :, None] * each[:, None, :]).reshape(len(rows), -1) for each in found]
-        differences = [found[later] - found[first] for later, first in pairs]
-        return np.concatenate([inside, *on_slices, *differences], axis=1)
-
-    return columns
 
 
 def _means_with_intervals(
@@ -210,16 +258,22 @@ def evaluate_split(
     ks: Sequence[int],
     resamples: int,
     rng: np.random.Generator,
+    interests: CarriedInterests | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Evaluate all systems of a run on one split, see `evaluate_ranks`: rows of the `metrics` table, and the comparisons.
+    """Evaluate all systems of a run on one split: rows of the `metrics` table, and the comparisons.
 
     Args:
         systems: name -> opens the system's recommendations; in the order of comparison, baselines first.
+        interests: the interests of items; with them see also `evaluate_interests`.
     """
-    lists = {system: rank_system(batches(), examples, f"{system}, {split}") for system, batches in systems.items()}
+    lists = {system: rank_system(batches(), examples, f"{system}, {split}", interests, ks) for system, batches in systems.items()}
     ranks = {system: found.ranks for system, found in lists.items()}
     item = examples.targets.dictionary_encode().indices.to_numpy()
     rows, comparisons = evaluate_ranks(ranks, examples.user, item, examples.slices, ks, resamples=resamples, rng=rng)
+    if interests is not None and has_interest(examples.targets, interests).any():
+        values = {system: found.interest for system, found in lists.items() if found.interest is not None}
+        more = evaluate_interests(values, examples, interests, ks, resamples=resamples, rng=rng.spawn(1)[0])
+        rows, comparisons = rows + more[0], comparisons + more[1]
     for system, found in lists.items():
         rows += [{"system": system} | row for row in evaluate_exposure(found, items, ks)]
     rows.sort(key=lambda row: list(systems).index(row["system"]))

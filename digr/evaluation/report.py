@@ -12,9 +12,11 @@ from plotly.offline import get_plotlyjs
 
 from digr.artifacts import Manifest, Store
 from digr.evaluation import charts, label_charts, ranking_facts, run_facts, sid_charts, sid_facts
+from digr.evaluation.interest_metrics import MEASURES
 from digr.partitions import STARTS
 
-METRIC_TITLES = {"hr": "HR", "ndcg": "NDCG", "coverage": "coverage", "invalid_rate": "invalid rate"}
+METRIC_TITLES = {"hr": "HR", "ndcg": "NDCG"}
+INTEREST_TITLES = dict(zip(MEASURES, ("interest HR", "interest NDCG", "diversity"), strict=True))
 DATA = ("items", "interactions", "histories")
 RLDI = ("classifier", "interest_labels")
 LISTS = ("recommendations/sft_test", "recommendations/grpo_test")
@@ -53,16 +55,24 @@ class RunDescription(NamedTuple):
 def metrics_text(rows: Sequence[Mapping[str, Any]], split: str) -> str:
     """Return the metrics of all systems on one split as a plain table: value and 95 % interval of each HR@k and NDCG@k.
 
-    The last line explains the intervals.
+    A second table has the measures of interests, if there are any, at the cutoff nearest to 10. The last line explains the
+    intervals.
     """
-    table = _ranking_table(rows, split)
-    width = max(map(len, table["systems"]), default=6)
+    near = min((row["k"] for row in rows), key=lambda k: abs(k - 10), default=10)
+    tables = [_ranking_table(rows, split, METRIC_TITLES)]
+    tables.append(_ranking_table([row for row in rows if row["k"] == near], split, INTEREST_TITLES))
+    lines = [line for table in tables if table["systems"] for line in [*_table_lines(table, split), ""]]
+    return "\n".join([*lines[:-1], "in brackets: 95 % bootstrap intervals, users resampled"])
+
+
+def _table_lines(table: Mapping[str, Any], split: str) -> list[str]:
+    width = max(map(len, [split, *table["systems"]]))
     head = f"{split:<{width}}" + "".join(f"  {title:<24}" for title in table["columns"])
     lines = [head, "-" * len(head)]
     for system, cells in table["systems"].items():
         values = [f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" for row in cells]
         lines.append(f"{system:<{width}}" + "".join(f"  {value:<24}" for value in values))
-    return "\n".join([*lines, "in brackets: 95 % bootstrap intervals, users resampled"])
+    return lines
 
 
 def strict_json(value: Any) -> str:
@@ -142,7 +152,10 @@ def _results(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[st
     return {
         "split": shown,
         "k": k,
-        "tables": {split: _ranking_table(rows, split) for split in [shown, *(name for name in splits if name != shown)]},
+        "tables": {
+            split: _ranking_table(rows, split, METRIC_TITLES) for split in [shown, *(name for name in splits if name != shown)]
+        },
+        "interests": _ranking_table(rows, shown, INTEREST_TITLES),
         "chart": charts.metric_bars(ranking),
         "slices": _slice_table(rows, shown, k),
         "gains": [
@@ -161,13 +174,13 @@ def _is_compared(system: str) -> bool:
     return system.startswith(("sid_", "ranked")) and not charts.is_ablation(system)
 
 
-def _ranking_table(rows: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
-    chosen = [row for row in rows if row["split"] == split and row["slice"] == "all" and row["name"] in ("hr", "ndcg")]
+def _ranking_table(rows: Sequence[Mapping[str, Any]], split: str, titles: Mapping[str, str]) -> dict[str, Any]:
+    chosen = [row for row in rows if row["split"] == split and row["slice"] == "all" and row["name"] in titles]
     columns = sorted({(row["k"], row["name"]) for row in chosen})
     cells = {(row["system"], row["k"], row["name"]): row for row in chosen}
     systems = list(dict.fromkeys(row["system"] for row in chosen))
     return {
-        "columns": [f"{METRIC_TITLES[name]}@{k}" for k, name in columns],
+        "columns": [f"{titles[name]}@{k}" for k, name in columns],
         "systems": {system: [cells[system, k, name] for k, name in columns] for system in systems},
         "best": [max(cells[system, k, name]["value"] for system in systems) for k, name in columns],
         "num_examples": chosen[0]["num_examples"] if chosen else 0,

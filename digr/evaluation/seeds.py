@@ -8,15 +8,16 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
-from jaxtyping import Int
+from jaxtyping import Bool
 
 from digr import artifacts
 from digr.artifacts import Store
 from digr.config.ranking import Ablation
-from digr.data.ids import build_id_index
+from digr.data.ids import IdIndex, build_id_index
 from digr.data.transitions import read_sequences
 from digr.evaluation.baselines import collect_examples, count_training
-from digr.evaluation.metrics import Examples, evaluate_ranks, rank_gains, rank_system
+from digr.evaluation.interest_metrics import MEASURES, has_interest, read_carried_interests
+from digr.evaluation.metrics import Examples, SystemLists, evaluate_interests, evaluate_ranks, rank_gains, rank_system
 from digr.evaluation.towers import SYSTEMS as TOWER_SYSTEMS
 from digr.ranking.systems import systems_of
 from digr.tables import HELD_OUT
@@ -51,36 +52,54 @@ def common_systems(runs: Sequence[Store]) -> list[str]:
 def compare_runs(runs: Sequence[Store], *, ks: Sequence[int], resamples: int, rng: np.random.Generator) -> SeedResults:
     """Average runs per example, so that intervals are those of the mean over seeds.
 
+    The interests of items are those of the first run.
+
     Raises:
         ValueError: the runs have different data, or no common system.
     """
     systems = common_systems(runs)
     _check_same_examples(runs)
     metrics, comparisons = list[dict[str, Any]](), list[dict[str, Any]]()
+    items = build_id_index(artifacts.read_table(runs[0], "items", ["item_id"])["item_id"])
+    interests = read_carried_interests(runs[0], items)
     for pooled in (*((split,) for split in HELD_OUT), HELD_OUT):
-        examples = _examples(runs[0], pooled)
+        examples = _examples(runs[0], items, pooled)
         item = examples.targets.dictionary_encode().indices.to_numpy()
-        ranks = {system: _ranks(runs, system, pooled, examples) for system in systems}
+        lists = {
+            system: [rank_system(_lists(run, system, pooled), examples, f"{run.root}, {system}", interests, ks) for run in runs]
+            for system in systems
+        }
+        ranks = {system: np.stack([each.ranks for each in found]) for system, found in lists.items()}
         found = evaluate_ranks(ranks, examples.user, item, examples.slices, ks, resamples=resamples, rng=rng)
+        known = np.ones(len(item), bool) if interests is None else has_interest(examples.targets, interests)
+        if interests is not None:
+            values = {
+                system: np.stack([each.interest for each in of if each.interest is not None]) for system, of in lists.items()
+            }
+            more = evaluate_interests(values, examples, interests, ks, resamples=resamples, rng=rng.spawn(1)[0])
+            found = found[0] + more[0], found[1] + more[1]
         for row in found[0]:
-            gains, rank = rank_gains(row["name"], row["k"], max(ks)), ranks[row["system"]][:, examples.slices[row["slice"]]]
-            row["runs"] = gains[np.where(rank > max(ks), 0, rank)].mean(axis=1).tolist() if rank.size else []
+            mask = examples.slices[row["slice"]] & (known if row["name"] in MEASURES else True)
+            row["runs"] = [_mean(each, row["name"], row["k"], mask, ks) for each in lists[row["system"]]] if mask.any() else []
         named = {"split": "+".join(pooled)}
         metrics += [named | row for row in found[0]]
         comparisons += [named | row for row in found[1]]
     return SeedResults(systems, metrics, comparisons)
 
 
-def _examples(store: Store, splits: Sequence[str]) -> Examples:
-    items = build_id_index(artifacts.read_table(store, "items", ["item_id"])["item_id"])
+def _examples(store: Store, items: IdIndex, splits: Sequence[str]) -> Examples:
     # the generator only decides the order of equally popular items, which does not matter here
     counts = count_training(read_sequences(store, partial(items.find_all, where="histories")), items, np.random.default_rng(0))
     batches = artifacts.dataset_of(store, "histories").to_batches(filter=pads.field("split").isin(list(splits)))
     return collect_examples(iter(batches), counts, f"histories, {'+'.join(splits)}")
 
 
-def _ranks(runs: Sequence[Store], system: str, splits: Sequence[str], examples: Examples) -> Int[np.ndarray, "R B"]:
-    return np.stack([rank_system(_lists(run, system, splits), examples, f"{run.root}, {system}").ranks for run in runs])
+def _mean(lists: SystemLists, name: str, k: int, mask: Bool[np.ndarray, " B"], ks: Sequence[int]) -> float:
+    """Return the mean of a measure over some examples of a run."""
+    if lists.interest is not None and name in MEASURES:
+        return float(lists.interest[mask, MEASURES.index(name) * len(ks) + list(ks).index(k)].mean())
+    ranks = lists.ranks[mask]
+    return float(rank_gains(name, k, k)[np.where(ranks > k, 0, ranks)].mean())
 
 
 def _lists(store: Store, system: str, splits: Sequence[str]) -> Iterator[pa.RecordBatch]:
