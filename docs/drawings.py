@@ -163,8 +163,16 @@ STAGES = {
     "evaluation": Stage(
         "Evaluation",
         (
-            drawn_job("evaluate", ("items", "histories", "recommendations"), ("metrics", "report")),
-            drawn_job("compare_runs", ("histories", "recommendations"), ("seed_comparison",)),
+            drawn_job(
+                "evaluate",
+                ("items", "histories", f"interest_labels: {RANKED}", f"canonical_interests: {RANKED}", "recommendations"),
+                ("metrics", "report"),
+            ),
+            drawn_job(
+                "compare_runs",
+                ("histories", f"interest_labels: {RANKED}", f"canonical_interests: {RANKED}", "recommendations"),
+                ("seed_comparison",),
+            ),
         ),
     ),
 }
