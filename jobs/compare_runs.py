@@ -41,8 +41,8 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
     names = [] if options.dry_run else [f"recommendations/{name}_{split}" for name in common_systems(runs) for split in HELD_OUT]
     lists = {f"{name} of {other.root}": f"{other.uri(name)}/{artifacts.MANIFEST}" for name in names for other in runs[1:]}
-    there = artifacts.read_manifest(runs[0], "canonical_interests") is not None or (options.dry_run and config.ranking.enabled)
-    inputs = ["histories", *(["interest_labels", "canonical_interests"] if there else []), *names]
+    labels = ["interest_labels", "canonical_interests"] if config.ranking.enabled else []
+    inputs = ["histories", *labels, *names]
     sections = ["evaluation", "seeds"]
     return run_stage(config, options, outputs=[OUTPUT], sections=sections, inputs=inputs, files=lists, build=build)
 

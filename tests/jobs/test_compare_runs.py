@@ -90,7 +90,7 @@ def test_an_interval_is_that_of_the_mean_and_not_of_one_run(tmp_path):
 
 def _config(runs):
     first, *others = runs
-    tree = {"run": {"dir": first.root}, "evaluation": {"ks": [5, 10], "bootstrap": 100}}
+    tree = {"ranking": {"enabled": False}, "run": {"dir": first.root}, "evaluation": {"ks": [5, 10], "bootstrap": 100}}
     return build_config(tree | {"seeds": {"runs": [other.root for other in others]}}, "test")
 
 
