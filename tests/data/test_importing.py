@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from digr.data.importing import writing
 from digr.data.importing.writing import image_folders
 from tests.data.readers.importing import ITEMS, all_rows, imported, write_files
 
@@ -168,6 +172,38 @@ def test_one_day_above_twelve_decides_that_days_come_first_for_the_whole_file(tm
     assert all_rows(tmp_path / "out", "interactions")[0]["timestamp"] == datetime(2020, 1, 2, tzinfo=UTC)
 
 
+@pytest.mark.parametrize(
+    ("texts", "dates", "expected", "said"),
+    [
+        (["03/04/2021", "1/2/2021"], "", ["2021-03-04", "2021-01-02"], "note: {log}: days or months may come first, as in "
+         "'03/04/2021': read as month/day/year; --dates day-first reads day/month/year"),
+        (["03/04/2021", "1-2-21 8:30"], "day-first", ["2021-04-03", "2021-02-01"], ""),
+        (["03/04/2021", "1/2/2021"], "month-first", ["2021-03-04", "2021-01-02"], ""),
+        (["3/4/2021", "13/4/2021", "4/13/2021"], "", ["2021-03-04", "2021-04-13"], "note: {log}: days come first in "
+         "'13/4/2021' and months in '4/13/2021': read as month/day/year; --dates day-first reads day/month/year"),
+        (["3/4/2021", "13/4/2021", "4/13/2021"], "day-first", ["2021-04-03", "2021-04-13"], ""),
+        (["2021-04-13"] * 12_000 + ["3/4/2021", "14/4/2021"], "", ["2021-04-13"] * 12_000 + ["2021-04-03", "2021-04-14"], ""),
+        (["20210413", "2021-04-14", "20210415 "], "", ["2021-04-13", "2021-04-14", "2021-04-15"], ""),
+        (["20210413", "1618358400"], "", ["1970-08-22", "2021-04-14"], "note: {log}: 1 of 2 numbers look like dates, "
+         "such as 20101201; all are read as times since 1970"),
+    ],
+)  # fmt: skip
+def test_dates_that_may_be_read_in_two_ways_are_said_and_a_choice_decides(tmp_path, texts, dates, expected, said):
+    log = "user_id,item_id,timestamp\n" + "".join(f"u{at % 9},a,{text}\n" for at, text in enumerate(texts))
+    files = write_files(tmp_path, log__csv=log, items__csv=ITEMS)
+    facts, lines = imported(tmp_path / "out", *files, dates=dates)
+    found = [f"{row['timestamp']:%Y-%m-%d}" for row in all_rows(tmp_path / "out", "interactions")]
+    assert found == expected
+    assert facts["dropped"]["interactions"].get("unreadable time", 0) == len(texts) - len(expected)
+    assert [line for line in lines if line.startswith("note: ")] == ([said.format(log=files[0])] if said else [])
+
+
+def test_an_unknown_order_of_dates_is_refused(tmp_path):
+    files = write_files(tmp_path, log__csv="user_id,item_id\nu,a\n", items__csv=ITEMS)
+    with pytest.raises(ValueError, match="--dates dmy: unknown; expected one of day-first, month-first"):
+        imported(tmp_path / "out", *files, dates="dmy")
+
+
 def test_a_column_named_as_a_time_that_holds_none_is_an_error(tmp_path):
     files = write_files(tmp_path, log__csv="user_id,item_id,when\nu,a,soon\n", items__csv=ITEMS)
     with pytest.raises(ValueError, match="no value of 'when' is a time"):
@@ -318,6 +354,43 @@ def test_of_a_file_and_an_address_of_a_picture_the_file_is_taken(tmp_path):
         (None, str(tmp_path / "pics/a.jpg")),
         ("http://x/b.jpg", None),
     ]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_rows_keep_the_order_of_their_files_though_many_threads_read_them(tmp_path, monkeypatch, form):
+    """Rows of one time are ordered by their place in the file, so a shuffled import would be another history."""
+    monkeypatch.setattr("digr.data.importing.tables.MAX_ROW", 1 << 12)  # each thread reads a few hundred rows
+    monkeypatch.setattr("digr.data.importing.writing.INTERACTION_ROWS", 10_000)
+    opened = writing.open_database
+
+    @contextmanager
+    def with_threads(*arguments, **options):
+        with opened(*arguments, **options) as con:
+            con.execute("SET threads = 8")
+            yield con
+
+    monkeypatch.setattr(writing, "open_database", with_threads)
+    rng, folder = np.random.default_rng(0), tmp_path / "log"
+    folder.mkdir()
+    expected = []
+    for part in range(5):
+        users = [f"u{user}" for user in rng.integers(50, size=4_000 if part % 2 else 1_000)]
+        items = [f"{part}-{at}" for at in range(len(users))]
+        table = pa.table({"user_id": users, "item_id": items, "timestamp": [1_700_000_000] * len(users)})
+        expected += list(zip(users, items, strict=True))
+        path = folder / f"part-{part:05d}.{form}"
+        if form == "parquet":
+            pq.write_table(table, path, row_group_size=500)
+        elif form == "csv":
+            pacsv.write_csv(table, path)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    titles = pa.table({"item_id": [item for _, item in expected], "title": ["T"] * len(expected)})
+    pacsv.write_csv(titles, tmp_path / "items.csv")
+    imported(tmp_path / "out", folder, tmp_path / "items.csv")
+    found = pq.read_table(tmp_path / "out" / "interactions.parquet")
+    assert list(zip(found["user_id"].to_pylist(), found["item_id"].to_pylist(), strict=True)) == expected
+    assert pq.read_table(tmp_path / "out" / "items.parquet")["item_id"].equals(titles["item_id"])
 
 
 def test_the_folders_of_files_with_images_are_told_for_those_who_read_the_images(tmp_path):

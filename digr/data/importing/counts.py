@@ -53,7 +53,7 @@ def stripped(column: str) -> str:
     return f"CASE WHEN {ends} THEN {column} ELSE nullif(trim({column}, '{SPACE}'), '') END"
 
 
-def count_interactions(plan: Plan, events: Sequence[str]) -> None:
+def count_interactions(plan: Plan, events: Sequence[str], dates: str) -> None:
     """Find out how times are written, count rows by reason, and refuse columns that were clearly misread.
 
     Raises:
@@ -71,7 +71,7 @@ def count_interactions(plan: Plan, events: Sequence[str]) -> None:
     facts: dict[str, Any] = {"ids_stripped": 0, "ratings_unreadable": 0}
     for part, has in zip(plan.interactions, timed, strict=True):
         # if there are positions, a row may lack its time
-        form = find_form(plan.con, part.sql)._replace(needed=not plan.facts["positions"]) if has else None
+        form = find_form(plan.con, part.sql, dates)._replace(needed=not plan.facts["positions"]) if has else None
         plan.time_forms.append(form)
         if form and form.note:
             plan.notes.append(f"{part.table.address}: {form.note}")

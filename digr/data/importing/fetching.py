@@ -3,17 +3,20 @@
 Everything streams. Archives are not trusted: sizes are counted while unpacking, and names of members never become paths.
 """
 
+import bz2
 import gzip
+import lzma
 import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import httpx
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from digr.data.event_store import is_store, write_events
@@ -27,6 +30,26 @@ MAX_MEMBERS = 100_000
 MAX_RATIO, FREE_BYTES = 200, 1 << 30
 """An archive may unpack to MAX_RATIO times its size, and always to this many bytes."""
 REPORT_SECONDS = 5.0
+
+
+def _open_zstd(path: Path) -> Any:
+    return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+
+
+PACKED: Mapping[str, Callable[[Path], Any]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _open_zstd,
+}
+"""Endings of packed files -> how to read what is in them."""
+TARS = {".tar": ""} | {f".tar{ending}": ending for ending in PACKED}
+TARS |= {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz", ".tzst": ".zst"}
+"""Endings of tar archives -> the ending that says how they are packed."""
+BROKEN = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, NotImplementedError,
+)  # fmt: skip
+"""What is raised while a broken archive is read."""
 
 
 class Given(NamedTuple):
@@ -168,18 +191,30 @@ def _ending(name: str) -> str:
 def _unpacked(given: Given, room: _Scratch, report: Report) -> list[Given]:
     name = given.name.lower()
     try:
-        if name.endswith((".tar.gz", ".tgz", ".tar")):
+        if _packing(name, TARS) is not None:
             return list(_members(given, _tar_members(given), room, report))
         if name.endswith(".zip"):
             return list(_members(given, _zip_members(given), room, report))
-        if name.endswith(".gz"):
-            with gzip.open(given.path) as stream:
-                target = room.new(_ending(name.removesuffix(".gz")))
-                _extract(stream, target, given, _budget(given.path))
-            return [given._replace(name=given.name[:-3], path=target)]
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        if _packing(name, PACKED):
+            return [_plain(given, room, _budget(given.path))[0]]
+    except BROKEN as error:
         raise ValueError(f"{given.address}: the archive is broken: {error}") from error
     return [given]
+
+
+def _packing(name: str, endings: Iterable[str]) -> str | None:
+    """Return the ending that a file's name has; None if it has none of them."""
+    return next((ending for ending in endings if name.lower().endswith(ending)), None)
+
+
+def _plain(given: Given, room: _Scratch, limit: int) -> tuple[Given, int]:
+    """Unpack a file that holds one other; return that file and its size."""
+    ending = _packing(given.name, PACKED) or ""
+    name = given.name[: -len(ending)]
+    target = room.new(_ending(name))
+    with PACKED[ending](given.path) as stream:
+        size = _extract(stream, target, given, limit)
+    return given._replace(name=name, path=target), size
 
 
 def _zip_members(given: Given) -> Iterator[tuple[str, IO[bytes]]]:
@@ -191,7 +226,9 @@ def _zip_members(given: Given) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _tar_members(given: Given) -> Iterator[tuple[str, IO[bytes]]]:
-    with tarfile.open(given.path, "r|*") as archive:
+    packing = TARS[_packing(given.name, TARS) or ""]
+    opened = PACKED[packing](given.path) if packing else given.path.open("rb")
+    with opened as packed, tarfile.open(fileobj=packed, mode="r|") as archive:
         for entry in archive:
             stream = archive.extractfile(entry) if entry.isfile() else None
             if stream:
@@ -210,13 +247,10 @@ def _members(given: Given, members: Iterator[tuple[str, IO[bytes]]], room: _Scra
         target = room.new(_ending(parts[-1]))
         left -= _extract(stream, target, given, left)
         unpacked = Given("/".join(parts), f"{given.address}!{'/'.join(parts)}", target, given.base)
-        if not parts[-1].lower().endswith(".gz") or parts[-1].lower().endswith(".tar.gz"):
-            yield unpacked
-        else:
-            with gzip.open(target) as packed:
-                plain = room.new(_ending(parts[-1][:-3]))
-                left -= _extract(packed, plain, given, left)
-            yield unpacked._replace(name=unpacked.name[:-3], path=plain)
+        if _packing(parts[-1], PACKED) and not _packing(parts[-1], TARS):
+            unpacked, size = _plain(unpacked, room, left)
+            left -= size
+        yield unpacked
     report(f"{given.address}: unpacked")
 
 
@@ -224,7 +258,7 @@ def _budget(path: Path) -> int:
     return max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
 
 
-def _extract(stream: IO[bytes] | gzip.GzipFile, target: Path, given: Given, limit: int) -> int:
+def _extract(stream: IO[bytes], target: Path, given: Given, limit: int) -> int:
     done = 0
     with target.open("wb") as out:
         while chunk := stream.read(CHUNK):

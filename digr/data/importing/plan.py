@@ -14,7 +14,8 @@ from digr.data.importing.fetching import Given, Report
 from digr.data.importing.joining import join_orders
 from digr.data.importing.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Reading, match
 from digr.data.importing.sniffing import Layout, Written, sniff
-from digr.data.importing.tables import Table, open_tables, stem_of
+from digr.data.importing.tables import Table, open_tables, stem_of, with_inner_keys
+from digr.data.importing.times import DATES
 from digr.data.readers import amazon, digr_events, lcrec, merchant, minionerec, movielens, names, recbole, shopify
 
 FORMATS = (
@@ -73,6 +74,7 @@ def make_plan(
     format: str = "",
     columns: Mapping[str, Sequence[str]] = {},
     events: Sequence[str] = (),
+    dates: str = "",
 ) -> Plan:
     """Read the columns of all files and decide how each is used.
 
@@ -84,15 +86,19 @@ def make_plan(
         format: one of FORMATS; empty guesses for each file.
         columns: chosen by the user: column of the common form -> columns of the files.
         events: values of the event column to keep; empty keeps all.
+        dates: what dates such as 3/4/2021 begin with, one of `times.DATES`; empty decides by the dates themselves.
 
     Raises:
         ValueError: a file is broken, columns are missing or ambiguous, or there are no users or no titles.
     """
     if format not in ("", *FORMATS):
         raise ValueError(f"--format {format}: unknown; expected one of {', '.join(FORMATS)}")
+    if dates not in ("", *DATES):
+        raise ValueError(f"--dates {dates}: unknown; expected one of {', '.join(DATES)}")
     files, unused = written_files(given, scratch)
     report(f"{len(given)} files, counting rows")
-    tables = open_tables(con, files, scratch)
+    wanted = [name for theirs in columns.values() for name in theirs]
+    tables = [with_inner_keys(con, table, wanted) for table in open_tables(con, files, scratch)]
     names.check_chosen(columns, tables)
     choices = [(table, _readings(table, format, columns)) for table in tables]
     notes = [f"{len(unused)} files hold no table and are not read, such as {unused[0]}"] if unused else []
@@ -124,7 +130,7 @@ def make_plan(
     if not plan.items:
         plan.items.extend(_items_of_interactions(plan.interactions, notes))
     _check_complete(plan)
-    count_interactions(plan, events)
+    count_interactions(plan, events, dates)
     count_items(plan)
     return plan
 

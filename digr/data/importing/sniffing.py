@@ -92,8 +92,8 @@ def sniff(given: Given, layout: Layout | None, known: Callable[[str], bool], pla
         return Written(given, given.path, "parquet", encoding="")
     if head.startswith(BINARY):
         raise ValueError(
-            f"{given.address}: neither text nor Parquet; packed files need a usual ending (.gz, .zip, .tar.gz); save "
-            f"spreadsheets and pickles as CSV or Parquet"
+            f"{given.address}: neither text nor Parquet; packed files need a usual ending (.gz, .bz2, .xz, .zst, .zip, .tar.gz); "
+            f"save spreadsheets and pickles as CSV or Parquet"
         )
     encoding, damaged = find_encoding(given.path, layout.encoding if layout else "")
     path = given.path if encoding == "utf-8" and not damaged else _write_again(given, encoding, plain)

@@ -72,6 +72,25 @@ def open_tables(con: duckdb.DuckDBPyConnection, files: Iterable[Written], scratc
     return [_open(con, group, scratch, f"rejected{number}") for number, group in enumerate(groups.values())]
 
 
+def with_inner_keys(con: duckdb.DuckDBPyConnection, table: Table, names: Iterable[str]) -> Table:
+    """Return a table with further columns for names such as `reviewer.id`: a key inside the JSON that a column holds.
+
+    A name that is itself a column, or whose key no row has, adds none. A number is a place in a list: `images.0.large`.
+    """
+    for name in names:
+        outer = next((name[:at] for at in range(len(name), 0, -1) if name[at:][:1] == "." and name[:at] in table.columns), "")
+        if name in table.columns or not outer:
+            continue
+        path = "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in name[len(outer) + 1 :].split("."))
+        cell = table.pick(outer)
+        inner = f"CASE WHEN json_valid({cell}) THEN json_extract_string({cell}, {_text(path)}) END"
+        sql = f"SELECT *, {inner} AS c{len(table.columns)} FROM ({table.sql})"
+        added = table._replace(columns=(*table.columns, name), sql=sql)
+        if con.execute(f"SELECT 1 FROM ({sql}) WHERE {added.pick(name)} IS NOT NULL LIMIT 1").fetchall():
+            table = added._replace(sample=tuple(con.execute(f"{sql} LIMIT {SAMPLE_ROWS}").fetchall()))
+    return table
+
+
 def _shape(written: Written) -> tuple:
     """Return the properties that all parts of a table share: folder, name without numbers, and how they are written."""
     folder, _, name = written.given.address.rpartition("/")

@@ -47,6 +47,7 @@ def import_data(
     format: str = "",
     columns: Mapping[str, Sequence[str]] = {},
     events: Sequence[str] = (),
+    dates: str = "",
     check: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def import_data(
         format: one of `plan.FORMATS`; empty guesses for each file.
         columns: column of the common form -> columns of the files, if names are not to be guessed.
         events: values of the event column to keep; empty keeps all.
+        dates: what dates such as 3/4/2021 begin with, one of `times.DATES`; empty decides by the dates themselves.
         check: stop before anything is written.
         force: replace an earlier import.
 
@@ -72,7 +74,7 @@ def import_data(
         with open_database(MEMORY_GIB, str(scratch), keep_order=True) as con:
             con.execute("SET preserve_insertion_order = true")  # rows of equal times keep the order of their file
             con.execute("SET TimeZone = 'UTC'")
-            plan = make_plan(con, given, scratch, report, format=format, columns=columns, events=events)
+            plan = make_plan(con, given, scratch, report, format=format, columns=columns, events=events, dates=dates)
             for line in describe(plan, events):
                 report(line)
             facts = _facts(plan) | {IMAGE_FOLDERS: _image_folders(plan, addresses)}
