@@ -77,8 +77,17 @@ def run(
         if not separator or not ours.strip() or not theirs.strip():
             raise ValueError(f"--columns {choice!r}: expected ours=theirs, for example user_id=customer")
         named[ours.strip()] = tuple(theirs.split("|"))
-    choices = {"format": format, "columns": named, "events": events, "dates": dates, "check": check, "force": force}
-    facts = import_data(files, out, lambda text: log("import", text), **choices)
+    facts = import_data(
+        files,
+        out,
+        lambda text: log("import", text),
+        format=format,
+        columns=named,
+        events=events,
+        dates=dates,
+        check=check,
+        force=force,
+    )
     formats = sorted({file["format"] for file in facts["files"] if file["format"]})
     status = "checked" if check else "done"
     return {"status": status, "out": out, "formats": formats, "rows": facts["rows"], "dropped": facts["dropped"]}

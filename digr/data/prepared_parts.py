@@ -7,6 +7,7 @@ parts are there. On S3 parts go to their place at once, and a killed build begin
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,7 +73,8 @@ class PreparedParts:
                 self._write(name, number, table)
             if self.database and number % COUNTED_PARTS == COUNTED_PARTS - 1:
                 draft = self._work / "draft.npz"
-                np.savez(draft, parts=np.int64(number + 1), **builder.counted())
+                counted: dict[str, Any] = builder.counted()
+                np.savez(draft, parts=np.int64(number + 1), **counted)
                 draft.replace(self._work / "counts.npz")
             yield number + 1
 

@@ -203,10 +203,12 @@ def _check_known(plan: Plan) -> None:
     named = " UNION ALL ".join(f"SELECT {stripped('item_id')} AS i FROM ({part.sql})" for part in plan.interactions)
     items = " UNION ALL ".join(f"SELECT {stripped('item_id')} FROM ({part.sql})" for part in plan.items)
     named = f"SELECT DISTINCT i FROM ({named}) WHERE i IS NOT NULL"
+    items_found = f"SELECT i FROM ({items}) AS found(i) WHERE i IS NOT NULL"
     [(all_named, known)] = plan.con.execute(f"SELECT count(*), count(*) FILTER (i IN ({items})) FROM ({named})").fetchall()
     plan.facts.update({"items_named": all_named, "items_known": known})
     if not known:
+        [(one,), (other,)] = [plan.con.execute(f"SELECT i FROM ({ids}) LIMIT 1").fetchall()[0] for ids in (named, items_found)]
         raise ValueError(
-            f"none of the {all_named:,} item ids of the interactions is among the items, so one of the two columns holds "
-            f"another kind of id: compare the examples of --check, and set item_id to the right columns in [data.columns]"
+            f"none of the {all_named:,} item ids of the interactions (such as {one!r}) is among the items (such as {other!r}): "
+            f"one of the two columns holds another kind of id; set item_id to the right columns in [data.columns]"
         )

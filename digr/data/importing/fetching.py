@@ -11,9 +11,9 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from email.message import Message
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 import httpx
 import pyarrow as pa
@@ -25,6 +25,7 @@ from digr.files import filesystem_of
 Report = Callable[[str], None]
 CHUNK = 1 << 22
 SCHEMES = ("http", "https", "s3")
+S3_HINT = "; check the address and AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
 MAX_MEMBERS = 100_000
 """Most files of one archive."""
 MAX_RATIO, FREE_BYTES = 200, 1 << 30
@@ -88,29 +89,42 @@ def bring(addresses: Iterable[str], scratch: Path, report: Report) -> list[Given
         ValueError: an address does not exist or has an unknown scheme, or a file is broken.
     """
     room = _Scratch(scratch)
-    found = []
+    found: list[Given] = []
+    origins: dict[Path, str] = {}
     for address in addresses:
         for given in _locate(address, room, report):
+            path = given.path.resolve()
+            if path in origins:
+                report(f"{given.address}: the same file as {origins[path]}, read once")
+                continue
+            origins[path] = given.address
             found += _unpacked(given, room, report)
     return found
 
 
 def _locate(address: str, room: _Scratch, report: Report) -> Iterator[Given]:
-    scheme, separator, _ = address.partition("://")
-    if (not separator or scheme.lower() == "s3") and is_store(address):
-        target = room.new(".parquet")
-        report(f"{address}: {write_events(address, target):,} events")
-        yield Given("events.parquet", address, target, address)
-    elif not separator:
-        yield from _local(address)
-    elif scheme.lower() not in SCHEMES:
+    scheme, separator, rest = address.partition("://")
+    scheme = scheme.lower()
+    if separator and scheme not in SCHEMES:
         raise ValueError(
             f"{address}: {scheme}:// cannot be read here; expected a local path, http(s):// or s3://, so copy it first"
         )
-    elif scheme.lower() == "s3":
-        yield from _from_s3(address, room, report)
-    else:
+    if separator and not rest.partition("/")[0]:
+        raise ValueError(f"{address}: names no {'bucket' if scheme == 's3' else 'host'}")
+    if separator and scheme != "s3":
         yield _from_web(address, room, report)
+        return
+    try:
+        if is_store(address):
+            target = room.new(".parquet")
+            report(f"{address}: {write_events(address, target):,} events")
+            yield Given("events.parquet", address, target, address)
+        elif separator:
+            yield from _from_s3(address, room, report)
+        else:
+            yield from _local(address)
+    except OSError as error:
+        raise ValueError(f"{address}: cannot be read: {error}{S3_HINT if separator else ''}") from error
 
 
 def _local(address: str) -> Iterator[Given]:
@@ -134,12 +148,9 @@ def _is_data(parts: Iterable[str]) -> bool:
 
 
 def _from_s3(address: str, room: _Scratch, report: Report) -> Iterator[Given]:
-    try:
-        fs, path = filesystem_of(address)
-        info = fs.get_file_info(path)
-        infos = [info] if info.is_file else fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    except OSError as error:
-        raise ValueError(f"{address}: {error}") from error
+    fs, path = filesystem_of(address)
+    info = fs.get_file_info(path)
+    infos = [info] if info.is_file else fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     files = [
         entry for entry in infos if entry.is_file and (info.is_file or _is_data(PurePosixPath(entry.path[len(path) :]).parts[1:]))
     ]
@@ -149,26 +160,36 @@ def _from_s3(address: str, room: _Scratch, report: Report) -> Iterator[Given]:
         inner = entry.path[len(path) :].lstrip("/")
         full = f"{address.rstrip('/')}/{inner}" if inner else address
         target = room.new(_ending(entry.path))
-        try:
-            with fs.open_input_stream(entry.path) as stream:
-                _copy(iter(lambda: stream.read(CHUNK), b""), target, full, entry.size, report)
-        except OSError as error:
-            raise ValueError(f"{full}: {error}") from error
+        with fs.open_input_stream(entry.path) as stream:
+            _copy(iter(lambda: stream.read(CHUNK), b""), target, full, entry.size, report)
         name = f"{PurePosixPath(path).name}/{inner}" if inner else PurePosixPath(path).name
         yield Given(name, full, target, full.rpartition("/")[0])
 
 
 def _from_web(address: str, room: _Scratch, report: Report) -> Given:
-    name = PurePosixPath(unquote(urlsplit(address).path)).name or "download"
-    target = room.new(_ending(name))
     try:
-        with httpx.stream("GET", address, follow_redirects=True, timeout=60) as response:
-            response.raise_for_status()
+        url = httpx.URL(address)
+        # a query may hold a signature, and the rest a password: neither is printed or written down
+        shown = str(url.copy_with(query=None, fragment=None, userinfo=b""))
+        with httpx.stream("GET", url, follow_redirects=True, timeout=60) as response:
+            if response.is_error:
+                raise ValueError(f"{shown}: not fetched: {response.status_code} {response.reason_phrase}")
+            name = PurePosixPath(url.path).name
+            if "." not in name:
+                name = _told_name(response.headers.get("content-disposition", "")) or name or "download"
+            target = room.new(_ending(name))
             length = response.headers.get("content-length")
-            _copy(response.iter_bytes(CHUNK), target, address, int(length) if length else None, report)
+            _copy(response.iter_bytes(CHUNK), target, shown, int(length) if length else None, report)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(f"{address}: not fetched: {error}") from error
-    return Given(name, address, target, address.rpartition("?")[0].rpartition("/")[0] or address.rpartition("/")[0])
+        raise ValueError(f"{address.partition('?')[0]}: not fetched: {error}") from error
+    return Given(name, shown, target, shown.rpartition("/")[0])
+
+
+def _told_name(disposition: str) -> str:
+    """Return the file name in a Content-Disposition header, without folders; empty if there is none."""
+    message = Message()
+    message["Content-Disposition"] = disposition
+    return PurePosixPath(message.get_filename("").replace("\\", "/")).name
 
 
 def _copy(chunks: Iterable[bytes], target: Path, name: str, size: int | None, report: Report) -> None:

@@ -50,7 +50,8 @@ def written_files(given: Sequence[Given], scratch: Path) -> tuple[list[Written],
     for number, each in enumerate(given):
         name = stem_of(each.name)
         known = name.endswith(ENDINGS) or "." not in name or _layout(name)
-        if not known or name.startswith(("readme", "license")):
+        empty = "/" in each.name and not each.path.stat().st_size  # as Spark writes parts without rows
+        if empty or not known or name.startswith(("readme", "license")):
             unused.append(each.address)
             continue
         written = sniff(each, _layout(name), names.is_usual, scratch / f"plain{number:06d}")
@@ -129,7 +130,7 @@ def make_plan(
         plan.original_ids.setdefault(reading.split, []).append(part)
     if not plan.items:
         plan.items.extend(_items_of_interactions(plan.interactions, notes))
-    _check_complete(plan)
+    _check_complete(plan, unused)
     count_interactions(plan, events, dates)
     count_items(plan)
     return plan
@@ -213,7 +214,7 @@ def _items_of_interactions(interactions: list[UsedTable], notes: list[str]) -> l
     return [UsedTable(parts[0].table, parts[0].reading._replace(role="items"), sql)]
 
 
-def _check_complete(plan: Plan) -> None:
+def _check_complete(plan: Plan, unused: Sequence[str]) -> None:
     if plan.items and (plan.interactions or plan.splits):
         return
     lacking = "says who used which item" if plan.items else "has titles of items"
@@ -221,8 +222,9 @@ def _check_complete(plan: Plan) -> None:
         f"{table.address}: {reading.role if reading else 'not used'}, columns {', '.join(table.columns[:20])}"
         for table, reading in plan.tables
     )
+    seen += "".join(f"; {address}: no table" for address in unused[:5])
     wanted = "user_id=... item_id=..." if plan.items else "item_id=... title=..."
     raise ValueError(
-        f"no file {lacking}; found {seen or 'no table'}. If one does, name its columns in [data.columns] of the config, or "
+        f"no file {lacking}; found {seen.removeprefix('; ')}. If one does, name its columns in [data.columns] of the config, or "
         f"with --columns {wanted}"
     )

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from digr.data.database import open_database
 from digr.data.importing.counts import Plan, UsedTable, kept_interactions, stripped
-from digr.data.importing.fetching import Report, bring
+from digr.data.importing.fetching import S3_HINT, Report, bring
 from digr.data.importing.items import TYPES, clean_items
 from digr.data.importing.plan import make_plan
 from digr.data.importing.report import describe
@@ -107,10 +107,15 @@ def check_out(out: str, force: bool) -> None:
     scheme, separator, _ = out.partition("://")
     if separator and scheme != "s3":
         raise ValueError(f"--out {out}: {scheme}:// cannot be written here; expected a local folder or s3://")
-    fs, path = filesystem_of(out)
-    if fs.get_file_info(path).is_file:
+    try:
+        fs, path = filesystem_of(out)
+        is_file = fs.get_file_info(path).is_file
+        entries = [] if is_file else fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be read: {error}{S3_HINT if separator else ''}") from error
+    if is_file:
         raise ValueError(f"--out {out}: is a file; expected a folder that does not exist yet")
-    names = [entry.base_name for entry in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))]
+    names = [entry.base_name for entry in entries]
     if names and not force:
         raise ValueError(f"--out {out}: exists already; give --force to replace it, or another folder")
     if names and FACTS not in names:
