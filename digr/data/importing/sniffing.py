@@ -242,10 +242,10 @@ def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None
 
 
 def _as_known(written: Written, sample: str, layout: Layout) -> Written | None:
-    """Return how a file is written by its name's layout; None if its first line has another number of columns."""
+    """Return how a file is written by its name's layout; None if its first line has no such columns."""
     lines = [line.rstrip("\r") for line in sample.split("\n") if line.strip()]
     cells = lines[0].split(layout.delimiter)
-    if layout.columns and len(cells) != len(layout.columns):
+    if len(cells) != len(layout.columns) if layout.columns else len(cells) < 2:
         return None
     quote = '"' if layout.quoted else ""
     found = written._replace(delimiter=layout.delimiter, quote=quote, escape=quote, header=not layout.columns)
