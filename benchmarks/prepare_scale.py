@@ -63,9 +63,8 @@ def run_job(folder: Path, memory_gib: float) -> dict[str, Any]:
     start, most = time.monotonic(), 0
     with Path(folder / "log.txt").open("w") as log:
         job = subprocess.Popen([sys.executable, "-m", "jobs.prepare_data", "--config", str(config)], stdout=log)
-        watched = psutil.Process(job.pid)
         while job.poll() is None:
-            most = max(most, _resident(watched))
+            most = max(most, resident(job.pid))
             time.sleep(0.05)
     seconds = time.monotonic() - start
     if job.returncode:
@@ -74,8 +73,10 @@ def run_job(folder: Path, memory_gib: float) -> dict[str, Any]:
     return {"seconds": seconds, "gigabytes": most / 1e9, "rows": summary["rows"]}
 
 
-def _resident(process: psutil.Process) -> int:
+def resident(pid: int) -> int:
+    """Return the bytes of memory of the largest of a process and its children; 0 if it has ended."""
     try:
+        process = psutil.Process(pid)
         return max(each.memory_info().rss for each in (process, *process.children(recursive=True)))
     except psutil.NoSuchProcess:
         return 0

@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from digr.config import load_config
 from digr.data.importing.plan import FORMATS
+from digr.data.importing.times import DATES
 from digr.data.importing.writing import import_data
 from jobs.runtime.command_line import JsonOption, Summary, run_and_exit, run_command
 from jobs.runtime.session import log
@@ -30,12 +31,13 @@ def import_command(summary: Summary) -> Any:
         config: Annotated[str, Option(help="TOML file of a run: its data.columns and data.path are read.")] = "",
         columns: Annotated[list[str] | None, Option(metavar="OURS=THEIRS", help="Name of a column that is not guessed.")] = None,
         events: Annotated[str, Option(help="Values of the event column to keep, with commas between; all by default.")] = "",
+        dates: Annotated[str, Option(help=f"How to read 3/4/2021: {' or '.join(DATES)}; by default, what the dates show.")] = "",
         check: Annotated[bool, Option("--check", help="Say what would be written and stop.")] = False,
         force: Annotated[bool, Option("--force", help="Replace an earlier import.")] = False,
         as_json: JsonOption = False,
     ) -> None:
         kept = [event.strip() for event in events.split(",") if event.strip()]
-        choices = partial(run, format=format, events=kept, check=check, force=force)
+        choices = partial(run, format=format, events=kept, dates=dates, check=check, force=force)
         run_and_exit(NAME, lambda: choices(files, out, config, columns or []), "only" if as_json else summary)
 
     return command
@@ -54,6 +56,7 @@ def run(
     *,
     format: str,
     events: Sequence[str],
+    dates: str,
     check: bool,
     force: bool,
 ) -> dict[str, Any]:
@@ -75,7 +78,15 @@ def run(
             raise ValueError(f"--columns {choice!r}: expected ours=theirs, for example user_id=customer")
         named[ours.strip()] = tuple(theirs.split("|"))
     facts = import_data(
-        files, out, lambda text: log("import", text), format=format, columns=named, events=events, check=check, force=force
+        files,
+        out,
+        lambda text: log("import", text),
+        format=format,
+        columns=named,
+        events=events,
+        dates=dates,
+        check=check,
+        force=force,
     )
     formats = sorted({file["format"] for file in facts["files"] if file["format"]})
     status = "checked" if check else "done"

@@ -5,12 +5,9 @@ One process does it, with DuckDB on disk: a hundred million interactions need ne
 """
 
 import tempfile
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from digr import artifacts, partitions
 from digr.artifacts import Store
@@ -21,10 +18,9 @@ from digr.data.database import open_database
 from digr.data.describing import describe_interactions, describe_items, example_histories
 from digr.data.histories import HistoryBuilder
 from digr.data.importing.writing import image_folders
-from digr.data.preparing import iter_items, iter_users, losses, prepare
+from digr.data.prepared_parts import PreparedParts
+from digr.data.preparing import losses, prepare
 from digr.images.showing import FOLDERS, NO_IMAGES, count_images, own_folders
-from digr.partitions import Part
-from digr.tables import conform
 from jobs.runtime.choices import Counts, check_choices
 from jobs.runtime.command_line import main
 from jobs.runtime.progress import BARS
@@ -47,28 +43,40 @@ def run(config: Config, options: Options) -> dict[str, Any]:
 
 
 def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
+    parts = PreparedParts(store, work)
+    try:
+        made = _write(config, store, parts)
+    except ValueError:
+        artifacts.remove(work)  # the same data and choices will fail again; only a killed build is of use
+        raise
+    parts.publish()
+    return made
+
+
+def _write(config: Config, store: Store, parts: PreparedParts) -> dict[str, Output]:
     data, (source, known) = config.data, _source(config, store)
-    scratch = None if artifacts.is_remote(work) else work
-    with open_database(config.cluster.prepare_memory_gib, scratch) as connection:
+    with open_database(config.cluster.prepare_memory_gib, parts.database, resume=True) as connection:
         prepared = prepare(connection, source, data, config.run.seed)
         for note in prepared.notes:
             log("items", note)
-        starts = {"items": prepared.item_starts, "interactions": prepared.user_starts, "histories": prepared.user_starts}
-        rows, images = Counter[str](), NO_IMAGES
         folders = image_folders(data.path) if data.source == "parquet" else ()
-        for number, table in enumerate(iter_items(connection, prepared)):
-            _write(store, "items", number, table, rows)
+        images = NO_IMAGES
+        for table in parts.items(connection, prepared):
             uris = table["image_uri"].to_pylist()
             images = images.plus(count_images(uris, config.images, (*own_folders(store), *folders)))
-        log("items", f"{rows['items']:,} items")
+        log("items", f"{parts.rows['items']:,} items")
         builder = HistoryBuilder(data.split, data.max_history, prepared.item_ids, prepared.num_targets)
-        for number, (interactions, histories) in enumerate(iter_users(connection, prepared, builder)):
-            _write(store, "interactions", number, interactions, rows)
-            _write(store, "histories", number, histories, rows)
-            BARS.show(OUTPUTS[0], number + 1, len(prepared.user_starts))
-            if number % 50 == 49:
-                log("histories", f"{number + 1} of {len(prepared.user_starts)} parts of users")
-        known |= describe_items(connection) | {"mended": dict(source.mended)}
+        total = len(prepared.user_starts)
+        for done in parts.users(connection, prepared, builder):
+            BARS.show(OUTPUTS[0], done, total)
+            if done % 50 == 0:
+                log("histories", f"{done} of {total} parts of users")
+        if parts.kept:
+            log(
+                "histories",
+                f"kept from a killed build: {', '.join(f'{count} parts of {name}' for name, count in parts.kept.items())}",
+            )
+        known |= describe_items(connection) | {"mended": dict(prepared.mended)}
         users = describe_interactions(connection)
         examples = example_histories(connection)
     left_out, facts = builder.finish()
@@ -83,7 +91,8 @@ def _build(config: Config, store: Store, work: str) -> dict[str, Output]:
     users |= {"num_users": prepared.num_users, "num_items": prepared.num_items, "ordered_by": prepared.ordered_by}
     told = {"items": known, "interactions": users, "histories": facts | {"examples": examples}}
     rejected = {"items": prepared.rejected_items, "interactions": prepared.rejected_interactions, "histories": left_out}
-    return {name: Output(rows[name], rejected[name], told[name] | {partitions.STARTS: starts[name]}) for name in OUTPUTS}
+    starts = {"items": prepared.item_starts, "interactions": prepared.user_starts, "histories": prepared.user_starts}
+    return {name: Output(parts.rows[name], rejected[name], told[name] | {partitions.STARTS: starts[name]}) for name in OUTPUTS}
 
 
 def _source(config: Config, store: Store) -> tuple[Source, dict[str, Any]]:
@@ -103,14 +112,6 @@ def _source(config: Config, store: Store) -> tuple[Source, dict[str, Any]]:
     items = synthetic.with_images(shop.items, f"{base}/_images")
     planted = sorted(set(shop.planted["interest"].to_pylist()))
     return table_source(items, shop.interactions), {"planted_interests": planted}
-
-
-def _write(store: Store, name: str, number: int, table: pa.Table, rows: Counter[str]) -> None:
-    uri = partitions.part_uri(store, name, Part("item" if name == "items" else "user", number))
-    table = conform(name, table, store.uri(name))
-    with artifacts.open_part(uri, table.schema) as writer:
-        writer.write_table(table, row_group_size=65_536)
-    rows[name] += len(table)
 
 
 if __name__ == "__main__":

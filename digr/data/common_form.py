@@ -55,6 +55,8 @@ KNOWN_COLUMNS = {
     "interactions": ("user_id", "item_id", "position", "timestamp", "rating"),
     "splits": ("user_id", "history", "target"),
 }
+BATCH_BYTES = 1 << 26
+"""Most bytes of a batch of rows, so that long texts stay far from the 2 GiB of an Arrow column."""
 REQUIRED_COLUMNS = {"items": ("item_id", "title"), "interactions": ("user_id", "item_id"), "splits": KNOWN_COLUMNS["splits"]}
 MISSING_WORDS = pa.array(["nan", "NaN", "None", "null", "NULL", "<NA>", "N/A"])
 """Texts that programs write for a missing value."""
@@ -230,9 +232,14 @@ def _convert(uri: str, kind: str, convert: Callable[[pa.Table, int, str], pa.Rec
     for part in list_parts(uri):
         with _readable(part), pq.ParquetFile(part, filesystem=fs, pre_buffer=False) as file:
             columns = [name for name in KNOWN_COLUMNS[kind] if name in file.schema_arrow.names]
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield convert(pa.Table.from_batches([batch]), row, part)
-                row += len(batch)
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            width = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
+            for batch in file.iter_batches(max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(width, 1)))), columns=columns):
+                step = max(1, len(batch) * BATCH_BYTES // max(batch.nbytes, 1))  # texts that repeat are larger than in the file
+                for start in range(0, len(batch), step):
+                    piece = batch.slice(start, step)
+                    yield convert(pa.Table.from_batches([piece]), row, part)
+                    row += len(piece)
 
 
 def _item_rows(raw: pa.Table, row: int, uri: str, *, folder: str, mended: Counter[str], strip_html: bool) -> pa.RecordBatch:

@@ -4,6 +4,7 @@ All of it is integer arithmetic on sorted arrays; ids are looked up once, block 
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -131,6 +132,18 @@ class HistoryBuilder:
             },
         }
         return {"user with fewer than 3 interactions": short} if short else {}, facts
+
+    def counted(self) -> dict[str, np.ndarray]:
+        """Return what the parts so far add to later parts and to `finish`, as arrays."""
+        counts = np.array([[name, str(count)] for name, count in self._counts.items()], np.str_).reshape(-1, 2)
+        arrays = {"sizes": self._sizes, "published": self._published, "in_train": self._in_train, "targets": self._targets}
+        return arrays | {"counts": counts}
+
+    def restore(self, counted: Mapping[str, np.ndarray]) -> None:
+        """Go on after the parts whose `counted` another builder of the same data returned."""
+        self._sizes, self._published = counted["sizes"], counted["published"]
+        self._in_train, self._targets = counted["in_train"], counted["targets"]
+        self._counts = Counter({str(name): int(count) for name, count in counted["counts"]})
 
     def _count_items(self, sequences: UserInteractions, rows: _Rows) -> None:
         """Count the items that are targets of each split, and the items of train rows, as target or in a history."""

@@ -5,8 +5,10 @@ returned user by user, so that writing them needs memory for one part of the use
 """
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -24,6 +26,8 @@ from digr.data.sequences import user_interactions
 from digr.tables import SPLITS, TABLES
 
 TIES = {"file_order": "the order of rows", "random": "chance", "error": "nothing, since no user has two of one time"}
+PROGRAM = f"digr {version('digr')}, duckdb {version('duckdb')}"
+"""What wrote a database; another program does not go on with it."""
 SMALL_SHARE = 0.1
 """A warning is given if a core keeps less than this share of the interactions."""
 
@@ -52,14 +56,17 @@ class Prepared(NamedTuple):
     """Items that were left out, by reason."""
     rejected_interactions: Mapping[str, int] = MappingProxyType({})
     """Interactions that were left out, by reason."""
+    mended: Mapping[str, int] = MappingProxyType({})
+    """Values of items that were changed, by reason."""
     notes: Sequence[str] = ()
     """Messages for the user."""
 
 
 def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, seed: int, *, one_user_in: int = 1) -> Prepared:
-    """Read a source into an empty database, apply the policies of `data`, and order each user's interactions.
+    """Read a source into a database, apply the policies of `data`, and order each user's interactions.
 
-    With official splits no policy removes interactions, because the splits may refer to them.
+    With official splits no policy removes interactions, because the splits may refer to them. A database in which this was
+    done for the same source, data and seed stays as it is, and one in which it was begun is emptied first.
 
     Args:
         connection: the database.
@@ -71,6 +78,8 @@ def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, se
     Raises:
         ValueError: a policy does not allow a row, times or positions are missing where they are needed, or no row is left.
     """
+    if told := _read_told(connection):
+        return _summary(connection, source, data)._replace(**told)
     official = bool(source.splits)
     if official:
         data = data.model_copy(update={"orphans": "error", "duplicates": "error", "untitled": "error", "min_rating": -np.inf})
@@ -96,30 +105,57 @@ def prepare(connection: DuckDBPyConnection, source: Source, data: DataConfig, se
     if official:
         _number_splits(connection, source)
     _order(connection, source, data, seed)
-    return _summary(connection, source, data)._replace(
-        rejected_items={reason: count for reason, count in rejected_items.items() if count},
-        rejected_interactions={reason: count for reason, count in rejected.items() if count},
-        notes=notes,
-    )
+    told = {
+        "rejected_items": {reason: count for reason, count in rejected_items.items() if count},
+        "rejected_interactions": {reason: count for reason, count in rejected.items() if count},
+        "mended": dict(source.mended),
+        "notes": notes,
+    }
+    connection.execute("CREATE TABLE told AS SELECT ? AS program, ? AS facts", [PROGRAM, json.dumps(told)])
+    return _summary(connection, source, data)._replace(**told)
 
 
-def iter_items(connection: DuckDBPyConnection, prepared: Prepared) -> Iterator[pa.Table]:
-    """Yield the rows of `items` of each part of the catalogue, sorted by id."""
+def _read_told(connection: DuckDBPyConnection) -> dict[str, Any]:
+    """Return what only the reading of the rows tells, if the database is complete; drop its tables if it is not."""
+    tables = [name for (name,) in rows_of(connection, "SELECT table_name FROM duckdb_tables()")]
+    if "told" in tables:
+        [(program, facts)] = rows_of(connection, "SELECT program, facts FROM told")
+        if program == PROGRAM:
+            return dict(json.loads(facts))
+    for name in tables:
+        connection.execute(f"DROP TABLE {name}")
+    return {}
+
+
+def iter_items(connection: DuckDBPyConnection, prepared: Prepared, first: int = 0) -> Iterator[pa.Table]:
+    """Yield the rows of `items` of each part of the catalogue from number `first`, sorted by id."""
+    starts = prepared.item_starts[first:]
+    if not starts:
+        return
     columns = ", ".join(f"r.{name}" for name in TABLES["items"].schema.names)
-    query = f"SELECT {columns} FROM items_read r JOIN catalogue c ON r.row = c.row ORDER BY r.item_id"
-    yield from _parts(stream_rows(connection, query, 8192), "item_id", prepared.item_starts[1:])
+    query = f"SELECT {columns} FROM items_read r JOIN catalogue c ON r.row = c.row WHERE r.item_id >= ? ORDER BY r.item_id"
+    yield from _parts(stream_rows(connection, query, 8192, starts[:1]), "item_id", starts[1:])
 
 
 def iter_users(
-    connection: DuckDBPyConnection, prepared: Prepared, builder: HistoryBuilder
+    connection: DuckDBPyConnection, prepared: Prepared, builder: HistoryBuilder, first: int = 0
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Yield the rows of `interactions` and `histories` of each part of the users, sorted by user and position."""
-    rows = stream_rows(connection, "SELECT * FROM ordered ORDER BY user_number, position")
+    """Yield `interactions` and `histories` of each part of the users from number `first`, sorted by user and position.
+
+    Args:
+        builder: makes the histories; it knows the parts before `first`.
+    """
+    starts = prepared.first_users[first:]
+    if not starts:
+        return
+    later = "WHERE user_number >= ?"
+    query = f"SELECT * FROM ordered {later} ORDER BY user_number, position"
+    rows = stream_rows(connection, query, values=starts[:1])
     published: Iterator[pa.Table | None] = itertools.repeat(None)
     if prepared.official:
-        found = stream_rows(connection, "SELECT * FROM published ORDER BY user_number, split, row")
-        published = _parts(found, "user_number", prepared.first_users[1:])
-    for table, splits in zip(_parts(rows, "user_number", prepared.first_users[1:]), published, strict=False):
+        query = f"SELECT * FROM published {later} ORDER BY user_number, split, row"
+        published = _parts(stream_rows(connection, query, values=starts[:1]), "user_number", starts[1:])
+    for table, splits in zip(_parts(rows, "user_number", starts[1:]), published, strict=False):
         item_ids = prepared.item_ids.take(table["item_number"].combine_chunks())
         time = table["time"].cast(pa.timestamp("ms", tz="UTC"))
         columns = {"user_id": table["user_id"], "position": table["position"], "item_id": item_ids, "timestamp": time}

@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from digr.data.importing import writing
 from digr.data.importing.writing import image_folders
 from tests.data.readers.importing import ITEMS, all_rows, imported, write_files
 
@@ -130,50 +134,6 @@ def test_ids_survive_any_characters(tmp_path_factory, pairs, form):
     assert [row["item_id"] for row in all_rows(folder / "out", "items")] == [item.strip() for _, item in pairs]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("881250949", "1997-12-04T15:55:49+00:00"),
-        ("1547589356557", "2019-01-15T21:55:56.557000+00:00"),
-        ("1547589356557123", "2019-01-15T21:55:56.557000+00:00"),
-        ("1547589356557123456", "2019-01-15T21:55:56.557000+00:00"),
-        ("2014-01-15 10:35:04 -0500", "2014-01-15T15:35:04+00:00"),
-        ("2014-01-15T10:35:04Z", "2014-01-15T10:35:04+00:00"),
-        ("20140115", "2014-01-15T00:00:00+00:00"),
-        ("20140115103504", "2014-01-15T10:35:04+00:00"),
-        ("12/1/2010 8:26", "2010-12-01T08:26:00+00:00"),
-        ("12/1/10 8:26", "2010-12-01T08:26:00+00:00"),
-        ("13/1/2010", "2010-01-13T00:00:00+00:00"),
-        ("14.10.2011 05:06", "2011-10-14T05:06:00+00:00"),
-        ("09 13, 2009", "2009-09-13T00:00:00+00:00"),
-        ("Sat Aug 01 12:00:00 +0000 2009", "2009-08-01T12:00:00+00:00"),
-        ("Jan 5, 2015", "2015-01-05T00:00:00+00:00"),
-    ],
-)
-def test_usual_ways_to_write_a_time_are_read(tmp_path, text, expected):
-    files = write_files(tmp_path, log__csv=f'user_id,item_id,timestamp\nu,a,"{text}"\n', items__csv=ITEMS)
-    imported(tmp_path / "out", *files)
-    assert all_rows(tmp_path / "out", "interactions")[0]["timestamp"] == datetime.fromisoformat(expected)
-
-
-def test_a_text_without_a_zone_does_not_get_the_zone_of_the_row_before(tmp_path):
-    log = "user_id,item_id,timestamp\nu,a,2014-01-15 10:35:04 -0500\nu,b,13/1/2010\n"
-    imported(tmp_path / "out", *write_files(tmp_path, log__csv=log, items__csv=ITEMS))
-    assert all_rows(tmp_path / "out", "interactions")[1]["timestamp"] == datetime(2010, 1, 13, tzinfo=UTC)
-
-
-def test_one_day_above_twelve_decides_that_days_come_first_for_the_whole_file(tmp_path):
-    log = "user_id,item_id,timestamp\n" + "u,a,2/1/2020\n" * 20_000 + "u,b,13/1/2020\n"
-    imported(tmp_path / "out", *write_files(tmp_path, log__csv=log, items__csv=ITEMS))
-    assert all_rows(tmp_path / "out", "interactions")[0]["timestamp"] == datetime(2020, 1, 2, tzinfo=UTC)
-
-
-def test_a_column_named_as_a_time_that_holds_none_is_an_error(tmp_path):
-    files = write_files(tmp_path, log__csv="user_id,item_id,when\nu,a,soon\n", items__csv=ITEMS)
-    with pytest.raises(ValueError, match="no value of 'when' is a time"):
-        imported(tmp_path / "out", *files, columns={"timestamp": ["when"]})
-
-
 def test_names_of_files_and_columns_are_never_part_of_a_query(tmp_path):
     odd = tmp_path / "it's [a] *?; DROP.csv"
     odd.write_text('user_id,"x"" FROM y; --",item_id,User_Id\nu,1,a,2\n')
@@ -288,29 +248,6 @@ def test_a_position_is_used_only_where_no_user_has_one_twice(tmp_path):
     assert "note: position is not used: 0 rows have none and 1 share it with another row of their user" in lines
 
 
-def test_with_positions_a_row_may_lack_its_time_and_an_empty_column_of_times_is_none(tmp_path):
-    log, items = write_files(
-        tmp_path, log__csv="user_id,item_id,position,timestamp\nu,a,0,\nu,b,1,1700000000\n", items__csv=ITEMS
-    )
-    imported(tmp_path / "out", log, items)
-    assert [row["timestamp"] for row in all_rows(tmp_path / "out", "interactions")] == [
-        None,
-        datetime.fromtimestamp(1700000000, UTC),
-    ]
-    log.write_text("user_id,item_id,timestamp\nu,a,\nu,b,\n")
-    _, lines = imported(tmp_path / "out2", log, items)
-    assert all_rows(tmp_path / "out2", "interactions")[0] == {"user_id": "u", "item_id": "a"}
-    assert f"note: {log}: the column of times is empty" in lines
-
-
-def test_files_with_and_without_times_do_not_go_together(tmp_path):
-    files = write_files(
-        tmp_path, a__csv="user_id,item_id,time\nu,a,1700000000\n", b__csv="user_id,item_id\nu,b\n", items__csv=ITEMS
-    )
-    with pytest.raises(ValueError, match=r"b\.csv: has no times, but other files do"):
-        imported(tmp_path / "out", *files)
-
-
 def test_of_a_file_and_an_address_of_a_picture_the_file_is_taken(tmp_path):
     items = "item_id,title,image_url,image_file\na,Pan,http://x/a.jpg,pics/a.jpg\nb,Pot,http://x/b.jpg,\n"
     imported(tmp_path / "out", *write_files(tmp_path, log__csv="user_id,item_id\nu,a\n", items__csv=items))
@@ -318,6 +255,43 @@ def test_of_a_file_and_an_address_of_a_picture_the_file_is_taken(tmp_path):
         (None, str(tmp_path / "pics/a.jpg")),
         ("http://x/b.jpg", None),
     ]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_rows_keep_the_order_of_their_files_though_many_threads_read_them(tmp_path, monkeypatch, form):
+    """Rows of one time are ordered by their place in the file, so a shuffled import would be another history."""
+    monkeypatch.setattr("digr.data.importing.tables.MAX_ROW", 1 << 12)  # each thread reads a few hundred rows
+    monkeypatch.setattr("digr.data.importing.writing.INTERACTION_ROWS", 10_000)
+    opened = writing.open_database
+
+    @contextmanager
+    def with_threads(*arguments, **options):
+        with opened(*arguments, **options) as con:
+            con.execute("SET threads = 8")
+            yield con
+
+    monkeypatch.setattr(writing, "open_database", with_threads)
+    rng, folder = np.random.default_rng(0), tmp_path / "log"
+    folder.mkdir()
+    expected = []
+    for part in range(5):
+        users = [f"u{user}" for user in rng.integers(50, size=4_000 if part % 2 else 1_000)]
+        items = [f"{part}-{at}" for at in range(len(users))]
+        table = pa.table({"user_id": users, "item_id": items, "timestamp": [1_700_000_000] * len(users)})
+        expected += list(zip(users, items, strict=True))
+        path = folder / f"part-{part:05d}.{form}"
+        if form == "parquet":
+            pq.write_table(table, path, row_group_size=500)
+        elif form == "csv":
+            pacsv.write_csv(table, path)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    titles = pa.table({"item_id": [item for _, item in expected], "title": ["T"] * len(expected)})
+    pacsv.write_csv(titles, tmp_path / "items.csv")
+    imported(tmp_path / "out", folder, tmp_path / "items.csv")
+    found = pq.read_table(tmp_path / "out" / "interactions.parquet")
+    assert list(zip(found["user_id"].to_pylist(), found["item_id"].to_pylist(), strict=True)) == expected
+    assert pq.read_table(tmp_path / "out" / "items.parquet")["item_id"].equals(titles["item_id"])
 
 
 def test_the_folders_of_files_with_images_are_told_for_those_who_read_the_images(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from digr.data import common_form
 from digr.data.preparing import PreparedTables
 from digr.tables import SPLITS
 from tests.data.test_common_form import prepare
@@ -284,6 +285,22 @@ def test_folders_of_parts_are_read_in_the_order_of_their_names(tmp_path):
     made = prepare(str(tmp_path))
     assert _sequences(made) == {"u": "abcd"}
     assert made.items["image_uri"].to_pylist() == [None, None, "https://x.example/c.png", None]
+
+
+def test_long_texts_are_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    """A batch is bounded by its bytes too: 65,536 descriptions of 40 kB do not fit into one column of Arrow."""
+    ids = [f"i{number}" for number in range(50)]
+    long = ["long " * 200] * 30 + [f"{number} " * 300 for number in range(20)]  # the file holds the repeated text once
+    items = {"item_id": ids, "title": ids, "description": long}
+    log = {"user_id": ["u"] * 50, "item_id": ids, "position": pa.array(range(50), pa.int32())}
+    folder = _write(tmp_path, items, log)
+    whole = prepare(folder).items
+    monkeypatch.setattr(common_form, "BATCH_BYTES", 3_000)
+    sizes = [(len(batch), batch["row"][0].as_py()) for batch in common_form.open_folder(folder, False).items]
+    assert max(size for size, _ in sizes) <= 4
+    assert [row for _, row in sizes] == [sum(size for size, _ in sizes[:at]) for at in range(len(sizes))]
+    assert prepare(folder).items.equals(whole)
+    assert len(whole) == 50
 
 
 def test_a_broken_page_or_footer_is_one_line_that_names_the_file(tmp_path):

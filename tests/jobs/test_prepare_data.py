@@ -1,7 +1,14 @@
 """The data job writes checked tables, counts what it leaves out, and leaves nothing where it fails."""
 
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -10,12 +17,14 @@ from digr import artifacts
 from digr.artifacts import Store
 from digr.config import Config, build_config
 from digr.data.importing.writing import import_data
+from digr.data.prepared_parts import PreparedParts
 from digr.images.showing import image_rules
 from jobs import prepare_data
 from jobs.runtime.session import Options
 from tests.data.test_common_form import write
 from tests.real_data import real_folder
 
+ROOT = Path(__file__).resolve().parents[2]
 SHOP = {"num_items": 40, "num_users": 60, "num_interests": 4, "image_size": 16}
 
 
@@ -163,3 +172,116 @@ def test_losses_are_printed_and_a_core_that_keeps_little_is_warned_of(tmp_path, 
     assert "96 of 106 interactions left out: interaction outside the 2-core" in printed
     assert "1 of 3 users dropped: fewer than 3 interactions" in printed
     assert "WARNING: data.core = 2 keeps 10 of 106 interactions; a smaller core keeps more" in printed
+
+
+def _many_parts(tmp_path: Path, split: str) -> dict:
+    """Return choices of a source of 15 parts of users and 4 of items, in which no user's rows are together."""
+    rng = np.random.default_rng(0)
+    users, items = rng.permutation(np.arange(480) % 60), rng.integers(20, size=480)
+    columns: dict = {"user_id": [f"u{user:02d}" for user in users], "item_id": [f"i{item:02d}" for item in items]}
+    lists = defaultdict[str, list[str]](list)
+    places = []
+    for user, item in zip(columns["user_id"], columns["item_id"], strict=True):
+        places.append(len(lists[user]))
+        lists[user].append(item)
+    if split == "official":
+        columns["position"] = places
+    else:
+        columns["timestamp"] = pa.array(rng.integers(15 * 10**11, 16 * 10**11, 480), pa.timestamp("ms", tz="UTC"))
+    (tmp_path / "source" / "splits").mkdir(parents=True)
+    catalogue = {"item_id": [f"i{item:02d}" for item in range(20)], "title": [f"T{item} <b>x</b>" for item in range(20)]}
+    tables = {"items": catalogue, "interactions": columns}
+    for back, name in enumerate(("test", "valid", "train"), 1):
+        rows = [(user, listed[:-back], listed[-back]) for user, listed in sorted(lists.items())]
+        tables[f"splits/{name}"] = dict(zip(("user_id", "history", "target"), map(list, zip(*rows, strict=True)), strict=True))
+    for name, table in tables.items():
+        pq.write_table(pa.table(table), tmp_path / "source" / f"{name}.parquet")
+    parts = {"users_per_part": 4, "items_per_part": 5, "core": 0 if split == "official" else 2}
+    return {"source": "parquet", "path": str(tmp_path / "source"), "split": split} | parts
+
+
+def _whole(run: Path) -> dict:
+    """Return the bytes of all parts and all that the manifests say of them."""
+    found: dict = {str(part.relative_to(run)): part.read_bytes() for part in run.rglob("part-*.parquet")}
+    for name in prepare_data.OUTPUTS:
+        found[name] = artifacts.require(Store(str(run)), name).model_dump(exclude={"seconds"})
+    return found
+
+
+@pytest.mark.parametrize("split", ["temporal", "leave_one_out", "official"])
+def test_a_build_killed_after_any_part_goes_on_to_the_same_files(tmp_path, monkeypatch, split):
+    data = _many_parts(tmp_path, split)
+    config = lambda name: build_config({"run": {"dir": str(tmp_path / name)}, "data": data} | FEW_ITEMS, "here")  # noqa: E731
+    prepare_data.run(config("undisturbed"), Options())
+    expected = _whole(tmp_path / "undisturbed")
+    assert sum(name.endswith(".parquet") for name in expected) == 4 + 15 + 15
+    write = PreparedParts._write
+    monkeypatch.setattr("digr.data.prepared_parts.COUNTED_PARTS", 3)
+    calls = Counter[str]()
+
+    def killed(self, name, number, table):
+        if calls["left"] == 0:
+            raise KeyboardInterrupt
+        calls["left"] -= 1
+        calls[name] += 1
+        write(self, name, number, table)
+
+    monkeypatch.setattr(PreparedParts, "_write", killed)
+    for parts in (2, 11, 33):
+        calls.clear()
+        calls["left"] = parts
+        with pytest.raises(KeyboardInterrupt):
+            prepare_data.run(config(f"after{parts}"), Options())
+        finished = calls["histories"]
+        assert artifacts.read_manifest(Store(str(tmp_path / f"after{parts}")), "items") is None
+        calls.clear()
+        calls["left"] = -1
+        prepare_data.run(config(f"after{parts}"), Options())
+        # finished parts are not made again, but for those after the last count
+        assert calls["items"] == max(4 - parts, 0)
+        assert calls["histories"] == 15 - finished // 3 * 3
+        assert _whole(tmp_path / f"after{parts}") == expected
+        assert [path.name for path in (tmp_path / f"after{parts}").glob("items.work-*")] == []
+
+
+KILLED = """
+import os, signal, sys
+from digr.config import build_config
+from digr.data.prepared_parts import PreparedParts
+from jobs import prepare_data
+from jobs.runtime.session import Options
+write = PreparedParts._write
+def last(self, name, number, table):
+    write(self, name, number, table)
+    if (name, number) == ("histories", 12):
+        os.kill(os.getpid(), signal.SIGKILL)
+PreparedParts._write = last
+prepare_data.run(build_config(__import__("json").loads(sys.argv[1]), "here"), Options())
+"""
+
+
+def test_a_killed_process_leaves_its_database_and_its_parts(tmp_path, capsys):
+    data = _many_parts(tmp_path, "temporal")
+    tree = {"run": {"dir": str(tmp_path / "killed")}, "data": data} | FEW_ITEMS
+    (tmp_path / "killed" / "items.work-0123456789ab").mkdir(parents=True)  # of a killed build of other choices
+    done = subprocess.run([sys.executable, "-c", KILLED, json.dumps(tree)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    [work] = (tmp_path / "killed").glob("items.work-*")
+    old = {path: path.stat().st_ino for path in work.rglob("part-*.parquet")}
+    assert len(old) == 4 + 13 + 13
+    Path(f"{data['path']}/items.parquet").touch()
+    prepare_data.run(build_config(tree, "here"), Options())
+    assert (
+        "kept from a killed build: 4 parts of items, 10 parts of interactions, 10 parts of histories" in capsys.readouterr().out
+    )
+    kept = {path.stat().st_ino for path in (tmp_path / "killed").rglob("part-*.parquet")}
+    assert len(kept & set(old.values())) >= 4 + 10 + 10
+    prepare_data.run(build_config(tree | {"run": {"dir": str(tmp_path / "undisturbed")}}, "here"), Options())
+    assert _whole(tmp_path / "killed") == _whole(tmp_path / "undisturbed")
+
+
+def test_data_that_are_refused_leave_no_database_behind(tmp_path):
+    folder = write(tmp_path / "source", interactions={"user_id": ["u"], "item_id": ["zzz"], "position": [0]})
+    with pytest.raises(ValueError, match="1 items are not in"):
+        _run(tmp_path, source="parquet", path=folder)
+    assert not list((tmp_path / "run").glob("*.work-*"))

@@ -53,7 +53,7 @@ def stripped(column: str) -> str:
     return f"CASE WHEN {ends} THEN {column} ELSE nullif(trim({column}, '{SPACE}'), '') END"
 
 
-def count_interactions(plan: Plan, events: Sequence[str]) -> None:
+def count_interactions(plan: Plan, events: Sequence[str], dates: str) -> None:
     """Find out how times are written, count rows by reason, and refuse columns that were clearly misread.
 
     Raises:
@@ -71,7 +71,7 @@ def count_interactions(plan: Plan, events: Sequence[str]) -> None:
     facts: dict[str, Any] = {"ids_stripped": 0, "ratings_unreadable": 0}
     for part, has in zip(plan.interactions, timed, strict=True):
         # if there are positions, a row may lack its time
-        form = find_form(plan.con, part.sql)._replace(needed=not plan.facts["positions"]) if has else None
+        form = find_form(plan.con, part.sql, dates)._replace(needed=not plan.facts["positions"]) if has else None
         plan.time_forms.append(form)
         if form and form.note:
             plan.notes.append(f"{part.table.address}: {form.note}")
@@ -203,10 +203,12 @@ def _check_known(plan: Plan) -> None:
     named = " UNION ALL ".join(f"SELECT {stripped('item_id')} AS i FROM ({part.sql})" for part in plan.interactions)
     items = " UNION ALL ".join(f"SELECT {stripped('item_id')} FROM ({part.sql})" for part in plan.items)
     named = f"SELECT DISTINCT i FROM ({named}) WHERE i IS NOT NULL"
+    items_found = f"SELECT i FROM ({items}) AS found(i) WHERE i IS NOT NULL"
     [(all_named, known)] = plan.con.execute(f"SELECT count(*), count(*) FILTER (i IN ({items})) FROM ({named})").fetchall()
     plan.facts.update({"items_named": all_named, "items_known": known})
     if not known:
+        [(one,), (other,)] = [plan.con.execute(f"SELECT i FROM ({ids}) LIMIT 1").fetchall()[0] for ids in (named, items_found)]
         raise ValueError(
-            f"none of the {all_named:,} item ids of the interactions is among the items, so one of the two columns holds "
-            f"another kind of id: compare the examples of --check, and set item_id to the right columns in [data.columns]"
+            f"none of the {all_named:,} item ids of the interactions (such as {one!r}) is among the items (such as {other!r}): "
+            f"one of the two columns holds another kind of id; set item_id to the right columns in [data.columns]"
         )

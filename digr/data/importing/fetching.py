@@ -3,17 +3,20 @@
 Everything streams. Archives are not trusted: sizes are counted while unpacking, and names of members never become paths.
 """
 
+import bz2
 import gzip
+import lzma
 import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from email.message import Message
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
-from urllib.parse import unquote, urlsplit
+from typing import IO, Any, NamedTuple
 
 import httpx
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from digr.data.event_store import is_store, write_events
@@ -22,11 +25,32 @@ from digr.files import filesystem_of
 Report = Callable[[str], None]
 CHUNK = 1 << 22
 SCHEMES = ("http", "https", "s3")
+S3_HINT = "; check the address and AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
 MAX_MEMBERS = 100_000
 """Most files of one archive."""
 MAX_RATIO, FREE_BYTES = 200, 1 << 30
 """An archive may unpack to MAX_RATIO times its size, and always to this many bytes."""
 REPORT_SECONDS = 5.0
+
+
+def _open_zstd(path: Path) -> Any:
+    return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+
+
+PACKED: Mapping[str, Callable[[Path], Any]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _open_zstd,
+}
+"""Endings of packed files -> how to read what is in them."""
+TARS = {".tar": ""} | {f".tar{ending}": ending for ending in PACKED}
+TARS |= {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz", ".tzst": ".zst"}
+"""Endings of tar archives -> the ending that says how they are packed."""
+BROKEN = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, NotImplementedError,
+)  # fmt: skip
+"""What is raised while a broken archive is read."""
 
 
 class Given(NamedTuple):
@@ -65,29 +89,42 @@ def bring(addresses: Iterable[str], scratch: Path, report: Report) -> list[Given
         ValueError: an address does not exist or has an unknown scheme, or a file is broken.
     """
     room = _Scratch(scratch)
-    found = []
+    found: list[Given] = []
+    origins: dict[Path, str] = {}
     for address in addresses:
         for given in _locate(address, room, report):
+            path = given.path.resolve()
+            if path in origins:
+                report(f"{given.address}: the same file as {origins[path]}, read once")
+                continue
+            origins[path] = given.address
             found += _unpacked(given, room, report)
     return found
 
 
 def _locate(address: str, room: _Scratch, report: Report) -> Iterator[Given]:
-    scheme, separator, _ = address.partition("://")
-    if (not separator or scheme.lower() == "s3") and is_store(address):
-        target = room.new(".parquet")
-        report(f"{address}: {write_events(address, target):,} events")
-        yield Given("events.parquet", address, target, address)
-    elif not separator:
-        yield from _local(address)
-    elif scheme.lower() not in SCHEMES:
+    scheme, separator, rest = address.partition("://")
+    scheme = scheme.lower()
+    if separator and scheme not in SCHEMES:
         raise ValueError(
             f"{address}: {scheme}:// cannot be read here; expected a local path, http(s):// or s3://, so copy it first"
         )
-    elif scheme.lower() == "s3":
-        yield from _from_s3(address, room, report)
-    else:
+    if separator and not rest.partition("/")[0]:
+        raise ValueError(f"{address}: names no {'bucket' if scheme == 's3' else 'host'}")
+    if separator and scheme != "s3":
         yield _from_web(address, room, report)
+        return
+    try:
+        if is_store(address):
+            target = room.new(".parquet")
+            report(f"{address}: {write_events(address, target):,} events")
+            yield Given("events.parquet", address, target, address)
+        elif separator:
+            yield from _from_s3(address, room, report)
+        else:
+            yield from _local(address)
+    except OSError as error:
+        raise ValueError(f"{address}: cannot be read: {error}{S3_HINT if separator else ''}") from error
 
 
 def _local(address: str) -> Iterator[Given]:
@@ -111,12 +148,9 @@ def _is_data(parts: Iterable[str]) -> bool:
 
 
 def _from_s3(address: str, room: _Scratch, report: Report) -> Iterator[Given]:
-    try:
-        fs, path = filesystem_of(address)
-        info = fs.get_file_info(path)
-        infos = [info] if info.is_file else fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    except OSError as error:
-        raise ValueError(f"{address}: {error}") from error
+    fs, path = filesystem_of(address)
+    info = fs.get_file_info(path)
+    infos = [info] if info.is_file else fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     files = [
         entry for entry in infos if entry.is_file and (info.is_file or _is_data(PurePosixPath(entry.path[len(path) :]).parts[1:]))
     ]
@@ -126,26 +160,36 @@ def _from_s3(address: str, room: _Scratch, report: Report) -> Iterator[Given]:
         inner = entry.path[len(path) :].lstrip("/")
         full = f"{address.rstrip('/')}/{inner}" if inner else address
         target = room.new(_ending(entry.path))
-        try:
-            with fs.open_input_stream(entry.path) as stream:
-                _copy(iter(lambda: stream.read(CHUNK), b""), target, full, entry.size, report)
-        except OSError as error:
-            raise ValueError(f"{full}: {error}") from error
+        with fs.open_input_stream(entry.path) as stream:
+            _copy(iter(lambda: stream.read(CHUNK), b""), target, full, entry.size, report)
         name = f"{PurePosixPath(path).name}/{inner}" if inner else PurePosixPath(path).name
         yield Given(name, full, target, full.rpartition("/")[0])
 
 
 def _from_web(address: str, room: _Scratch, report: Report) -> Given:
-    name = PurePosixPath(unquote(urlsplit(address).path)).name or "download"
-    target = room.new(_ending(name))
     try:
-        with httpx.stream("GET", address, follow_redirects=True, timeout=60) as response:
-            response.raise_for_status()
+        url = httpx.URL(address)
+        # a query may hold a signature, and the rest a password: neither is printed or written down
+        shown = str(url.copy_with(query=None, fragment=None, userinfo=b""))
+        with httpx.stream("GET", url, follow_redirects=True, timeout=60) as response:
+            if response.is_error:
+                raise ValueError(f"{shown}: not fetched: {response.status_code} {response.reason_phrase}")
+            name = PurePosixPath(url.path).name
+            if "." not in name:
+                name = _told_name(response.headers.get("content-disposition", "")) or name or "download"
+            target = room.new(_ending(name))
             length = response.headers.get("content-length")
-            _copy(response.iter_bytes(CHUNK), target, address, int(length) if length else None, report)
+            _copy(response.iter_bytes(CHUNK), target, shown, int(length) if length else None, report)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(f"{address}: not fetched: {error}") from error
-    return Given(name, address, target, address.rpartition("?")[0].rpartition("/")[0] or address.rpartition("/")[0])
+        raise ValueError(f"{address.partition('?')[0]}: not fetched: {error}") from error
+    return Given(name, shown, target, shown.rpartition("/")[0])
+
+
+def _told_name(disposition: str) -> str:
+    """Return the file name in a Content-Disposition header, without folders; empty if there is none."""
+    message = Message()
+    message["Content-Disposition"] = disposition
+    return PurePosixPath(message.get_filename("").replace("\\", "/")).name
 
 
 def _copy(chunks: Iterable[bytes], target: Path, name: str, size: int | None, report: Report) -> None:
@@ -168,18 +212,30 @@ def _ending(name: str) -> str:
 def _unpacked(given: Given, room: _Scratch, report: Report) -> list[Given]:
     name = given.name.lower()
     try:
-        if name.endswith((".tar.gz", ".tgz", ".tar")):
+        if _packing(name, TARS) is not None:
             return list(_members(given, _tar_members(given), room, report))
         if name.endswith(".zip"):
             return list(_members(given, _zip_members(given), room, report))
-        if name.endswith(".gz"):
-            with gzip.open(given.path) as stream:
-                target = room.new(_ending(name.removesuffix(".gz")))
-                _extract(stream, target, given, _budget(given.path))
-            return [given._replace(name=given.name[:-3], path=target)]
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        if _packing(name, PACKED):
+            return [_plain(given, room, _budget(given.path))[0]]
+    except BROKEN as error:
         raise ValueError(f"{given.address}: the archive is broken: {error}") from error
     return [given]
+
+
+def _packing(name: str, endings: Iterable[str]) -> str | None:
+    """Return the ending that a file's name has; None if it has none of them."""
+    return next((ending for ending in endings if name.lower().endswith(ending)), None)
+
+
+def _plain(given: Given, room: _Scratch, limit: int) -> tuple[Given, int]:
+    """Unpack a file that holds one other; return that file and its size."""
+    ending = _packing(given.name, PACKED) or ""
+    name = given.name[: -len(ending)]
+    target = room.new(_ending(name))
+    with PACKED[ending](given.path) as stream:
+        size = _extract(stream, target, given, limit)
+    return given._replace(name=name, path=target), size
 
 
 def _zip_members(given: Given) -> Iterator[tuple[str, IO[bytes]]]:
@@ -191,7 +247,9 @@ def _zip_members(given: Given) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _tar_members(given: Given) -> Iterator[tuple[str, IO[bytes]]]:
-    with tarfile.open(given.path, "r|*") as archive:
+    packing = TARS[_packing(given.name, TARS) or ""]
+    opened = PACKED[packing](given.path) if packing else given.path.open("rb")
+    with opened as packed, tarfile.open(fileobj=packed, mode="r|") as archive:
         for entry in archive:
             stream = archive.extractfile(entry) if entry.isfile() else None
             if stream:
@@ -210,13 +268,10 @@ def _members(given: Given, members: Iterator[tuple[str, IO[bytes]]], room: _Scra
         target = room.new(_ending(parts[-1]))
         left -= _extract(stream, target, given, left)
         unpacked = Given("/".join(parts), f"{given.address}!{'/'.join(parts)}", target, given.base)
-        if not parts[-1].lower().endswith(".gz") or parts[-1].lower().endswith(".tar.gz"):
-            yield unpacked
-        else:
-            with gzip.open(target) as packed:
-                plain = room.new(_ending(parts[-1][:-3]))
-                left -= _extract(packed, plain, given, left)
-            yield unpacked._replace(name=unpacked.name[:-3], path=plain)
+        if _packing(parts[-1], PACKED) and not _packing(parts[-1], TARS):
+            unpacked, size = _plain(unpacked, room, left)
+            left -= size
+        yield unpacked
     report(f"{given.address}: unpacked")
 
 
@@ -224,7 +279,7 @@ def _budget(path: Path) -> int:
     return max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
 
 
-def _extract(stream: IO[bytes] | gzip.GzipFile, target: Path, given: Given, limit: int) -> int:
+def _extract(stream: IO[bytes], target: Path, given: Given, limit: int) -> int:
     done = 0
     with target.open("wb") as out:
         while chunk := stream.read(CHUNK):

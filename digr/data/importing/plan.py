@@ -14,7 +14,8 @@ from digr.data.importing.fetching import Given, Report
 from digr.data.importing.joining import join_orders
 from digr.data.importing.rules import INTERACTION_COLUMNS, ITEM_COLUMNS, SPLIT_COLUMNS, Reading, match
 from digr.data.importing.sniffing import Layout, Written, sniff
-from digr.data.importing.tables import Table, open_tables, stem_of
+from digr.data.importing.tables import Table, open_tables, stem_of, with_inner_keys
+from digr.data.importing.times import DATES
 from digr.data.readers import amazon, digr_events, lcrec, merchant, minionerec, movielens, names, recbole, shopify
 
 FORMATS = (
@@ -49,7 +50,8 @@ def written_files(given: Sequence[Given], scratch: Path) -> tuple[list[Written],
     for number, each in enumerate(given):
         name = stem_of(each.name)
         known = name.endswith(ENDINGS) or "." not in name or _layout(name)
-        if not known or name.startswith(("readme", "license")):
+        empty = "/" in each.name and not each.path.stat().st_size  # as Spark writes parts without rows
+        if empty or not known or name.startswith(("readme", "license")):
             unused.append(each.address)
             continue
         written = sniff(each, _layout(name), names.is_usual, scratch / f"plain{number:06d}")
@@ -73,6 +75,7 @@ def make_plan(
     format: str = "",
     columns: Mapping[str, Sequence[str]] = {},
     events: Sequence[str] = (),
+    dates: str = "",
 ) -> Plan:
     """Read the columns of all files and decide how each is used.
 
@@ -84,15 +87,19 @@ def make_plan(
         format: one of FORMATS; empty guesses for each file.
         columns: chosen by the user: column of the common form -> columns of the files.
         events: values of the event column to keep; empty keeps all.
+        dates: what dates such as 3/4/2021 begin with, one of `times.DATES`; empty decides by the dates themselves.
 
     Raises:
         ValueError: a file is broken, columns are missing or ambiguous, or there are no users or no titles.
     """
     if format not in ("", *FORMATS):
         raise ValueError(f"--format {format}: unknown; expected one of {', '.join(FORMATS)}")
+    if dates not in ("", *DATES):
+        raise ValueError(f"--dates {dates}: unknown; expected one of {', '.join(DATES)}")
     files, unused = written_files(given, scratch)
     report(f"{len(given)} files, counting rows")
-    tables = open_tables(con, files, scratch)
+    wanted = [name for theirs in columns.values() for name in theirs]
+    tables = [with_inner_keys(con, table, wanted) for table in open_tables(con, files, scratch)]
     names.check_chosen(columns, tables)
     choices = [(table, _readings(table, format, columns)) for table in tables]
     notes = [f"{len(unused)} files hold no table and are not read, such as {unused[0]}"] if unused else []
@@ -123,8 +130,8 @@ def make_plan(
         plan.original_ids.setdefault(reading.split, []).append(part)
     if not plan.items:
         plan.items.extend(_items_of_interactions(plan.interactions, notes))
-    _check_complete(plan)
-    count_interactions(plan, events)
+    _check_complete(plan, unused)
+    count_interactions(plan, events, dates)
     count_items(plan)
     return plan
 
@@ -207,7 +214,7 @@ def _items_of_interactions(interactions: list[UsedTable], notes: list[str]) -> l
     return [UsedTable(parts[0].table, parts[0].reading._replace(role="items"), sql)]
 
 
-def _check_complete(plan: Plan) -> None:
+def _check_complete(plan: Plan, unused: Sequence[str]) -> None:
     if plan.items and (plan.interactions or plan.splits):
         return
     lacking = "says who used which item" if plan.items else "has titles of items"
@@ -215,8 +222,9 @@ def _check_complete(plan: Plan) -> None:
         f"{table.address}: {reading.role if reading else 'not used'}, columns {', '.join(table.columns[:20])}"
         for table, reading in plan.tables
     )
+    seen += "".join(f"; {address}: no table" for address in unused[:5])
     wanted = "user_id=... item_id=..." if plan.items else "item_id=... title=..."
     raise ValueError(
-        f"no file {lacking}; found {seen or 'no table'}. If one does, name its columns in [data.columns] of the config, or "
+        f"no file {lacking}; found {seen.removeprefix('; ')}. If one does, name its columns in [data.columns] of the config, or "
         f"with --columns {wanted}"
     )

@@ -1,5 +1,6 @@
 """Print what an import reads, how it maps columns, rows before and after, and how many rows it leaves out."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,7 @@ from digr.data.importing.tables import Table
 
 EXAMPLES = 3
 WIDTH = 60
+AGAIN = re.compile(r"(.*) \(\d+\)")
 DELIMITERS = {"\t": "tab", "\x01": "\\x01"}
 
 
@@ -51,6 +53,8 @@ def _file_lines(table: Table, reading: Reading | None) -> Iterator[str]:
     used = {name for theirs in reading.columns.values() for name in theirs} | {
         column for theirs in reading.shown.values() for column in table.columns if column in theirs
     }
+    if again := [name for name in table.columns if (same := AGAIN.fullmatch(name)) and same[1] in table.columns]:
+        yield f"  columns of the same name as one before them: {', '.join(again)}; --columns OURS='{again[0]}' reads this one"
     if unused := [column for column in table.columns if column not in used]:
         yield f"  not used: {', '.join(unused[:40])}"
 

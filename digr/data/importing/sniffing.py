@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,6 +19,8 @@ from digr.data.importing.fetching import CHUNK, Given
 
 Kind = Literal["csv", "json lines", "json array", "json rows", "json object", "python dicts", "xml", "parquet"]
 SAMPLE_BYTES = 1 << 20
+SEP_LINE = r"sep=[^\r\n]\r?\n"
+"""A first line that tells Excel the delimiter."""
 DELIMITERS = ("\t", ",", ";", "|", "\x01")
 BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -68,6 +70,8 @@ class Written(NamedTuple):
     header: bool = False
     columns: tuple[str, ...] = ()
     """Columns of delimited text; those of other kinds are found when they are read."""
+    skip: int = 0
+    """Lines before the header."""
     damaged: int = 0
     """Number of lines with bytes that are invalid in the encoding; these become U+FFFD."""
 
@@ -92,8 +96,8 @@ def sniff(given: Given, layout: Layout | None, known: Callable[[str], bool], pla
         return Written(given, given.path, "parquet", encoding="")
     if head.startswith(BINARY):
         raise ValueError(
-            f"{given.address}: neither text nor Parquet; packed files need a usual ending (.gz, .zip, .tar.gz); save "
-            f"spreadsheets and pickles as CSV or Parquet"
+            f"{given.address}: neither text nor Parquet; packed files need a usual ending (.gz, .bz2, .xz, .zst, .zip, .tar.gz); "
+            f"save spreadsheets and pickles as CSV or Parquet"
         )
     encoding, damaged = find_encoding(given.path, layout.encoding if layout else "")
     path = given.path if encoding == "utf-8" and not damaged else _write_again(given, encoding, plain)
@@ -104,6 +108,8 @@ def sniff(given: Given, layout: Layout | None, known: Callable[[str], bool], pla
     whole = len(sample) < SAMPLE_BYTES
     written = Written(given, path, "csv", encoding, damaged=damaged)
     kind = None if layout else _structured(sample, whole)
+    if kind == "xml" and re.match(r"\s*<(!doctype html|html)\b", sample, re.IGNORECASE):
+        raise ValueError(f"{given.address}: a web page (HTML), not a table; an address may have answered with a page to log in")
     if kind:
         return written._replace(kind=kind)
     return _delimited(written, sample, whole, layout, known)
@@ -215,26 +221,14 @@ def _is_table(values: list) -> bool:
 
 
 def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None, known: Callable[[str], bool]) -> Written | None:
-    if layout:
-        lines = [line.rstrip("\r") for line in sample.split("\n") if line.strip()]
-        cells = lines[0].split(layout.delimiter)
-        if layout.columns and len(cells) != len(layout.columns):
-            layout = None
-        else:
-            quote = '"' if layout.quoted else ""
-            found = written._replace(delimiter=layout.delimiter, quote=quote, escape=quote, header=not layout.columns)
-            return found._replace(columns=layout.columns or tuple(cells))
-    tried = []
-    for delimiter in DELIMITERS:
-        rows = list(_rows(sample, whole, delimiter, '"'))
-        widths = [len(row) for row in rows]
-        usual = max(set(widths), key=widths.count, default=0)
-        if usual > 1 and widths[0] == usual:  # names of columns have no commas, but prices and titles may
-            tried.append((round(widths.count(usual) / len(widths), 1), usual, -DELIMITERS.index(delimiter), rows))
-    if not tried:
+    if layout and (found := _as_known(written, sample, layout)):
+        return found
+    if named := re.match(SEP_LINE, sample):
+        sample, written = sample[named.end() :], written._replace(skip=1)
+    delimiter, rows = _find_delimiter(sample, whole)
+    if not delimiter:
         return None
-    _, _, place, rows = max(tried, key=lambda each: each[:3])
-    delimiter, quote, escape = DELIMITERS[-place], '"', '"'
+    quote = escape = '"'
     if _is_backslash_escaped(sample, delimiter):
         escape = "\\"
         rows = list(_rows(sample, whole, delimiter, escape))
@@ -243,8 +237,49 @@ def _delimited(written: Written, sample: str, whole: bool, layout: Layout | None
         rows = [line.rstrip("\r").split("\t") for line in sample.split("\n") if line.strip()]
     first = [cell.strip() for cell in rows[0]]
     header = any(map(known, first)) or (all(first) and len(set(first)) == len(first) and not any(map(_is_value, first)))
-    columns = tuple(first) if header else tuple(f"column{number}" for number in range(1, len(first) + 1))
+    columns = distinct_names(first if header else [""] * len(first))
     return written._replace(delimiter=delimiter, quote=quote, escape=escape, header=header, columns=columns)
+
+
+def _as_known(written: Written, sample: str, layout: Layout) -> Written | None:
+    """Return how a file is written by its name's layout; None if its first line has no such columns."""
+    lines = [line.rstrip("\r") for line in sample.split("\n") if line.strip()]
+    cells = lines[0].split(layout.delimiter)
+    if len(cells) != len(layout.columns) if layout.columns else len(cells) < 2:
+        return None
+    quote = '"' if layout.quoted else ""
+    found = written._replace(delimiter=layout.delimiter, quote=quote, escape=quote, header=not layout.columns)
+    return found._replace(columns=layout.columns or distinct_names(cells))
+
+
+def _find_delimiter(sample: str, whole: bool) -> tuple[str, list[list[str]]]:
+    """Return the delimiter that gives the most rows the same number of columns, and the rows; empty if none does.
+
+    Many texts have spaces, so these separate columns only where nothing else does and all rows are alike.
+    """
+    tried = []
+    for delimiter in DELIMITERS:
+        rows = list(_rows(sample, whole, delimiter, '"'))
+        widths = [len(row) for row in rows]
+        usual = max(set(widths), key=widths.count, default=0)
+        if usual > 1 and widths[0] == usual:  # names of columns have no commas, but prices and titles may
+            tried.append((round(widths.count(usual) / len(widths), 1), usual, -DELIMITERS.index(delimiter), rows))
+    if tried:
+        _, _, place, rows = max(tried, key=lambda each: each[:3])
+        return DELIMITERS[-place], rows
+    rows = list(_rows(sample, whole, " ", '"'))
+    return (" ", rows) if {len(row) for row in rows} in ({2}, {3}, {4}) else ("", [])
+
+
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of columns of which none is empty and none comes twice: the second `x` becomes `x (2)`."""
+    found: dict[str, None] = {}
+    for place, name in enumerate(names, 1):
+        name, number = name or f"column{place}", 1
+        while (distinct := name if number == 1 else f"{name} ({number})") in found:
+            number += 1
+        found[distinct] = None
+    return tuple(found)
 
 
 def _is_backslash_escaped(sample: str, delimiter: str) -> bool:

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from digr.data.importing.converting import to_json_lines
-from digr.data.importing.sniffing import Written
+from digr.data.importing.sniffing import Written, distinct_names
 
 SAMPLE_ROWS = 1000
 MAX_ROW = 1 << 25
 """Most bytes of one row or JSON object."""
+MAX_COLUMNS = 2_000
 BAD_RATE = 0.1
 """A file with more than this share of unreadable rows counts as broken."""
 JSON_FORMATS = {"json array": "array", "json rows": "unstructured"}
@@ -72,13 +73,32 @@ def open_tables(con: duckdb.DuckDBPyConnection, files: Iterable[Written], scratc
     return [_open(con, group, scratch, f"rejected{number}") for number, group in enumerate(groups.values())]
 
 
+def with_inner_keys(con: duckdb.DuckDBPyConnection, table: Table, names: Iterable[str]) -> Table:
+    """Return a table with further columns for names such as `reviewer.id`: a key inside the JSON that a column holds.
+
+    A name that is itself a column, or whose key no row has, adds none. A number is a place in a list: `images.0.large`.
+    """
+    for name in names:
+        outer = next((name[:at] for at in range(len(name), 0, -1) if name[at:][:1] == "." and name[:at] in table.columns), "")
+        if name in table.columns or not outer:
+            continue
+        path = "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in name[len(outer) + 1 :].split("."))
+        cell = table.pick(outer)
+        inner = f"CASE WHEN json_valid({cell}) THEN json_extract_string({cell}, {_text(path)}) END"
+        sql = f"SELECT *, {inner} AS c{len(table.columns)} FROM ({table.sql})"
+        added = table._replace(columns=(*table.columns, name), sql=sql)
+        if con.execute(f"SELECT 1 FROM ({sql}) WHERE {added.pick(name)} IS NOT NULL LIMIT 1").fetchall():
+            table = added._replace(sample=tuple(con.execute(f"{sql} LIMIT {SAMPLE_ROWS}").fetchall()))
+    return table
+
+
 def _shape(written: Written) -> tuple:
     """Return the properties that all parts of a table share: folder, name without numbers, and how they are written."""
     folder, _, name = written.given.address.rpartition("/")
     stem = "part" if name.startswith("part-") else re.sub(r"\d+", "#", name)
     schema = (str(_read_schema(written)),) if written.kind == "parquet" else ()
     own = (written.given.address,) if written.kind in ("json object", "xml") else ()
-    alike = (written.kind, written.delimiter, written.quote, written.escape, written.header, written.columns)
+    alike = (written.kind, written.delimiter, written.quote, written.escape, written.header, written.columns, written.skip)
     # numbers in a name may also distinguish two tables, such as u1.base and u2.base
     return (folder, stem if re.search(r"(^part-|\d{2,}|-of-)", name) else name, *alike, *schema, *own)
 
@@ -107,6 +127,14 @@ def _finish(con: duckdb.DuckDBPyConnection, table: Table) -> Table:
     return table._replace(sample=tuple(con.execute(f"{table.sql} LIMIT {SAMPLE_ROWS}").fetchall()))
 
 
+def _check_width(written: Written, num_columns: int) -> None:
+    if num_columns > MAX_COLUMNS:
+        raise ValueError(
+            f"{written.given.address}: has more than {MAX_COLUMNS:,} columns; expected a row for each interaction or item, and a "
+            f"column for each property"
+        )
+
+
 def _paths(group: Iterable[Written]) -> str:
     return "[" + ", ".join(_text(str(written.path)) for written in group) + "]"
 
@@ -117,10 +145,12 @@ def _text(value: str) -> str:
 
 def _open_csv(con: duckdb.DuckDBPyConnection, group: list[Written], rejected: str) -> Table:
     first = group[0]
+    _check_width(first, len(first.columns))
     columns = "{" + ", ".join(f"'c{number}': 'VARCHAR'" for number in range(len(first.columns))) + "}"
     options = (
-        f"columns = {columns}, auto_detect = false, header = {str(first.header).lower()}, delim = {_text(first.delimiter)}, "
-        f"quote = {_text(first.quote)}, escape = {_text(first.escape)}, max_line_size = {MAX_ROW}, buffer_size = {2 * MAX_ROW}"
+        f"columns = {columns}, auto_detect = false, header = {str(first.header).lower()}, skip = {first.skip}, "
+        f"delim = {_text(first.delimiter)}, quote = {_text(first.quote)}, escape = {_text(first.escape)}, "
+        f"max_line_size = {MAX_ROW}, buffer_size = {2 * MAX_ROW}"
     )
     counting = (
         f"read_csv({_paths(group)}, {options}, store_rejects = true, rejects_table = '{rejected}', rejects_scan = '{rejected}s')"
@@ -147,7 +177,9 @@ def _open_json(con: duckdb.DuckDBPyConnection, group: list[Written], scratch: Pa
     objects = f"SELECT json FROM read_json_objects({_paths(group)}, format = '{form}', maximum_object_size = {MAX_ROW}{ignore})"
     [(rows, all_rows)] = con.execute(f"SELECT count(*) FILTER (json_type(json) = 'OBJECT'), count(*) FROM ({objects})").fetchall()
     named = f"SELECT unnest(json_keys(json)) AS k FROM ({objects}) WHERE json_type(json) = 'OBJECT'"
-    keys = [key for key, _ in con.execute(f"SELECT k, count(*) FROM ({named}) GROUP BY k ORDER BY 2 DESC, 1").fetchall()]
+    counted = f"SELECT k, count(*) FROM ({named}) GROUP BY k ORDER BY 2 DESC, 1 LIMIT {MAX_COLUMNS + 1}"
+    keys = [key for key, _ in con.execute(counted).fetchall()]
+    _check_width(group[0], len(keys))
     pointers = ", ".join(_text("/" + key.replace("~", "~0").replace("/", "~1")) for key in keys)
     cells = f"SELECT json_extract_string(json, [{pointers}]) AS v FROM ({objects}) WHERE json_type(json) = 'OBJECT'"
     columns = ", ".join(f"v[{number + 1}] AS c{number}" for number in range(len(keys)))
@@ -163,10 +195,11 @@ def _read_schema(written: Written) -> pa.Schema:
 
 
 def _open_parquet(con: duckdb.DuckDBPyConnection, group: list[Written]) -> Table:
+    columns = distinct_names(_read_schema(group[0]).names)
+    _check_width(group[0], len(columns))
     source = f"SELECT * FROM read_parquet({_paths(group)})"
     types = [(str(row[0]), str(row[1])) for row in con.execute(f"DESCRIBE {source}").fetchall()]
     cells = ", ".join(f"{_cell(name, kind)} AS c{number}" for number, (name, kind) in enumerate(types))
-    columns = tuple(_read_schema(group[0]).names)
     [(rows,)] = con.execute(f"SELECT count(*) FROM ({source})").fetchall()
     return _finish(con, Table(tuple(group), columns, f"SELECT {cells} FROM ({source})", rows, 0, "", ()))
 

@@ -9,7 +9,8 @@ import duckdb
 
 from digr.data.policies import MICROSECONDS, MILLISECONDS, SECONDS
 
-SAMPLE = 10_000
+DATES = ("day-first", "month-first")
+"""What a date of two slashes or dashes begins with, if its first number is not the year."""
 ZONED = ("%Y-%m-%d %H:%M:%S %z", "%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z")
 NAMED = (
     "%a, %d %b %Y %H:%M:%S GMT", "%b %d, %Y %H:%M:%S", "%b %d, %Y %I:%M:%S %p", "%b %d, %Y %H:%M", "%b %d, %Y", "%B %d, %Y",
@@ -38,31 +39,48 @@ class TimeForm(NamedTuple):
     """A message for the user; empty if there is none."""
 
 
-def find_form(con: duckdb.DuckDBPyConnection, relation: str) -> TimeForm:
+def find_form(con: duckdb.DuckDBPyConnection, relation: str, dates: str = "") -> TimeForm:
     """Find out how a relation's column `timestamp` writes times; all rows decide between day first and month first.
 
     Args:
         con: the database of the relation.
         relation: SQL of a query.
+        dates: one of DATES, which then decides instead of the rows; empty if nobody chose.
     """
-    seen = f"SELECT timestamp AS t FROM ({relation}) WHERE timestamp IS NOT NULL AND trim(timestamp) <> ''"
-    digits, slashed, rows = con.execute(
-        f"SELECT count(*) FILTER (regexp_matches(t, '{DIGITS}')), count(*) FILTER (regexp_matches(t, '{SLASHED}')), count(*) "
-        f"FROM ({seen} LIMIT {SAMPLE})"
-    ).fetchall()[0]
-    if rows and digits == rows:
-        return TimeForm(digits=True)
-    if not slashed:
-        return TimeForm()
-    first, second = con.execute(
-        f"SELECT bool_or(try_cast(regexp_extract(t, '{SLASHED}', 1) AS INT) > 12), "
-        f"bool_or(try_cast(regexp_extract(t, '{SLASHED}', 2) AS INT) > 12) FROM ({seen})"
-    ).fetchall()[0]
-    if first and second:
-        return TimeForm(note="some dates are day/month/year and some month/day/year; read as month/day/year")
-    if not first and not second:
-        return TimeForm(note="no date shows whether day or month comes first; read as month/day/year")
-    return TimeForm(day_first=bool(first))
+    is_slashed = f"(contains(left(t, 4), '/') OR contains(left(t, 4), '-')) AND regexp_matches(t, '{SLASHED}')"
+    first, second = (f"try_cast(regexp_extract(t, '{SLASHED}', {place}) AS INT) > 12" for place in (1, 2))
+    cells = [
+        "count(*) FILTER (try_cast(t AS DOUBLE) IS NOT NULL)",
+        f"count(*) FILTER (length(t) IN (8, 14) AND regexp_matches(t, '{DIGITS}'))",
+        f"min(t) FILTER ({is_slashed})",
+        f"min(t) FILTER ({is_slashed} AND {first})",
+        f"min(t) FILTER ({is_slashed} AND {second})",
+    ]
+    seen = f"SELECT trim(timestamp) AS t FROM ({relation}) WHERE trim(timestamp) <> ''"
+    [(numbers, digits, slashed, day, month)] = con.execute(f"SELECT {', '.join(cells)} FROM ({seen})").fetchall()
+    notes = []
+    if 0 < digits < numbers:
+        notes.append(f"{digits:,} of {numbers:,} numbers look like dates, such as 20101201; all are read as times since 1970")
+    if dates:
+        day_first = dates == "day-first"
+    else:
+        day_first = bool(day and not month)
+        notes += _unclear(slashed, day, month)
+    return TimeForm(day_first, digits=0 < digits == numbers, note="; ".join(notes))
+
+
+def _unclear(slashed: str | None, day: str | None, month: str | None) -> list[str]:
+    """Return a note if the dates do not decide whether day or month comes first.
+
+    Args:
+        slashed: a date such as 1/2/2020; None if there is none.
+        day: one whose first number is above 12.
+        month: one whose second number is above 12.
+    """
+    if not slashed or (day is None) != (month is None):
+        return []
+    found = f"days come first in {day!r} and months in {month!r}" if day else f"days or months may come first, as in {slashed!r}"
+    return [f"{found}: read as month/day/year; --dates day-first reads day/month/year"]
 
 
 def with_times(relation: str, form: TimeForm) -> str:

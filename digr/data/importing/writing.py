@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from digr.data.database import open_database
 from digr.data.importing.counts import Plan, UsedTable, kept_interactions, stripped
-from digr.data.importing.fetching import Report, bring
+from digr.data.importing.fetching import S3_HINT, Report, bring
 from digr.data.importing.items import TYPES, clean_items
 from digr.data.importing.plan import make_plan
 from digr.data.importing.report import describe
@@ -47,6 +47,7 @@ def import_data(
     format: str = "",
     columns: Mapping[str, Sequence[str]] = {},
     events: Sequence[str] = (),
+    dates: str = "",
     check: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def import_data(
         format: one of `plan.FORMATS`; empty guesses for each file.
         columns: column of the common form -> columns of the files, if names are not to be guessed.
         events: values of the event column to keep; empty keeps all.
+        dates: what dates such as 3/4/2021 begin with, one of `times.DATES`; empty decides by the dates themselves.
         check: stop before anything is written.
         force: replace an earlier import.
 
@@ -72,7 +74,7 @@ def import_data(
         with open_database(MEMORY_GIB, str(scratch), keep_order=True) as con:
             con.execute("SET preserve_insertion_order = true")  # rows of equal times keep the order of their file
             con.execute("SET TimeZone = 'UTC'")
-            plan = make_plan(con, given, scratch, report, format=format, columns=columns, events=events)
+            plan = make_plan(con, given, scratch, report, format=format, columns=columns, events=events, dates=dates)
             for line in describe(plan, events):
                 report(line)
             facts = _facts(plan) | {IMAGE_FOLDERS: _image_folders(plan, addresses)}
@@ -105,10 +107,15 @@ def check_out(out: str, force: bool) -> None:
     scheme, separator, _ = out.partition("://")
     if separator and scheme != "s3":
         raise ValueError(f"--out {out}: {scheme}:// cannot be written here; expected a local folder or s3://")
-    fs, path = filesystem_of(out)
-    if fs.get_file_info(path).is_file:
+    try:
+        fs, path = filesystem_of(out)
+        is_file = fs.get_file_info(path).is_file
+        entries = [] if is_file else fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be read: {error}{S3_HINT if separator else ''}") from error
+    if is_file:
         raise ValueError(f"--out {out}: is a file; expected a folder that does not exist yet")
-    names = [entry.base_name for entry in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))]
+    names = [entry.base_name for entry in entries]
     if names and not force:
         raise ValueError(f"--out {out}: exists already; give --force to replace it, or another folder")
     if names and FACTS not in names:

@@ -1,13 +1,26 @@
-"""Shopify's exports of products and orders, as CSV.
+"""Shopify's exports of products and orders, as CSV; products also by the names of columns that Shopify uses since 2025.
 
 A product has a row for each variant and further image; only the first has the texts. An order has a row for each item; only
 the first has customer, date and currency. An item is a product (Handle) or a variant (SKU), whichever the orders use.
 """
 
+import re
+
 from digr.data.importing.rules import Pick, Reading, Rule
 
 TITLE, SKU, LINE = "Title", "Variant SKU", "Lineitem sku"
 CATEGORIES = ("Product Category", "Type", "Tags")
+
+
+NEW_NAMES = {
+    "Handle": "URL handle",
+    "Body (HTML)": "Description",
+    "Product Category": "Product category",
+    SKU: "SKU",
+    "Variant Price": "Price",
+    "Image Src": "Product image URL",
+    "Variant Image": "Variant image URL",
+}
 
 
 def _filled(pick: Pick, *columns: tuple[str, str]) -> str:
@@ -82,12 +95,27 @@ ORDER = {
     "price": "Lineitem price",
     "currency": "Currency",
 }
+BY_HANDLE = Reading("shopify", "items", select=_by_handle, shown={"item_id": "Handle"} | TEXTS)
+BY_SKU = Reading("shopify", "items", select=_by_sku, shown={"item_id": SKU} | TEXTS | {"image": "Variant Image, else Image Src"})
+
+
+def _by_new_names(reading: Reading) -> Reading:
+    """Return the reading of the same columns under their new names."""
+    select = reading.select
+    assert select
+
+    def renamed(text: str) -> str:
+        return re.sub("|".join(map(re.escape, NEW_NAMES)), lambda old: NEW_NAMES[old[0]], text)
+
+    shown = {ours: renamed(theirs) for ours, theirs in reading.shown.items()}
+    return reading._replace(select=lambda pick: select(lambda name: pick(NEW_NAMES.get(name, name))), shown=shown)
+
+
 RULES = (
-    Rule(Reading("shopify", "items", select=_by_handle, shown={"item_id": "Handle"} | TEXTS), needs=("Handle", TITLE)),
-    Rule(
-        Reading("shopify", "items", select=_by_sku, shown={"item_id": SKU} | TEXTS | {"image": "Variant Image, else Image Src"}),
-        needs=("Handle", TITLE, SKU),
-    ),
+    Rule(BY_HANDLE, needs=("Handle", TITLE)),
+    Rule(BY_SKU, needs=("Handle", TITLE, SKU)),
+    Rule(_by_new_names(BY_HANDLE), needs=(NEW_NAMES["Handle"], TITLE)),
+    Rule(_by_new_names(BY_SKU), needs=(NEW_NAMES["Handle"], TITLE, NEW_NAMES[SKU])),
     Rule(Reading("shopify", "interactions", select=_orders, shown=ORDER), needs=("Name", "Created at", LINE)),
 )
 LAYOUTS = ()

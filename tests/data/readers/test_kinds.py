@@ -1,10 +1,12 @@
 """Encodings, delimiters, JSON, Parquet, archives, the web and S3: a table reads the same from all of them."""
 
 import bz2
+import csv
 import gzip
 import http.server
 import io
 import json
+import lzma
 import tarfile
 import threading
 import zipfile
@@ -95,6 +97,41 @@ def test_json_lines_keep_numbers_as_they_are_and_read_what_comes_late(tmp_path):
     assert facts["tables"][1]["unreadable_rows"] == 1
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_a_key_inside_the_json_of_a_column_may_be_chosen(tmp_path, form):
+    log = [
+        {"reviewer": {"id": "00123", "x/y": {"at": 1700000000}}, "item": {"sku": "a"}, "n.m": "1"},
+        {"reviewer": {"id": 12345678901234567890123}, "item": {"sku": "b"}, "n.m": "2"},
+        {"reviewer": "nobody", "item": {"sku": "b"}, "n.m": "3"},
+    ]
+    cells = [{name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()} for row in log]
+    if form == "jsonl":
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    elif form == "csv":
+        with (tmp_path / "log.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(cells[0]))
+            writer.writeheader()
+            writer.writerows(cells)
+    else:
+        pq.write_table(pa.Table.from_pylist(cells), tmp_path / "log.parquet")
+    items = write_files(tmp_path, items__jsonl='{"item_id": "a", "title": "Pan", "images": [{"large": "http://x/l.jpg"}]}\n')
+    columns = {
+        "user_id": ["reviewer.id"], "item_id": ["item.sku", "item_id"], "timestamp": ["reviewer.x/y.at"], "position": ["n.m"],
+        "image_url": ["images.0.large"],
+    }  # fmt: skip
+    facts, lines = imported(tmp_path / "out", tmp_path / f"log.{form}", *items, columns=columns)
+    assert [(row["user_id"], row["item_id"], row["position"]) for row in all_rows(tmp_path / "out", "interactions")] == [
+        ("00123", "a", 1),
+        ("12345678901234567890123", "b", 2),
+    ]
+    assert all_rows(tmp_path / "out", "interactions")[0]["timestamp"] == datetime.fromtimestamp(1700000000, UTC)
+    assert all_rows(tmp_path / "out", "items")[0]["image_url"] == "http://x/l.jpg"
+    assert facts["dropped"]["interactions"] == {"no user id": 1}
+    assert "  reviewer.id -> user_id" in lines
+    with pytest.raises(ValueError, match=r"user_id = 'reviewer\.name': no file has this column; the nearest is"):
+        imported(tmp_path / "out2", tmp_path / f"log.{form}", *items, columns=columns | {"user_id": ["reviewer.name"]})
+
+
 def test_one_json_array_is_read(tmp_path):
     files = write_files(
         tmp_path,
@@ -160,18 +197,36 @@ def test_a_folder_of_parts_is_one_table_in_the_order_of_its_names(tmp_path):
     assert facts["tables"][0]["files"].endswith("part-00000-6f1c-c000.csv and 2 more")
 
 
-@pytest.mark.parametrize("pack", ["gz", "zip", "tar.gz"])
-def test_packed_files_are_read(tmp_path, pack):
+PACKERS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda plain: pa.compress(plain, codec="zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("ending", [*PACKERS, ".zip", ".tar", ".tgz", *(f".tar{ending}" for ending in PACKERS)])
+def test_packed_files_are_read(tmp_path, ending):
     contents = {"data/log.csv": b"user_id,item_id\nu,a\n", "data/items.csv": ITEMS.encode()}
-    if pack == "gz":
+    if ending in PACKERS:
         files = []
         for name, content in contents.items():
-            files.append(tmp_path / f"{Path(name).name}.gz")
-            files[-1].write_bytes(gzip.compress(content))
+            files.append(tmp_path / f"{Path(name).name}{ending}")
+            half = len(content) // 2  # packed in two pieces, as parallel packers and `cat a.gz b.gz` do
+            files[-1].write_bytes(PACKERS[ending](content[:half]) + PACKERS[ending](content[half:]))
     else:
-        files = [tmp_path / f"all.{pack}"]
+        files = [tmp_path / f"all{ending.upper() if ending == '.tgz' else ending}"]
         _pack(files[0], contents)
     imported(tmp_path / "out", *files)
+    assert all_rows(tmp_path / "out", "interactions") == [{"user_id": "u", "item_id": "a"}]
+
+
+def test_packed_members_of_an_archive_are_read(tmp_path):
+    _pack(
+        tmp_path / "all.zip",
+        {"log.csv.zst": PACKERS[".zst"](b"user_id,item_id\nu,a\n"), "items.csv.xz": lzma.compress(ITEMS.encode())},
+    )
+    imported(tmp_path / "out", tmp_path / "all.zip")
     assert all_rows(tmp_path / "out", "interactions") == [{"user_id": "u", "item_id": "a"}]
 
 
@@ -181,11 +236,14 @@ def _pack(path: Path, contents: dict[str, bytes]) -> None:
             for name, content in contents.items():
                 archive.writestr(name, content)
         return
-    with tarfile.open(path, "w:gz") as archive:
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as archive:
         for name, content in contents.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
+    packed = {".tgz": gzip.compress, ".tar": bytes} | PACKERS
+    path.write_bytes(packed[path.suffix.lower()](plain.getvalue()))
 
 
 @pytest.mark.parametrize("pack", ["zip", "tar.gz"])
@@ -205,9 +263,23 @@ def test_an_archive_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
         imported(tmp_path / "out", tmp_path / "bomb.zip")
 
 
-def test_a_broken_archive_is_named(tmp_path):
-    whole = gzip.compress(b"user_id,item_id\n" + b"".join(b"u%d,a\n" % number for number in range(1000)))
-    for name, content in {"log.csv.gz": whole[:-100], "other.zip": b"PK\x03\x04 broken"}.items():
+@pytest.mark.parametrize("ending", PACKERS)
+def test_a_packed_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr("digr.data.importing.fetching.FREE_BYTES", 1 << 20)
+    monkeypatch.setattr("digr.data.importing.fetching.MAX_RATIO", 20)
+    (tmp_path / f"log.csv{ending}").write_bytes(PACKERS[ending](b"a" * (8 << 20)))
+    with pytest.raises(ValueError, match=rf"log\.csv{ending}: unpacks to more than 20 times its size"):
+        imported(tmp_path / "out", tmp_path / f"log.csv{ending}")
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+def test_a_broken_archive_is_named(tmp_path, ending):
+    whole = PACKERS[ending](b"user_id,item_id\n" + b"".join(b"u%d,a\n" % (number * 7919) for number in range(10_000)))
+    for name, content in {
+        f"log.csv{ending}": whole[:-100],
+        f"x.csv{ending}": b"no archive",
+        "o.zip": b"PK\x03\x04 broken",
+    }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: the archive is broken"):
             imported(tmp_path / "out", tmp_path / name)

@@ -206,6 +206,14 @@ def test_atomic_files_of_recbole_have_types_in_their_header(tmp_path):
     ]
 
 
+def test_atomic_files_may_have_another_delimiter(tmp_path):
+    """RecBole's `field_separator` may be a comma; the file was read as one column, and every row was left out."""
+    files = {"d.inter": "user_id:token,item_id:token\n1,2\n", "d.item": "item_id:token,title:token_seq\n2,A pan\n"}
+    imported(tmp_path / "out", write(tmp_path / "in", files))
+    assert rows(tmp_path / "out", "interactions") == [{"user_id": "1", "item_id": "2"}]
+    assert rows(tmp_path / "out", "items") == [{"item_id": "2", "title": "A pan"}]
+
+
 LCREC = {
     "Ins.inter.json": '{\n "0": [0, 1, 0],\n "1": [1]\n}',
     "Ins.item.json": json.dumps(

@@ -21,8 +21,16 @@ ORDERS = (
 )
 
 
-def test_a_shopify_item_is_a_variant_where_orders_name_skus(tmp_path):
-    write(tmp_path / "in", {"orders_export.csv": ORDERS.format(first="PAN-B", second="POT-1"), "products_export.csv": PRODUCTS})
+NEW_NAMES = {"Handle": "URL handle", "Body (HTML)": "Description", "Product Category": "Product category", "Variant SKU": "SKU",
+             "Variant Price": "Price", "Image Src": "Product image URL", "Variant Image": "Variant image URL"}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [{}, NEW_NAMES], ids=["old names", "new names"])
+def test_a_shopify_item_is_a_variant_where_orders_name_skus(tmp_path, names):
+    head, _, body = PRODUCTS.partition("\n")
+    head = ",".join(names.get(name, name) for name in head.split(","))
+    orders = ORDERS.format(first="PAN-B", second="POT-1")
+    write(tmp_path / "in", {"orders_export.csv": orders, "products_export.csv": f"{head}\n{body}"})
     facts, _ = imported(tmp_path / "out", tmp_path / "in")
     assert seconds(tmp_path / "out") == [
         ("ann@x.org", "PAN-B", 1709283600),
