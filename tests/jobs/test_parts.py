@@ -26,21 +26,21 @@ TINY = [
     "cluster.encode_batch_size=1",
     "cluster.encode_threads=1",  # other tests run beside this one
     'interests.miners=[{kind="extractive"}, {kind="extractive", name="short", max_words=2}]',
-    "classifier.max_pairs=100",
-    "classifier.epochs=2",
+    "classifier.max_pairs=60",
+    "classifier.epochs=1",
     'labels.labelers=["classifier", "behavioural"]',
     'sids.quantiser="rkmeans"',
     "sids.level_sizes=[8, 8]",
     "sids.min_usage_rate=0.1",
     "policy.hidden_dim=32",
     "policy.num_layers=1",
-    "sft.epochs=2",
+    "sft.epochs=1",
     "train.engine=plain",
     "train.num_workers=1",
     "ablations=[]",
     "ranking.rounds=10",
     "ranking.interest_cosines=[0.7]",
-    'ranking.ablations=["generation", "text_twin"]',
+    'ranking.ablations=["text_twin"]',
 ]
 PARTS = {"one": [], "five": ["data.items_per_part=8", "data.users_per_part=12", "cluster.encode_workers=2"]}
 
