@@ -23,10 +23,7 @@ SHORT = [
     "policy.hidden_dim=32",
     "policy.num_layers=1",
     "sft.epochs=1",
-    "grpo.steps=2",
-    "grpo.eval_every_steps=2",
-    "grpo.prompts_per_step=16",
-    "grpo.group_size=4",
+    "grpo.enabled=false",
 ]
 """What the guide's last command gets beside its words."""
 
