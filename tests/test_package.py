@@ -1,12 +1,8 @@
 """What is released: a wheel that works without the repository, one version everywhere, and a script that makes a release."""
 
-import json
-import os
 import re
 import subprocess
 import sys
-import sysconfig
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,48 +10,13 @@ import pytest
 import yaml
 
 import digr
-
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = [
-    "cluster.encode_threads=1",
-    "train.threads_per_worker=1",
-    "train.engine=plain",
-    "train.num_workers=1",
-    "data.synthetic.num_items=120",
-    "data.synthetic.num_users=300",
-    "data.synthetic.num_interests=8",
-    "classifier.max_pairs=300",
-    "classifier.epochs=2",
-    "sids.level_sizes=[8, 8, 8]",
-    "sids.epochs=10",
-    "policy.hidden_dim=32",
-    "policy.num_layers=1",
-    "sft.epochs=1",
-    "grpo.enabled=false",
-    "ranking.ablations=[]",
-    "ablations=[]",
-]
-
-
-def _run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    found = subprocess.run([*map(str, command)], cwd=cwd, env=kept | environment, capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout + found.stderr
-    return found.stdout
+from tests.wheel import ROOT, build_wheel, install_wheel, run_command
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Build the source distribution, and the wheel from it alone."""
-    folder = tmp_path_factory.mktemp("dist")
-    _run(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder)
-    [sdist] = folder.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    unpacked = folder / sdist.name.removesuffix(".tar.gz")
-    _run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder, cwd=unpacked)
-    [built] = folder.glob("*.whl")
-    return built
+    """Build the wheel."""
+    return build_wheel(tmp_path_factory.mktemp("dist"))
 
 
 def test_the_wheel_holds_what_is_read_beside_the_code(wheel):
@@ -70,36 +31,18 @@ def test_the_wheel_holds_what_is_read_beside_the_code(wheel):
     assert {name.partition("/")[0] for name in names} == {"digr", "jobs", "serve", f"digr-{digr.__version__}.dist-info"}
 
 
-@pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory) -> Path:
-    """Install the wheel into an environment that sees the dependencies, but not the checkout; returns its Python."""
-    folder = tmp_path_factory.mktemp("clean") / "venv"
-    _run(sys.executable, "-m", "venv", "--without-pip", folder)
-    python = folder / "bin" / "python"
-    site = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # a folder in a .pth file is searched, but its own .pth files are not read: an editable install of the checkout stays out
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    _run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
-    return python
-
-
-def test_the_installed_wheel_finds_presets_from_an_empty_folder(installed, tmp_path):
+def test_the_installed_wheel_finds_presets_from_an_empty_folder(wheel, tmp_path):
+    """What it runs from there is in tests/jobs/test_own_data.py."""
+    commands = install_wheel(wheel, tmp_path / "venv")
+    (tmp_path / "empty").mkdir()
     code = (
         "import digr, digr.config as c; print(digr.__file__); print(*c.preset_names()); "
         "print(c.load_config('industrial').interests.miners[0].recording)"
     )
-    place, names, recording = _run(installed, "-c", code, cwd=tmp_path).splitlines()
-    assert Path(place).is_relative_to(installed.parent.parent)
+    place, names, recording = run_command(commands / "python", "-c", code, cwd=tmp_path / "empty").splitlines()
+    assert Path(place).is_relative_to(commands.parent)
     assert names == "beauty cluster industrial own_data quickstart"
     assert recording == str(Path(place).parent / "presets" / "industrial_interests" / "responses.parquet")
-
-
-@pytest.mark.ray
-def test_the_installed_wheel_runs_the_quickstart_from_an_empty_folder(installed, tmp_path):
-    printed = _run(installed, "-m", "jobs.pipeline", "--config", "quickstart", *SMALL, cwd=tmp_path)
-    summary = json.loads(printed.splitlines()[-1])
-    assert summary["status"] == "done"
-    assert "NDCG@10" in (tmp_path / "runs" / "quickstart" / "report" / "report.html").read_text()
 
 
 def test_there_is_one_version():
@@ -131,14 +74,14 @@ def test_the_changelog_is_in_the_form_that_releases_need():
 def clone(tmp_path) -> Path:
     """Clone the last commit, with the files that a release reads as they are now."""
     folder = tmp_path / "clone"
-    _run("git", "clone", "--quiet", "--depth", "1", f"file://{ROOT}", folder)
+    run_command("git", "clone", "--quiet", "--depth", "1", f"file://{ROOT}", folder)
     for name in ("digr/__init__.py", "CITATION.cff", ".ci/release.py", "pyproject.toml"):
         (folder / name).write_text((ROOT / name).read_text())
     (folder / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n\n### Added\n\n- A thing.\n\n## 0.2.0 - 2026-11-30\n")
     for key, value in (("user.name", "Release"), ("user.email", "release@example.org")):
-        _run("git", "config", key, value, cwd=folder)
-    _run("git", "add", "--all", cwd=folder)
-    _run("git", "commit", "--quiet", "--allow-empty", "--message", "As it is", cwd=folder)
+        run_command("git", "config", key, value, cwd=folder)
+    run_command("git", "add", "--all", cwd=folder)
+    run_command("git", "commit", "--quiet", "--allow-empty", "--message", "As it is", cwd=folder)
     return folder
 
 
@@ -149,7 +92,7 @@ def _release(clone: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 def test_a_release_sets_the_version_dates_the_changes_builds_commits_and_tags(clone):
     assert "9.0.0 can be made of" in _release(clone, "9.0.0", "--dry-run").stdout
-    assert _run("git", "status", "--porcelain", cwd=clone) == ""
+    assert run_command("git", "status", "--porcelain", cwd=clone) == ""
     found = _release(clone, "9.0.0")
     assert found.returncode == 0, found.stdout + found.stderr
     assert '__version__ = "9.0.0"' in (clone / "digr" / "__init__.py").read_text()
@@ -160,8 +103,8 @@ def test_a_release_sets_the_version_dates_the_changes_builds_commits_and_tags(cl
     citation = yaml.safe_load((clone / "CITATION.cff").read_text())
     assert citation["version"] == "9.0.0"
     assert {path.name for path in (clone / "dist").iterdir()} >= {"digr-9.0.0-py3-none-any.whl", "digr-9.0.0.tar.gz"}
-    assert _run("git", "describe", "--tags", cwd=clone).strip() == "v9.0.0"
-    assert _run("git", "status", "--porcelain", cwd=clone) == ""
+    assert run_command("git", "describe", "--tags", cwd=clone).strip() == "v9.0.0"
+    assert run_command("git", "status", "--porcelain", cwd=clone) == ""
     assert "git push origin HEAD v9.0.0" in found.stdout
 
 

@@ -39,8 +39,10 @@ SMALL: dict[str, Any] = {
     "decoding": {"beam_width": 10, "k": 10},
     "ranking": {"rounds": 5},
     "evaluation": {"bootstrap": 100},
+    # the jobs of the main run again; test_pipeline.py runs an ablation, test_label_and_embed.py one that leaves out a miner
+    "ablations": [],
 }
-"""Sizes alone; everything else is what a cluster gets."""
+"""Sizes, and no ablation; everything else is what a cluster gets."""
 
 
 def _merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,6 +103,13 @@ def finished(tmp_path_factory, ray_local):
         yield config, pipeline.run(config, Options()), endpoint.bodies
 
 
+def test_the_clusters_ablation_leaves_out_what_the_endpoint_found():
+    tree = tomllib.loads((ROOT / "configs" / "cluster.toml").read_text())
+    steps = [step for step in pipeline.plan(build_config(tree, "configs/cluster.toml")) if step.config.run.variant]
+    assert [step.job for step in steps] == ["embed_items", "build_sids", "train_sft", "recommend"]
+    assert {step.config.embeddings.without_miners for step in steps} == {("frontier",)}
+
+
 def test_the_clusters_config_builds_every_stage_with_every_miner(finished):
     """The endpoint refused `max_tokens`, and the quantiser wanted a GPU in the driver."""
     config, summary, bodies = finished
@@ -127,4 +136,4 @@ def test_the_clusters_policies_load_and_their_lists_have_k_distinct_items_each(f
         assert lists and all(len(set(items)) == len(items) == config.decoding.k for items in lists)
     metrics = artifacts.read_table(store, "metrics").to_pylist()
     systems = {row["system"] for row in metrics if row["name"] == "ndcg" and row["split"] == "test"}
-    assert {"sid_sft", "sid_grpo", "sid_sft[without_frontier]", "ranked", "ranked_without_interests"} <= systems
+    assert {"sid_sft", "sid_grpo", "ranked", "ranked_without_interests"} <= systems

@@ -44,12 +44,14 @@ def config(tmp_path) -> Config:
     _commit(store, "items", pa.table({"item_id": list(TITLES), "title": list(TITLES.values())}))
     names = ("owner_id", "interest", "confidence", "label")
     rows = [dict(zip(names, row, strict=True)) for row in INTERESTS]
-    _commit(store, "interests", nest_rows("interests", rows, list(TITLES)))
+    mined = [row | {"miners": ["short" if row["owner_id"] == "b" else "m"]} for row in rows]
+    _commit(store, "interests", nest_rows("interests", mined, list(TITLES)))
     _commit(store, "interest_labels", nest_rows("interest_labels", rows, list(TITLES), quality=[0.9, 1.0, 0.0, 0.0]))
-    return build_config({"run": {"dir": str(tmp_path)}}, where="test")
+    miners = [{"kind": "extractive", "name": "m"}, {"kind": "extractive", "name": "short", "max_words": 2}]
+    return build_config({"run": {"dir": str(tmp_path)}, "interests": {"miners": miners}}, where="test")
 
 
-def test_item_vectors_follow_the_labels_and_the_ablation_changes_the_embedding_only(config, ray_local):
+def test_item_vectors_follow_the_labels_and_ablations_change_the_embedding_only(config, ray_local):
     summary = embed_items.run(config, Options())
     assert summary["facts"]["item_embeddings"] == {
         "dim": 384,
@@ -73,6 +75,13 @@ def test_item_vectors_follow_the_labels_and_the_ablation_changes_the_embedding_o
     assert embed_items.run(bare, Options())["facts"]["item_embeddings"]["num_text_only"] == 4
     other = artifacts.read_table(Store(config.run.dir, "without_interests"), "item_embeddings")
     np.testing.assert_allclose(np.array(other["embedding"].to_pylist()), text, atol=1e-5)
+
+    less = apply_overrides(config, {"run.variant": "without_short", "embeddings.without_miners": ["short"]})
+    assert embed_items.run(less, Options())["facts"]["item_embeddings"]["num_text_only"] == 3, (
+        "what `short` alone found is left out"
+    )
+    other = artifacts.read_table(Store(config.run.dir, "without_short"), "item_embeddings")
+    np.testing.assert_allclose(np.array(other["embedding"].to_pylist()), np.concatenate([found[:1], text[1:]]), atol=1e-5)
     assert other["interest_embedding"].to_pylist() == table["interest_embedding"].to_pylist()
     assert embed_items.run(config, Options())["status"] == "skipped"
 

@@ -1,12 +1,9 @@
-"""The guide to one's own data does what it says: its commands go from two CSV files to recommendations."""
+"""The guide to one's own data does what it says: commands of the released wheel go from two CSV files to recommendations."""
 
 import csv
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.dataset as pads
@@ -14,8 +11,21 @@ import pytest
 
 from digr.config.run import SyntheticConfig
 from digr.data.synthetic import build_shop
+from tests.wheel import ROOT, build_wheel, install_wheel, run_command
 
-ROOT = Path(__file__).resolve().parents[2]
+SHORT = [
+    # one thread each: other tests run beside this one
+    "cluster.encode_threads=1",
+    "train.threads_per_worker=1",
+    "classifier.max_pairs=100",
+    "classifier.epochs=1",
+    "sids.epochs=20",
+    "policy.hidden_dim=32",
+    "policy.num_layers=1",
+    "sft.epochs=1",
+    "grpo.enabled=false",
+]
+"""What the guide's last command gets beside its words."""
 
 
 def _write(path: Path, head: list[str], rows: list[list]) -> None:
@@ -24,7 +34,7 @@ def _write(path: Path, head: list[str], rows: list[list]) -> None:
 
 
 @pytest.mark.ray
-def test_the_walk_through_goes_from_two_csv_files_to_recommendations(tmp_path):
+def test_the_walk_through_goes_from_two_csv_files_to_recommendations_with_the_installed_wheel(tmp_path, tmp_path_factory):
     shop = build_shop(SyntheticConfig(num_items=48, num_users=80, num_interests=4), seed=0)
     items, log = shop.items.to_pylist(), shop.interactions.to_pylist()
     products = [[item["item_id"], f"{item['title']} é", f"{item['price'] or 5:.2f} EUR".replace(".", ",")] for item in items]
@@ -36,15 +46,13 @@ def test_the_walk_through_goes_from_two_csv_files_to_recommendations(tmp_path):
     guide = (ROOT / "docs/guide/own_data.md").read_text().partition("## Amazon Industrial")[0]
     commands = [line for block in re.findall(r"```bash\n(.*?)```", guide, re.DOTALL) for line in block.splitlines()]
     assert commands.pop() == "digr serve runs/own_data"  # tests/serve/test_run.py serves a run
+    installed = install_wheel(build_wheel(tmp_path_factory.mktemp("dist")), tmp_path_factory.mktemp("clean") / "venv")
     summaries = []
     for command in commands:
         digr, *words = shlex.split(command)
         assert digr == "digr"
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        called = [sys.executable, "-m", "jobs", *words, "--json"]
-        done = subprocess.run(called, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-        summaries.append(json.loads(done.stdout))
+        changes = SHORT if words[0] == "run" else []
+        summaries.append(json.loads(run_command(installed / digr, *words, *changes, "--json", cwd=tmp_path)))
         if "--check" in words:
             assert not (tmp_path / "runs").exists()
     assert [summary["status"] for summary in summaries] == ["checked", "done", "done", "built", "done"]
@@ -55,6 +63,7 @@ def test_the_walk_through_goes_from_two_csv_files_to_recommendations(tmp_path):
         pads.dataset(run / "recommendations" / "ranked_test", exclude_invalid_files=True, format="parquet").to_table().to_pylist()
     )
     known = {item["item_id"] for item in items}
+    assert "NDCG@10" in Path(summaries[-1]["report"]).read_text()
     assert ranked
     assert all(len(row["item_ids"]) >= 10 and set(row["item_ids"]) <= known for row in ranked)
     title = pads.dataset(run / "items", exclude_invalid_files=True, format="parquet").to_table(["title"])["title"][0].as_py()

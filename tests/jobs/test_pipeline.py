@@ -1,19 +1,21 @@
 """The pipeline runs every job in order, skips what is done, and its planted interests are found again, used, and steer lists."""
 
-import json
+import io
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import ray
 
 from digr import artifacts
 from digr.artifacts import Store
-from digr.config import build_config
+from digr.config import build_config, load_config
 from digr.config.run import SyntheticConfig
 from digr.data.ids import build_id_index
 from digr.data.synthetic import build_shop
@@ -22,7 +24,8 @@ from digr.ranking.sources import SOURCES, sources_of_families
 from digr.ranking.steering import Wish
 from digr.ranking.systems import SERVED
 from digr.tables import TABLES
-from jobs.pipeline import MINING, MODEL, RANKING, plan
+from jobs.pipeline import MINING, MODEL, RANKING, plan, run
+from jobs.runtime.session import Options
 from serve.contract.schemas import Steer
 from serve.lists.ranking import RunRanker, load_run_ranker, wishes_of
 
@@ -123,23 +126,23 @@ STEERED = 20
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[list[str], dict]:
-    """Run the pipeline on a small shop as a user would: killed in the fine-tuning, started again, and once more.
+def finished(tmp_path_factory, ray_local) -> tuple[list[str], dict, dict]:
+    """Run the pipeline on a small shop: as a command that is killed in the fine-tuning, again, and once more.
 
-    Gives the output of the second start, and the summary of the third.
+    Gives the lines of the second run, its summary, and that of the third.
     """
-    command = [sys.executable, "-m", "jobs.pipeline", "--config", "configs/quickstart.toml", *SHOP]
-    command.append(f"run.dir={tmp_path_factory.mktemp('shop')}")
+    changes = [*SHOP, f"run.dir={tmp_path_factory.mktemp('shop')}"]
+    command = [sys.executable, "-m", "jobs.pipeline", "--config", "configs/quickstart.toml", *changes]
+    command.append(f"cluster.address={ray.get_runtime_context().gcs_address}")
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert killed.stdout is not None
     assert any("policy_sft: epoch 4," in line for line in killed.stdout)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert second.returncode == 0, second.stdout + second.stderr
-    third = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert third.returncode == 0, third.stdout + third.stderr
-    return second.stdout.splitlines(), json.loads(third.stdout.splitlines()[-1])
+    config = load_config(str(ROOT / "configs/quickstart.toml"), changes)
+    with redirect_stdout(io.StringIO()) as printed:
+        second = run(config, Options())
+    return printed.getvalue().splitlines(), second, run(config, Options())
 
 
 def _at_10(run_dir: str, split: str, metric: str = "ndcg") -> dict[str, float]:
@@ -148,21 +151,20 @@ def _at_10(run_dir: str, split: str, metric: str = "ndcg") -> dict[str, float]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(3600)  # the fixture runs the pipeline three times, which beside busy processes takes many minutes
+@pytest.mark.timeout(3600)  # the fixture runs the pipeline twice, which beside busy processes takes many minutes
 def test_a_run_tells_each_job_and_ends_with_the_table_the_report_and_a_summary(finished):
-    lines, _ = finished
+    lines, summary, _ = finished
     steps = [line for line in lines if "] pipeline: " in line and "/16 " in line]
     assert len(steps) == 16
     assert any("sid_grpo" in line for line in lines)
-    summary = json.loads(lines[-1])
     assert summary["status"] == "done"
-    assert Path(summary["report"]).is_file()
+    assert Path(summary["report"]).is_file() and f"report: {summary['report']}" in lines
 
 
 @pytest.mark.ray
 def test_a_killed_run_goes_on_where_it_was(finished):
-    lines, _ = finished
-    assert [job["status"] for job in json.loads(lines[-1])["jobs"]] == ["skipped"] * 8 + ["built"] * 8
+    lines, summary, _ = finished
+    assert [job["status"] for job in summary["jobs"]] == ["skipped"] * 8 + ["built"] * 8
     first_epoch = next(line for line in lines if "policy_sft: epoch" in line)
     assert "epoch 3," in first_epoch or "epoch 5," in first_epoch  # checkpoints are written after every second epoch
 
@@ -170,7 +172,7 @@ def test_a_killed_run_goes_on_where_it_was(finished):
 @pytest.mark.ray
 def test_other_tools_open_the_folder_of_every_table_as_it_is(finished):
     """A reader of Parquet folders took `manifest.json`, the shop's images and the report for parts of the tables."""
-    run_dir = json.loads(finished[0][-1])["run_dir"]
+    run_dir = finished[1]["run_dir"]
     store = Store(run_dir)
     manifests = {name: artifacts.read_manifest(store, name) for name in [*TABLES, "recommendations/sft_test"]}
     rows = {name: manifest.rows for name, manifest in manifests.items() if manifest}
@@ -180,20 +182,20 @@ def test_other_tools_open_the_folder_of_every_table_as_it_is(finished):
 
 @pytest.mark.ray
 def test_another_run_skips_every_job(finished):
-    _, summary = finished
+    _, _, summary = finished
     assert {job["status"] for job in summary["jobs"]} == {"skipped"}
 
 
 @pytest.mark.ray
 def test_semantic_ids_with_interests_beat_those_without_them(finished):
-    _, summary = finished
+    _, summary, _ = finished
     ndcg = _at_10(summary["run_dir"], "test")
     assert ndcg["sid_sft"] >= ndcg["sid_sft[without_interests]"] + MARGIN, ndcg
 
 
 @pytest.mark.ray
 def test_grpo_does_not_lower_ndcg_on_valid(finished):
-    _, summary = finished
+    _, summary, _ = finished
     ndcg = _at_10(summary["run_dir"], "valid")
     assert ndcg["sid_grpo"] >= ndcg["sid_sft"], ndcg
 
