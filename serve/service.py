@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 import time
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from digr.artifacts import digest_of
@@ -27,6 +28,7 @@ from serve.live.impressions import Impressions
 from serve.replicas.board import Board, MemoryBoard
 from serve.replicas.loaded import Replicas
 from serve.replicas.metrics import Metrics
+from serve.replicas.standing_aside import standing_aside
 from serve.settings import AppArguments, LiveSettings, VersionSettings
 
 logger = logging.getLogger(__name__)
@@ -134,6 +136,10 @@ class Service:
 
     def _load(self, settings: VersionSettings, before: Loaded | None) -> Loaded | None:
         """Load a version; return None if it is loaded already."""
+        with standing_aside(self.line.is_idle) if self.versions else nullcontext():
+            return self._load_beside(settings, before)
+
+    def _load_beside(self, settings: VersionSettings, before: Loaded | None) -> Loaded | None:
         digests = digests_of(settings)
         if before and before.settings == settings:
             if before.digests == digests:

@@ -20,6 +20,8 @@ REPLY_HEADERS = {
 """What a browser is told about a reply that says nothing else: show it as what it is, run nothing in it, name it to nobody."""
 LINE_IS_FULL = "Digr-Line-Is-Full"
 """Header by which serve.edge tells a full line from a key that has used up its rate."""
+LET_IN = "Digr-Let-In"
+"""Header by which serve.edge learns whom a deployment knows, and which it takes off."""
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Problem, "description": "The request cannot be answered", "content": {MEDIA_TYPE: {}}},
@@ -212,6 +214,12 @@ def too_many_bodies() -> ProblemError:
     """Say that too many bodies are on their way."""
     detail = "too many bodies are on their way already; send what was begun, then try again"
     return ProblemError("too-many-bodies", 429, "Too many bodies at once", detail, headers={"Retry-After": "1"})
+
+
+def too_many_unknown() -> ProblemError:
+    """Say that too many requests without a known key are answered at once."""
+    detail = "too many requests without a key that is known here are being answered; try again after the time of Retry-After"
+    return ProblemError("too-many-unknown", 429, "Too many requests without a key", detail, headers={"Retry-After": "1"})
 
 
 def decoder_down(cause: str) -> ProblemError:

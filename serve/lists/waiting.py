@@ -6,6 +6,7 @@ moderate load it waits for nothing and then decodes requests one by one.)
 """
 
 import asyncio
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -57,6 +58,9 @@ class Line:
         """Jobs by caller; the first caller is the next one."""
         self._pending = Counter[str]()
         self._busy_since: float | None = None
+        self.is_idle = threading.Event()
+        """Set while nothing is decoded; other work stands aside otherwise."""
+        self.is_idle.set()
         self._failure = ""
         self._worker: asyncio.Task | None = None
         # a thread of its own: each thread that decodes keeps threads for its matrix products and memory of its own
@@ -101,12 +105,14 @@ class Line:
         while self._waiting:
             batch, began = self._next_batch(), self._clock()
             self._busy_since = began
+            self.is_idle.clear()
             try:
                 found = await self._decode_apart([waiting.job for waiting in batch])
             except Exception as error:  # noqa: BLE001 (handed to each request that waits for it; the line goes on)
                 found = [error] * len(batch)
             finally:
                 self._busy_since = None
+                self.is_idle.set()
                 for waiting in batch:
                     self._count(waiting.caller, -1)
             self._metrics.batch_size.observe(len(batch))

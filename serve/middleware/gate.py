@@ -10,7 +10,7 @@ from typing import Any
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.contract.problems import REPLY_HEADERS, ProblemError, body_too_large, too_many_bodies
+from serve.contract.problems import LET_IN, REPLY_HEADERS, ProblemError, body_too_large, too_many_bodies
 from serve.middleware.access import access_of, find_route
 from serve.middleware.callers import Caller, KeyRing, set_caller
 from serve.middleware.headers import read_headers
@@ -45,30 +45,32 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status, is_let_in = time.perf_counter(), 500, False
 
         async def watch(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": _with_reply_headers(message.get("headers", ()))}
+                message = {**message, "headers": _with_reply_headers(message.get("headers", ()), is_let_in=is_let_in)}
             await send(message)
 
         try:
-            body = await self._admit(scope, receive)
+            headers = read_headers(scope)
+            caller = self._caller(scope, headers)
+            is_let_in = caller is not None
+            body = await self._body(caller, headers, receive) if caller else b""
             await self._app(scope, _replayed(body, receive), watch)
         except ProblemError as error:
             await error.response()(scope, receive, watch)
         finally:
             self._metrics.count_request(_route_of(scope), status, time.perf_counter() - began)
 
-    async def _admit(self, scope: Scope, receive: Receive) -> bytes:
-        """Check a request and read its body; a public route has none, so what is sent is not read."""
-        headers = read_headers(scope)
+    def _caller(self, scope: Scope, headers: dict[str, str]) -> Caller | None:
+        """Return who asks; None at a public route, which has no body, so what is sent is not read."""
         needed = access_of(find_route(self._routes, scope), scope["method"])
-        if needed == "public":
-            return b""
-        caller = self._keys.check(scope, headers, needed)
+        return None if needed == "public" else self._keys.check(scope, headers, needed)
+
+    async def _body(self, caller: Caller, headers: dict[str, str], receive: Receive) -> bytes:
         set_caller(caller)
         if int(headers.get("content-length", 0)) > self._max_body_bytes:
             raise body_too_large(self._max_body_bytes)
@@ -101,10 +103,10 @@ class Gate:
                 return bytes(body)
 
 
-def _with_reply_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return a reply's headers with those of `REPLY_HEADERS` that it does not have."""
-    there = {name.lower() for name, _ in headers}
-    return [*headers, *((name.encode(), value.encode()) for name, value in REPLY_HEADERS.items() if name.encode() not in there)]
+def _with_reply_headers(headers: Sequence[tuple[bytes, bytes]], *, is_let_in: bool) -> list[tuple[bytes, bytes]]:
+    """Return a reply's headers with those of `REPLY_HEADERS` that it does not have, and `LET_IN` for whom was let in."""
+    there, wanted = {name.lower() for name, _ in headers}, REPLY_HEADERS | ({LET_IN: "1"} if is_let_in else {})
+    return [*headers, *((name.encode(), value.encode()) for name, value in wanted.items() if name.encode() not in there)]
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

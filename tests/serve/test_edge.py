@@ -1,12 +1,13 @@
 """What stands before Ray Serve's routing: replicas that die, and refusals of the proxy."""
 
 import asyncio
+import functools
 
 import httpx
 import pytest
 
-from serve.contract.problems import overloaded, rate_limited
-from serve.edge import ASKED_AGAIN, Edge
+from serve.contract.problems import LET_IN, overloaded, rate_limited, unauthorised
+from serve.edge import ASKED_AGAIN, MAX_UNKNOWN, MAX_UNKNOWN_OF_KEY, Edge
 
 
 class Replicas:
@@ -159,3 +160,105 @@ def test_a_key_that_used_up_its_rate_stops_nobody_else():
     limited = Limited()
     asyncio.run(ask(limited))
     assert limited.asked == 3
+
+
+class Holding:
+    """Stands for a proxy whose replicas hold requests until told to answer; they know the key `good`."""
+
+    def __init__(self) -> None:
+        self.asked, self.released = list[str](), asyncio.Event()
+
+    async def __call__(self, scope, receive, send) -> None:
+        key = dict(scope["headers"]).get(b"authorization", b"").decode()
+        self.asked.append(key)
+        if scope["path"] == "/held":
+            await self.released.wait()
+        if key in ("", "bad") or key.startswith("junk"):
+            await unauthorised("send a key").response()(scope, receive, send)
+        else:
+            await send({"type": "http.response.start", "status": 404, "headers": [(LET_IN.encode(), b"1")]})
+            await send({"type": "http.response.body", "body": b""})
+
+
+async def _flood(client: httpx.AsyncClient, replicas: Holding, keys: list[str], num_held: int) -> list[asyncio.Task]:
+    """Begin a request with each key, and wait until so many are held and the others are answered."""
+    before = len(replicas.asked)
+    tasks = [asyncio.create_task(client.post("/held", headers={"Authorization": key} if key else {})) for key in keys]
+    while len(replicas.asked) < before + num_held or sum(task.done() for task in tasks) < len(tasks) - num_held:
+        await asyncio.sleep(0)
+    return tasks
+
+
+@pytest.mark.parametrize("key", ["", "bad"])
+def test_a_flood_of_requests_without_a_known_key_does_not_hold_up_a_key(key):
+    """2,100 slow requests without a key all passed the proxy and a replica, and the next one with a key waited for 10 s."""
+
+    async def ask() -> None:
+        replicas = Holding()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=Edge(replicas)), base_url="http://x") as client:
+            tasks = await _flood(client, replicas, [key] * 2100, MAX_UNKNOWN_OF_KEY)
+            refused = [task.result() for task in tasks if task.done()]
+            assert len(refused) == 2100 - MAX_UNKNOWN_OF_KEY
+            assert {(r.status_code, r.json()["type"], r.headers["retry-after"]) for r in refused} == {
+                (429, "too-many-unknown", "1")
+            }
+            assert (await client.post("/free", headers={"Authorization": "good"})).status_code == 404
+            replicas.released.set()
+            assert [r.status_code for r in await asyncio.gather(*tasks)].count(401) == MAX_UNKNOWN_OF_KEY
+            assert (await client.post("/free", headers={"Authorization": key} if key else {})).status_code == 401
+
+    asyncio.run(ask())
+
+
+def test_keys_that_were_let_in_are_not_bounded_and_pass_a_flood_of_any_keys_until_they_are_removed():
+    async def ask() -> None:
+        replicas = Holding()
+        edge = Edge(replicas)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=edge), base_url="http://x") as client:
+            first = await client.post("/free", headers={"Authorization": "good"})
+            assert LET_IN not in first.headers
+            held = await _flood(client, replicas, ["good"] * 300, 300)
+            held += await _flood(client, replicas, [f"junk{number}" for number in range(300)], MAX_UNKNOWN)
+            assert (await client.post("/free", headers={"Authorization": "good"})).status_code == 404
+            assert (await client.post("/free", headers={"Authorization": "new"})).status_code == 429
+            replicas.released.set()
+            await asyncio.gather(*held)
+            assert (await client.post("/free", headers={"Authorization": "new"})).status_code == 404
+
+    asyncio.run(ask())
+
+
+def test_a_key_that_is_refused_is_no_longer_known():
+    class Removed:
+        is_removed = False
+
+        async def __call__(self, scope, receive, send) -> None:
+            if scope["path"] == "/held":
+                await asyncio.Event().wait()
+            if self.is_removed:
+                await unauthorised("send a key").response()(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 200, "headers": [(LET_IN.encode(), b"1")]})
+            await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> None:
+        replicas = Removed()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=Edge(replicas)), base_url="http://x") as client:
+            post = functools.partial(client.post, headers={"Authorization": "a"})
+            assert (await post("/free")).status_code == 200
+            replicas.is_removed = True
+            assert (await post("/free")).status_code == 401
+            tasks = [asyncio.create_task(post("/held")) for _ in range(MAX_UNKNOWN_OF_KEY + 1)]
+            done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            assert [task.result().status_code for task in done] == [429]
+            for task in waiting:
+                task.cancel()
+
+    asyncio.run(ask())
+
+
+def test_a_replica_tells_whom_it_let_in_and_never_at_a_public_route(client):
+    assert LET_IN in client.get("/v1/models").headers
+    assert LET_IN in client.post("/v1/recommend", json={"k": "many"}).headers
+    assert LET_IN not in client.get("/healthz").headers
+    assert LET_IN not in client.get("/v1/models", headers={"Host": "example.com"}).headers
