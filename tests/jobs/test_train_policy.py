@@ -167,20 +167,18 @@ def test_an_hf_backbone_learns_text_tasks_with_lora_under_zero_3_and_ends_as_a_p
         "train.gradient_checkpointing": True,
         "train.zero_stage": 3,
         "sft.lr": 3e-3,
-        "sft.epochs": 2,
-        "sft.valid_beam_width": 10,
+        "sft.epochs": 3,
         "sft.accumulate": 2,
         "grpo.accumulate": 3,
         "grpo.steps": 2,
         "grpo.eval_every_steps": 2,
         "grpo.prompts_per_step": 12,
         "grpo.group_size": 4,
-        "grpo.valid_beam_width": 10,
         "sft.batch_tokens": 1024,
     }
     config = apply_overrides(config, choices | {"sft.eval_every_epochs": 1, "sft.patience": 99})
     facts = train_sft.run(config, Options())["facts"]["policy_sft"]
-    assert facts["epochs"] == 2 and facts["num_valid"] == NUM_USERS
+    assert facts["epochs"] == 3 and facts["num_valid"] == NUM_USERS
     assert facts["num_cut_prompts"] > 0, "seven titles of a dozen tokens each are more than 64"
     assert "model policy.base" in artifacts.require(store, "policy_sft").inputs
     examples = artifacts.read_table(store, "policy_examples")
