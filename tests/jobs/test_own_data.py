@@ -63,7 +63,7 @@ def test_the_walk_through_goes_from_two_csv_files_to_recommendations_with_the_in
         pads.dataset(run / "recommendations" / "ranked_test", exclude_invalid_files=True, format="parquet").to_table().to_pylist()
     )
     known = {item["item_id"] for item in items}
-    assert "NDCG@10" in Path(summaries[-1]["report"]).read_text()
+    assert "NDCG@10" in (tmp_path / summaries[-1]["report"]).read_text()
     assert ranked
     assert all(len(row["item_ids"]) >= 10 and set(row["item_ids"]) <= known for row in ranked)
     title = pads.dataset(run / "items", exclude_invalid_files=True, format="parquet").to_table(["title"])["title"][0].as_py()

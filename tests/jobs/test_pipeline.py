@@ -166,7 +166,8 @@ def test_a_killed_run_goes_on_where_it_was(finished):
     lines, summary, _ = finished
     assert [job["status"] for job in summary["jobs"]] == ["skipped"] * 8 + ["built"] * 8
     first_epoch = next(line for line in lines if "policy_sft: epoch" in line)
-    assert "epoch 3," in first_epoch or "epoch 5," in first_epoch  # checkpoints are written after every second epoch
+    # checkpoints are written after every second epoch; workers may train a little longer than the job that was killed
+    assert any(f"epoch {epoch}," in first_epoch for epoch in (3, 5, 7)), first_epoch
 
 
 @pytest.mark.ray

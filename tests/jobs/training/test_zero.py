@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from digr.policy.model import load_policy
+from tests.jobs.training import zero_steps
 from tests.jobs.training.zero_workers import (
     CASES,
     NUM_WORKERS,
@@ -30,11 +31,24 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two workers have trained every case, one after the other."""
+def one_thread() -> Iterator[None]:
+    """Sum in the same order as the workers, which have one thread each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """Where two workers have trained every case, one after the other, and gone on from a checkpoint of a plain process."""
     folder = tmp_path_factory.mktemp("zero")
     for head in ("tied", "untied"):
         make_text_model(folder / head, tie_word_embeddings=head == "tied", **SIZES)
+    engine = zero_steps.make_engine(None)
+    zero_steps.take_steps(engine, range(zero_steps.CUT))
+    (folder / "plain").mkdir()
+    engine.save(folder / "plain")
     env = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"}
     command = [sys.executable, "-m", "tests.jobs.training.zero_workers"]
     with ExitStack() as stack:
@@ -43,15 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             worker = subprocess.Popen([*command, str(rank), str(folder), *CASES], env=env, stdout=log, stderr=log)
             stack.enter_context(worker)  # waits for its end
     return folder
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Sum in the same order as the workers, which have one thread each."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +124,22 @@ def test_a_checkpoint_of_two_workers_goes_on_in_one(folder, plain, name):
     progress = fine_tune(policy_config(folder, CASES[name]), plain_engine, None, folder / name, resume=True)
     expected = _column(plain[_kind(CASES[name])], "loss")
     np.testing.assert_allclose(_column(progress.records, "loss"), expected, rtol=1e-3)
+
+
+def test_two_workers_take_the_steps_of_one_plain_process_and_each_goes_on_from_the_others_checkpoint(folder, one_thread):
+    _found(folder, list(CASES)[-1])
+    reported = json.loads((folder / "steps.json").read_text())
+    cut, steps = zero_steps.CUT, zero_steps.STEPS
+    plain = zero_steps.take_steps(zero_steps.make_engine(None), range(steps))
+    assert plain[-1] < 0.95 * plain[0]
+    for name, train in zero_steps.CASES.items():
+        exact = reported[name]
+        assert reported[f"{name}, resumed from {name}"] == exact, "to the bit with the same number of workers"
+        tolerance = 0.02 if train.precision == "bf16" else 5e-3  # rounding grows with the steps
+        for found in (exact, reported[f"{name}, resumed from plain"]):
+            np.testing.assert_allclose(found, plain, rtol=tolerance, err_msg=name)
+        if train.precision == "fp32":
+            np.testing.assert_allclose(exact[:12], plain[:12], rtol=1e-5, err_msg=name)
+        engine = zero_steps.make_engine(None)
+        engine.load(folder / f"steps of {name}")
+        np.testing.assert_allclose(zero_steps.take_steps(engine, range(cut, steps)), exact[cut:], rtol=tolerance, err_msg=name)

@@ -1,7 +1,7 @@
 """One training of a tiny Qwen3, fine-tuning and GRPO, for one plain process or for one of two DeepSpeed workers.
 
 `python -m tests.jobs.training.zero_workers RANK FOLDER CASE...` is such a worker. Both see the same batches: the plain
-process gets those of both workers in one.
+process gets those of both workers in one. In the end the workers take the steps of `zero_steps.py`.
 """
 
 import json
@@ -25,6 +25,7 @@ from digr.policy.training.grpo import Prompts, Rewards, train_grpo
 from digr.policy.training.rollouts import Rollouts
 from digr.policy.training.sft import train_sft
 from digr.policy.training.validation import Decoding, Progress, ValidExamples
+from tests.jobs.training.zero_steps import take_steps_of_cases
 from tests.policy.toy import LEVEL_SIZES, NUM_ITEMS, strings, toy_prompts, toy_trie
 
 NUM_WORKERS = 2
@@ -166,6 +167,9 @@ def _work(rank: int, folder: Path, cases: list[str]) -> None:
         found = reinforce(config, make_engine, rank, out / "best", out)
         if rank == 0:
             (out / "found.json").write_text(json.dumps(found | {"sft": progress.records}))
+    losses = take_steps_of_cases(folder)
+    if rank == 0:
+        (folder / "steps.json").write_text(json.dumps(losses))
     dist.destroy_process_group()
 
 
