@@ -3,7 +3,7 @@
 A list is followed by an event of one of its items: by the event that names the list, else by one of the same user within the
 window, which counts for the user's newest earlier list with that item. HR@k is the share of lists followed by an event of one
 of their first k items; NDCG@k discounts by position. For a source or an interest only the items that carry it count, and only
-the lists that have one among the first k.
+the lists that have one among the first k. Lists of similar items answer another question, so they count in slices of their own.
 
 Everything is joined and summed in a database that spills to disk; only one number per user and column is ever resampled.
 """
@@ -21,19 +21,22 @@ from digr.data.event_store import events_log, impressions_log, load_log
 from digr.evaluation.metrics import INTERVAL
 from digr.evaluation.resampling import resample_users
 
+_ITEMS = "SELECT n, position, item_id, {} AS slice FROM listed JOIN lists USING (n) WHERE {}"
+_LISTS = "NOT shadow AND NOT is_similar"
 BY = {
-    "all": "SELECT n, position, item_id, 'all' AS slice FROM listed JOIN lists USING (n) WHERE NOT shadow",
-    "model": "SELECT n, position, item_id, model AS slice FROM listed JOIN lists USING (n) WHERE NOT shadow",
-    "arm": "SELECT n, position, item_id, experiment || '/' || arm AS slice FROM listed JOIN lists USING (n) "
-    "WHERE NOT shadow AND arm IS NOT NULL",
-    "shadow": "SELECT n, position, item_id, model AS slice FROM listed JOIN lists USING (n) WHERE shadow",
-    "source": "SELECT n, position, item_id, unnest(list_distinct(sources)) AS slice FROM listed JOIN lists USING (n) "
-    "WHERE NOT shadow",
-    "interest": "SELECT n, position, item_id, interest AS slice FROM listed JOIN lists USING (n) "
-    "WHERE NOT shadow AND interest IS NOT NULL",
+    "all": _ITEMS.format("'all'", _LISTS),
+    "model": _ITEMS.format("model", _LISTS),
+    "arm": _ITEMS.format("experiment || '/' || arm", f"{_LISTS} AND arm IS NOT NULL"),
+    "shadow": _ITEMS.format("model", "shadow"),
+    "source": _ITEMS.format("unnest(list_distinct(sources))", _LISTS),
+    "interest": _ITEMS.format("interest", f"{_LISTS} AND interest IS NOT NULL"),
+    "similar": _ITEMS.format("model", "is_similar"),
 }
 """Slices by what they are of -> query of the items that count in each."""
-LIST_COLUMNS = ("recommendation_id", "received", "user_id", "history", "model", "experiment", "arm", "shadow", "items")
+LIST_COLUMNS = (
+    *("recommendation_id", "received", "user_id", "history", "model"),
+    *("experiment", "arm", "shadow", "list_source", "items"),
+)
 EVENT_COLUMNS = ("event_id", "type", "user_id", "item_id", "time", "received", "recommendation_id")
 RESULT = pa.schema(
     {
@@ -81,6 +84,7 @@ def read_logs(connection: duckdb.DuckDBPyConnection, store: str, *, types: Seque
     connection.execute("CREATE TABLE numbered AS SELECT row_number() OVER () AS n, * FROM shown")
     connection.execute(
         "CREATE TABLE lists AS SELECT n, recommendation_id, epoch_ms(received) AS t, user_id, model, experiment, arm, shadow, "
+        "coalesce(list_source = 'similar', false) AS is_similar, "
         "coalesce('u' || user_id, 'h' || history, 'l' || recommendation_id) AS unit FROM numbered"
     )
     connection.execute(

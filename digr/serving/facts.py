@@ -187,6 +187,11 @@ def unpack(words: Int64[np.ndarray, " W"], num: int) -> Bool[np.ndarray, " N"]:
     return np.unpackbits(words.astype("<i8", copy=False).view(np.uint8), count=num, bitorder="little").view(bool)
 
 
+def num_marked(words: Int64[np.ndarray, " W"]) -> int:
+    """Return how many items are marked."""
+    return int(np.bitwise_count(words.view(np.uint64)).sum())  # of a negative number the bits of its absolute value count
+
+
 def matching_items(
     facts: ItemFacts,
     *,

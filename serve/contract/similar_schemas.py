@@ -49,3 +49,5 @@ class SimilarReply(Contract):
     """The sources that were asked."""
     model: str
     """Version that answered."""
+    recommendation_id: str
+    """Id of this list; send it with events that follow from it."""

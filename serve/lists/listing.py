@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from digr.policy.decoding.search import Recommendation
-from digr.serving.facts import unpack
+from digr.serving.facts import num_marked, unpack
 from serve.contract.schemas import RecommendedItem, Source
 from serve.items.catalogue import ServedRun
 from serve.lists.checking import CheckedRequest
@@ -25,13 +25,16 @@ class MadeList(NamedTuple):
     sources: list[list[str]] | None = None
     contributions: list[dict[str, float]] | None = None
     proven: bool | None = None
+    is_last: bool = False
+    """Of a page by popularity behind `max_paged` items: whether no allowed item is left."""
 
 
 async def make_list(checked: CheckedRequest, job: Job | None, found: Recommendation | None) -> MadeList:
     """Return the ranker's list, else the policy's, else the most popular items."""
     if job is not None and found is not None:
         return _decoded(checked, job, found)
-    if checked.request.boosts or checked.request.diversity:  # these look at all items
+    request = checked.request
+    if request.boosts or request.diversity or checked.page or checked.allowed is not None:  # these look at all items
         return await asyncio.to_thread(_popular, checked)
     return _popular(checked)
 
@@ -55,7 +58,8 @@ def _popular(checked: CheckedRequest) -> MadeList:
     if not checked.is_behind:
         reordering = reordering_of(run, request.boosts, request.diversity, allowed, np.array(checked.earlier, np.int64))
     if reordering is None:
-        return MadeList("popularity", listed[: request.k], [None] * len(listed[: request.k]))
+        shown = listed[: request.k]
+        return MadeList("popularity", shown, [None] * len(shown), is_last=checked.is_behind and len(listed) == len(shown))
     made = reorder_popular(run, listed, reordering, request.k, explain=request.explain)
     return MadeList("popularity", made.places, [None] * len(made.places), contributions=made.contributions)
 
@@ -65,17 +69,16 @@ def _popular_from(run: ServedRun, place: int) -> Int[np.ndarray, " M"]:
     return run.popular[np.searchsorted(run.facts.popularity[run.popular], place) :]
 
 
-def next_cursor(checked: CheckedRequest, places: Int[np.ndarray, " M"], item_ids: list[str]) -> str | None:
-    """Return the cursor behind some listed items; None if no allowed item is left."""
+def next_cursor(checked: CheckedRequest, made: MadeList, item_ids: list[str]) -> str | None:
+    """Return the cursor behind a list; None if no allowed item is left."""
     run, page = checked.run, checked.page
-    num = run.trie.num_items
-    allowed = np.ones(num, bool) if checked.allowed is None else unpack(checked.allowed, num)
     assert page is not None
     if not checked.is_behind:
-        return page.after(item_ids).write() if allowed.sum() > len(places) else None
-    passed = int(run.facts.popularity[places].max(initial=page.passed - 1)) + 1
-    if not allowed[_popular_from(run, passed)].any():
+        allowed = run.trie.num_items if checked.allowed is None else num_marked(checked.allowed)
+        return page.after(item_ids).write() if allowed > len(made.places) else None
+    if made.is_last:
         return None
+    passed = int(run.facts.popularity[made.places].max(initial=page.passed - 1)) + 1
     return page.model_copy(update={"passed": passed, "num_items": run.trie.num_items}).write()
 
 

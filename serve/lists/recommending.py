@@ -117,7 +117,7 @@ def _reply(service: Service, checked: CheckedRequest, made: MadeList) -> Recomme
         recommendation_id=checked.shadow_of or uuid.uuid4().hex,
         experiment=checked.arm,
         proven=made.proven,
-        cursor=next_cursor(checked, made.places, [item.item_id for item in items]) if checked.page else None,
+        cursor=next_cursor(checked, made, [item.item_id for item in items]) if checked.page else None,
     )
     _log(service, checked, reply, np.asarray(made.places).tolist())
     return reply
@@ -128,6 +128,7 @@ def _log(service: Service, checked: CheckedRequest, reply: RecommendReply, liste
         shown = Shown(
             run=checked.run,
             reply=reply,
+            list_source=reply.source,
             user_id=checked.request.user_id,
             places=checked.places,
             listed=listed,

@@ -1,5 +1,7 @@
 """Similar items: the neighbours of an item in the version's ranking index, with the interests that they share."""
 
+import asyncio
+import uuid
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +14,37 @@ from serve.items.browsing import find_item
 from serve.items.catalogue import ServedRun
 from serve.lists.checking import allowed_items
 from serve.lists.listing import list_items
+from serve.live.impressions import Shown
+from serve.service import Service
+
+SIMILAR = "similar"
+"""Who made the list, in the log of lists."""
+
+
+async def answer_similar(service: Service, request: SimilarRequest) -> SimilarReply:
+    """Answer one request for similar items, and log the list.
+
+    Raises:
+        ProblemError: it cannot be answered.
+    """
+    name, run = service.version(request.model)
+    reply = await asyncio.to_thread(find_similar, name, run, request)
+    if service.impressions is not None:
+        places = run.facts.ids.find([request.item_id, *(item.item_id for item in reply.items)]).tolist()
+        shown = Shown(
+            run=run,
+            reply=reply,
+            list_source=SIMILAR,
+            user_id=None,
+            places=places[:1],
+            listed=places[1:],
+            interests=None,
+            has_reasons=request.explain,
+            arm=None,
+            is_shadow=False,
+        )
+        service.impressions.add(shown)
+    return reply
 
 
 def find_similar(name: str, run: ServedRun, request: SimilarRequest) -> SimilarReply:
@@ -40,7 +73,7 @@ def find_similar(name: str, run: ServedRun, request: SimilarRequest) -> SimilarR
     ]
     listed = zip(list_items(run, places, found.score.tolist(), reasons), weights, strict=True)
     items = [SimilarItem(**item.model_dump() | {"weights": each, "sources": list(each)}) for item, each in listed]
-    return SimilarReply(item_id=request.item_id, items=items, sources=sources, model=name)
+    return SimilarReply(item_id=request.item_id, items=items, sources=sources, model=name, recommendation_id=uuid.uuid4().hex)
 
 
 def not_indexed(item_id: str) -> ProblemError:

@@ -15,6 +15,7 @@ from digr.interests.canonical import find_groups
 from digr.serving.event_log import Clock, SegmentWriter
 from digr.serving.event_parts import build_parts
 from serve.contract.schemas import ExperimentArm, RecommendReply
+from serve.contract.similar_schemas import SimilarReply
 from serve.items.catalogue import ServedRun
 from serve.live.commits import GroupCommit
 from serve.replicas.metrics import Metrics
@@ -29,10 +30,12 @@ class Shown(NamedTuple):
     """One list, and what is needed to say why each item is in it."""
 
     run: ServedRun
-    reply: RecommendReply
+    reply: RecommendReply | SimilarReply
+    list_source: str
+    """Who made the list: `source` of a recommendation; `similar` for similar items."""
     user_id: str | None
     places: Sequence[int]
-    """Items of the history, oldest first."""
+    """Items of the history, oldest first; of similar items the item that was asked for."""
     listed: Sequence[int]
     interests: str | None
     """Interests of a known user, as the prompt showed them."""
@@ -85,7 +88,7 @@ def _line(shown: Shown, received: int) -> bytes:
         {
             "item_id": item.item_id,
             "position": position,
-            "sources": item.sources or [reply.source],
+            "sources": item.sources or [shown.list_source],
             "interest": next(names) if own else None,
         }
         for position, (item, own) in enumerate(zip(reply.items, reasons, strict=True), 1)
@@ -100,7 +103,7 @@ def _line(shown: Shown, received: int) -> bytes:
         "experiment": shown.arm.experiment if shown.arm else None,
         "arm": shown.arm.arm if shown.arm else None,
         "shadow": shown.is_shadow,
-        "list_source": reply.source,
+        "list_source": shown.list_source,
         "items": items,
     }
     return json.dumps(row).encode() + b"\n"

@@ -14,7 +14,7 @@ from typing import Any
 
 MAX_WAIT_SECONDS = 0.1
 """Longest wait for a batch: longer ones are slowed less by this work, and it may hold something that the batch needs."""
-SHARE = 0.5
+SHARE = 0.25
 """This work goes on for so much of the time that it waited before it waits again. So it ends under full load too."""
 
 

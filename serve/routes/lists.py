@@ -1,7 +1,5 @@
 """Routes of lists: recommendations, similar items, and completions in OpenAI's form."""
 
-import asyncio
-
 from fastapi import Request
 
 from serve.contract.completion_schemas import CompletionReply, CompletionRequest
@@ -10,7 +8,7 @@ from serve.contract.similar_schemas import SimilarReply, SimilarRequest
 from serve.items.changing import check_not_deleted
 from serve.lists.completions import complete
 from serve.lists.recommending import answer_request, answer_requests
-from serve.lists.similar import find_similar
+from serve.lists.similar import answer_similar
 from serve.routes.shared import access, charge, new_router, service_of
 
 router = new_router()
@@ -37,9 +35,8 @@ async def recommend_batch(request: Request, body: RecommendBatch) -> RecommendBa
 async def similar(request: Request, body: SimilarRequest) -> SimilarReply:
     """List the neighbours of an item by texts, images, interests and counts, with the interests that they share."""
     service = service_of(request)
-    name, run = service.version(body.model)
     check_not_deleted(service, body.item_id)
-    return await asyncio.to_thread(find_similar, name, run, body)
+    return await answer_similar(service, body)
 
 
 @router.post("/v1/completions")

@@ -205,3 +205,20 @@ def test_the_result_is_shown_as_a_table(tmp_path):
         text = online_text(evaluate_online(connection, [2], resamples=5, rng=np.random.default_rng(0), most=5))
     assert text.splitlines()[1].split() == ["all", "all", "hr@2", "1.0000", "1.0000-1.0000", "1", "1"]
     assert text.splitlines()[2].split()[2:4] == ["ndcg@2", "0.6309"]
+
+
+def test_lists_of_similar_items_count_in_slices_of_their_own(tmp_path):
+    about = {"user_id": None, "list_source": "similar"}
+    lists = [
+        shown("a", 0, [("i1", ["ranker"], "x"), ("i2", ["ranker"], None)]),
+        shown("b", 5, [("i3", ["text"], "y"), ("i1", ["text"], "y")], **about),
+    ]
+    events = [happened("e", 9, "i1", recommendation_id="b")]  # so it does not follow the user's list
+    counts, found = measure(write(tmp_path / "store", lists, events))
+    assert (counts.lists, counts.named, counts.by_user) == (2, 1, 0)
+    assert {key[:2] for key in found} == {
+        *{("all", "all"), ("model", "main"), ("source", "ranker"), ("interest", "x")},
+        ("similar", "main"),
+    }
+    assert found["all", "all", "hr", 2]["value"] == 0
+    assert [found["similar", "main", "hr", k]["value"] for k in (1, 2)] == [0, 1]

@@ -1,8 +1,10 @@
 """Items similar to an item over HTTP."""
 
+import duckdb
 import pytest
 
 from digr import artifacts
+from digr.data.event_store import IMPRESSIONS, impressions_log, load_log
 from serve.items.catalogue import read_run
 from serve.settings import AppArguments, VersionSettings
 from tests.ranking.tiny_view import random_view
@@ -86,10 +88,10 @@ def test_what_has_no_neighbours_is_a_problem(client, body, status, kind, detail)
 
 
 def test_an_item_that_came_later_changes_no_neighbours(client):
-    before = _ask(client)
+    before = _ask(client)["items"]
     assert client.post("/v1/items", json={"item_id": "item07b", "title": "Another lamp"}).status_code == 200
-    assert _ask(client) == before
-    assert _ask(client, k=3)["items"] == before["items"][:3]
+    assert _ask(client)["items"] == before
+    assert _ask(client, k=3)["items"] == before[:3]
 
 
 def test_an_item_that_was_taken_out_has_no_neighbours_and_is_none(client):
@@ -109,3 +111,22 @@ def test_an_index_of_other_items_is_not_served(tmp_path):
     artifacts.commit(store, made)
     with pytest.raises(ValueError, match=r"ranking_index: made from items another, but .* is now "):
         read_run(own, "cpu")
+
+
+def test_a_list_has_an_id_of_its_own_and_is_logged_with_what_its_items_carry(client):
+    with_reasons, without = _ask(client, k=3), _ask(client, k=3, explain=False)
+    assert with_reasons["recommendation_id"] != without["recommendation_id"]
+    client.service.impressions.commit.flush()
+    with duckdb.connect() as connection:
+        load_log(connection, impressions_log(client.service.arguments.events_dir), "lists", IMPRESSIONS.names)
+        rows = connection.sql("SELECT * FROM lists").to_arrow_table().to_pylist()
+    logged = {row["recommendation_id"]: row for row in rows}
+    for reply in (with_reasons, without):
+        row = logged[reply["recommendation_id"]]
+        assert (row["list_source"], row["model"], row["user_id"], row["shadow"]) == ("similar", "main", None, False)
+        assert [(item["item_id"], item["position"], item["sources"]) for item in row["items"]] == [
+            (item["item_id"], position, item["sources"]) for position, item in enumerate(reply["items"], 1)
+        ]
+        named = [(item["reasons"] or [None])[0] is not None for item in with_reasons["items"]]
+        assert [item["interest"] is not None for item in row["items"]] == named
+        assert any(named)
