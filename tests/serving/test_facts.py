@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from digr.serving.facts import ItemFacts, map_facts, matching_items, save_facts, search_titles, unpack
+from digr.serving.facts import ItemFacts, map_facts, matching_items, num_marked, pack, save_facts, search_titles, unpack
 from digr.serving.item_rows import map_rows, save_rows
 from digr.serving.word_index import query_words
 from digr.tables import table_spec
@@ -126,3 +126,14 @@ def test_a_row_is_that_of_its_place_in_any_order_and_batch(both, tmp_path, monke
     assert small.take(wanted, ["item_id"])["item_id"].to_pylist() == [
         items[0 if place == 5 else place]["item_id"] for place in wanted
     ]
+
+
+@pytest.mark.parametrize("num", [1, 63, 64, 65, 1000])
+def test_marked_items_are_counted_also_where_a_word_is_negative(num):
+    for mask in (
+        np.ones(num, bool),
+        np.zeros(num, bool),
+        np.arange(num) % 64 == 63,
+        np.random.default_rng(num).random(num) < 0.5,
+    ):
+        assert num_marked(pack(mask)) == mask.sum()
