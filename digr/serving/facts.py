@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int, Int64
 
 from digr.data.ids import IdIndex
-from digr.serving.item_rows import ItemRows, map_rows, save_rows
+from digr.serving.item_rows import ItemRows, save_rows
 from digr.serving.mapped import map_array, map_id_index, save_array, save_id_index
 from digr.serving.word_index import WordIndex, build_word_index, find_words, query_words, words_of
 from digr.sids.filters import WORD
@@ -82,10 +82,11 @@ def save_facts(folder: Path, items: pa.Table, popular: Int[np.ndarray, " N"]) ->
     _save_categories(folder, items)
 
 
-def map_facts(folder: Path, changed: Int[np.ndarray, " C"], rows: pa.Table) -> ItemFacts:
+def map_facts(folder: Path, table: ItemRows, changed: Int[np.ndarray, " C"], rows: pa.Table) -> ItemFacts:
     """Map the facts of a run's items, with those of items that were added or changed since.
 
     Args:
+        table: the run's rows of `items`, mapped.
         changed: places of these items, ascending; those of added ones follow the run's.
         rows: their rows of `items`.
     """
@@ -102,7 +103,7 @@ def map_facts(folder: Path, changed: Int[np.ndarray, " C"], rows: pa.Table) -> I
     all_prices[changed], all_currencies[changed] = price, numbers
     return ItemFacts(
         ids=map_id_index(folder, "ids", rows["item_id"].combine_chunks()[len(changed) - len(added) :]),
-        table=map_rows(folder / "items.arrow", changed, rows),
+        table=table.with_changes(changed, rows),
         titles=WordIndex(folder / "titles.sqlite"),
         changed_words=words_of(rows["title"].combine_chunks()),
         price=all_prices,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Int
 
-from digr.serving.mapped import map_array, map_texts, save_array, save_texts
+from digr.serving.mapped import lazy_zeros, map_array, map_texts, save_array, save_texts
 from digr.sids.trie import SidTrie, check_codes
 
 _NODE_ARRAYS = ("node_code", "first_child", "num_children", "item_start", "item_end", "node_open")
@@ -119,7 +119,7 @@ def _write(
         name: map_array(folder, f"trie-{name}", np.concatenate([part[name] for part in parts]).astype(base[name].dtype))
         for name in _NODE_ARRAYS
     }
-    later = {name: np.zeros(state.num_nodes + 1, np.int64) for name in ("later_start", "later_end")}
+    later = {name: lazy_zeros(state.num_nodes + 1) for name in ("later_start", "later_end")}
     for name, node, values in state.changes:
         (nodes if name in nodes else later)[name][node] = values
     ended = np.flatnonzero(nodes["num_children"][state.node] > 0)

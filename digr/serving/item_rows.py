@@ -37,6 +37,17 @@ class ItemRows(NamedTuple):
             return pa.Table.from_batches([self._batch(-1, columns).slice(0, 0)])
         return pa.Table.from_batches(parts).combine_chunks().take(pa.array(np.argsort(np.concatenate(order))))
 
+    def with_changes(self, changed: Int[np.ndarray, " C"], rows: pa.Table) -> "ItemRows":
+        """Return the mapped rows with other added and changed ones.
+
+        Args:
+            changed: their places, in any order.
+            rows: the rows.
+        """
+        order = np.argsort(changed, kind="stable")
+        (batch,) = rows.take(pa.array(order)).combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], rows.schema)]
+        return self._replace(changed=changed[order], rows=batch)
+
     def _batch(self, number: int, columns: Sequence[str] | None) -> pa.RecordBatch:
         batch = self.rows if number < 0 else self.batches[number]
         return batch if columns is None else batch.select(list(columns))
@@ -49,15 +60,8 @@ def save_rows(path: Path, items: pa.Table) -> None:
             writer.write_table(items.slice(start, _BATCH_ROWS).combine_chunks())
 
 
-def map_rows(path: Path, changed: Int[np.ndarray, " C"], rows: pa.Table) -> ItemRows:
-    """Map rows of `save_rows`.
-
-    Args:
-        changed: places of added and changed items, in any order.
-        rows: their rows.
-    """
+def map_rows(path: Path) -> ItemRows:
+    """Map rows of `save_rows`, of which none is added or changed yet."""
     file = pa.ipc.open_file(pa.memory_map(str(path)))
-    order = np.argsort(changed, kind="stable")
-    newer = rows.take(pa.array(order)).combine_chunks()
-    (batch,) = newer.to_batches() or [pa.RecordBatch.from_pylist([], rows.schema)]
-    return ItemRows([file.get_batch(number) for number in range(file.num_record_batches)], changed[order], batch)
+    batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+    return ItemRows(batches, np.zeros(0, np.int64), pa.RecordBatch.from_pylist([], file.schema))

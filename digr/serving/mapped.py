@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Int, Int64, Shaped, UInt8
 
 from digr.data.ids import IdIndex, build_id_index
 
@@ -43,6 +43,11 @@ def map_array(folder: Path, name: str, more: Shaped[np.ndarray, " M"] | None = N
     if more is not None:
         mapped[num : num + added] = more
     return mapped[: num + added]
+
+
+def lazy_zeros(count: int) -> Int64[np.ndarray, " N"]:
+    """Return zeros that take time and memory only where they are written."""
+    return np.frombuffer(mmap.mmap(-1, max(count, 1) * 8), np.int64)[:count]
 
 
 def save_texts(folder: Path, name: str, texts: pa.Array) -> None:

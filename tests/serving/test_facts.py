@@ -35,7 +35,7 @@ def _table(items: list[dict]) -> pa.Table:
 
 def _mapped(folder: Path, items: list[dict], popular: np.ndarray, changed: list[int] = (), rows: list[dict] = ()) -> ItemFacts:
     save_facts(folder, _table(items), popular)
-    return map_facts(folder, np.array(changed, np.int64), _table(rows))
+    return map_facts(folder, map_rows(folder / "items.arrow"), np.array(changed, np.int64), _table(rows))
 
 
 @pytest.fixture(scope="module", params=(0, 3, 4))
@@ -121,7 +121,7 @@ def test_a_row_is_that_of_its_place_in_any_order_and_batch(both, tmp_path, monke
     assert facts.table.take([]).num_rows == 0
     monkeypatch.setattr("digr.serving.item_rows._BATCH_ROWS", 7)
     save_rows(tmp_path / "rows.arrow", _table(items[:NUM]))
-    small = map_rows(tmp_path / "rows.arrow", np.array([5]), _table(items[:1]))
+    small = map_rows(tmp_path / "rows.arrow").with_changes(np.array([5]), _table(items[:1]))
     wanted = places[places < NUM]
     assert small.take(wanted, ["item_id"])["item_id"].to_pylist() == [
         items[0 if place == 5 else place]["item_id"] for place in wanted
