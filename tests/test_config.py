@@ -111,6 +111,7 @@ def test_a_missing_run_dir_is_named(tmp_path):
             r"data\.path = '/shop' is not read with data\.source = \"synthetic\"; set data\.source = \"parquet\", or leave",
         ),
         ("policy.num_heads=3", r"policy: hidden_dim \(128\) must be a multiple of num_heads \(3\)"),
+        ("sids={image_weight=0.5,behaviour_weight=0.5}", r"sids: image_weight \(0\.5\) and behaviour_weight \(0\.5\) leave no"),
         ("sids.level_sizes=[" + "4," * 26 + "]", r"sids\.level_sizes: at most 25 levels have a letter, found 26"),
         ("sids.level_sizes=all", r"sids\.level_sizes.*Input should be 'auto' \(found 'all'\)"),
         ("decoding.k=100", r"decoding: beam_width \(50\) must be at least k \(100\)"),

@@ -28,6 +28,9 @@ class SidsConfig(Section):
     """Folder of an earlier run: reuse its quantiser and keep the SIDs of its items. Empty fits a new quantiser."""
     image_weight: float = Field(0.0, ge=0, lt=1)
     """Share of image vectors in the variance of the quantised vectors; 0 leaves images out. Needs embeddings.image_encoder."""
+    behaviour_weight: float = Field(0.0, ge=0, lt=1)
+    """Share of behaviour vectors in the variance of the quantised vectors; 0 leaves behaviour out. Items that users visit near
+    each other in the training sequences have similar ones; an item without any visit gets what its text predicts."""
     latent_dim: int = Field(32, ge=2)
     """Width of the quantised latent (rqvae)."""
     hidden_dims: tuple[int, ...] = (256,)
@@ -46,6 +49,15 @@ class SidsConfig(Section):
     """Most items sampled to fit the quantiser; all items get a semantic ID."""
     workers_above: int = Field(500_000, ge=0)
     """With more sampled items than this, train.num_workers workers of Ray Train fit the quantiser together (rqvae)."""
+
+    @model_validator(mode="after")
+    def _the_text_has_a_share(self) -> "SidsConfig":
+        if self.image_weight + self.behaviour_weight >= 1:
+            raise ValueError(
+                f"sids: image_weight ({self.image_weight:g}) and behaviour_weight ({self.behaviour_weight:g}) leave no share for "
+                f"the text; their sum must be below 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _levels_are_sane(self) -> "SidsConfig":

@@ -78,10 +78,7 @@ def new_vectors(
         interests=extender.embeddings.interests,
         interest_weight=extender.embeddings.interest_weight,
     ).embedding
-    if extender.fusion is None:
-        return vectors
-    missing = np.full((len(vectors), len(extender.fusion.image_mean)), np.nan, np.float32)
-    return extender.fusion(vectors, missing)
+    return vectors if extender.fusion is None else extender.fusion(vectors)
 
 
 class TakenCodes:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Float
 
 from digr import artifacts
 from digr.artifacts import Manifest, Store
@@ -15,6 +16,7 @@ from digr.config.sids import SidsConfig
 from digr.data.ids import build_id_index
 from digr.data.transitions import read_sequences
 from digr.sids.assignment import SidAssignment, assign_sids
+from digr.sids.behaviour import behaviour_vectors
 from digr.sids.diagnostics import cointeraction_shares, describe_sids, largest_collisions, rounded
 from digr.sids.extension import continue_sids
 from digr.sids.fitting import Quantiser, fit_quantiser, load_quantiser, sample_rows, save_quantiser, take_rows
@@ -24,7 +26,9 @@ from digr.sids.sizes import sized
 from digr.tables import table_spec
 
 RETIRED = "retired_sids.parquet"
-SAME_CHOICES = ("quantiser", "level_sizes", "disambiguation", "image_weight")
+SAME_CHOICES = ("quantiser", "level_sizes", "disambiguation", "image_weight", "behaviour_weight")
+
+_IMAGE = ["image_embedding"]
 
 MAX_MEASURED_ITEMS = 100_000
 """Items whose vectors are read for the diagnostics if the quantiser is fitted in another process."""
@@ -41,30 +45,49 @@ class Built(NamedTuple):
     retired: pa.Table
     """SIDs of items that only earlier runs had; they are never assigned again."""
     fusion: Fusion | None
-    """How images enter the quantised vectors; None if they do not."""
+    """How images and behaviour enter the quantised vectors; None if they do not."""
 
 
-def vector_batches(store: Store, fusion: Fusion | None = None, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-    """Stream a run's item vectors (of text and interests, or fused with images) from row `start` to `stop`, in batches [B, D]."""
-    if fusion is None:
-        for batch in artifacts.iter_table(store, "item_embeddings", ["embedding"], start=start, stop=stop):
-            if len(batch):
-                yield batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
-        return
-    dim = len(fusion.text_mean)
-    for both in _text_and_image(store, len(fusion.image_mean), start, stop):
-        yield fusion(both[:, :dim], both[:, dim:])
+def vector_batches(
+    store: Store,
+    fusion: Fusion | None = None,
+    behaviour: Float[np.ndarray, "N C"] | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Stream a run's item vectors from row `start` to `stop`, in batches [B, D]: of text and interests, or fused with views.
+
+    Args:
+        behaviour: vectors of all items, see `run_behaviour`; None predicts them from the text.
+    """
+    image = fusion.views.get("image") if fusion else None
+    at = start
+    for batch in artifacts.iter_table(
+        store, "item_embeddings", ["embedding", *_IMAGE[: image is not None]], start=start, stop=stop
+    ):
+        if not len(batch):
+            continue
+        text = batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
+        views = {} if image is None else {"image": _images(batch, len(image.mean))}
+        views |= {} if behaviour is None else {"behaviour": behaviour[at : at + len(batch)]}
+        at += len(batch)
+        yield fusion(text, views) if fusion else text
 
 
-def _text_and_image(store: Store, image_dim: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-    """Stream text and image vectors side by side, [B, D + E]; NaN for missing images."""
-    for batch in artifacts.iter_table(store, "item_embeddings", ["embedding", "image_embedding"], start=start, stop=stop):
-        if len(batch):
-            image = np.full((len(batch), image_dim), np.nan, np.float32)
-            image[batch["image_embedding"].is_valid().to_numpy(zero_copy_only=False)] = (
-                batch["image_embedding"].flatten().to_numpy().reshape(-1, image_dim)
-            )
-            yield np.concatenate([batch["embedding"].flatten().to_numpy().reshape(len(batch), -1), image], axis=1)
+def _images(batch: pa.RecordBatch, dim: int) -> np.ndarray:
+    """Return the image vectors of a batch, [B, E]; NaN for missing images."""
+    images = np.full((len(batch), dim), np.nan, np.float32)
+    has = batch["image_embedding"].is_valid().to_numpy(zero_copy_only=False)
+    images[has] = batch["image_embedding"].flatten().to_numpy().reshape(-1, dim)
+    return images
+
+
+def run_behaviour(store: Store, sids: SidsConfig) -> Float[np.ndarray, "N C"] | None:
+    """Return the behaviour vectors of a run's items in the order of `item_embeddings`; None if they have no weight."""
+    if not sids.behaviour_weight:
+        return None
+    items = build_id_index(_item_ids(store))
+    return behaviour_vectors(read_sequences(store, items.find), len(items))
 
 
 def num_vectors(store: Store) -> int:
@@ -76,22 +99,28 @@ def sample_of_worker(store: Store, sids: SidsConfig, seed: int, fusion: Fusion |
     """Read a worker's share of the fit's sample: neighbouring rows, so that workers open different parts."""
     rows = np.array_split(sample_rows(num_vectors(store), sids.max_fit_items, seed), peers.size)[peers.rank]
     start, stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-    return take_rows(vector_batches(store, fusion, start, stop), rows - start)
+    return take_rows(vector_batches(store, fusion, run_behaviour(store, sids), start, stop), rows - start)
 
 
-def fit_run_fusion(store: Store, sids: SidsConfig, seed: int) -> Fusion | None:
-    """Fit the fusion on a sample of the run's items; None if images have no weight.
+def fit_run_fusion(store: Store, sids: SidsConfig, seed: int, behaviour: Float[np.ndarray, "N C"] | None = None) -> Fusion | None:
+    """Fit the fusion on a sample of the run's items; None if neither images nor behaviour have a weight.
 
     Raises:
-        ValueError: images have a weight but no item has an image vector.
+        ValueError: a view has a weight but fewer than two items have it.
     """
-    if not sids.image_weight:
+    weights = {"image": sids.image_weight, "behaviour": sids.behaviour_weight}
+    weights = {name: weight for name, weight in weights.items() if weight}
+    if not weights:
         return None
-    found = artifacts.dataset_of(store, "item_embeddings").filter(pc.field("image_embedding").is_valid()).head(1)
-    image_dim = len(found["image_embedding"][0]) if len(found) else 1
-    rows = sample_rows(num_vectors(store), sids.max_fit_items, seed)
-    both = take_rows(_text_and_image(store, image_dim), rows)
-    return fit_fusion(both[:, :-image_dim], both[:, -image_dim:], sids.image_weight)
+    rows, views = sample_rows(num_vectors(store), sids.max_fit_items, seed), {}
+    if sids.image_weight:
+        found = artifacts.dataset_of(store, "item_embeddings").filter(pc.field("image_embedding").is_valid()).head(1)
+        dim = len(found["image_embedding"][0]) if len(found) else 1
+        batches = artifacts.iter_table(store, "item_embeddings", _IMAGE)
+        views["image"] = take_rows((_images(batch, dim) for batch in batches if len(batch)), rows)
+    if behaviour is not None:
+        views["behaviour"] = behaviour[rows]
+    return fit_fusion(take_rows(vector_batches(store), rows), views, weights)
 
 
 def fit_and_assign(
@@ -111,8 +140,9 @@ def fit_and_assign(
         watch: called ten times while an RQ-VAE trains, with the epochs done and the facts of the sample's nearest codes.
     """
     sids = sized(sids, num_vectors(store))
-    fusion = fit_run_fusion(store, sids, seed)
-    rows, vectors = _sample(store, MAX_MEASURED_ITEMS if fit else sids.max_fit_items, seed, fusion)
+    behaviour = run_behaviour(store, sids)
+    fusion = fit_run_fusion(store, sids, seed, behaviour)
+    rows, vectors = _sample(store, MAX_MEASURED_ITEMS if fit else sids.max_fit_items, seed, fusion, behaviour)
     item_ids = _item_ids(store)
 
     def watch_epoch(quantiser: Quantiser, epoch: int) -> None:
@@ -128,7 +158,11 @@ def fit_and_assign(
         fit(fusion) if fit else fit_quantiser(vectors, sids, seed, report, device=device, watch=watch_epoch if watch else None)
     )
     assigned = assign_sids(
-        quantiser, lambda: vector_batches(store, fusion), disambiguation=sids.disambiguation, spread=sids.spread, seed=seed
+        quantiser,
+        lambda: vector_batches(store, fusion, behaviour),
+        disambiguation=sids.disambiguation,
+        spread=sids.spread,
+        seed=seed,
     )
     facts = _facts(store, quantiser, assigned, item_ids, rows=rows, vectors=vectors, seed=seed)
     return Built(quantiser, item_ids, assigned, facts, table_spec("item_sids").schema.empty_table(), fusion)
@@ -136,6 +170,8 @@ def fit_and_assign(
 
 def keep_and_assign(store: Store, earlier: Store, sids: SidsConfig, *, seed: int) -> Built:
     """Take an earlier run's quantiser, keep the SIDs of its items and assign SIDs to new ones; write nothing.
+
+    New items get the behaviour that their text predicts: vectors of behaviour of two runs are not comparable.
 
     Raises:
         ValueError: the earlier run has another quantiser, level sizes or disambiguation, or vectors of another encoder or
@@ -198,9 +234,11 @@ def _item_ids(store: Store) -> pa.Array:
     return pa.chunked_array([batch["item_id"] for batch in batches], pa.string()).combine_chunks()
 
 
-def _sample(store: Store, max_items: int, seed: int, fusion: Fusion | None) -> tuple[np.ndarray, np.ndarray]:
+def _sample(
+    store: Store, max_items: int, seed: int, fusion: Fusion | None, behaviour: Float[np.ndarray, "N C"] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     rows = sample_rows(num_vectors(store), max_items, seed)
-    return rows, take_rows(vector_batches(store, fusion), rows)
+    return rows, take_rows(vector_batches(store, fusion, behaviour), rows)
 
 
 def _facts(

@@ -164,7 +164,7 @@ def test_every_result_file_and_every_benchmark_is_on_the_page():
     assert set(re.findall(r"\]\(\.\./benchmarks/([a-z_]+)\.py\)", PAGE)) == set(SCRIPTS)
     assert set(re.findall(r"python -m benchmarks\.([a-z_]+)$", PAGE, re.MULTILINE)) == set(SCRIPTS)
     markdown = {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.md")}
-    assert markdown <= {path.stem for path in RESULTS.values()}
+    assert markdown - {path.stem for path in RESULTS.values()} == {"quality_log"} and "results/quality_log.md)" in PAGE
 
 
 def benchmark_rows() -> list[tuple[str, str, Table, list[str]]]:

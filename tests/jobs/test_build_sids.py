@@ -202,7 +202,27 @@ def test_images_change_the_sids_and_an_item_without_one_has_a_sid_too(tmp_path):
     )
 
 
+def test_behaviour_brings_items_together_that_users_visit_together(tmp_path):
+    store, _ = _embedded(tmp_path)
+    # the text knows four clusters of 15 neighbours; each user stays with every fourth item
+    steps = np.random.default_rng(0).permuted(np.tile(np.arange(15), (60, 1)), axis=1)[:, :8]
+    walks = [[f"item{user % 4 + 4 * step:03d}" for step in row] for user, row in enumerate(steps)]
+    histories = {
+        "example_id": [f"e{user}" for user in range(60)],
+        "user_id": [f"u{user}" for user in range(60)],
+        "split": ["train"] * 60,
+        "history": [walk[:-1] for walk in walks],
+        "target": [walk[-1] for walk in walks],
+    }
+    artifacts.write_table(store, "histories", pa.table(histories))
+    build_sids.run(_config(tmp_path), Options())
+    assert artifacts.require(store, "item_sids").facts["cointeraction_prefix_share"][0] < 0.4
+    build_sids.run(_config(tmp_path, behaviour_weight=0.9), Options(force="all"))
+    assert artifacts.require(store, "item_sids").facts["cointeraction_prefix_share"][0] > 0.8
+    assert len({tuple(codes) for codes in artifacts.read_table(store, "item_sids")["codes"].to_pylist()}) == 60
+
+
 def test_images_with_a_weight_that_nobody_embedded_are_an_error(tmp_path):
     _embedded(tmp_path)
-    with pytest.raises(ValueError, match=r"0 of 60 items have an image vector"):
+    with pytest.raises(ValueError, match=r"sids\.image_weight: 0 of 60 items have a vector of this kind"):
         build_sids.run(_config(tmp_path, image_weight=0.5), Options())

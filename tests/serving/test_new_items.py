@@ -77,9 +77,9 @@ def test_the_vector_of_a_new_item_is_made_as_the_runs_are():
     ).embedding
     np.testing.assert_array_equal(new_vectors(_extender(), table, interests, _encode), expected)
     texts = _encode([f"text {index}" for index in range(30)])
-    fusion = fit_fusion(texts, np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32), 0.3)
+    fusion = fit_fusion(texts, {"image": np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32)}, {"image": 0.3})
     fused = new_vectors(_extender(fusion=fusion), table, interests, _encode)
-    np.testing.assert_array_equal(fused, fusion(expected, np.full((2, 4), np.nan, np.float32)))
+    np.testing.assert_array_equal(fused, fusion(expected, {"image": np.full((2, 4), np.nan, np.float32)}))
 
 
 @pytest.mark.parametrize("disambiguation", ["colliding", "all", "none"])
