@@ -62,9 +62,8 @@ def vector_batches(
     """
     image = fusion.views.get("image") if fusion else None
     at = start
-    for batch in artifacts.iter_table(
-        store, "item_embeddings", ["embedding", *_IMAGE[: image is not None]], start=start, stop=stop
-    ):
+    columns = ["embedding"] + (_IMAGE if image else [])
+    for batch in artifacts.iter_table(store, "item_embeddings", columns, start=start, stop=stop):
         if not len(batch):
             continue
         text = batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)

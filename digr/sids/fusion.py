@@ -121,10 +121,16 @@ def save_fusion(fusion: Fusion, folder: Path) -> None:
 
 
 def load_fusion(folder: Path) -> Fusion | None:
-    """Read what `save_fusion` wrote; None if the quantiser reads text vectors alone."""
+    """Read what `save_fusion` wrote; None if the quantiser reads text vectors alone.
+
+    Raises:
+        ValueError: the file is of an earlier version.
+    """
     if not (folder / FUSION).is_file():
         return None
     tensors = load_file(folder / FUSION)
+    if "text_map" not in tensors:
+        raise ValueError(f"{folder / FUSION}: is of an earlier version; fit it again by `digr sids build CONFIG --force`")
     names = sorted(key.removesuffix(".mean") for key in tensors if key.endswith(".mean"))
     views = {name: View(*(tensors[f"{name}.{key}"] for key in View._fields)) for name in names}
     return Fusion(tensors["text_mean"], tensors["text_map"], views)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from digr.sids.fusion import fit_fusion, load_fusion, save_fusion
+from digr.sids.fusion import FUSION, fit_fusion, load_fusion, save_fusion
 
 
 def _both(num=400, seed=0):
@@ -60,6 +61,12 @@ def test_a_saved_fusion_is_the_same_and_none_is_none(tmp_path):
     assert load_fusion(tmp_path) is None
     save_fusion(fusion, tmp_path)
     np.testing.assert_array_equal(load_fusion(tmp_path)(text, {"image": image}), fusion(text, {"image": image}))
+
+
+def test_a_fusion_of_an_earlier_version_says_what_to_do(tmp_path):
+    save_file({"map": np.zeros((2, 2), np.float32)}, tmp_path / FUSION)
+    with pytest.raises(ValueError, match=r"fusion\.safetensors: is of an earlier version; fit it again by `digr sids build"):
+        load_fusion(tmp_path)
 
 
 def test_images_with_weight_but_without_vectors_are_an_error():
