@@ -213,7 +213,9 @@ def test_items_of_another_kind_of_id_are_refused_and_known_ones_counted(tmp_path
     assert (facts["items_named"], facts["items_known"]) == (2, 1)
     assert "of 2 items of the interactions, 1 are in the catalogue" in lines
     log.write_text("user_id,item_id\nu,1\nu,2\n")
-    with pytest.raises(ValueError, match="none of the 2 item ids of the interactions is among the items"):
+    with pytest.raises(
+        ValueError, match=r"none of the 2 item ids of the interactions \(such as '1'\) is among the items \(such as 'a'\)"
+    ):
         imported(tmp_path / "out2", log, items)
 
 
