@@ -42,6 +42,9 @@ MAX_UNKNOWN, MAX_UNKNOWN_OF_KEY = 128, 32
 """Requests at once, of all keys and of one key or none, that no replica has let in yet."""
 MAX_KNOWN = 100_000
 """Keys remembered as let in."""
+OF_THE_PROXY = frozenset({"/-/healthz", "/-/routes"})
+"""Paths that Ray Serve's proxy answers itself. Load balancers and Kubernetes ask them whether the node is alive, so no flood may
+have them refused."""
 ASKED_AGAIN = frozenset({"/v1/recommend", "/recommend", "/v1/recommend/batch", "/v1/completions", "/v1/items"})
 """Routes, below the application's prefix, whose POST does the same when asked twice. Nothing else but reading is asked again."""
 
@@ -69,7 +72,7 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have a request answered, by another replica if the first one dies."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in OF_THE_PROXY:
             await self._app(scope, receive, send)
             return
         key = dict(scope["headers"]).get(b"authorization", b"")

@@ -5,6 +5,7 @@ by chance two items meet (positive pointwise mutual information) is a sparse mat
 vectors (Levy & Goldberg 2014, "Neural word embedding as implicit matrix factorization").
 """
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -28,13 +29,8 @@ def behaviour_vectors(sequences: Iterable[TrainingSequences], num_items: int) ->
     """
     from sklearn.utils.extmath import randomized_svd  # takes a second to import
 
-    pairs = csr_matrix((num_items, num_items))
-    for chunk in sequences:
-        steps = steps_of(chunk, MAX_GAP)
-        other = steps.before != steps.after
-        weight = DECAY ** (steps.gap[other] - 1.0)
-        pairs = pairs + csr_matrix((weight, (steps.before[other], steps.after[other])), pairs.shape)
-    pairs = (pairs + pairs.T).tocoo()
+    counted = _count_pairs(sequences, num_items)
+    pairs = (counted + counted.T).tocoo()
     counts = np.bincount(pairs.row, pairs.data, num_items)
     chance = counts**SMOOTHING / max((counts**SMOOTHING).sum(), 1e-30)
     information = np.log(pairs.data / (counts[pairs.row] * chance[pairs.col]))
@@ -46,3 +42,21 @@ def behaviour_vectors(sequences: Iterable[TrainingSequences], num_items: int) ->
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     vectors[counts == 0] = np.nan
     return vectors.astype(np.float32)
+
+
+def _count_pairs(sequences: Iterable[TrainingSequences], num_items: int) -> csr_matrix:
+    """Sum the weights of steps between different items.
+
+    Steps are added when they are as many as the pairs so far, so that pairs are copied a few times and not once per chunk.
+    """
+    total, waiting, num_waiting = csr_matrix((num_items, num_items)), list[tuple[np.ndarray, ...]](), 0
+    for chunk in itertools.chain(sequences, [None]):
+        if chunk is not None:
+            steps = steps_of(chunk, MAX_GAP)
+            other = steps.before != steps.after
+            waiting.append((DECAY ** (steps.gap[other] - 1.0), steps.before[other], steps.after[other]))
+            num_waiting += int(other.sum())
+        if waiting and (chunk is None or num_waiting > total.nnz):
+            weight, before, after = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+            total, waiting, num_waiting = total + csr_matrix((weight, (before, after)), total.shape), [], 0
+    return total

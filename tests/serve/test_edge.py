@@ -210,6 +210,20 @@ def test_a_flood_of_requests_without_a_known_key_does_not_hold_up_a_key(key):
     asyncio.run(ask())
 
 
+def test_a_flood_leaves_the_proxys_own_health_to_load_balancers():
+    """The node would be taken for dead."""
+
+    async def ask() -> None:
+        replicas = Holding()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=Edge(replicas)), base_url="http://x") as client:
+            tasks = await _flood(client, replicas, [""] * 100, MAX_UNKNOWN_OF_KEY)
+            assert [(await client.get(path)).status_code for path in ("/free", "/-/healthz", "/-/routes")] == [429, 401, 401]
+            replicas.released.set()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(ask())
+
+
 def test_keys_that_were_let_in_are_not_bounded_and_pass_a_flood_of_any_keys_until_they_are_removed():
     async def ask() -> None:
         replicas = Holding()

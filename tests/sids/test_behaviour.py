@@ -38,3 +38,10 @@ def test_the_vectors_are_the_directions_of_the_mutual_information():
 
 def test_without_any_pair_no_item_has_a_vector():
     assert np.isnan(behaviour_vectors([_sequences([3, 3], [1])], 4)).all()
+
+
+def test_chunks_do_not_matter():
+    rng = np.random.default_rng(0)
+    users = [rng.integers(0, 20, rng.integers(1, 8)) for _ in range(60)]
+    whole, single = behaviour_vectors([_sequences(*users)], 20), behaviour_vectors([_sequences(user) for user in users], 20)
+    np.testing.assert_allclose(single @ single.T, whole @ whole.T, atol=1e-5)
