@@ -4,6 +4,7 @@ Everything streams. Archives are not trusted: sizes are counted while unpacking,
 """
 
 import bz2
+import errno
 import gzip
 import lzma
 import tarfile
@@ -219,6 +220,8 @@ def _unpacked(given: Given, room: _Scratch, report: Report) -> list[Given]:
         if _packing(name, PACKED):
             return [_plain(given, room, _budget(given.path))[0]]
     except BROKEN as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{given.address}: cannot be unpacked beside --out: {error}; give it more room") from error
         raise ValueError(f"{given.address}: the archive is broken: {error}") from error
     return [given]
 

@@ -168,3 +168,13 @@ def test_a_store_that_cannot_be_reached_is_one_line_with_what_to_check(tmp_path,
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(ValueError, match=r"s3://bucket/x\.csv: cannot be read: .*; check the address and AWS_ACCESS_KEY_ID"):
         imported(tmp_path / "out", "s3://bucket/x.csv")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_not_called_a_broken_archive(tmp_path, monkeypatch):
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(b"user_id,item_id\nu,a\n"))
+    monkeypatch.setattr("digr.data.importing.fetching._Scratch.new", lambda room, ending: Path("/dev/full"))
+    with pytest.raises(
+        ValueError, match=r"log\.csv\.gz: cannot be unpacked beside --out: .*No space left on device; give it more"
+    ):
+        imported(tmp_path / "out", tmp_path / "log.csv.gz")
